@@ -1,0 +1,57 @@
+"""Who am I: rank, world size, and what only rank zero does. No collectives here."""
+
+import functools
+import logging
+import os
+import warnings
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+
+def is_distributed() -> bool:
+    """True once this process has joined a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """The number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def global_rank() -> int:
+    """This process's number over all machines. Before the group is joined, torchrun's ``RANK`` tells."""
+    return dist.get_rank() if is_distributed() else int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine: torchrun's ``LOCAL_RANK``, else 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_global_zero() -> bool:
+    """True on the one process that writes, prints and logs."""
+    return global_rank() == 0
+
+
+def rank_zero_only(function):
+    """Decorate a function to do nothing, and return None, on all ranks but zero."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs) if is_global_zero() else None
+
+    return wrapped
+
+
+@rank_zero_only
+def rank_zero_warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 4) -> None:
+    """`warnings.warn` on rank zero."""
+    warnings.warn(message, category, stacklevel=stacklevel)
+
+
+@rank_zero_only
+def rank_zero_info(message: str, *args: object) -> None:
+    """`logging` at INFO on rank zero; handlers are set up by the command line only."""
+    logger.info(message, *args)

@@ -1,0 +1,33 @@
+"""The errors that users may catch, and the one way in which messages suggest a name.
+
+Imports nothing of ours: every room may use it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MisconfigurationException(Exception):
+    """The settings contradict each other or the model; the message says which, where, and what would do.
+
+    The name is Lightning's, so that `except MisconfigurationException` moves over.
+    """
+
+
+class StopTrainingError(Exception):
+    """Raised by any callback or module to end a run cleanly: checkpoints are kept, `fit` returns normally.
+
+    The name is pytorch-accelerated's; the event `on_stop_training_error` is called before the run ends.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: ``"; did you mean 'max_epochs'?"``, or nothing.
+
+    >>> nearest("max_epoch", ["max_epochs", "min_epochs"])
+    "; did you mean 'max_epochs'?"
+    >>> nearest("colour", ["max_epochs"])
+    ''
+    """
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
