@@ -21,6 +21,10 @@ class StopTrainingError(Exception):
     """
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written; the message names the file and what is wrong with it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: ``"; did you mean 'max_epochs'?"``, or nothing.
 

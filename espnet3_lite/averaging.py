@@ -1,0 +1,168 @@
+"""The mean of several models' state dicts, in little memory. How tensors are combined; which files, and where the
+result goes, is `checkpoint_io`'s business.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+StateDict = dict[str, object]
+
+#: Sums are kept for so many bytes at a time, at the least: below this a model is small and speed matters more.
+_SMALLEST_WINDOW = 4 * 2**20
+
+#: Larger models are summed in windows of 1/24 of their size: with the copy that adding in another type makes, that
+#: is 1/12 beside the output.
+_WINDOWS = 24
+
+
+@torch.no_grad()
+def average_state_dicts(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) -> StateDict:
+    """Combine the state dicts that `readers` return, the best first, into one.
+
+    Floating and complex tensors are averaged, summed in float64 (complex128), and returned in their own dtype. Integer
+    tensors are summed in int64. Boolean tensors, and values that are no tensors, are the first one's. Keys that name
+    the same memory in all state dicts (tied weights) name the same tensor in the result.
+
+    Each reader is called anew for every window of the model, and its tensors are let go after it: when they are mapped
+    from a file, only a window of each stays in memory, and the whole takes the output and 1/12 of it.
+
+    Args:
+        names: What to call each state dict in an error: its file.
+        readers: For each name, a function that returns the state dict, on the CPU.
+
+    Raises:
+        KeyError: If the keys differ.
+        ValueError: If a value's shape or kind differs.
+
+    >>> one = {"weight": torch.tensor([1.0, 2.0]), "batches": torch.tensor(3)}
+    >>> two = {"weight": torch.tensor([3.0, 6.0]), "batches": torch.tensor(4)}
+    >>> average_state_dicts(["one", "two"], [lambda: one, lambda: two])
+    {'weight': tensor([2., 4.]), 'batches': tensor(7)}
+    """
+    owners = _owners(names, readers)
+    result, summed = _start(readers[0](), owners)
+    for window in _windows(summed):
+        for (key, start, stop), total in zip(window, _sum_window(window, readers), strict=True):
+            if total.is_floating_point() or total.is_complex():
+                total.div_(len(readers))
+            _rows(summed[key], start, stop).copy_(total)
+    return result
+
+
+def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) -> dict[str, str]:
+    """Check that all state dicts have one layout, and name for each key the first key that shares its memory."""
+    layout: dict[str, tuple] = {}
+    owner_in_each: dict[str, list[str]] = {}
+    for name, reader in zip(names, readers, strict=True):
+        state_dict = reader()
+        this_layout = {key: _shape_and_kind(value) for key, value in state_dict.items()}
+        if not layout:
+            layout = this_layout
+            owner_in_each = {key: [] for key in layout}
+        _check_layout(names[0], layout, name, this_layout)
+        first_key_at: dict[tuple, str] = {}
+        for key in layout:
+            owner_in_each[key].append(first_key_at.setdefault(_memory(key, state_dict[key]), key))
+    # Tied means tied in every file: the keys whose owners agree everywhere.
+    first_key_of: dict[tuple[str, ...], str] = {}
+    return {key: first_key_of.setdefault(tuple(owners), key) for key, owners in owner_in_each.items()}
+
+
+def _shape_and_kind(value: object) -> tuple[object, str]:
+    if not isinstance(value, torch.Tensor):
+        return None, "no tensor"
+    if value.is_floating_point() or value.is_complex():
+        return tuple(value.shape), "floating" if value.is_floating_point() else "complex"
+    return tuple(value.shape), "boolean" if value.dtype == torch.bool else "integer"
+
+
+def _check_layout(first_name: str, first: dict[str, tuple], name: str, this: dict[str, tuple]) -> None:
+    if this.keys() != first.keys():
+        missing, extra = sorted(first.keys() - this.keys()), sorted(this.keys() - first.keys())
+        raise KeyError(
+            f"{name}: its keys differ from those of {first_name}: missing {missing}, unexpected {extra}; "
+            "only checkpoints of one model can be averaged"
+        )
+    for key, expected in first.items():
+        if this[key] != expected:
+            raise ValueError(
+                f"{name}: {key!r} has shape {this[key][0]} ({this[key][1]}), but {expected[0]} ({expected[1]}) in "
+                f"{first_name}; only checkpoints of one model can be averaged"
+            )
+
+
+def _memory(key: str, value: object) -> tuple:
+    """Equal for tensors that are the same elements of the same memory; an empty tensor or other value is its own."""
+    if not isinstance(value, torch.Tensor) or value.numel() == 0:
+        return (key,)
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _start(first: StateDict, owners: dict[str, str]) -> tuple[StateDict, dict[str, torch.Tensor]]:
+    """Return the result with its sums still empty, and the tensors in it that are to be filled."""
+    result: StateDict = {}
+    summed: dict[str, torch.Tensor] = {}
+    for key, value in first.items():
+        if owners[key] != key:
+            result[key] = result[owners[key]]
+        elif not isinstance(value, torch.Tensor):
+            result[key] = value
+        elif value.dtype == torch.bool:
+            result[key] = value.detach().clone()
+        else:
+            floating = value.is_floating_point() or value.is_complex()
+            # The system gives memory only for the pages that are written.
+            summed[key] = torch.empty_like(value, dtype=value.dtype if floating else torch.int64)
+            result[key] = summed[key]
+    return result, summed
+
+
+def _windows(tensors: dict[str, torch.Tensor]) -> Iterator[list[tuple[str, int, int]]]:
+    """Cut the tensors into lists of ``(key, first row, last row + 1)``, each list about 1/24 of the whole."""
+    limit = max(sum(value.nbytes for value in tensors.values()) // _WINDOWS, _SMALLEST_WINDOW)
+    window, used = [], 0
+    for key, value in tensors.items():
+        rows = value.shape[0] if value.ndim else 1
+        if value.numel() == 0:
+            continue
+        row_bytes = value.numel() // rows * _wide(value.dtype).itemsize
+        start = 0
+        while start < rows:
+            stop = min(rows, start + max(1, (limit - used) // row_bytes))
+            window.append((key, start, stop))
+            used += (stop - start) * row_bytes
+            start = stop
+            if used + row_bytes > limit:
+                yield window
+                window, used = [], 0
+    if window:
+        yield window
+
+
+def _rows(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return tensor[start:stop] if tensor.ndim else tensor
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a tensor is summed."""
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def _sum_window(
+    window: list[tuple[str, int, int]], readers: Sequence[Callable[[], StateDict]]
+) -> list[torch.Tensor]:
+    sums: list[torch.Tensor] = []
+    for reader in readers:
+        state_dict = reader()
+        pieces = [_rows(state_dict[key], start, stop) for key, start, stop in window]
+        if not sums:
+            sums = [piece.to(_wide(piece.dtype), copy=True) for piece in pieces]
+        else:
+            for total, piece in zip(sums, pieces, strict=True):
+                total.add_(piece)
+        # Before the next file is mapped, so that this one's pages go first.
+        del state_dict, pieces
+    return sums

@@ -1,0 +1,455 @@
+"""Bytes on disk: checkpoints are written whole or not at all, checked before they are trusted, linked and averaged.
+
+No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is decided by the
+trainer and by `callbacks/`. What a file may hold is in `checkpoint_types`, sharded folders are read in `sharded_io`,
+and the arithmetic of averaging is in `averaging`.
+"""
+
+import errno
+import functools
+import logging
+import os
+import pickle
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from espnet3_lite.averaging import StateDict, average_state_dicts
+from espnet3_lite.checkpoint_types import allowed_names, harmless_globals, plain, settle
+from espnet3_lite.exceptions import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+AnyPath = TypeVar("AnyPath", str, Path)
+
+_WRAPPER_PREFIX = "model."
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
+    """Write a checkpoint so that a reader, or a crash at any moment, finds the old file or the new one, whole.
+
+    It is written beside its final name, flushed to disk and renamed. When it cannot be written, neither a part of it
+    nor a temporary file stays behind, and what was there before is untouched. The file loads with
+    ``torch.load(path, weights_only=True)``.
+
+    Args:
+        checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted (`checkpoint_types.plain`).
+        path: The file; its folder is made when missing.
+
+    Raises:
+        TypeError: If it holds a value that could not be loaded again; the message names its place.
+        CheckpointError: If it cannot be written; the message names the file and the reason.
+
+    >>> folder = tempfile.mkdtemp()
+    >>> save_checkpoint({"epoch": 3, "state_dict": {"weight": torch.ones(2)}}, f"{folder}/last.ckpt")
+    >>> load_checkpoint(f"{folder}/last.ckpt")
+    {'epoch': 3, 'state_dict': {'weight': tensor([1., 1.])}}
+    >>> os.listdir(folder)
+    ['last.ckpt']
+    """
+    path = Path(path)
+    checkpoint = plain(checkpoint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        with _beside(path) as temporary:
+            # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _flush_folder(path.parent)
+    # torch's writer turns a full disk into a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+
+
+def _temporary_name(path: Path, process: object) -> str:
+    return f".{path.name}.{process}.tmp"
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A hidden name in the same folder, and so on the same file system; what is still there afterwards is removed."""
+    temporary = path.with_name(_temporary_name(path, os.getpid()))
+    remove_checkpoint(temporary)
+    try:
+        yield temporary
+    finally:
+        remove_checkpoint(temporary)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed in the midst of writing this file left behind."""
+    start, end = _temporary_name(path, "|").split("|")
+    for entry in os.scandir(path.parent):
+        process = entry.name[len(start) : -len(end)]
+        if entry.name.startswith(start) and entry.name.endswith(end) and process.isdigit():
+            if not _is_running(int(process)):
+                remove_checkpoint(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str | Path, destination: str | Path) -> None:
+    """Make `destination` name the same bytes as `source`, at once: it never names nothing or a part.
+
+    A file gets a hard link, so that removing `source` leaves `destination` whole, or a copy where the file system has
+    no hard links. A folder (a sharded checkpoint) gets a relative symbolic link.
+
+    Raises:
+        CheckpointError: If `source` does not exist or `destination` cannot be written.
+    """
+    source, destination = Path(os.path.realpath(source)), Path(destination)
+    if not source.exists():
+        raise CheckpointError(f"{source}: does not exist; {destination} cannot be made to name it")
+    if _is_same_file(source, destination):
+        return
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(destination) as temporary:
+            if source.is_dir():
+                folder = os.path.realpath(destination.parent)
+                os.symlink(os.path.relpath(source, folder), temporary, target_is_directory=True)
+            else:
+                _hard_link_or_copy(source, temporary)
+            if destination.is_dir() and not destination.is_symlink():
+                remove_checkpoint(destination)  # a rename cannot replace a folder
+            os.replace(temporary, destination)
+        _flush_folder(destination.parent)
+    except OSError as error:
+        raise CheckpointError(f"{destination}: could not be made to name {source}: {error}") from error
+
+
+def _is_same_file(source: Path, destination: Path) -> bool:
+    """True for two hard links: renaming one over the other would do nothing. A symbolic link is not the file."""
+    return destination.exists() and not destination.is_symlink() and source.samefile(destination)
+
+
+def _hard_link_or_copy(source: Path, temporary: Path) -> None:
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno not in (
+            errno.EPERM,
+            errno.ENOTSUP,
+            errno.EXDEV,
+            errno.EMLINK,
+            errno.ENOSYS,
+            errno.EACCES,
+        ):
+            raise
+        with open(source, "rb") as reader, open(temporary, "wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def remove_checkpoint(path: str | Path) -> None:
+    """Remove a checkpoint, be it a file, a link or a folder; one that is missing is fine.
+
+    A folder is renamed first, so that a crash leaves nothing that looks like a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(_temporary_name(path, os.getpid()))
+        if path.suffix != ".tmp":
+            os.replace(path, doomed)
+            path = doomed
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
+    """Read a checkpoint, ours or Lightning's, after checking that it is whole. No code in it is ever run.
+
+    Beside tensors and plain values, the harmless types in `checkpoint_types.allowed_names` are read, which ESPnet3's
+    files under Lightning hold in their hyper-parameters: a `Namespace`, paths and dates come back as such, OmegaConf
+    containers as dicts and lists with their ``${...}`` as text, other dict-likes as dicts, NumPy numbers as Python's,
+    NumPy arrays as arrays. A sharded checkpoint (a folder) is put together on the CPU.
+
+    Args:
+        path: A file, or a sharded checkpoint's folder.
+        map_location: As in `torch.load`. Default: the CPU.
+        mmap: As in `torch.load`: map the tensors instead of reading them. Default: torch's own default.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, damaged, not a checkpoint, or holds other objects; the
+            message says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_sharded(path)
+    damage = _file_damage(path)
+    if damage:
+        raise CheckpointError(damage)
+    return _load_file(path, map_location, mmap)
+
+
+def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
+    try:
+        with harmless_globals():
+            checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, error)) from error
+    # The archive's checksums were right, so what is inside was not written by torch.save.
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint: {type(error).__name__}: {error}") from error
+    checkpoint = settle(checkpoint)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f"{path}: not a checkpoint but a {type(checkpoint).__name__}; a dict is expected"
+        )
+    return checkpoint
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """Why a file was refused: by name, where its pickle can be listed."""
+    try:
+        with harmless_globals():
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, EOFError, struct.error):
+        names = []
+    if not names:
+        return f"{path}: not a checkpoint: {error}"
+    return (
+        f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them can run "
+        f"code. Where it was written, save it anew without them (most often `hyper_parameters`). Read are tensors, "
+        f"plain values and {', '.join(allowed_names())}"
+    )
+
+
+def _file_damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint file as an archive, or None. Reads all of it, in small pieces."""
+    if not path.exists():
+        return f"{path}: does not exist"
+    if not path.is_file():
+        return f"{path}: is neither a file nor a folder"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if not start:
+            return f"{path}: is empty; its writer was stopped before it began"
+        if start != b"PK\x03\x04":
+            return f"{path}: not a checkpoint: it does not begin as an archive of torch.save (since torch 1.6) does"
+        if not zipfile.is_zipfile(path):
+            return f"{path}: truncated: the archive's table of contents at its end is missing"
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            if bad:
+                return f"{path}: damaged: the checksum (CRC) of {bad!r} is wrong"
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                return f"{path}: not a checkpoint: an archive without data.pkl"
+    # Which of these a damaged table of contents raises depends on the byte that was hit.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:
+        return f"{path}: damaged: {type(error).__name__}: {error}"
+    return None
+
+
+def _damage(path: str | Path) -> str | None:
+    path = Path(path)
+    if path.is_dir():
+        from espnet3_lite import sharded_io  # torch.distributed.checkpoint is slow to import
+
+        return sharded_io.damage(path)
+    return _file_damage(path)
+
+
+def is_intact(path: str | Path) -> bool:
+    """True if a checkpoint is there and whole: a file by its checksums, a sharded folder by its files' lengths."""
+    return _damage(path) is None
+
+
+def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
+    """Return the first checkpoint that is whole, or None; each one that is passed over is warned about.
+
+    Args:
+        paths: The candidates, the newest first.
+    """
+    for path in paths:
+        damage = _damage(path)
+        if damage is None:
+            return path
+        logger.warning("Checkpoint passed over. %s", damage)
+    return None
+
+
+# --- Sharded checkpoints ----------------------------------------------------------------------------------------------
+
+
+def _load_sharded(folder: Path, only: str | None = None) -> dict:
+    """Put a sharded checkpoint together; `only` one of its top-level entries, where it has that."""
+    from espnet3_lite import sharded_io  # torch.distributed.checkpoint is slow to import
+
+    damage = sharded_io.damage(folder)
+    if damage:
+        raise CheckpointError(damage)
+    metadata = sharded_io.read_metadata(folder)
+    names = list(metadata.state_dict_metadata)
+    wanted = [
+        name for name in names if sharded_io.place_of(metadata, name)[0] in (only, sharded_io.PLAIN_ENTRY)
+    ]
+    if only is None or not any(sharded_io.place_of(metadata, name)[0] == only for name in names):
+        wanted = names
+    return sharded_io.nested(sharded_io.read_entries(folder, wanted, metadata), metadata)
+
+
+def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
+    """Turn a sharded checkpoint into a plain one, in one process and without a process group.
+
+    Takes the whole checkpoint's size in memory.
+
+    Raises:
+        CheckpointError: If the folder is not a whole sharded checkpoint, or the file cannot be written.
+    """
+    if not Path(sharded_folder).is_dir():
+        raise CheckpointError(f"{sharded_folder}: not a folder; only sharded checkpoints need consolidating")
+    save_checkpoint(_load_sharded(Path(sharded_folder)), output_file)
+
+
+# --- Averaging --------------------------------------------------------------------------------------------------------
+
+
+def average_checkpoints(
+    paths: Iterable[str | Path], output: str | Path | None = None, wrapper_prefix: str | None = None
+) -> StateDict:
+    """Average the models in several checkpoints into one state dict that loads into the user's model.
+
+    Floating tensors are averaged (summed in float64) and keep their dtype; integer tensors are summed in int64, as
+    ESPnet3 does; boolean ones are the best's; tied weights stay tied. Takes at most 1.2 times the model's size in
+    memory, however many checkpoints there are; sharded ones are consolidated into temporary files first, which takes
+    the model and its largest shard.
+
+    A trainer's module may wrap the model, and then prefixes its keys with ``model.``: the prefix is stripped and the
+    wrapper's other keys are left out. Our checkpoints say whether there is a wrapper
+    (``checkpoint["loops"]["espnet3_lite"]["wrapper_prefix"]``). For a checkpoint that does not say, one is assumed
+    where any key begins with ``model.``, with a warning when others do not, since a model may itself have a part of
+    that name. A plain state dict is taken as it is.
+
+    Args:
+        paths: The best checkpoint first: files with a ``state_dict``, plain state dicts, or sharded folders.
+        output: Where to save the result, or None.
+        wrapper_prefix: ``"model."`` or ``""``, overriding what the checkpoints say. Default: None.
+
+    Returns:
+        The averaged state dict, on the CPU.
+
+    Raises:
+        KeyError: If the keys differ; names them and the file.
+        ValueError: If a tensor's shape differs, or no path is given.
+        CheckpointError: If none is left, or one is damaged.
+
+    >>> folder = tempfile.mkdtemp()
+    >>> for name, value in {"a": 1.0, "b": 2.0}.items():
+    ...     save_checkpoint({"state_dict": {"weight": torch.tensor(value)}}, f"{folder}/{name}.ckpt")
+    >>> average_checkpoints([f"{folder}/a.ckpt", f"{folder}/b.ckpt"], f"{folder}/average.pth")
+    {'weight': tensor(1.5000)}
+    >>> load_checkpoint(f"{folder}/average.pth")
+    {'weight': tensor(1.5000)}
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise ValueError("no checkpoints to average: `paths` is empty")
+    present = [path for path in paths if os.path.exists(path)]
+    for path in paths:
+        if path not in present:
+            logger.warning("%s was deleted meanwhile and is left out of the average", path)
+    if not present:
+        raise CheckpointError(f"no checkpoint to average is left of {', '.join(map(str, paths))}")
+    folder = Path(output).parent if output is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".averaging.", dir=folder) as scratch:
+        readers = [
+            _weights_reader(path, Path(scratch) / f"{i}.pth", wrapper_prefix)
+            for i, path in enumerate(present)
+        ]
+        averaged = average_state_dicts([str(path) for path in present], readers)
+    if output is not None:
+        save_checkpoint(averaged, output)
+    return averaged
+
+
+def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial:
+    """Check a checkpoint and return a function that maps its model's state dict from disk, anew at each call."""
+    if path.is_dir():
+        save_checkpoint(_load_sharded(path, only="state_dict"), scratch_file)
+        file = scratch_file
+    else:
+        file = path
+    checkpoint = load_checkpoint(file, mmap=True)
+    if wrapper_prefix is None:
+        wrapper_prefix = _wrapper_prefix(path, checkpoint)
+    return functools.partial(_model_state_dict, file, wrapper_prefix)
+
+
+def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
+    checkpoint = _load_file(file, "cpu", mmap=True)
+    state_dict = checkpoint.get("state_dict", checkpoint)
+    return {
+        key[len(wrapper_prefix) :]: value
+        for key, value in state_dict.items()
+        if key.startswith(wrapper_prefix)
+    }
+
+
+def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
+    ours = (checkpoint.get("loops") or {}).get("espnet3_lite", {})
+    if "wrapper_prefix" in ours:
+        return ours["wrapper_prefix"]
+    if "state_dict" not in checkpoint:
+        return ""
+    keys = list(checkpoint["state_dict"])
+    others = [key for key in keys if not key.startswith(_WRAPPER_PREFIX)]
+    if len(others) == len(keys):
+        return ""
+    if others:
+        logger.warning(
+            "%s does not say whether its model is wrapped: keys that begin with %r are taken for the model's, and left "
+            "out are %s. If these belong to the model, give wrapper_prefix=''",
+            path,
+            _WRAPPER_PREFIX,
+            ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
+        )
+    return _WRAPPER_PREFIX

@@ -1,0 +1,261 @@
+"""What a checkpoint may hold: which values are written, and which pickled types of other programs are read.
+
+Writing is strict: tensors and plain Python values, so that every file of ours loads with
+`torch.load(..., weights_only=True)`. Reading is wider: files that ESPnet3 wrote under Lightning hold a few harmless
+objects more (hyper-parameters as `Namespace` or OmegaConf containers, paths, NumPy numbers). They are read through an
+explicit list of names, never by running what a pickle asks for. Nothing here opens a file.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import pickle
+import re
+from collections import Counter, OrderedDict
+from contextlib import AbstractContextManager
+
+import numpy
+import torch
+
+_ATOMS = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.device, torch.dtype)
+_BASES = (bool, int, float, complex, str, bytes)
+
+
+def plain(value: object, where: str = "checkpoint") -> object:
+    """Return `value` as a checkpoint may hold it: tensors and plain Python values.
+
+    What is plain comes back as it is, the same object. A NumPy number becomes a Python number, a path a string, a
+    `Namespace` a dict, and a subclass of a built-in type (a `defaultdict`, a named tuple, a string enum) its base.
+
+    Args:
+        value: Any tree of values.
+        where: How the tree is called in an error, such as ``"checkpoint['callbacks']"``.
+
+    Raises:
+        TypeError: If a value is of another type; the message names its place and type.
+
+    >>> plain({"rate": numpy.float64(0.5), "folder": pathlib.PurePosixPath("exp/a")})
+    {'rate': 0.5, 'folder': 'exp/a'}
+    >>> plain({"loss": [torch.nn.MSELoss()]})
+    Traceback (most recent call last):
+        ...
+    TypeError: checkpoint['loss'][0] is a torch.nn.modules.loss.MSELoss, which a checkpoint cannot hold...
+    """
+    if isinstance(value, torch.Tensor) or type(value) in _ATOMS:
+        return value
+    if isinstance(value, argparse.Namespace):
+        return plain(vars(value), where)
+    if isinstance(value, dict):
+        return _plain_dict(value, where)
+    if isinstance(value, (list, tuple, set)):
+        return _plain_sequence(value, where)
+    if isinstance(value, numpy.generic):
+        return plain(value.item(), where)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    for base in _BASES:
+        if isinstance(value, base):
+            return base(value) if base is not str else str.__str__(value)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise TypeError(
+        f"{where} is a {kind}, which a checkpoint cannot hold: it could not be loaded without running code; "
+        "store tensors, numbers, strings, lists and dicts (torch.from_numpy(array), date.isoformat(), "
+        "module.state_dict()) and rebuild the object from them"
+    )
+
+
+def _plain_dict(value: dict, where: str) -> dict:
+    items = [
+        (plain(key, f"a key of {where}"), plain(item, f"{where}[{key!r}]")) for key, item in value.items()
+    ]
+    # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
+    if type(value) in (dict, OrderedDict, Counter):
+        if all(new[0] is old[0] and new[1] is old[1] for new, old in zip(items, value.items(), strict=True)):
+            return value
+        kind = OrderedDict if type(value) is OrderedDict else dict
+        return kind(items)
+    return dict(items)
+
+
+def _plain_sequence(value: list | tuple | set, where: str) -> list | tuple | set:
+    items = [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    kind = next(base for base in (list, tuple, set) if isinstance(value, base))
+    if type(value) is kind and all(new is old for new, old in zip(items, value, strict=True)):
+        return value
+    return kind(items)
+
+
+# --- Reading what other programs pickled --------------------------------------------------------------------------
+#
+# torch's weights_only unpickler calls and builds only what stands on a list of names. We give it names, and for each
+# something harmless to stand for it: a standard type where that type can do nothing but hold values, a stand-in of our
+# own where the real class is not installed (OmegaConf, Lightning) or can be misled by a forged state (NumPy's dtype and
+# ndarray, whose __setstate__ can be made to take raw bytes for object pointers).
+
+
+class _EmptyDict:
+    """For dict subclasses: torch then fills a plain dict. Arguments, such as a default factory, are dropped."""
+
+    def __new__(cls, *_: object) -> dict:
+        return {}
+
+
+class _EmptyList:
+    """For list-likes that torch would refuse to fill."""
+
+    def __new__(cls, *_: object) -> list:
+        return []
+
+
+class _Ignored:
+    """For bookkeeping that nobody reads, such as the types in OmegaConf's metadata."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Holder:
+    """Stands for one object until the whole file is read; `settled` then says what to put in its place."""
+
+    def settled(self) -> object:
+        raise NotImplementedError
+
+
+class _OmegaNode(_Holder):
+    """An OmegaConf container or leaf: a dict, a list or a value, with interpolations left as text."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.content = state["_content"] if "_content" in state else state["_val"]
+
+    def settled(self) -> object:
+        return self.content
+
+
+class _NumpyType:
+    """`numpy.dtype`: booleans, integers, floats and complex numbers only."""
+
+    def __init__(self, code: str, *_: object):
+        if not re.fullmatch(r"(b1|[iu][1248]|f[248]|c(8|16))", code):
+            raise pickle.UnpicklingError(f"a NumPy array of type {code!r}; only numbers are read")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+    def numbers(self, data: bytes) -> numpy.ndarray:
+        return numpy.frombuffer(data, dtype=self.order + self.code)
+
+
+def _numpy_scalar(kind: _NumpyType, data: bytes) -> bool | int | float | complex:
+    return kind.numbers(data)[0].item()
+
+
+class _NumpyArray(_Holder):
+    """`numpy.ndarray`, and the function that makes an empty one before its state is known."""
+
+    def __init__(self, *_: object):
+        self.array = numpy.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, in_fortran_order, data = state
+        self.array = kind.numbers(data).reshape(shape, order="F" if in_fortran_order else "C").copy()
+
+    def settled(self) -> numpy.ndarray:
+        return self.array
+
+
+_STAND_INS = {
+    # The standard library: types that only hold values.
+    "argparse.Namespace": argparse.Namespace,
+    "builtins.bool": bool,
+    "builtins.dict": dict,
+    "builtins.float": float,
+    "builtins.frozenset": frozenset,
+    "builtins.int": int,
+    "builtins.list": list,
+    "builtins.slice": slice,
+    "builtins.str": str,
+    "builtins.tuple": tuple,
+    "collections.defaultdict": _EmptyDict,
+    "collections.deque": _EmptyList,
+    "datetime.date": datetime.date,
+    "datetime.datetime": datetime.datetime,
+    "datetime.timedelta": datetime.timedelta,
+    "datetime.timezone": datetime.timezone,
+    "typing.Any": _Ignored,
+    # Lightning's dicts with attribute access, by the names they have had.
+    "lightning.fabric.utilities.data.AttributeDict": _EmptyDict,
+    "lightning.pytorch.utilities.parsing.AttributeDict": _EmptyDict,
+    "lightning_fabric.utilities.data.AttributeDict": _EmptyDict,
+    "pytorch_lightning.utilities.parsing.AttributeDict": _EmptyDict,
+    # NumPy, before and after it renamed its core.
+    "numpy.dtype": _NumpyType,
+    "numpy.ndarray": _NumpyArray,
+    "numpy._core.multiarray._reconstruct": _NumpyArray,
+    "numpy.core.multiarray._reconstruct": _NumpyArray,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    # OmegaConf.
+    "omegaconf.base.ContainerMetadata": _Ignored,
+    "omegaconf.base.Metadata": _Ignored,
+    "omegaconf.dictconfig.DictConfig": _OmegaNode,
+    "omegaconf.listconfig.ListConfig": _OmegaNode,
+    **{
+        f"omegaconf.nodes.{kind}Node": _OmegaNode
+        for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
+    },
+    # Paths: Python 3.13 moved the module.
+    **{
+        f"{module}.{name}": kind
+        for module in ("pathlib", "pathlib._local")
+        for name, kind in {
+            "PosixPath": pathlib.Path,
+            "PurePosixPath": pathlib.PurePosixPath,
+            "WindowsPath": pathlib.PureWindowsPath,
+            "PureWindowsPath": pathlib.PureWindowsPath,
+        }.items()
+    },
+}
+
+
+def allowed_names() -> list[str]:
+    """The full names of the pickled types that `load_checkpoint` reads beyond tensors and plain values, sorted."""
+    return sorted(_STAND_INS)
+
+
+def harmless_globals() -> AbstractContextManager[None]:
+    """While entered, `torch.load(weights_only=True)` also reads the types in `allowed_names()`; see `settle`."""
+    # torch resolves what stands for a name, and also checks types that were built: hence both forms of an entry.
+    return torch.serialization.safe_globals([(kind, name) for name, kind in _STAND_INS.items()])
+
+
+def settle(value: object) -> object:
+    """Put the real values where stand-ins are in a tree that was loaded under `harmless_globals`, in place."""
+    return _settle(value, {})
+
+
+def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:
+    # `seen` maps an id to the object and what it became. It holds the object, for an id is only good while its owner
+    # lives; and it knows shared and circular references, of which a forged file may be full.
+    if id(value) in seen:
+        return seen[id(value)][1]
+    if isinstance(value, _Holder):
+        seen[id(value)] = (value, None)
+        settled = _settle(value.settled(), seen)
+        seen[id(value)] = (value, settled)
+        return settled
+    if type(value) is tuple:
+        items = tuple(_settle(item, seen) for item in value)
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, (dict, list, argparse.Namespace)):
+        seen[id(value)] = (value, value)
+        content = vars(value) if isinstance(value, argparse.Namespace) else value
+        for place, item in list(content.items() if isinstance(content, dict) else enumerate(content)):
+            settled = _settle(item, seen)
+            if settled is not item:
+                content[place] = settled
+    return value
