@@ -1,0 +1,187 @@
+"""YAML text to plain Python values and back: which characters are a number, and where each key stood.
+
+Here: the reader (PyYAML's safe loader with ESPnet3's numbers; it refuses duplicate keys and keeps positions) and
+the writer. Not here: files that include others, ``${...}`` and overrides: see `config` and its neighbours.
+"""
+
+import re
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from espnet3_lite.exceptions import MisconfigurationException
+
+KeyPath = tuple[str | int, ...]
+
+# Decimal numbers as OmegaConf and YAML 1.2 read them: an exponent needs neither a dot nor a sign.
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+           |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+           |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+           |[-+]?\.(?:inf|Inf|INF)
+           |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+# PyYAML's integers without base 60: "10:00:00" is a duration, not 36000.
+_INTEGER = re.compile(r"^(?:[-+]?0b[01_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+)$")
+_TAG = "tag:yaml.org,2002:"
+_REPLACED = {f"{_TAG}{name}" for name in ("float", "int", "timestamp")}
+
+
+def _numbers_and_words() -> dict[str, list]:
+    """PyYAML's table of what an unquoted word means, with our numbers and without dates."""
+    table = {
+        first: [(tag, pattern) for tag, pattern in entries if tag not in _REPLACED]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for first in "-+0123456789.":
+        table.setdefault(first, []).extend([(f"{_TAG}float", _FLOAT), (f"{_TAG}int", _INTEGER)])
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader: no tag makes an object or runs code."""
+
+    yaml_implicit_resolvers = _numbers_and_words()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the strings that `_Loader` would read as something else."""
+
+    yaml_implicit_resolvers = _numbers_and_words()
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+
+
+def format_path(path: KeyPath) -> str:
+    """A key's address as users write it.
+
+    >>> format_path(("trainer", "callbacks", 0, "patience"))
+    'trainer.callbacks[0].patience'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
+    """Read one YAML document that holds a mapping.
+
+    Args:
+        text: The document. Empty (or comments alone) is an empty mapping.
+        name: The file's name, for messages.
+
+    Returns:
+        The mapping as plain dicts and lists, and for each key path ``"<name>, line <n>"`` (counted from 1).
+
+    Raises:
+        MisconfigurationException: Broken YAML, a key given twice, an anchor inside itself, a tag that stands
+            for an object, or a document that is no mapping; with file and line.
+
+    >>> read_yaml("lr: 1e-3", "training.yaml")
+    ({'lr': 0.001}, {('lr',): 'training.yaml, line 1'})
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        positions: dict[KeyPath, str] = {}
+        if node is None:
+            return {}, positions
+        _record_positions(node, (), name, positions, enclosing=())
+        data = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = "; a configuration is data: tags that make objects are not read" if "tag" in str(error) else ""
+        line = f", line {mark.line + 1}" if mark else ""
+        raise MisconfigurationException(f"{name}{line}: {error.problem or error.context}{hint}") from error
+    except yaml.YAMLError as error:
+        raise MisconfigurationException(f"{name}: {error}") from error
+    finally:
+        loader.dispose()
+    if data is None:
+        return {}, {}
+    if not isinstance(data, dict):
+        raise MisconfigurationException(
+            f"{name}: a configuration is a mapping of keys to values; this file holds a {type(data).__name__}"
+        )
+    return data, positions
+
+
+def _record_positions(node: yaml.Node, path: KeyPath, name: str, positions: dict, enclosing: tuple) -> None:
+    """Note each key's line, and refuse duplicate keys and anchors that contain themselves."""
+    line = node.start_mark.line + 1
+    if node in enclosing:
+        raise MisconfigurationException(
+            f"{name}, line {line}: the anchor {format_path(path)!r} contains itself"
+        )
+    enclosing = (*enclosing, node)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            positions[(*path, index)] = f"{name}, line {item.start_mark.line + 1}"
+            _record_positions(item, (*path, index), name, positions, enclosing)
+    elif isinstance(node, yaml.MappingNode):
+        first_lines: dict[Any, int] = {}
+        for key_node, value_node in node.value:
+            key = _key_of(key_node)
+            key_line = key_node.start_mark.line + 1
+            if key in first_lines:
+                raise MisconfigurationException(
+                    f"{name}, line {key_line}: the key {format_path((*path, key))!r} is given twice; "
+                    f"it is already on line {first_lines[key]}"
+                )
+            first_lines[key] = key_line
+            positions[(*path, key)] = f"{name}, line {key_line}"
+            _record_positions(value_node, (*path, key), name, positions, enclosing)
+
+
+def _key_of(node: yaml.Node) -> Any:
+    """A key as the mapping will hold it; what is no scalar is left for the constructor to refuse."""
+    if not isinstance(node, yaml.ScalarNode):
+        return id(node)
+    if node.tag in (f"{_TAG}str", f"{_TAG}merge", f"{_TAG}value"):
+        return node.value
+    return parse_value(node.value)
+
+
+def parse_value(text: str) -> Any:
+    """One value as YAML reads it, for the right-hand side of an override.
+
+    >>> parse_value("1e-3"), parse_value("[a, 2]"), parse_value("null"), parse_value("12:00:00")
+    (0.001, ['a', 2], None, '12:00:00')
+
+    Raises:
+        MisconfigurationException: The text is no YAML value, or a mapping without a space after its colon.
+    """
+    try:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise MisconfigurationException(
+            f"{text!r} is no YAML value: {problem}; quote it if it is text"
+        ) from error
+    if isinstance(value, dict) and any(item is None and ":" in str(key) for key, item in value.items()):
+        raise MisconfigurationException(f"{text!r}: YAML wants a space after the colon, as in {{key: value}}")
+    return value
+
+
+def write_yaml(data: Any) -> str:
+    """Plain values as YAML text that `read_yaml` reads back equal; keys keep their order, paths become text.
+
+    Raises:
+        MisconfigurationException: A value that YAML cannot hold, such as a module.
+
+    >>> print(write_yaml({"lr": 0.001, "text": "1e-3"}), end="")
+    lr: 0.001
+    text: '1e-3'
+    """
+    try:
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    except yaml.representer.RepresenterError as error:
+        kind = type(error.args[-1]).__name__
+        raise MisconfigurationException(f"YAML cannot hold a {kind}: {error.args[-1]!r}") from error

@@ -1,0 +1,247 @@
+"""``_target_``: a mapping that names a class or function, and what calling it gives, as Hydra's `instantiate` does.
+
+A target is any importable Python name, so a configuration may run any code that is installed, exactly as Hydra's may:
+read a stranger's configuration before you use it. (YAML tags run nothing; see `config_yaml`.)
+
+Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this package's
+class of the same name (`OURS` says which). Where espnet itself is installed, ``ESPNET3_LITE_USE_ESPNET=1`` in the
+environment makes espnet's names give espnet's own. Not here: what may stand in a configuration (`schema`).
+"""
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from espnet3_lite.config import Config, ConfigList
+from espnet3_lite.config_yaml import KeyPath, format_path
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+_HOME = ("callbacks", "loggers", "schedulers", "compat")
+
+OURS: dict[str, tuple[str, ...]] = {
+    "lightning": _HOME,
+    "pytorch_lightning": _HOME,
+    "espnet3.components": _HOME,
+    "espnet2.iterators": ("compat",),
+    "espnet2.samplers": ("compat",),
+    "espnet2.schedulers": ("schedulers",),
+    "espnet2.train.collate_fn": ("compat",),
+}
+"""Names that begin with a key are looked up, by their last part, in these modules of ``espnet3_lite``."""
+
+_SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+class TargetError(MisconfigurationException):
+    """A ``_target_`` that names nothing that can be imported."""
+
+
+class InstantiationError(MisconfigurationException):
+    """A ``_target_`` that raised when it was called; the cause is chained."""
+
+
+def find_target(name: str) -> Any:
+    """The class, function or method that a ``_target_`` names.
+
+    Args:
+        name: A dotted name. Under a prefix in `OURS`, this package's object of the same last name.
+
+    Raises:
+        TargetError: Nothing of that name; the message says which part failed, and what is near.
+
+    >>> find_target("espnet2.schedulers.warmup_lr.WarmupLR")
+    <class 'espnet3_lite.schedulers.WarmupLR'>
+    >>> find_target("torch.optim.Adm")
+    Traceback (most recent call last):
+        ...
+    espnet3_lite.instantiate.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
+    """
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+        raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")
+    prefix = _our_prefix(name)
+    return _import_name(name) if prefix is None else _find_ours(name, OURS[prefix])
+
+
+def _our_prefix(name: str) -> str | None:
+    if name.startswith("espnet") and os.environ.get("ESPNET3_LITE_USE_ESPNET", "0") not in ("", "0"):
+        return None
+    return next((prefix for prefix in OURS if name.startswith(prefix + ".")), None)
+
+
+def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
+    last = name.rpartition(".")[2]
+    known: list[str] = []
+    for home in homes:
+        module = importlib.import_module(f"espnet3_lite.{home}")
+        if hasattr(module, last):
+            return getattr(module, last)
+        known += [public for public in dir(module) if not public.startswith("_")]
+    use_espnet = (
+        "; where espnet is installed, ESPNET3_LITE_USE_ESPNET=1 in the environment gives espnet's own"
+        if name.startswith("espnet")
+        else "; write your own and name it by its full path"
+    )
+    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{nearest(last, known)}{use_espnet}")
+
+
+def _import_name(name: str) -> Any:
+    """Import the longest part of the name that is a module, and take the rest from it as attributes."""
+    parts = name.split(".")
+    found = _import_module(name, parts[0])
+    for depth, part in enumerate(parts[1:], start=1):
+        if not hasattr(found, part) and inspect.ismodule(found):
+            found = _import_module(name, ".".join(parts[: depth + 1]), within=found)
+        elif not hasattr(found, part):
+            raise _no_such_part(name, ".".join(parts[:depth]), part, found)
+        else:
+            found = getattr(found, part)
+    return found
+
+
+def _import_module(name: str, module: str, within: Any = None) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
+            raise TargetError(f"{name!r}: importing {module!r} failed: {error}") from error
+        if within is None:
+            raise TargetError(
+                f"{name!r}: there is no package {module!r}; is it installed, or its folder on PYTHONPATH?"
+            ) from None
+        parent, _, part = module.rpartition(".")
+        raise _no_such_part(name, parent, part, within) from None
+    except Exception as error:  # whatever the user's module raises while it is imported is reported with its name
+        raise TargetError(f"{name!r}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _no_such_part(name: str, parent: str, part: str, found: Any) -> TargetError:
+    return TargetError(f"{name!r}: {parent!r} has no {part!r}{nearest(part, dir(found))}")
+
+
+def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build what a configuration describes.
+
+    A mapping with ``_target_`` becomes the result of calling the target with the mapping's other keys; inside of it,
+    and in other mappings and lists, the same is done first. Further keys: ``_args_`` (positional arguments),
+    ``_partial_: true`` (a `functools.partial` instead of a call), ``_recursive_: false`` (what is inside stays
+    configuration, as plain dicts and lists). ``_convert_`` is accepted; targets always get plain dicts and lists.
+
+    Args:
+        config: A `Config`, a mapping or a list. None, and what is neither (an object already built), comes back as is.
+        args: Positional arguments for the target, in place of ``_args_``.
+        kwargs: Keyword arguments for the target, over the configuration's: mappings are merged, all else replaces.
+
+    Returns:
+        The object; for a mapping or a list without ``_target_``, a dict or list of what is inside.
+
+    Raises:
+        TargetError: A ``_target_`` that cannot be imported.
+        InstantiationError: A target that raised, with the path in the configuration and the arguments' names.
+
+    >>> instantiate({"_target_": "datetime.timedelta", "hours": 1}, minutes=30)
+    datetime.timedelta(seconds=5400)
+    """
+    path: KeyPath = ()
+    if isinstance(config, Config | ConfigList):
+        path = config._path
+        config = config.to_container(resolve=True)
+    elif isinstance(config, Mapping):
+        config = Config.create(config).to_container(resolve=True)
+    elif isinstance(config, list | tuple):
+        config = Config.create({"list": config}).to_container(resolve=True)["list"]
+    else:
+        return config
+    if kwargs:
+        if not isinstance(config, dict):
+            raise MisconfigurationException(f"keyword arguments {sorted(kwargs)} need a mapping with a _target_")
+        config = _overlay(config, kwargs)
+    return _build(config, path, recursive=True, args=args)
+
+
+def _overlay(config: dict, kwargs: Mapping) -> dict:
+    result = dict(config)
+    for key, value in kwargs.items():
+        value = value.to_container() if isinstance(value, Config | ConfigList) else value
+        below = result.get(key)
+        result[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _build(node: Any, path: KeyPath, recursive: bool, args: tuple = ()) -> Any:
+    if isinstance(node, list):
+        return [_build(item, (*path, index), recursive) for index, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    recursive = _flag(node, "_recursive_", path, recursive)
+    partial = _flag(node, "_partial_", path, False)
+    if "_target_" not in node:
+        return {key: _build(value, (*path, key), recursive) for key, value in node.items()}
+    target = node["_target_"]
+    if isinstance(target, str):
+        try:
+            target = find_target(target)
+        except TargetError as error:
+            raise TargetError(f"{format_path((*path, '_target_'))}: {error}") from error.__cause__
+    if not callable(target):
+        raise TargetError(f"{format_path((*path, '_target_'))}: {node['_target_']!r} cannot be called")
+    configured = node.get("_args_", [])
+    if not isinstance(configured, list):
+        raise MisconfigurationException(f"{format_path((*path, '_args_'))}: {configured!r} is not a list")
+    kwargs = {key: value for key, value in node.items() if key not in _SPECIAL}
+    if recursive:
+        configured = _build(configured, (*path, "_args_"), recursive)
+        kwargs = {key: _build(value, (*path, key), recursive) for key, value in kwargs.items()}
+    return _call(target, args or tuple(configured), kwargs, node["_target_"], path, partial)
+
+
+def _flag(node: dict, key: str, path: KeyPath, default: bool) -> bool:
+    value = node.get(key, default)
+    if not isinstance(value, bool):
+        raise MisconfigurationException(f"{format_path((*path, key))}: {value!r} is neither true nor false")
+    return value
+
+
+def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath, partial: bool) -> Any:
+    if partial:
+        return functools.partial(target, *args, **kwargs)
+    try:
+        return target(*args, **kwargs)
+    except Exception as error:
+        where = f"{format_path(path)}: " if path else ""
+        given = ", ".join([*(type(value).__name__ for value in args), *(f"{key}=" for key in kwargs)])
+        hint = "".join(
+            f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
+            for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
+        )
+        raise InstantiationError(
+            f"{where}{name}({given}) raised {type(error).__name__}: {error}{hint}"
+        ) from error
+
+
+def parameter_names(target: Callable) -> list[str]:
+    """The names that a target takes as keywords; none where Python cannot tell (some built-in classes)."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [parameter.name for parameter in parameters if parameter.kind in named]
+
+
+def unknown_arguments(target: Callable, names: Any) -> list[str]:
+    """Those of the names that a target does not take; none where it takes any name, or Python cannot tell.
+
+    >>> unknown_arguments(lambda size, depth=1: None, ["size", "dept"])
+    ['dept']
+    """
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return []
+    known = parameter_names(target)
+    return [name for name in names if name not in known]
