@@ -1,11 +1,12 @@
-"""Settings: YAML files merged in order, ``${...}`` resolved when a value is read, overrides from the command line.
+"""Settings: YAML files merged in order, ``${...}`` resolved on reading, overrides from the command line.
 
 >>> config = Config.create({"exp_dir": "exp/one", "trainer": {"max_epochs": 3, "log": "${exp_dir}/log"}})
 >>> config.trainer.max_epochs, config["trainer"]["log"]
 (3, 'exp/one/log')
 
 Here: `Config`, `load_config`, merging. Next door: `config_yaml` (text), `config_interpolation` (``${...}``),
-`config_overrides` (``key=value``). Not here: what the keys mean (`schema`) and what they build (`instantiate`).
+`config_overrides` (``key=value``). Not here: what the keys mean (`schema`) and what they build
+(`instantiate`).
 """
 
 import copy
@@ -14,14 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from espnet3_lite.config_files import read_with_defaults, write_in_names
-from espnet3_lite.config_interpolation import InterpolationError, Reference, is_interpolated, node_at, plain_value, resolve
+from espnet3_lite.config_interpolation import (
+    InterpolationError,
+    Reference,
+    is_interpolated,
+    node_at,
+    plain_value,
+    resolve,
+)
 from espnet3_lite.config_overrides import apply_override
 from espnet3_lite.config_yaml import KeyPath, format_path, write_yaml
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 
 class ConfigKeyError(MisconfigurationException, AttributeError, KeyError):
-    """A key that the configuration does not have; a KeyError and an AttributeError, as both ways of access expect."""
+    """A key that is not there; a KeyError and an AttributeError, as the two ways of access expect."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -36,7 +44,7 @@ class _Root:
 
 
 class _View:
-    """What `Config` and `ConfigList` share: a window on one container of a tree, which resolves what it reads."""
+    """What `Config` and `ConfigList` share: a window on one container, which resolves what it reads."""
 
     __slots__ = ("_root", "_path", "_node")
 
@@ -76,20 +84,25 @@ class _View:
         return _raw(self._node)
 
     def to_yaml(self, resolve: bool = False) -> str:
-        """YAML text from which `load_config` gives an equal configuration; ``${...}`` stays as it is by default."""
+        """YAML text that `load_config` reads back equal; by default ``${...}`` stays as it is."""
         return write_yaml(self.to_container(resolve=resolve))
 
+    def raw(self, key: str | int) -> Any:
+        """The value as it is written, with its ``${...}``; containers as plain dicts and lists."""
+        return _raw(self._node[key])
+
     def location(self, *path: str | int) -> str | None:
-        """Where a key below this one was written: ``"training.yaml, line 7"``, or None for one that a program set."""
+        """Where a key was written: ``"training.yaml, line 7"``, or None for one that a program set."""
         return self._root.locations.get((*self._path, *path))
 
 
 class Config(_View, MutableMapping):
     """A mapping with access by item and by attribute, whose interpolations are resolved when they are read.
 
-    A nested mapping is a `Config` too, a list a `ConfigList`; both are windows on one shared tree, so a change made
-    through one of them is seen by all, and by every ``${...}`` that refers to it. A key named like a method
-    (``items``, ``get``, ...) is reached as an item. Safe to pickle and to copy deeply (the whole tree goes along).
+    A nested mapping is a `Config` too, a list a `ConfigList`; both are windows on one shared tree, so a
+    change made through one of them is seen by all, and by every ``${...}`` that refers to it. A key named
+    like a method (``items``, ``get``, ...) is reached as an item. Safe to pickle and to copy deeply (the
+    whole tree goes along).
 
     >>> config = Config.create({"model": {"size": 4}, "layers": [{"size": "${model.size}"}]})
     >>> config.model.size = 8
@@ -105,7 +118,7 @@ class Config(_View, MutableMapping):
 
     @classmethod
     def create(cls, values: Mapping) -> "Config":
-        """A configuration of its own from a mapping; tuples become lists, other values are kept as they are."""
+        """A configuration of its own from a mapping; tuples become lists, other values are kept."""
         if not isinstance(values, Mapping):
             raise MisconfigurationException(f"a Config is made from a mapping, not from {values!r}")
         return cls(_Root(_raw(values), {}), ())
@@ -184,7 +197,7 @@ def _view(root: _Root, path: KeyPath) -> Config | ConfigList:
 
 
 def _raw(value: Any) -> Any:
-    """A value as the tree holds it. A view from inside another tree is resolved, since its references stay behind."""
+    """A value as a tree holds it. A view of a part is resolved, since its references stay behind."""
     if isinstance(value, _View):
         return value.to_container(resolve=bool(value._path))
     if isinstance(value, Mapping):
@@ -195,9 +208,10 @@ def _raw(value: Any) -> Any:
 
 
 def merge(config: Config, other: Mapping) -> None:
-    """Lay ``other`` over ``config``, in place: mappings are merged key by key, all else (lists, null) replaces.
+    """Lay ``other`` over ``config``, in place: mappings merge key by key, all else (lists, null) replaces.
 
-    A mapping laid over an interpolation is laid over a copy of what the interpolation stands for, as in OmegaConf.
+    A mapping laid over an interpolation is laid over a copy of what the interpolation stands for, as in
+    OmegaConf.
 
     >>> config = Config.create({"a": {"x": 1, "y": [1, 2]}})
     >>> merge(config, {"a": {"y": [3], "z": 4}})
@@ -227,7 +241,7 @@ def _merge(root: _Root, path: KeyPath, source: dict, locations: dict[KeyPath, st
 
 
 def _pointed_at(tree: dict, path: KeyPath) -> Reference | None:
-    """The container that an interpolation stands for; None for a scalar, and where it cannot be resolved (yet)."""
+    """The container that an interpolation stands for; None for a scalar or what cannot be resolved (yet)."""
     try:
         value = resolve(tree, path)
     except InterpolationError:
@@ -239,8 +253,8 @@ def load_config(*paths: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read one or several YAML files into one configuration.
 
     Args:
-        paths: Files, merged in order: a later one is laid over the earlier ones (a recipe's over a template's).
-            A file may name others in a ``defaults`` list, as ESPnet3's may.
+        paths: Files, merged in order: a later one is laid over the earlier ones (a recipe's over a
+            template's). A file may name others in a ``defaults`` list, as ESPnet3's may.
         overrides: ``"key.path=value"`` and its kin, applied last; see `config_overrides`.
 
     Returns:

@@ -1,6 +1,7 @@
 """Files behind a configuration: ``defaults`` lists, names that depend on the file, a recipe's template.
 
-Here: what ESPnet3 does with files before anything is resolved. Not here: merging (`config`), YAML text (`config_yaml`).
+Here: what ESPnet3 does with files before anything is resolved. Not here: merging (`config`), YAML text
+    (`config_yaml`).
 """
 
 import importlib.util
@@ -20,15 +21,16 @@ _RELATIVE_PATH = re.compile(r"""\$\{(load_line|config_path):\s*(["']?)([^"',}]+)
 def read_with_defaults(path: Path, including: tuple[Path, ...] = ()) -> Iterator[Layer]:
     """Read a file and those that its ``defaults`` list names, in the order in which they are to be merged.
 
-    Entries are ``name`` (the file ``name.yaml`` beside this one), ``key: name`` (the file ``key/name.yaml``, put under
-    ``key``) and ``_self_`` (this file's own keys; last when it is not listed).
+    Entries are ``name`` (the file ``name.yaml`` beside this one), ``key: name`` (the file ``key/name.yaml``,
+    put under ``key``) and ``_self_`` (this file's own keys; last when it is not listed).
 
     Yields:
         (tree, locations) for each file, with relative paths in it made absolute.
 
     Raises:
         FileNotFoundError: A file that is not there.
-        MisconfigurationException: Broken YAML, a ``defaults`` entry of another kind, files that include each other.
+        MisconfigurationException: Broken YAML, a ``defaults`` entry of another kind, files that include each
+            other.
     """
     if not path.is_file():
         beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []

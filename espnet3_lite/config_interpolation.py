@@ -8,8 +8,9 @@ r"""What ``${...}`` stands for, as OmegaConf defines it.
 ``\${text}``               the characters ``${text}`` themselves
 =========================  =======================================================================
 
-Here: the grammar, the search for a key, the resolvers (`RESOLVERS`: OmegaConf's and ESPnet3's). Not here: files.
-ESPnet3's ``${self_name:}`` and ``${config_path:...}`` need their names, which `config` writes in as it loads.
+Here: the grammar, the search for a key, the resolvers (`RESOLVERS`: OmegaConf's and ESPnet3's). Not here:
+    files. ESPnet3's ``${self_name:}`` and ``${config_path:...}`` need their names, which `config` writes in
+    as it loads.
 """
 
 import inspect
@@ -33,7 +34,15 @@ _WORDS = {"null": None, "true": True, "false": False}
 
 
 class InterpolationError(MisconfigurationException):
-    """A ``${...}`` that cannot be resolved; the message says in which key, and why."""
+    """A ``${...}`` that cannot be resolved: ``path`` is its key, ``problem`` says why; so does the message."""
+
+    def __init__(self, path: KeyPath, problem: str):
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{format_path(path)}: {problem}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.problem)
 
 
 class _KeyNotFound(LookupError):
@@ -57,7 +66,7 @@ class Position:
 
     def error(self, problem: str) -> InterpolationError:
         """An error that begins with this value's address."""
-        return InterpolationError(f"{format_path(self.path)}: {problem}")
+        return InterpolationError(self.path, problem)
 
 
 def is_interpolated(value: Any) -> bool:
@@ -97,10 +106,10 @@ def resolve(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = ()) -> Any:
         return value
     if path in chain:
         cycle = " -> ".join(map(format_path, (*chain[chain.index(path) :], path)))
-        raise InterpolationError(f"{format_path(path)}: the interpolations go round in a cycle: {cycle}")
+        raise InterpolationError(path, f"the interpolations go round in a cycle: {cycle}")
     result = _Reader(value, Position(tree, path, (*chain, path))).whole_text()
     if isinstance(result, Reference) and path[: len(result.path)] == result.path:
-        raise InterpolationError(f"{format_path(path)}: {value!r} points at what it is itself inside of")
+        raise InterpolationError(path, f"{value!r} points at what it is itself inside of")
     return result
 
 
@@ -109,7 +118,8 @@ def plain_value(
 ) -> Any:
     """The value at a path as plain dicts, lists and scalars, everything inside it resolved.
 
-    ``chain`` is as for `resolve`; ``inside`` names the containers being copied, to find one that contains itself.
+    ``chain`` is as for `resolve`; ``inside`` names the containers being copied, to find one that contains
+    itself.
     """
     value = resolve(tree, path, chain)
     if not isinstance(value, Reference):
@@ -117,7 +127,7 @@ def plain_value(
     inside = (*inside, value.path)
     if value.path in inside[:-1]:
         cycle = " -> ".join(map(format_path, inside[inside.index(value.path) :]))
-        raise InterpolationError(f"{format_path(path)}: the interpolations go round in a cycle: {cycle}")
+        raise InterpolationError(path, f"the interpolations go round in a cycle: {cycle}")
     node = node_at(tree, value.path)
     if isinstance(node, dict):
         return {key: plain_value(tree, (*value.path, key), chain, inside) for key in node}
@@ -362,5 +372,5 @@ RESOLVERS: dict[str, Callable] = {
     "config_path": _name_from_file,
     "set_corpus_and_system": _name_from_file,
 }
-"""What may stand before the colon in ``${name:arguments}``: functions of the position and the arguments. A program
-may add its own."""
+"""What may stand before the colon in ``${name:arguments}``: functions of the position and the arguments.
+A program may add its own."""

@@ -34,7 +34,8 @@ def apply_override(tree: dict, override: str) -> KeyPath:
         The path of the key that was changed or removed.
 
     Raises:
-        MisconfigurationException: The text is no override, the key is missing (or, with ``+``, is there already).
+        MisconfigurationException: The text is no override, the key is missing (or, with ``+``, is there
+            already).
 
     >>> tree = {"trainer": {"max_epochs": 10}}
     >>> apply_override(tree, "trainer.max_epochs=3"), tree
@@ -57,7 +58,7 @@ def apply_override(tree: dict, override: str) -> KeyPath:
 
 
 def _descend(tree: dict, parts: list[str], create: bool) -> tuple[Any, KeyPath]:
-    """The container that holds the last part. With ``create``, missing mappings (or null) on the way are made."""
+    """The container that holds the last part; with ``create``, mappings missing on the way are made."""
     container: Any = tree
     path: KeyPath = ()
     for part in parts[:-1]:

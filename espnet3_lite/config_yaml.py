@@ -1,7 +1,8 @@
 """YAML text to plain Python values and back: which characters are a number, and where each key stood.
 
-Here: the reader (PyYAML's safe loader with ESPnet3's numbers; it refuses duplicate keys and keeps positions) and
-the writer. Not here: files that include others, ``${...}`` and overrides: see `config` and its neighbours.
+Here: the reader (PyYAML's safe loader with ESPnet3's numbers; it refuses duplicate keys and keeps positions)
+    and the writer. Not here: files that include others, ``${...}`` and overrides: see `config` and its
+    neighbours.
 """
 
 import re

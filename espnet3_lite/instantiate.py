@@ -1,11 +1,12 @@
-"""``_target_``: a mapping that names a class or function, and what calling it gives, as Hydra's `instantiate` does.
+"""``_target_``: from a mapping that names a class or function to what it builds, as Hydra's `instantiate`.
 
-A target is any importable Python name, so a configuration may run any code that is installed, exactly as Hydra's may:
-read a stranger's configuration before you use it. (YAML tags run nothing; see `config_yaml`.)
+A target is any importable Python name, so a configuration may run any code that is installed, exactly as
+Hydra's may: read a stranger's configuration before you use it. (YAML tags run nothing; see `config_yaml`.)
 
-Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this package's
-class of the same name (`OURS` says which). Where espnet itself is installed, ``ESPNET3_LITE_USE_ESPNET=1`` in the
-environment makes espnet's names give espnet's own. Not here: what may stand in a configuration (`schema`).
+Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this
+    package's class of the same name (`OURS` says which). Where espnet itself is installed,
+    ``ESPNET3_LITE_USE_ESPNET=1`` in the environment makes espnet's names give espnet's own. Not here: what
+    may stand in a configuration (`schema`).
 """
 
 import functools
@@ -53,13 +54,17 @@ def find_target(name: str) -> Any:
         TargetError: Nothing of that name; the message says which part failed, and what is near.
 
     >>> find_target("espnet2.schedulers.warmup_lr.WarmupLR")
-    <class 'espnet3_lite.schedulers.WarmupLR'>
+    <class 'espnet3_lite.schedulers.warmup.WarmupLR'>
     >>> find_target("torch.optim.Adm")
     Traceback (most recent call last):
         ...
     espnet3_lite.instantiate.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
     """
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+    if (
+        not isinstance(name, str)
+        or not all(part.isidentifier() for part in name.split("."))
+        or "." not in name
+    ):
         raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")
     prefix = _our_prefix(name)
     return _import_name(name) if prefix is None else _find_ours(name, OURS[prefix])
@@ -113,8 +118,12 @@ def _import_module(name: str, module: str, within: Any = None) -> Any:
             ) from None
         parent, _, part = module.rpartition(".")
         raise _no_such_part(name, parent, part, within) from None
-    except Exception as error:  # whatever the user's module raises while it is imported is reported with its name
-        raise TargetError(f"{name!r}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+    except (
+        Exception
+    ) as error:  # whatever the user's module raises while it is imported is reported with its name
+        raise TargetError(
+            f"{name!r}: importing {module!r} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _no_such_part(name: str, parent: str, part: str, found: Any) -> TargetError:
@@ -124,15 +133,18 @@ def _no_such_part(name: str, parent: str, part: str, found: Any) -> TargetError:
 def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
     """Build what a configuration describes.
 
-    A mapping with ``_target_`` becomes the result of calling the target with the mapping's other keys; inside of it,
-    and in other mappings and lists, the same is done first. Further keys: ``_args_`` (positional arguments),
-    ``_partial_: true`` (a `functools.partial` instead of a call), ``_recursive_: false`` (what is inside stays
-    configuration, as plain dicts and lists). ``_convert_`` is accepted; targets always get plain dicts and lists.
+    A mapping with ``_target_`` becomes the result of calling the target with the mapping's other keys; inside
+    of it, and in other mappings and lists, the same is done first. Further keys: ``_args_`` (positional
+    arguments), ``_partial_: true`` (a `functools.partial` instead of a call), ``_recursive_: false`` (what is
+    inside stays configuration, as plain dicts and lists). ``_convert_`` is accepted; targets always get plain
+    dicts and lists.
 
     Args:
-        config: A `Config`, a mapping or a list. None, and what is neither (an object already built), comes back as is.
+        config: A `Config`, a mapping or a list. None, and what is neither (an object already built), comes
+            back as is.
         args: Positional arguments for the target, in place of ``_args_``.
-        kwargs: Keyword arguments for the target, over the configuration's: mappings are merged, all else replaces.
+        kwargs: Keyword arguments for the target, over the configuration's: mappings are merged, all else
+            replaces.
 
     Returns:
         The object; for a mapping or a list without ``_target_``, a dict or list of what is inside.
@@ -156,7 +168,9 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
         return config
     if kwargs:
         if not isinstance(config, dict):
-            raise MisconfigurationException(f"keyword arguments {sorted(kwargs)} need a mapping with a _target_")
+            raise MisconfigurationException(
+                f"keyword arguments {sorted(kwargs)} need a mapping with a _target_"
+            )
         config = _overlay(config, kwargs)
     return _build(config, path, recursive=True, args=args)
 

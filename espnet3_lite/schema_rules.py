@@ -1,0 +1,317 @@
+"""What the keys of a training configuration say about each other: one function a rule.
+
+A rule gets the report (its ``settings`` to read, its `add` to complain) and the model where it is built. Not
+here: what one key alone may be (`schema_fields`).
+"""
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from espnet3_lite.config_yaml import KeyPath
+from espnet3_lite.exceptions import nearest
+from espnet3_lite.instantiate import TargetError, find_target, unknown_arguments
+
+UNRESOLVED = object()
+"""Stands in the settings for a value whose interpolation failed."""
+
+BUILT = ("model", "dataset", "optimizer", "scheduler", "optimizers", "schedulers", "dataloader", "trainer",
+         "sampler", "batch_sampler")  # fmt: skip
+"""The keys below which every ``_target_`` is looked for."""
+
+
+def _blocks(report: Any, key: str) -> dict[str, dict]:
+    """The named blocks of ``optimizers`` or ``schedulers``, as far as they are mappings."""
+    block = report.settings.get(key)
+    return (
+        {name: inner for name, inner in block.items() if isinstance(inner, dict)}
+        if isinstance(block, dict)
+        else {}
+    )
+
+
+def one_or_several(report: Any, module: Any) -> None:
+    """``optimizer`` and ``scheduler``, or ``optimizers`` and ``schedulers``: never a mixture."""
+    settings = report.settings
+    for one, other in (("optimizer", "optimizers"), ("scheduler", "schedulers")):
+        if one in settings and other in settings:
+            report.add((other,), f"stands beside {one!r}; remove one of them, or set it to null")
+    for key, missing in (("schedulers", "optimizers"), ("scheduler", "optimizer")):
+        partner = {"optimizers": "optimizer", "optimizer": "optimizers"}[missing]
+        if key in settings and missing not in settings and partner in settings:
+            report.add((key,), f"goes with {missing!r}, but the configuration has {partner!r}")
+    if "optimizer" not in settings and not settings.get("optimizers"):
+        report.add(("optimizer",), "is missing; give one optimizer, or several by name in 'optimizers'")
+
+
+def named_blocks(report: Any, module: Any) -> None:
+    """Each named block has its necessary keys, and the schedulers are named as the optimizers are."""
+    for key, needed in (("optimizers", ("optimizer", "params")), ("schedulers", ("scheduler",))):
+        for name, block in _blocks(report, key).items():
+            for part in needed:
+                if part not in block:
+                    hint = " (text: a dotted part of the names of its parameters)" if part == "params" else ""
+                    report.add((key, name), f"the key {part!r} is missing{hint}")
+            if block.get("params") == "":
+                report.add(
+                    (key, name, "params"), "'' selects nothing; name a dotted part of the parameters' names"
+                )
+    optimizers, schedulers = report.settings.get("optimizers"), report.settings.get("schedulers")
+    if isinstance(optimizers, dict) and isinstance(schedulers, dict):
+        for name in schedulers:
+            if name not in optimizers:
+                hint = nearest(name, optimizers) or f"; there are {', '.join(map(repr, optimizers))}"
+                report.add(("schedulers", name), f"there is no optimizer of this name{hint}")
+        for name in optimizers:
+            if name not in schedulers:
+                report.add(
+                    ("schedulers",),
+                    f"the optimizer {name!r} has no scheduler here; give it one, or leave out the block",
+                )
+
+
+def single_keys_with_several(report: Any, module: Any) -> None:
+    """Settings that speak of one optimizer do not go with several."""
+    settings = report.settings
+    if "optimizers" not in settings:
+        return
+    for key, place in (("scheduler_interval", "interval"), ("scheduler_monitor", "monitor")):
+        if key in settings:
+            report.add(
+                (key,),
+                f"is for one optimizer; with 'optimizers' write schedulers.<name>.{place}, and null here",
+            )
+    trainer = settings.get("trainer", {})
+    if not isinstance(trainer, dict):
+        return
+    for key, harmless in (
+        ("gradient_clip_val", 0),
+        ("gradient_clip_algorithm", "norm"),
+        ("accumulate_grad_batches", 1),
+    ):
+        value = trainer.get(key, harmless)
+        if value != harmless and value is not UNRESOLVED:
+            own = "accum_grad_steps" if key == "accumulate_grad_batches" else key
+            report.add(
+                ("trainer", key),
+                f"{value!r} does not go with several optimizers; write optimizers.<name>.{own} instead",
+            )
+    if trainer.get("strategy") == "fsdp":
+        report.add(("trainer", "strategy"), "'fsdp' takes one optimizer; use ddp with 'optimizers'")
+
+
+def metric_parameter(scheduler: Any) -> inspect.Parameter | None:
+    """The parameter of a scheduler class's ``step`` that takes a metric (any but ``epoch``), or None.
+
+    Its default tells whether the metric is needed: `inspect.Parameter.empty` for ReduceLROnPlateau.
+
+    >>> import torch
+    >>> metric_parameter(torch.optim.lr_scheduler.ReduceLROnPlateau).name
+    'metrics'
+    >>> metric_parameter(torch.optim.lr_scheduler.StepLR) is None
+    True
+    """
+    step = getattr(scheduler, "step", None)
+    if step is None:
+        return None
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [
+        parameter for parameter in inspect.signature(step).parameters.values() if parameter.kind in named
+    ]
+    return next((parameter for parameter in parameters[1:] if parameter.name != "epoch"), None)
+
+
+def monitors(report: Any, module: Any) -> None:
+    """``monitor`` goes with a scheduler that takes a metric, and one that needs a metric has it."""
+    settings = report.settings
+    found = [
+        (("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))
+    ]
+    for name, block in _blocks(report, "schedulers").items():
+        path = ("schedulers", name)
+        found.append(((*path, "scheduler"), (*path, "monitor"), block.get("scheduler"), block.get("monitor")))
+    for scheduler_path, monitor_path, scheduler, monitor in found:
+        target = scheduler.get("_target_") if isinstance(scheduler, dict) else None
+        try:
+            parameter = metric_parameter(find_target(target)) if isinstance(target, str) else None
+        except TargetError:
+            continue  # reported by `targets`
+        if not isinstance(target, str):
+            continue
+        if parameter is None and monitor is not None:
+            report.add(monitor_path, f"{monitor!r} has no use: {target}.step() takes no metric; leave it out")
+        if parameter is not None and parameter.default is inspect.Parameter.empty and monitor is None:
+            key = monitor_path[-1]
+            report.add(
+                scheduler_path,
+                f"{target} steps on a metric; name it in {key!r}, for example {key}: valid/loss",
+            )
+
+
+def criteria(report: Any, module: Any) -> None:
+    """``best_model_criterion``: a list of [metric, how many to keep, min or max]."""
+    items = report.settings.get("best_model_criterion")
+    if not isinstance(items, list):
+        return
+    if len(items) == 3 and isinstance(items[0], str):
+        report.add(
+            ("best_model_criterion",), f"{items!r} is one criterion; write a list of such lists: [{items!r}]"
+        )
+        return
+    seen = {}
+    for index, item in enumerate(items):
+        path = ("best_model_criterion", index)
+        if item is UNRESOLVED or (isinstance(item, list) and UNRESOLVED in item):
+            continue
+        if not isinstance(item, list) or len(item) != 3:
+            report.add(
+                path,
+                f"{item!r} is not [metric, how many to keep, mode], such as ['valid/loss', 3, 'min']",
+            )
+            continue
+        metric, keep, mode = item
+        if not isinstance(metric, str) or not metric:
+            report.add((*path, 0), f"{metric!r} is not a metric's name such as 'valid/loss'")
+        if not isinstance(keep, int) or isinstance(keep, bool) or (keep < 1 and keep != -1):
+            report.add((*path, 1), f"{keep!r} is not a number of checkpoints of at least 1, or -1 for all")
+        if mode not in ("min", "max"):
+            report.add((*path, 2), f"{mode!r} is not 'min' or 'max'{nearest(str(mode), ['min', 'max'])}")
+        if (metric, mode) in seen:
+            report.add(
+                path,
+                f"{metric!r} with {mode!r} is criterion {seen[metric, mode]} already; keep one of the two",
+            )
+        seen.setdefault((metric, mode), index)
+
+
+def validation_schedule(report: Any, module: Any) -> None:
+    """Without epochs to count, validation comes after a number of batches, not after a fraction of them."""
+    trainer = report.config.get("trainer")
+    interval = (
+        report.settings.get("trainer", {}).get("val_check_interval", 1.0) if trainer is not None else None
+    )
+    if trainer is None or not hasattr(trainer, "keys") or "check_val_every_n_epoch" not in trainer:
+        return
+    if trainer.raw("check_val_every_n_epoch") is None and isinstance(interval, float) and interval < 1:
+        report.add(
+            ("trainer", "val_check_interval"),
+            f"{interval!r} is a fraction of an epoch; with check_val_every_n_epoch: null give a number of batches",
+        )
+
+
+def model_source(report: Any, module: Any) -> None:
+    """A model can be built: by ``_target_``, or by an espnet2 ``task`` where espnet is installed."""
+    settings = report.settings
+    if module is not None:
+        return
+    if "model" not in settings:
+        report.add(("model",), "is missing; name its class in model._target_")
+    elif "task" in settings:
+        if settings["task"] is not UNRESOLVED and importlib.util.find_spec("espnet2") is None:
+            report.add(
+                ("task",),
+                f"{settings['task']!r} builds the model with espnet2, which is not installed; install espnet, "
+                "or name the model's class in model._target_ and leave task out",
+            )
+    elif isinstance(settings["model"], dict) and "_target_" not in settings["model"]:
+        report.add(("model",), "the key '_target_' is missing: the dotted name of the model's class")
+
+
+def targets(report: Any, module: Any) -> None:
+    """Every ``_target_`` can be imported, and takes the arguments that stand beside it."""
+    skipped = {("model",)} if module is not None or "task" in report.settings else set()
+    for key in BUILT:
+        for path, node in _with_target((key,), report.settings.get(key)):
+            if path in skipped or path == (
+                "trainer",
+                "strategy",
+            ):  # a strategy that is no name is refused by its kind
+                continue
+            name = node["_target_"]
+            if not isinstance(name, str):
+                continue  # a class or function itself, from a configuration made in Python
+            try:
+                target = find_target(name)
+            except TargetError as error:
+                report.add((*path, "_target_"), str(error))
+                continue
+            if not callable(target):
+                report.add((*path, "_target_"), f"{name!r} is no class or function")
+                continue
+            own = ("freeze_param",) if path == ("model",) else ()
+            names = [part for part in node if not part.startswith("_") and part not in own]
+            for unknown in unknown_arguments(target, names):
+                known = list(inspect.signature(target).parameters)
+                report.add((*path, unknown), f"{name} takes no argument {unknown!r}{nearest(unknown, known)}")
+
+
+def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:
+    if isinstance(node, dict):
+        if "_target_" in node and node["_target_"] is not UNRESOLVED:
+            yield path, node
+        for key, value in node.items():
+            yield from _with_target((*path, key), value)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _with_target((*path, index), value)
+
+
+def selected(names: Iterable[str], selector: str) -> list[str]:
+    """The parameter names that a selector matches: whole dotted parts, anywhere in the name.
+
+    >>> selected(["tts.generator.0.weight", "my_generator.weight"], "generator")
+    ['tts.generator.0.weight']
+    """
+    pattern = re.compile(rf"(?:^|\.){re.escape(selector)}(?:\.|$)")
+    return [name for name in names if pattern.search(name)]
+
+
+def selectors(report: Any, module: Any) -> None:
+    """With the model at hand: every trainable parameter belongs to exactly one of several optimizers."""
+    if module is None or not _blocks(report, "optimizers"):
+        return
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    owner: dict[str, str] = {}
+    chosen = {
+        name: block["params"]
+        for name, block in _blocks(report, "optimizers").items()
+        if isinstance(block.get("params"), str) and block["params"]
+    }
+    for name, selector in chosen.items():
+        path = ("optimizers", name, "params")
+        matched = selected(names, selector)
+        if not matched:
+            parts = {part for parameter in names for part in parameter.split(".")[:-1] if not part.isdigit()}
+            report.add(path, f"{selector!r} selects no trainable parameter{nearest(selector, parts)}")
+        for parameter in matched:
+            if parameter in owner:
+                other = owner[parameter]
+                longer = parameter.rpartition(".")[0]
+                report.add(
+                    path,
+                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params {chosen[other]!r}; "
+                    f"a longer selector such as {longer!r} tells them apart",
+                )
+                break
+            owner[parameter] = name
+    if len(chosen) == len(report.settings["optimizers"]):
+        left = [name for name in names if not any(selected([name], selector) for selector in chosen.values())]
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            report.add(("optimizers",), f"no optimizer selects {', '.join(map(repr, left[:3]))}{more}")
+
+
+RULES: tuple[Callable[[Any, Any], None], ...] = (
+    model_source,
+    one_or_several,
+    named_blocks,
+    single_keys_with_several,
+    monitors,
+    criteria,
+    validation_schedule,
+    targets,
+    selectors,
+)
+"""The rules, in the order in which their complaints are listed."""
