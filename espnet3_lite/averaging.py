@@ -1,5 +1,6 @@
-"""The mean of several models' state dicts, in little memory. How tensors are combined; which files, and where the
-result goes, is `checkpoint_io`'s business.
+"""The mean of several models' state dicts, in little memory: how tensors are combined.
+
+Which files they come from, and where the result goes, is `checkpoint_io`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,24 +9,25 @@ import torch
 
 StateDict = dict[str, object]
 
-#: Sums are kept for so many bytes at a time, at the least: below this a model is small and speed matters more.
-_SMALLEST_WINDOW = 4 * 2**20
+#: Sums take at least so many bytes at a time: where that is much, the model is small.
+_SMALLEST_WINDOW = 2**21
 
-#: Larger models are summed in windows of 1/24 of their size: with the copy that adding in another type makes, that
-#: is 1/12 beside the output.
-_WINDOWS = 24
+#: Larger models are summed in windows whose sums take 1/48 of the model's size. A few such blocks are alive at a
+#: time: the sums, the copy that adding in another type makes, and what the allocator keeps.
+_WINDOWS = 48
 
 
 @torch.no_grad()
 def average_state_dicts(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) -> StateDict:
     """Combine the state dicts that `readers` return, the best first, into one.
 
-    Floating and complex tensors are averaged, summed in float64 (complex128), and returned in their own dtype. Integer
-    tensors are summed in int64. Boolean tensors, and values that are no tensors, are the first one's. Keys that name
-    the same memory in all state dicts (tied weights) name the same tensor in the result.
+    Floating and complex tensors are averaged, summed in float64 (complex128), and returned in their own
+    dtype. Integer tensors are summed in int64. Boolean tensors, and values that are no tensors, are the first
+    one's. Keys that name the same memory in all state dicts (tied weights) name the same tensor in the
+    result.
 
-    Each reader is called anew for every window of the model, and its tensors are let go after it: when they are mapped
-    from a file, only a window of each stays in memory, and the whole takes the output and 1/12 of it.
+    Each reader is called anew for every window of the model, and its tensors are let go after it: when they
+    are mapped from a file, only a window of one of them is in memory at a time, beside the output.
 
     Args:
         names: What to call each state dict in an error: its file.
@@ -43,15 +45,12 @@ def average_state_dicts(names: Sequence[str], readers: Sequence[Callable[[], Sta
     owners = _owners(names, readers)
     result, summed = _start(readers[0](), owners)
     for window in _windows(summed):
-        for (key, start, stop), total in zip(window, _sum_window(window, readers), strict=True):
-            if total.is_floating_point() or total.is_complex():
-                total.div_(len(readers))
-            _rows(summed[key], start, stop).copy_(total)
+        _fill_window(window, readers, summed)
     return result
 
 
 def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) -> dict[str, str]:
-    """Check that all state dicts have one layout, and name for each key the first key that shares its memory."""
+    """Check that all state dicts have one layout; name for each key the first key that shares its memory."""
     layout: dict[str, tuple] = {}
     owner_in_each: dict[str, list[str]] = {}
     for name, reader in zip(names, readers, strict=True):
@@ -87,13 +86,13 @@ def _check_layout(first_name: str, first: dict[str, tuple], name: str, this: dic
     for key, expected in first.items():
         if this[key] != expected:
             raise ValueError(
-                f"{name}: {key!r} has shape {this[key][0]} ({this[key][1]}), but {expected[0]} ({expected[1]}) in "
-                f"{first_name}; only checkpoints of one model can be averaged"
+                f"{name}: {key!r} has shape {this[key][0]} ({this[key][1]}), but {expected[0]} "
+                f"({expected[1]}) in {first_name}; only checkpoints of one model can be averaged"
             )
 
 
 def _memory(key: str, value: object) -> tuple:
-    """Equal for tensors that are the same elements of the same memory; an empty tensor or other value is its own."""
+    """Equal for tensors that are the same elements of the same memory; any other value is its own."""
     if not isinstance(value, torch.Tensor) or value.numel() == 0:
         return (key,)
     return value.data_ptr(), value.dtype, value.shape, value.stride()
@@ -119,7 +118,7 @@ def _start(first: StateDict, owners: dict[str, str]) -> tuple[StateDict, dict[st
 
 
 def _windows(tensors: dict[str, torch.Tensor]) -> Iterator[list[tuple[str, int, int]]]:
-    """Cut the tensors into lists of ``(key, first row, last row + 1)``, each list about 1/24 of the whole."""
+    """Cut the tensors into lists of ``(key, first row, last row + 1)`` whose sums fit the limit."""
     limit = max(sum(value.nbytes for value in tensors.values()) // _WINDOWS, _SMALLEST_WINDOW)
     window, used = [], 0
     for key, value in tensors.items():
@@ -151,9 +150,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else torch.int64
 
 
-def _sum_window(
-    window: list[tuple[str, int, int]], readers: Sequence[Callable[[], StateDict]]
-) -> list[torch.Tensor]:
+def _fill_window(
+    window: list[tuple[str, int, int]],
+    readers: Sequence[Callable[[], StateDict]],
+    summed: dict[str, torch.Tensor],
+) -> None:
+    """Combine one window of all state dicts and put it in its place in the result."""
     sums: list[torch.Tensor] = []
     for reader in readers:
         state_dict = reader()
@@ -165,4 +167,7 @@ def _sum_window(
                 total.add_(piece)
         # Before the next file is mapped, so that this one's pages go first.
         del state_dict, pieces
-    return sums
+    for (key, start, stop), total in zip(window, sums, strict=True):
+        if total.is_floating_point() or total.is_complex():
+            total.div_(len(readers))
+        _rows(summed[key], start, stop).copy_(total)

@@ -1,30 +1,42 @@
-"""Bytes on disk: checkpoints are written whole or not at all, checked before they are trusted, linked and averaged.
+"""Bytes on disk: checkpoints are written whole or not at all, checked before they are trusted, linked and
+averaged.
 
-No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is decided by the
-trainer and by `callbacks/`. What a file may hold is in `checkpoint_types`, sharded folders are read in `sharded_io`,
-and the arithmetic of averaging is in `averaging`.
+No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is
+decided by the trainer and by `callbacks/`. What a file may hold is in `checkpoint_types`; sharded folders are
+read in `sharded_io`; the arithmetic of averaging is in `averaging`; temporary names, links and removal are in
+`atomic_files`.
 """
 
-import errno
 import functools
 import logging
 import os
 import pickle
-import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from espnet3_lite.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
 from espnet3_lite.averaging import StateDict, average_state_dicts
-from espnet3_lite.checkpoint_types import allowed_names, harmless_globals, plain, settle
+from espnet3_lite.checkpoint_types import harmless_globals, plain, settle
 from espnet3_lite.exceptions import CheckpointError
+
+__all__ = [
+    "CheckpointError",
+    "average_checkpoints",
+    "consolidate",
+    "is_intact",
+    "link_or_copy",
+    "load_checkpoint",
+    "newest_intact",
+    "remove_checkpoint",
+    "save_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +45,20 @@ AnyPath = TypeVar("AnyPath", str, Path)
 _WRAPPER_PREFIX = "model."
 
 
-# --- Writing ----------------------------------------------------------------------------------------------------------
+# --- Writing ------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
-    """Write a checkpoint so that a reader, or a crash at any moment, finds the old file or the new one, whole.
+    """Write a checkpoint so that a reader, or a crash at any moment, finds the old file or the new one,
+    whole.
 
-    It is written beside its final name, flushed to disk and renamed. When it cannot be written, neither a part of it
-    nor a temporary file stays behind, and what was there before is untouched. The file loads with
+    It is written beside its final name, flushed to disk and renamed. When it cannot be written, neither a
+    part of it nor a temporary file stays behind, and what was there before is untouched. The file loads with
     ``torch.load(path, weights_only=True)``.
 
     Args:
-        checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted (`checkpoint_types.plain`).
+        checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted, as
+            `checkpoint_types.plain` says.
         path: The file; its folder is made when missing.
 
     Raises:
@@ -62,144 +76,32 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
     checkpoint = plain(checkpoint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        with _beside(path) as temporary:
+        remove_leftovers(path)
+        with beside(path) as temporary:
             # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        _flush_folder(path.parent)
-    # torch's writer turns a full disk into a RuntimeError.
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+        # torch's writer hides a full disk behind an error of its own, whose context is the reason.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
 
 
-def _temporary_name(path: Path, process: object) -> str:
-    return f".{path.name}.{process}.tmp"
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A hidden name in the same folder, and so on the same file system; what is still there afterwards is removed."""
-    temporary = path.with_name(_temporary_name(path, os.getpid()))
-    remove_checkpoint(temporary)
-    try:
-        yield temporary
-    finally:
-        remove_checkpoint(temporary)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed in the midst of writing this file left behind."""
-    start, end = _temporary_name(path, "|").split("|")
-    for entry in os.scandir(path.parent):
-        process = entry.name[len(start) : -len(end)]
-        if entry.name.startswith(start) and entry.name.endswith(end) and process.isdigit():
-            if not _is_running(int(process)):
-                remove_checkpoint(entry.path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def link_or_copy(source: str | Path, destination: str | Path) -> None:
-    """Make `destination` name the same bytes as `source`, at once: it never names nothing or a part.
-
-    A file gets a hard link, so that removing `source` leaves `destination` whole, or a copy where the file system has
-    no hard links. A folder (a sharded checkpoint) gets a relative symbolic link.
-
-    Raises:
-        CheckpointError: If `source` does not exist or `destination` cannot be written.
-    """
-    source, destination = Path(os.path.realpath(source)), Path(destination)
-    if not source.exists():
-        raise CheckpointError(f"{source}: does not exist; {destination} cannot be made to name it")
-    if _is_same_file(source, destination):
-        return
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(destination) as temporary:
-            if source.is_dir():
-                folder = os.path.realpath(destination.parent)
-                os.symlink(os.path.relpath(source, folder), temporary, target_is_directory=True)
-            else:
-                _hard_link_or_copy(source, temporary)
-            if destination.is_dir() and not destination.is_symlink():
-                remove_checkpoint(destination)  # a rename cannot replace a folder
-            os.replace(temporary, destination)
-        _flush_folder(destination.parent)
-    except OSError as error:
-        raise CheckpointError(f"{destination}: could not be made to name {source}: {error}") from error
-
-
-def _is_same_file(source: Path, destination: Path) -> bool:
-    """True for two hard links: renaming one over the other would do nothing. A symbolic link is not the file."""
-    return destination.exists() and not destination.is_symlink() and source.samefile(destination)
-
-
-def _hard_link_or_copy(source: Path, temporary: Path) -> None:
-    try:
-        os.link(source, temporary)
-    except OSError as error:
-        if error.errno not in (
-            errno.EPERM,
-            errno.ENOTSUP,
-            errno.EXDEV,
-            errno.EMLINK,
-            errno.ENOSYS,
-            errno.EACCES,
-        ):
-            raise
-        with open(source, "rb") as reader, open(temporary, "wb") as writer:
-            shutil.copyfileobj(reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
-
-
-def remove_checkpoint(path: str | Path) -> None:
-    """Remove a checkpoint, be it a file, a link or a folder; one that is missing is fine.
-
-    A folder is renamed first, so that a crash leaves nothing that looks like a checkpoint.
-    """
-    path = Path(path)
-    if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(_temporary_name(path, os.getpid()))
-        if path.suffix != ".tmp":
-            os.replace(path, doomed)
-            path = doomed
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
     """Read a checkpoint, ours or Lightning's, after checking that it is whole. No code in it is ever run.
 
-    Beside tensors and plain values, the harmless types in `checkpoint_types.allowed_names` are read, which ESPnet3's
-    files under Lightning hold in their hyper-parameters: a `Namespace`, paths and dates come back as such, OmegaConf
-    containers as dicts and lists with their ``${...}`` as text, other dict-likes as dicts, NumPy numbers as Python's,
-    NumPy arrays as arrays. A sharded checkpoint (a folder) is put together on the CPU.
+    Beside tensors and plain values, the harmless types in `checkpoint_types.allowed_names` are read, which
+    ESPnet3's files under Lightning hold in their hyper-parameters: a `Namespace`, paths and dates come back
+    as such, OmegaConf containers as dicts and lists with their ``${...}`` as text, other dict-likes as dicts,
+    NumPy numbers as Python's, NumPy arrays as arrays. A sharded checkpoint (a folder) is put together on the
+    CPU.
 
     Args:
         path: A file, or a sharded checkpoint's folder.
@@ -207,8 +109,8 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
         mmap: As in `torch.load`: map the tensors instead of reading them. Default: torch's own default.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, damaged, not a checkpoint, or holds other objects; the
-            message says which.
+        CheckpointError: If the file is missing, truncated, damaged, not a checkpoint, or holds other objects;
+            the message says which.
     """
     path = Path(path)
     if path.is_dir():
@@ -225,9 +127,9 @@ def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
             checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
-    # The archive's checksums were right, so what is inside was not written by torch.save.
+    # The archive's checksums were right: what is inside was not written by torch.save, or there is no room for it.
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
     checkpoint = settle(checkpoint)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
@@ -244,11 +146,11 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     except (pickle.UnpicklingError, EOFError, struct.error):
         names = []
     if not names:
-        return f"{path}: not a checkpoint: {error}"
+        return f"{path}: cannot be read as a checkpoint: {error}"
     return (
-        f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them can run "
-        f"code. Where it was written, save it anew without them (most often `hyper_parameters`). Read are tensors, "
-        f"plain values and {', '.join(allowed_names())}"
+        f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them "
+        "can run code. Where it was written, save it anew without them (most often they are in "
+        "`hyper_parameters`); what is read is listed by espnet3_lite.checkpoint_types.allowed_names()"
     )
 
 
@@ -264,7 +166,7 @@ def _file_damage(path: Path) -> str | None:
         if not start:
             return f"{path}: is empty; its writer was stopped before it began"
         if start != b"PK\x03\x04":
-            return f"{path}: not a checkpoint: it does not begin as an archive of torch.save (since torch 1.6) does"
+            return f"{path}: not a checkpoint: it does not begin as an archive of torch.save does"
         if not zipfile.is_zipfile(path):
             return f"{path}: truncated: the archive's table of contents at its end is missing"
         with zipfile.ZipFile(path) as archive:
@@ -297,7 +199,7 @@ def _damage(path: str | Path) -> str | None:
 
 
 def is_intact(path: str | Path) -> bool:
-    """True if a checkpoint is there and whole: a file by its checksums, a sharded folder by its files' lengths."""
+    """True if a checkpoint is there and whole: a file by its checksums, a folder by its files' lengths."""
     return _damage(path) is None
 
 
@@ -315,7 +217,7 @@ def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
     return None
 
 
-# --- Sharded checkpoints ----------------------------------------------------------------------------------------------
+# --- Sharded checkpoints ------------------------------------------------------------------------------------
 
 
 def _load_sharded(folder: Path, only: str | None = None) -> dict:
@@ -348,7 +250,7 @@ def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     save_checkpoint(_load_sharded(Path(sharded_folder)), output_file)
 
 
-# --- Averaging --------------------------------------------------------------------------------------------------------
+# --- Averaging ----------------------------------------------------------------------------------------------
 
 
 def average_checkpoints(
@@ -356,16 +258,16 @@ def average_checkpoints(
 ) -> StateDict:
     """Average the models in several checkpoints into one state dict that loads into the user's model.
 
-    Floating tensors are averaged (summed in float64) and keep their dtype; integer tensors are summed in int64, as
-    ESPnet3 does; boolean ones are the best's; tied weights stay tied. Takes at most 1.2 times the model's size in
-    memory, however many checkpoints there are; sharded ones are consolidated into temporary files first, which takes
-    the model and its largest shard.
+    Floating tensors are averaged (summed in float64) and keep their dtype; integer tensors are summed in
+    int64, as ESPnet3 does; boolean ones are the best's; tied weights stay tied. Takes at most 1.2 times the
+    model's size in memory, however many checkpoints there are; sharded ones are consolidated into temporary
+    files first, which takes the model and its largest shard.
 
-    A trainer's module may wrap the model, and then prefixes its keys with ``model.``: the prefix is stripped and the
-    wrapper's other keys are left out. Our checkpoints say whether there is a wrapper
-    (``checkpoint["loops"]["espnet3_lite"]["wrapper_prefix"]``). For a checkpoint that does not say, one is assumed
-    where any key begins with ``model.``, with a warning when others do not, since a model may itself have a part of
-    that name. A plain state dict is taken as it is.
+    A trainer's module may wrap the model, and then prefixes its keys with ``model.``: the prefix is stripped
+    and the wrapper's other keys are left out. Our checkpoints say whether there is a wrapper
+    (``checkpoint["loops"]["espnet3_lite"]["wrapper_prefix"]``). For a checkpoint that does not say, one is
+    assumed where any key begins with ``model.``, with a warning when others do not, since a model may itself
+    have a part of that name. A plain state dict is taken as it is.
 
     Args:
         paths: The best checkpoint first: files with a ``state_dict``, plain state dicts, or sharded folders.
@@ -412,7 +314,7 @@ def average_checkpoints(
 
 
 def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial:
-    """Check a checkpoint and return a function that maps its model's state dict from disk, anew at each call."""
+    """Check a checkpoint; return a function that maps its model's state dict from disk, anew at each call."""
     if path.is_dir():
         save_checkpoint(_load_sharded(path, only="state_dict"), scratch_file)
         file = scratch_file
@@ -446,8 +348,8 @@ def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
         return ""
     if others:
         logger.warning(
-            "%s does not say whether its model is wrapped: keys that begin with %r are taken for the model's, and left "
-            "out are %s. If these belong to the model, give wrapper_prefix=''",
+            "%s does not say whether its model is wrapped: keys that begin with %r are taken for the model's, "
+            "and left out are %s. If these belong to the model, give wrapper_prefix=''",
             path,
             _WRAPPER_PREFIX,
             ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),

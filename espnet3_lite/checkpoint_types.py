@@ -1,9 +1,9 @@
 """What a checkpoint may hold: which values are written, and which pickled types of other programs are read.
 
 Writing is strict: tensors and plain Python values, so that every file of ours loads with
-`torch.load(..., weights_only=True)`. Reading is wider: files that ESPnet3 wrote under Lightning hold a few harmless
-objects more (hyper-parameters as `Namespace` or OmegaConf containers, paths, NumPy numbers). They are read through an
-explicit list of names, never by running what a pickle asks for. Nothing here opens a file.
+`torch.load(..., weights_only=True)`. Reading is wider: files that ESPnet3 wrote under Lightning hold a few
+harmless objects more (hyper-parameters as `Namespace` or OmegaConf containers, paths, NumPy numbers). They are read
+through an explicit list of names, never by running what a pickle asks for. Nothing here opens a file.
 """
 
 import argparse
@@ -25,8 +25,9 @@ _BASES = (bool, int, float, complex, str, bytes)
 def plain(value: object, where: str = "checkpoint") -> object:
     """Return `value` as a checkpoint may hold it: tensors and plain Python values.
 
-    What is plain comes back as it is, the same object. A NumPy number becomes a Python number, a path a string, a
-    `Namespace` a dict, and a subclass of a built-in type (a `defaultdict`, a named tuple, a string enum) its base.
+    What is plain comes back as it is, the same object. A NumPy number becomes a Python number, a path a
+    string, a `Namespace` a dict, and a subclass of a built-in type (a `defaultdict`, a named tuple, a string
+    enum) its base.
 
     Args:
         value: Any tree of values.
@@ -86,16 +87,17 @@ def _plain_sequence(value: list | tuple | set, where: str) -> list | tuple | set
     return kind(items)
 
 
-# --- Reading what other programs pickled --------------------------------------------------------------------------
+# --- Reading what other programs pickled --------------------------------------------------------------------
 #
-# torch's weights_only unpickler calls and builds only what stands on a list of names. We give it names, and for each
-# something harmless to stand for it: a standard type where that type can do nothing but hold values, a stand-in of our
-# own where the real class is not installed (OmegaConf, Lightning) or can be misled by a forged state (NumPy's dtype and
-# ndarray, whose __setstate__ can be made to take raw bytes for object pointers).
+# torch's weights_only unpickler calls and builds only what stands on a list of names. We give it names, and
+# for each something harmless to stand for it: a standard type where that type can do nothing but hold values,
+# a stand-in of our own where the real class is not installed (OmegaConf, Lightning) or can be misled by a
+# forged state (NumPy's dtype and ndarray, whose __setstate__ can be made to take raw bytes for object
+# pointers).
 
 
 class _EmptyDict:
-    """For dict subclasses: torch then fills a plain dict. Arguments, such as a default factory, are dropped."""
+    """For dict subclasses: torch then fills a plain dict. Arguments (a default factory) are dropped."""
 
     def __new__(cls, *_: object) -> dict:
         return {}
@@ -223,26 +225,27 @@ _STAND_INS = {
 
 
 def allowed_names() -> list[str]:
-    """The full names of the pickled types that `load_checkpoint` reads beyond tensors and plain values, sorted."""
+    """The full names of the types that `load_checkpoint` reads beyond tensors and plain values, sorted."""
     return sorted(_STAND_INS)
 
 
 def harmless_globals() -> AbstractContextManager[None]:
-    """While entered, `torch.load(weights_only=True)` also reads the types in `allowed_names()`; see `settle`."""
-    # torch resolves what stands for a name, and also checks types that were built: hence both forms of an entry.
+    """While entered, `torch.load(weights_only=True)` also reads what `allowed_names` lists; see `settle`."""
     return torch.serialization.safe_globals([(kind, name) for name, kind in _STAND_INS.items()])
 
 
 def settle(value: object) -> object:
-    """Put the real values where stand-ins are in a tree that was loaded under `harmless_globals`, in place."""
+    """Put real values in place of the stand-ins in a tree that was loaded under `harmless_globals`."""
     return _settle(value, {})
 
 
 def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:
-    # `seen` maps an id to the object and what it became. It holds the object, for an id is only good while its owner
-    # lives; and it knows shared and circular references, of which a forged file may be full.
+    # `seen` maps an id to the object and what it became. It holds the object, for an id is only good while
+    # its owner lives; and it knows shared and circular references, of which a forged file may be full.
     if id(value) in seen:
         return seen[id(value)][1]
+    if isinstance(value, type) and value.__module__ == __name__:
+        return None  # a class itself, such as Lightning's `hparams_type`: of no use without its package
     if isinstance(value, _Holder):
         seen[id(value)] = (value, None)
         settled = _settle(value.settled(), seen)

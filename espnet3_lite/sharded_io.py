@@ -1,9 +1,9 @@
 """Reading sharded checkpoints (folders of `torch.distributed.checkpoint`) safely and in one process.
 
-A folder holds `.metadata` and one data file or more a rank. torch's own reader unpickles both without restraint; here
-they pass through lists of allowed names first. `VerifiedReader` and `PlainValuesPlanner` are for whoever loads such a
-folder with `torch.distributed.checkpoint.load`. Nothing here writes. Imported where a folder is met, since torch's
-package is slow to import.
+A folder holds `.metadata` and one data file or more a rank. torch's own reader unpickles both without
+restraint; here they pass through lists of allowed names first. `VerifiedReader` and `PlainValuesPlanner` are
+for whoever loads such a folder with `torch.distributed.checkpoint.load`. Nothing here writes. Imported where
+a folder is met, since torch's package is slow to import.
 """
 
 import io
@@ -172,8 +172,9 @@ class _Built(dict):
 def nested(values: dict[str, object], metadata: Metadata) -> dict:
     """Give entries the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
 
-    torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty dict. An
-    optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs in `PLAIN_ENTRY`.
+    torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
+    dict. An optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs
+    in `PLAIN_ENTRY`.
     """
     whole = _Built()
     for name, value in values.items():
@@ -202,8 +203,9 @@ def _with_lists(value: object) -> object:
 def shardable(checkpoint: dict) -> dict:
     """Return a checkpoint as it should be given to `torch.distributed.checkpoint.save`.
 
-    Model and optimizers stay, to be sharded; all else goes as one value under `PLAIN_ENTRY`, since torch would
-    otherwise turn its integer keys into text and lose its empty dicts. `nested` and `read_plain` undo it.
+    Model and optimizers stay, to be sharded; all else goes as one value under `PLAIN_ENTRY`, since torch
+    would otherwise turn its integer keys into text and lose its empty dicts. `nested` and `read_plain` undo
+    it.
     """
     sharded = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
     # A tuple is the one container that torch does not take apart.

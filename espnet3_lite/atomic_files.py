@@ -1,0 +1,117 @@
+"""How a file or folder comes to have its name at once, or not at all: temporary names, links, removal.
+
+What is in a file is not known here.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from espnet3_lite.exceptions import CheckpointError
+
+
+def temporary_name(path: Path, process: object) -> str:
+    """The hidden name beside `path` under which a process, by its number, writes."""
+    return f".{path.name}.{process}.tmp"
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A hidden name in the same folder, so that a rename is one step; what is left there is removed."""
+    temporary = path.with_name(temporary_name(path, os.getpid()))
+    remove_checkpoint(temporary)
+    try:
+        yield temporary
+    finally:
+        remove_checkpoint(temporary)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed in the midst of writing this file left behind."""
+    start, end = temporary_name(path, "|").split("|")
+    for entry in os.scandir(path.parent):
+        process = entry.name[len(start) : -len(end)]
+        if entry.name.startswith(start) and entry.name.endswith(end) and process.isdigit():
+            if not _is_running(int(process)):
+                remove_checkpoint(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str | Path, destination: str | Path) -> None:
+    """Make `destination` name the same bytes as `source`, at once: it never names nothing or a part.
+
+    A file gets a hard link, so that removing `source` leaves `destination` whole, or a copy where the file
+    system has no hard links. A folder (a sharded checkpoint) gets a relative symbolic link.
+
+    Raises:
+        CheckpointError: If `source` does not exist or `destination` cannot be written.
+    """
+    source, destination = Path(os.path.realpath(source)), Path(destination)
+    if not source.exists():
+        raise CheckpointError(f"{source}: does not exist; {destination} cannot be made to name it")
+    if _is_same_file(source, destination):
+        return
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with beside(destination) as temporary:
+            if source.is_dir():
+                folder = os.path.realpath(destination.parent)
+                os.symlink(os.path.relpath(source, folder), temporary, target_is_directory=True)
+            else:
+                _hard_link_or_copy(source, temporary)
+            if destination.is_dir() and not destination.is_symlink():
+                remove_checkpoint(destination)  # a rename cannot replace a folder
+            os.replace(temporary, destination)
+        flush_folder(destination.parent)
+    except OSError as error:
+        raise CheckpointError(f"{destination}: could not be made to name {source}: {error}") from error
+
+
+def _is_same_file(source: Path, destination: Path) -> bool:
+    """True for two hard links, where a rename would do nothing. A symbolic link is not the file."""
+    return destination.exists() and not destination.is_symlink() and source.samefile(destination)
+
+
+def _hard_link_or_copy(source: Path, temporary: Path) -> None:
+    try:
+        os.link(source, temporary)
+    # No hard links here, another device, too many links: whatever the reason, a copy does, or says why not.
+    except OSError:
+        with open(source, "rb") as reader, open(temporary, "wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def remove_checkpoint(path: str | Path) -> None:
+    """Remove a checkpoint, be it a file, a link or a folder; one that is missing is fine.
+
+    A folder is renamed first, so that a crash leaves nothing that looks like a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(temporary_name(path, os.getpid()))
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
