@@ -1,0 +1,189 @@
+"""A config's `dataloader` block: the loader of one split, for the whole run.
+
+Two ways, as in ESPnet3: torch's own `DataLoader`, or, where the block has an `iter_factory`, ESPnet's batch
+samplers and its order of an epoch (`samplers.py`, `iterators.py`). Which rank takes which batch is the
+training loop's business.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from espnet3_lite.data.dataset import EpochShards
+from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
+from espnet3_lite.data.samplers import build_batch_sampler
+from espnet3_lite.distributed.rank import global_rank, world_size
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.instantiate import instantiate
+
+_DISTRIBUTIONS = ("per_gpu", "global")
+# Keys of a loader's block that say something else than how torch's DataLoader is made.
+_NOT_FOR_TORCH = (
+    "iter_factory",
+    "batch_distribution",
+    "total_shards",
+    "dist_world_size",
+    "dataset",
+    "collate_fn",
+)
+
+
+class DataLoaderBuilder:
+    """Builds the loader that ``config.dataloader.<mode>`` describes.
+
+    Args:
+        dataset: what is loaded: a `CombinedDataset`, or any map-style data set.
+        config: the whole config, or any mapping with a `dataloader` block.
+        collate_fn: makes a batch of samples; None for torch's own.
+        num_device: ESPnet3's argument; not used, since the training loop deals batches out to the ranks.
+        epoch: the epoch, counted from 0, that the loader begins with. Default 0.
+
+    >>> config = {"dataloader": {"train": {"batch_size": 2, "shuffle": False}}}
+    >>> loader = DataLoaderBuilder([1, 2, 3], config).build("train")
+    >>> [batch.tolist() for batch in loader]
+    [[1, 2], [3]]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        config: Mapping[str, Any],
+        collate_fn: Callable | None = None,
+        num_device: int = 1,
+        epoch: int = 0,
+    ):
+        self.dataset = dataset
+        self.config = config
+        self.collate_fn = collate_fn
+        self.num_device = num_device
+        self.epoch = epoch
+
+    def build(self, mode: str) -> DataLoader | FactoryLoader:
+        """Build the loader of ``train`` or ``valid``.
+
+        Returns:
+            Without `iter_factory`, a plain `DataLoader`. With ESPnet's sequence iterator, a `DataLoader`
+            whose `batch_sampler` is an `EpochBatchSampler`: before each epoch, call its ``set_epoch``; its
+            `batch_distribution` says how ranks share a batch. With any other factory, a `FactoryLoader`, on
+            each rank with that rank's batches. Where the data set is sharded, ``loader.dataset.set_epoch``
+            must be called too.
+
+        Raises:
+            MisconfigurationException: the block is missing, contradicts itself, or has an unknown key.
+        """
+        block = self._block(mode)
+        where = f"dataloader.{mode}"
+        distribution = block.get("batch_distribution") or "per_gpu"
+        if distribution not in _DISTRIBUTIONS:
+            raise MisconfigurationException(
+                f"{where}.batch_distribution must be 'per_gpu' or 'global', got {distribution!r}"
+                f"{nearest(distribution, _DISTRIBUTIONS)}"
+            )
+        if "multiple_iterator" in block:
+            raise MisconfigurationException(
+                f"{where}.multiple_iterator is not supported, as in ESPnet3: give a sharded data set "
+                "(total_shards, dist_world_size), or point the data set and the shape files to one split"
+            )
+        factory = block.get("iter_factory")
+        if factory is None and distribution == "global":
+            raise MisconfigurationException(
+                f"{where}.batch_distribution: global needs an iter_factory, whose batches all ranks know; "
+                "a plain DataLoader has per_gpu only"
+            )
+        dataset = self.dataset
+        if getattr(dataset, "total_shards", None) is not None:
+            dataset = EpochShards(dataset, self.epoch)
+        if factory is None:
+            return self._plain_loader(block, dataset, where)
+        return self._factory_loader(factory, dataset, distribution, f"{where}.iter_factory")
+
+    def _block(self, mode: str) -> dict[str, Any]:
+        dataloader = self.config.get("dataloader")
+        if not isinstance(dataloader, Mapping):
+            raise MisconfigurationException(
+                f"the config needs a `dataloader` block with `train` and `valid`, got {dataloader!r}"
+            )
+        if not isinstance(dataloader.get(mode), Mapping):
+            raise MisconfigurationException(
+                f"the config has no dataloader.{mode}; it has dataloader.{{{', '.join(dataloader)}}}"
+                f"{nearest(mode, dataloader)}"
+            )
+        return _plain(dataloader[mode])
+
+    def _plain_loader(self, block: dict[str, Any], dataset: Any, where: str) -> DataLoader:
+        samplers = {
+            name: instantiate(self.config[name], dataset)
+            for name in ("sampler", "batch_sampler")
+            if self.config.get(name) is not None
+        }
+        if len(samplers) == 2:
+            raise MisconfigurationException(
+                "the config has both `sampler` and `batch_sampler`; keep one of them"
+            )
+        arguments = {key: value for key, value in block.items() if key not in _NOT_FOR_TORCH}
+        _check_keys(where, arguments, DataLoader)
+        return DataLoader(dataset, collate_fn=self.collate_fn, **samplers, **arguments)
+
+    def _factory_loader(
+        self, factory: Any, dataset: Any, distribution: str, where: str
+    ) -> DataLoader | FactoryLoader:
+        if not isinstance(factory, Mapping) or "_target_" not in factory:
+            raise MisconfigurationException(
+                f"{where} must be a mapping with a `_target_`, such as "
+                f"espnet2.iterators.sequence_iter_factory.SequenceIterFactory; got {factory!r}"
+            )
+        if "MultipleIterFactory" in factory["_target_"]:
+            raise MisconfigurationException(
+                f"{where}: MultipleIterFactory is not supported, as in ESPnet3; use SequenceIterFactory "
+                "and a sharded data set"
+            )
+        batches = _build_batches(factory.get("batches"), f"{where}.batches")
+        arguments = {key: value for key, value in factory.items() if key != "batches"}
+        arguments.setdefault("collate_fn", self.collate_fn)
+        built = instantiate(arguments, dataset, batches=batches)
+        if isinstance(built, SequenceIterFactory):
+            loader = built.build_loader(distribution)
+            loader.batch_sampler.set_epoch(self.epoch)
+            return loader
+        # Such a factory decides alone what its batches are, so each rank's copy gets that rank's share to
+        # begin with.
+        if world_size() > 1:
+            built = instantiate(arguments, dataset, batches=list(batches)[global_rank() :: world_size()])
+        loader = FactoryLoader(built)
+        loader.set_epoch(self.epoch)
+        return loader
+
+
+def _build_batches(config: Any, where: str) -> Any:
+    """The batch sampler that `batches` describes: arguments of `build_batch_sampler`, or a `_target_`."""
+    if not isinstance(config, Mapping):
+        raise MisconfigurationException(
+            f"{where} must be a mapping with a `type` and shape_files, got {config!r}"
+        )
+    if not config.get("_target_", "build_batch_sampler").endswith("build_batch_sampler"):
+        return instantiate(config)
+    settings = {key: value for key, value in config.items() if key != "_target_"}
+    if "type" not in settings:
+        raise MisconfigurationException(f"{where} has no `type`: unsorted, sorted, folded, length or numel")
+    _check_keys(where, settings, build_batch_sampler)
+    return build_batch_sampler(**settings)
+
+
+def _check_keys(where: str, settings: Mapping[str, Any], function: Callable) -> None:
+    known = list(inspect.signature(function).parameters)
+    for key in settings:
+        if key not in known:
+            raise MisconfigurationException(
+                f"{where} has the unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and lists of any kind as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
