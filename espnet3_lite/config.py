@@ -192,6 +192,15 @@ class ConfigList(_View, MutableSequence):
     __hash__ = None
 
 
+def path_of(view: Config | ConfigList) -> KeyPath:
+    """Where in its whole configuration a nested one stands; empty for the whole. (A method would hide a key.)
+
+    >>> path_of(Config.create({"trainer": {"callbacks": []}}).trainer.callbacks)
+    ('trainer', 'callbacks')
+    """
+    return view._path
+
+
 def _view(root: _Root, path: KeyPath) -> Config | ConfigList:
     return (Config if isinstance(node_at(root.tree, path), dict) else ConfigList)(root, path)
 

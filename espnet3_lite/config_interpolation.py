@@ -34,7 +34,7 @@ _WORDS = {"null": None, "true": True, "false": False}
 
 
 class InterpolationError(MisconfigurationException):
-    """A ``${...}`` that cannot be resolved: ``path`` is its key, ``problem`` says why; so does the message."""
+    """A ``${...}`` that cannot be resolved: ``path`` is its key, ``problem`` says why."""
 
     def __init__(self, path: KeyPath, problem: str):
         self.path = path
@@ -113,9 +113,7 @@ def resolve(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = ()) -> Any:
     return result
 
 
-def plain_value(
-    tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = (), inside: tuple[KeyPath, ...] = ()
-) -> Any:
+def plain_value(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = (), inside: tuple[KeyPath, ...] = ()) -> Any:
     """The value at a path as plain dicts, lists and scalars, everything inside it resolved.
 
     ``chain`` is as for `resolve`; ``inside`` names the containers being copied, to find one that contains
@@ -240,9 +238,7 @@ class _Reader:
     def _arguments(self, start: int) -> list[Any]:
         """The comma-separated arguments of a resolver, up to behind the closing brace."""
         arguments: list[Any] = []
-        pieces: list[
-            Any
-        ] = []  # of the current argument: text, and values of nested interpolations in a 1-tuple
+        pieces: list[Any] = []  # of the current argument: text, and values of nested interpolations in a 1-tuple
         depth, quote, quoted = 0, "", False
         while True:
             character = self._next_character(start)
@@ -277,9 +273,7 @@ class _Reader:
     def _call(self, name: str, arguments: list[Any]) -> Any:
         function = RESOLVERS.get(name)
         if function is None:
-            raise self.position.error(
-                f"{self.text!r} uses an unknown resolver {name!r}{nearest(name, RESOLVERS)}"
-            )
+            raise self.position.error(f"{self.text!r} uses an unknown resolver {name!r}{nearest(name, RESOLVERS)}")
         parameters = inspect.signature(function)
         try:
             parameters.bind(self.position, *arguments)
@@ -331,9 +325,7 @@ def _select(position: Position, key, default=None):
 
 def _mapping_for(position: Position, key) -> dict:
     value = _select(position, key)
-    mapping = (
-        plain_value(position.tree, value.path, position.chain) if isinstance(value, Reference) else value
-    )
+    mapping = plain_value(position.tree, value.path, position.chain) if isinstance(value, Reference) else value
     if not isinstance(mapping, dict):
         raise position.error(f"{key!r} is not a mapping but {mapping!r}")
     return mapping

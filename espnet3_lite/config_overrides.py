@@ -72,9 +72,7 @@ def _descend(tree: dict, parts: list[str], create: bool) -> tuple[Any, KeyPath]:
         container = container[key]
         if not isinstance(container, dict | list):
             hint = ", an interpolation: override what it points at" if is_interpolated(container) else ""
-            raise MisconfigurationException(
-                f"{format_path(path)!r} is {container!r}{hint}; it holds no {parts[-1]!r}"
-            )
+            raise MisconfigurationException(f"{format_path(path)!r} is {container!r}{hint}; it holds no {parts[-1]!r}")
     return container, path
 
 
@@ -91,7 +89,7 @@ def _assign(tree: dict, parts: list[str], value: Any, sign: str) -> KeyPath:
     path = (*path, key)
     if isinstance(current, dict) and isinstance(value, dict):
         for name, item in value.items():
-            _assign(current, [str(name)], item, "++" if sign else "")
+            _assign(tree, [*parts, str(name)], item, "++" if sign else "")
     elif sign == "+":
         raise MisconfigurationException(
             f"{format_path(path)!r} is there already with the value {current!r}; drop the + to change it"
@@ -107,9 +105,7 @@ def _remove(tree: dict, parts: list[str], expected: Any) -> KeyPath:
     if key is None:
         raise _missing(container, path, parts[-1])
     if expected is not ... and container[key] != expected:
-        raise MisconfigurationException(
-            f"{format_path((*path, key))!r} is {container[key]!r}, not {expected!r}"
-        )
+        raise MisconfigurationException(f"{format_path((*path, key))!r} is {container[key]!r}, not {expected!r}")
     del container[key]
     return (*path, key)
 
@@ -117,8 +113,6 @@ def _remove(tree: dict, parts: list[str], expected: Any) -> KeyPath:
 def _missing(container: dict | list, path: KeyPath, part: str, hint: str = "") -> MisconfigurationException:
     where = f"{format_path(path)!r}" if path else "the configuration"
     if isinstance(container, list):
-        return MisconfigurationException(
-            f"{where} is a list of {len(container)}; it has no item {part!r}{hint}"
-        )
+        return MisconfigurationException(f"{where} is a list of {len(container)}; it has no item {part!r}{hint}")
     known: Iterable[str] = map(str, container)
     return MisconfigurationException(f"{where} has no key {part!r}{nearest(part, known)}{hint}")

@@ -118,9 +118,7 @@ def _record_positions(node: yaml.Node, path: KeyPath, name: str, positions: dict
     """Note each key's line, and refuse duplicate keys and anchors that contain themselves."""
     line = node.start_mark.line + 1
     if node in enclosing:
-        raise MisconfigurationException(
-            f"{name}, line {line}: the anchor {format_path(path)!r} contains itself"
-        )
+        raise MisconfigurationException(f"{name}, line {line}: the anchor {format_path(path)!r} contains itself")
     enclosing = (*enclosing, node)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -163,9 +161,7 @@ def parse_value(text: str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
-        raise MisconfigurationException(
-            f"{text!r} is no YAML value: {problem}; quote it if it is text"
-        ) from error
+        raise MisconfigurationException(f"{text!r} is no YAML value: {problem}; quote it if it is text") from error
     if isinstance(value, dict) and any(item is None and ":" in str(key) for key, item in value.items()):
         raise MisconfigurationException(f"{text!r}: YAML wants a space after the colon, as in {{key: value}}")
     return value

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from espnet3_lite.config import Config, ConfigList
+from espnet3_lite.config import Config, ConfigList, path_of
 from espnet3_lite.config_yaml import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -60,11 +60,7 @@ def find_target(name: str) -> Any:
         ...
     espnet3_lite.instantiate.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
     """
-    if (
-        not isinstance(name, str)
-        or not all(part.isidentifier() for part in name.split("."))
-        or "." not in name
-    ):
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
         raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")
     prefix = _our_prefix(name)
     return _import_name(name) if prefix is None else _find_ours(name, OURS[prefix])
@@ -118,12 +114,8 @@ def _import_module(name: str, module: str, within: Any = None) -> Any:
             ) from None
         parent, _, part = module.rpartition(".")
         raise _no_such_part(name, parent, part, within) from None
-    except (
-        Exception
-    ) as error:  # whatever the user's module raises while it is imported is reported with its name
-        raise TargetError(
-            f"{name!r}: importing {module!r} failed: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # whatever the user's module raises while it is imported is reported with its name
+        raise TargetError(f"{name!r}: importing {module!r} failed: {type(error).__name__}: {error}") from error
 
 
 def _no_such_part(name: str, parent: str, part: str, found: Any) -> TargetError:
@@ -158,7 +150,7 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
     """
     path: KeyPath = ()
     if isinstance(config, Config | ConfigList):
-        path = config._path
+        path = path_of(config)
         config = config.to_container(resolve=True)
     elif isinstance(config, Mapping):
         config = Config.create(config).to_container(resolve=True)
@@ -168,9 +160,7 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
         return config
     if kwargs:
         if not isinstance(config, dict):
-            raise MisconfigurationException(
-                f"keyword arguments {sorted(kwargs)} need a mapping with a _target_"
-            )
+            raise MisconfigurationException(f"keyword arguments {sorted(kwargs)} need a mapping with a _target_")
         config = _overlay(config, kwargs)
     return _build(config, path, recursive=True, args=args)
 
@@ -230,9 +220,7 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
             f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
             for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
         )
-        raise InstantiationError(
-            f"{where}{name}({given}) raised {type(error).__name__}: {error}{hint}"
-        ) from error
+        raise InstantiationError(f"{where}{name}({given}) raised {type(error).__name__}: {error}{hint}") from error
 
 
 def parameter_names(target: Callable) -> list[str]:

@@ -60,9 +60,7 @@ class Report:
         try:
             value = view[key]
             if isinstance(value, Config | ConfigList) and is_interpolated(view.raw(key)):
-                value = _without_null(
-                    value.to_container()
-                )  # it stands elsewhere; a failure in there ends it here
+                value = _without_null(value.to_container())  # it stands elsewhere; a failure in there ends it here
         except InterpolationError as error:
             self.add(error.path, error.problem)
             return UNRESOLVED
@@ -80,9 +78,7 @@ def _without_null(value: Any) -> Any:
     return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
-def check_config(
-    config: Mapping, trainer_arguments: Collection[str] = TRAINER_ARGUMENTS, module: Any = None
-) -> None:
+def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_ARGUMENTS, module: Any = None) -> None:
     """Check a training configuration as ESPnet3 has it, and report every mistake in one error.
 
     Checked are types and allowed values, names (unknown keys of ``trainer``, ``optimizers.<name>``,
@@ -139,9 +135,7 @@ def _check_values(report: Report) -> None:
 def _check_names(report: Report, trainer_arguments: Collection[str]) -> None:
     for pattern in CLOSED:
         known = {
-            path.removeprefix(pattern + ".").partition(".")[0]
-            for path in FIELDS
-            if path.startswith(pattern + ".")
+            path.removeprefix(pattern + ".").partition(".")[0] for path in FIELDS if path.startswith(pattern + ".")
         }
         known.update(MORE_KEYS.get(pattern, ()), trainer_arguments if pattern == "trainer" else ())
         for path, mapping in _matches(report.settings, pattern.split(".")):
@@ -159,18 +153,10 @@ def _check_top_level(report: Report) -> None:
     """Unknown keys at the top are the user's own, unless they look misspelt and nothing refers to them."""
     text = report.config.to_yaml()
     for key in report.config:
-        if (
-            key in _TOP_LEVEL
-            or report.config.raw(key) is None
-            or re.search(rf"\$\{{\s*{re.escape(str(key))}\b", text)
-        ):
+        if key in _TOP_LEVEL or report.config.raw(key) is None or re.search(rf"\$\{{\s*{re.escape(str(key))}\b", text):
             continue
         meant = max(_TOP_LEVEL, key=lambda known: SequenceMatcher(None, str(key), known).ratio())
         ratio = SequenceMatcher(None, str(key), meant).ratio()
-        is_variant = (
-            str(key).startswith((meant + "_", meant + "-")) or str(key) == f"{meant}s" and meant in ("model",)
-        )
-        if not is_variant and (
-            ratio >= 0.85 and len(key) >= 6 or ratio >= 0.8 and meant not in report.settings
-        ):
+        is_variant = str(key).startswith((f"{meant}_", f"{meant}-"))
+        if not is_variant and (ratio >= 0.85 and len(str(key)) >= 6 or ratio >= 0.8 and meant not in report.settings):
             report.add((key,), f"unknown key; did you mean {meant!r}?")

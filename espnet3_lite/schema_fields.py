@@ -19,9 +19,7 @@ class Kind:
     accepts: Callable[[Any], bool]
 
     def __or__(self, other: "Kind") -> "Kind":
-        return Kind(
-            f"{self.words} or {other.words}", lambda value: self.accepts(value) or other.accepts(value)
-        )
+        return Kind(f"{self.words} or {other.words}", lambda value: self.accepts(value) or other.accepts(value))
 
 
 def _is_whole(value: Any) -> bool:
@@ -42,9 +40,7 @@ def number(minimum: float) -> Kind:
 
 def one_of(*values: Any) -> Kind:
     words = " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
-    return Kind(
-        words, lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values)
-    )
+    return Kind(words, lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values))
 
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
@@ -52,14 +48,10 @@ TEXT = Kind("text", lambda value: isinstance(value, str))
 PATH = Kind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
 MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
-TEXTS = Kind(
-    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value)
-)
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
 OBJECT = Kind(
     "a mapping with _target_",
-    lambda value: (
-        "_target_" in value if isinstance(value, dict) else not isinstance(value, str | int | float | list)
-    ),
+    lambda value: "_target_" in value if isinstance(value, dict) else not isinstance(value, str | int | float | list),
 )
 FRACTION = Kind("a fraction from 0.0 to 1.0", lambda value: isinstance(value, float) and 0 <= value <= 1)
 POSITIVE_FRACTION = Kind(
@@ -72,9 +64,7 @@ DURATION = Kind(
         or (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None)
     ),
 )
-DEVICES = (
-    whole(1) | one_of("auto", -1) | Kind("a list", lambda value: isinstance(value, list) and len(value) > 0)
-)
+DEVICES = whole(1) | one_of("auto", -1) | Kind("a list", lambda value: isinstance(value, list) and len(value) > 0)
 DEVICES = DEVICES | Kind("such a number as text", lambda value: isinstance(value, str) and value.isdecimal())
 LIMIT = whole(0) | FRACTION
 PRECISION = one_of("32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16)

@@ -25,11 +25,7 @@ BUILT = ("model", "dataset", "optimizer", "scheduler", "optimizers", "schedulers
 def _blocks(report: Any, key: str) -> dict[str, dict]:
     """The named blocks of ``optimizers`` or ``schedulers``, as far as they are mappings."""
     block = report.settings.get(key)
-    return (
-        {name: inner for name, inner in block.items() if isinstance(inner, dict)}
-        if isinstance(block, dict)
-        else {}
-    )
+    return {name: inner for name, inner in block.items() if isinstance(inner, dict)} if isinstance(block, dict) else {}
 
 
 def one_or_several(report: Any, module: Any) -> None:
@@ -55,9 +51,7 @@ def named_blocks(report: Any, module: Any) -> None:
                     hint = " (text: a dotted part of the names of its parameters)" if part == "params" else ""
                     report.add((key, name), f"the key {part!r} is missing{hint}")
             if block.get("params") == "":
-                report.add(
-                    (key, name, "params"), "'' selects nothing; name a dotted part of the parameters' names"
-                )
+                report.add((key, name, "params"), "'' selects nothing; name a dotted part of the parameters' names")
     optimizers, schedulers = report.settings.get("optimizers"), report.settings.get("schedulers")
     if isinstance(optimizers, dict) and isinstance(schedulers, dict):
         for name in schedulers:
@@ -117,18 +111,14 @@ def metric_parameter(scheduler: Any) -> inspect.Parameter | None:
     if step is None:
         return None
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [
-        parameter for parameter in inspect.signature(step).parameters.values() if parameter.kind in named
-    ]
+    parameters = [parameter for parameter in inspect.signature(step).parameters.values() if parameter.kind in named]
     return next((parameter for parameter in parameters[1:] if parameter.name != "epoch"), None)
 
 
 def monitors(report: Any, module: Any) -> None:
     """``monitor`` goes with a scheduler that takes a metric, and one that needs a metric has it."""
     settings = report.settings
-    found = [
-        (("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))
-    ]
+    found = [(("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))]
     for name, block in _blocks(report, "schedulers").items():
         path = ("schedulers", name)
         found.append(((*path, "scheduler"), (*path, "monitor"), block.get("scheduler"), block.get("monitor")))
@@ -156,9 +146,7 @@ def criteria(report: Any, module: Any) -> None:
     if not isinstance(items, list):
         return
     if len(items) == 3 and isinstance(items[0], str):
-        report.add(
-            ("best_model_criterion",), f"{items!r} is one criterion; write a list of such lists: [{items!r}]"
-        )
+        report.add(("best_model_criterion",), f"{items!r} is one criterion; write a list of such lists: [{items!r}]")
         return
     seen = {}
     for index, item in enumerate(items):
@@ -186,21 +174,6 @@ def criteria(report: Any, module: Any) -> None:
         seen.setdefault((metric, mode), index)
 
 
-def validation_schedule(report: Any, module: Any) -> None:
-    """Without epochs to count, validation comes after a number of batches, not after a fraction of them."""
-    trainer = report.config.get("trainer")
-    interval = (
-        report.settings.get("trainer", {}).get("val_check_interval", 1.0) if trainer is not None else None
-    )
-    if trainer is None or not hasattr(trainer, "keys") or "check_val_every_n_epoch" not in trainer:
-        return
-    if trainer.raw("check_val_every_n_epoch") is None and isinstance(interval, float) and interval < 1:
-        report.add(
-            ("trainer", "val_check_interval"),
-            f"{interval!r} is a fraction of an epoch; with check_val_every_n_epoch: null give a number of batches",
-        )
-
-
 def model_source(report: Any, module: Any) -> None:
     """A model can be built: by ``_target_``, or by an espnet2 ``task`` where espnet is installed."""
     settings = report.settings
@@ -212,7 +185,7 @@ def model_source(report: Any, module: Any) -> None:
         if settings["task"] is not UNRESOLVED and importlib.util.find_spec("espnet2") is None:
             report.add(
                 ("task",),
-                f"{settings['task']!r} builds the model with espnet2, which is not installed; install espnet, "
+                f"{settings['task']!r} builds the model with espnet2, which is not installed; install it, "
                 "or name the model's class in model._target_ and leave task out",
             )
     elif isinstance(settings["model"], dict) and "_target_" not in settings["model"]:
@@ -291,7 +264,7 @@ def selectors(report: Any, module: Any) -> None:
                 longer = parameter.rpartition(".")[0]
                 report.add(
                     path,
-                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params {chosen[other]!r}; "
+                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params; "
                     f"a longer selector such as {longer!r} tells them apart",
                 )
                 break
@@ -310,7 +283,6 @@ RULES: tuple[Callable[[Any, Any], None], ...] = (
     single_keys_with_several,
     monitors,
     criteria,
-    validation_schedule,
     targets,
     selectors,
 )

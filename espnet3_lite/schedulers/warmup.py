@@ -144,9 +144,7 @@ class PiecewiseLinearWarmupLR(ClosedFormScheduler):
         warmup_lr_list: Sequence[float] = (0.0, 0.001),
         last_epoch: int = -1,
     ):
-        if len(warmup_steps_list) != len(warmup_lr_list) or list(warmup_steps_list) != sorted(
-            set(warmup_steps_list)
-        ):
+        if len(warmup_steps_list) != len(warmup_lr_list) or list(warmup_steps_list) != sorted(set(warmup_steps_list)):
             raise MisconfigurationException(
                 f"warmup_steps_list={list(warmup_steps_list)}, warmup_lr_list={list(warmup_lr_list)}: "
                 "there must be one rate for each step, and the steps must rise"
@@ -159,10 +157,6 @@ class PiecewiseLinearWarmupLR(ClosedFormScheduler):
         last = self.warmup_steps_list[-1]
         # float(): a checkpoint that holds numpy's float64 is refused by `torch.load(weights_only=True)`
         return [
-            float(
-                np.interp(
-                    step, self.warmup_steps_list, self.warmup_lr_list, right=base * last**0.5 * step**-0.5
-                )
-            )
+            float(np.interp(step, self.warmup_steps_list, self.warmup_lr_list, right=base * last**0.5 * step**-0.5))
             for base in self.base_lrs
         ]
