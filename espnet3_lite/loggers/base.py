@@ -1,0 +1,179 @@
+"""What every logger offers, and what those that write files share: a versioned folder and `hparams.yaml`."""
+
+import argparse
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+
+from espnet3_lite.atomic_files import beside
+from espnet3_lite.distributed.rank import is_global_zero
+
+HPARAMS_FILE = "hparams.yaml"
+
+
+class Logger(ABC):
+    """Base of all loggers: subclass it to send metrics to a platform of your own.
+
+    The trainer calls every method on all ranks; decorate what writes with
+    `espnet3_lite.distributed.rank.rank_zero_only`.
+
+    >>> class PrintLogger(Logger):
+    ...     name, version = "print", 0
+    ...     def log_metrics(self, metrics, step=None):
+    ...         print(step, metrics)
+    ...     def log_hyperparams(self, params):
+    ...         print(params)
+    >>> PrintLogger().log_metrics({"train/loss": 0.5}, step=10)
+    10 {'train/loss': 0.5}
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str | None:
+        """The experiment's name."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int | str | None:
+        """Which run of the experiment this is."""
+
+    @abstractmethod
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Record values; `step` counts optimizer steps."""
+
+    @abstractmethod
+    def log_hyperparams(self, params: Mapping | argparse.Namespace) -> None:
+        """Record what the run was set up with."""
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder that was given for all experiments; None if nothing is written to disk."""
+        return None
+
+    @property
+    def log_dir(self) -> str | None:
+        """This run's folder; None if nothing is written to disk."""
+        return None
+
+    @property
+    def experiment(self) -> object:
+        """The object that does the writing, for what this interface does not offer. Default: None."""
+        return None
+
+    def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
+        """Write out what is held back. Default: nothing is."""
+
+    def finalize(self, status: str) -> None:
+        """Called once at the end of a run. Default: `save`.
+
+        Args:
+            status: ``"success"``, or ``"failed"`` when an exception ended the run.
+        """
+        self.save()
+
+
+class SilentExperiment:
+    """The experiment on ranks that do not write: any method may be called, and does nothing.
+
+    >>> SilentExperiment().add_image("grid", None, 3)
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
+
+
+class FolderLogger(Logger):
+    """A logger that writes into ``<save_dir>/<name>/version_<N>``. Base of those in this package.
+
+    Args:
+        save_dir: The folder of all experiments.
+        name: The experiment's folder in it; ``""`` or None for none.
+        version: A number N for ``version_N``, or a string for a folder of that name. Default: one more than
+            the highest there is, looked up by rank zero when it is first needed.
+        prefix: Put before every metric's name, with a ``-`` between.
+    """
+
+    LOGGER_JOIN_CHAR = "-"
+
+    def __init__(self, save_dir: str | Path, name: str | None, version: int | str | None, prefix: str):
+        self._save_dir = os.fspath(save_dir)
+        self._name = name or ""
+        self._version = version
+        self._prefix = prefix
+
+    @property
+    def name(self) -> str:
+        """The experiment's name; ``""`` where it has no folder of its own."""
+        return self._name
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of all experiments."""
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """The experiment's folder, which holds its versions."""
+        return os.path.join(self.save_dir, self.name)
+
+    @property
+    def version(self) -> int | str | None:
+        """This run's version. None on other ranks, unless it was given: they might find another one."""
+        if self._version is None and is_global_zero():
+            self._version = self._next_version()
+        return self._version
+
+    @property
+    def log_dir(self) -> str | None:
+        """This run's folder. None on other ranks than zero, unless the version was given."""
+        version = self.version
+        if version is None:
+            return None
+        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+
+    def _next_version(self) -> int:
+        if not os.path.isdir(self.root_dir):
+            return 0
+        numbers = [
+            int(entry.name.split("_")[1])
+            for entry in os.scandir(self.root_dir)
+            if entry.is_dir() and entry.name.startswith("version_") and entry.name.split("_")[1].isdigit()
+        ]
+        return max(numbers, default=-1) + 1
+
+    def _with_prefix(self, metrics: Mapping[str, object]) -> Mapping[str, object]:
+        if not self._prefix:
+            return metrics
+        return {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}": value for name, value in metrics.items()}
+
+
+def as_dict(params: Mapping | argparse.Namespace | None) -> dict:
+    """Hyper-parameters as a dict, whatever holds them."""
+    if params is None:
+        return {}
+    return dict(vars(params) if isinstance(params, argparse.Namespace) else params)
+
+
+def write_hyperparams(folder: str, params: Mapping) -> None:
+    """Write ``hparams.yaml``, which `yaml.safe_load` reads: what YAML has no notion of is written as text."""
+    with beside(Path(folder) / HPARAMS_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump(_for_yaml(params), allow_unicode=True), encoding="utf-8")
+        os.replace(temporary, Path(folder) / HPARAMS_FILE)
+
+
+def _for_yaml(value: object) -> object:
+    if isinstance(value, (Mapping, argparse.Namespace)):
+        return {str(key): _for_yaml(item) for key, item in as_dict(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_yaml(item) for item in value]
+    if type(value) in (bool, int, float, str, type(None)):
+        return value
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    return str(value)

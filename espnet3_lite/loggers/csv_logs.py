@@ -1,0 +1,179 @@
+"""Metrics as a table, hyper-parameters as YAML: the default log, which needs nothing but an editor.
+
+(Not named `csv.py`, which a script started in this folder would take for Python's own module.)
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from espnet3_lite.atomic_files import beside
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loggers.base import FolderLogger, SilentExperiment, as_dict, write_hyperparams
+
+
+class CSVLogger(FolderLogger):
+    """Writes ``<save_dir>/<name>/version_N/metrics.csv`` and ``hparams.yaml``, as Lightning's does.
+
+    One row a call; the columns are all metrics so far and ``step``, in alphabetical order. Only rank zero
+    writes.
+
+    Args:
+        save_dir: The folder of all experiments.
+        name: The experiment's folder in it; ``""`` or None for none. Default: ``"lightning_logs"``.
+        version: N, or a string for a folder of that name. Default: one more than the highest there is. A
+            `metrics.csv` that is there already is replaced, with a warning.
+        prefix: Put before every metric's name, with a ``-`` between. Default: none.
+        flush_logs_every_n_steps: Rows are written to disk when so many steps have passed, and on `save` and
+            `finalize`. Default: 100.
+
+    Raises:
+        MisconfigurationException: If `flush_logs_every_n_steps` is below 1.
+
+    >>> import tempfile
+    >>> logger = CSVLogger(tempfile.mkdtemp(), name="digits")
+    >>> logger.log_metrics({"train/loss": 0.5}, step=0)
+    >>> logger.log_metrics({"valid/loss": 0.25}, step=1)
+    >>> logger.finalize("success")
+    >>> print(Path(logger.log_dir, "metrics.csv").read_text())
+    step,train/loss,valid/loss
+    0,0.5,
+    1,,0.25
+    <BLANKLINE>
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ):
+        super().__init__(save_dir, name, version, prefix)
+        if flush_logs_every_n_steps < 1:
+            raise MisconfigurationException(
+                f"CSVLogger(flush_logs_every_n_steps={flush_logs_every_n_steps}): must be at least 1"
+            )
+        self._flush_logs_every_n_steps = flush_logs_every_n_steps
+        self._flushed_at = -1
+        self._experiment: ExperimentWriter | None = None
+
+    @property
+    def experiment(self) -> "ExperimentWriter | SilentExperiment":
+        """The writer of this run's files, whose folder is made when it is first asked for."""
+        if self._experiment is None:
+            if not is_global_zero():
+                return SilentExperiment()
+            self._experiment = ExperimentWriter(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float | torch.Tensor], step: int | None = None) -> None:
+        """Add a row.
+
+        Args:
+            metrics: Numbers, or tensors of one element.
+            step: The value of the column ``step``. Default: how many rows there were before.
+        """
+        writer = self.experiment
+        if step is None:
+            step = writer.rows_logged
+        writer.log_metrics(self._with_prefix(metrics), step)
+        # The first condition is Lightning's; the second holds where the steps that log never hit it.
+        every = self._flush_logs_every_n_steps
+        if (step + 1) % every == 0 or step - self._flushed_at >= every:
+            self._flushed_at = step
+            writer.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping | argparse.Namespace | None = None) -> None:
+        """Write ``hparams.yaml``, with what earlier calls gave."""
+        self.experiment.log_hparams(as_dict(params))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that are held back to disk."""
+        self.experiment.save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rows that are held back; a logger that was never used makes no folder."""
+        if self._experiment is not None:
+            self.save()
+
+
+class ExperimentWriter:
+    """Holds rows and writes them to one folder.
+
+    Rows are appended; the file is written anew only when a metric comes that it has no column for, and then
+    beside its name, so that a crash loses no row that was on disk.
+    """
+
+    def __init__(self, log_dir: str):
+        self.log_dir = log_dir
+        self.metrics_file_path = os.path.join(log_dir, "metrics.csv")
+        self.metrics: list[dict[str, object]] = []
+        self.metrics_keys: list[str] = []
+        self.hparams: dict[str, object] = {}
+        self.rows_logged = 0
+        os.makedirs(log_dir, exist_ok=True)
+        if os.path.exists(self.metrics_file_path):
+            rank_zero_warn(
+                f"{self.metrics_file_path} exists and is replaced. To keep it, give CSVLogger another `version`, or "
+                "none, for the next free number."
+            )
+            os.remove(self.metrics_file_path)
+
+    def log_metrics(self, metrics: Mapping[str, object], step: int) -> None:
+        """Hold a row back."""
+        row = {
+            name: _number(name, value) if isinstance(value, torch.Tensor) else value for name, value in metrics.items()
+        }
+        row["step"] = step
+        self.metrics.append(row)
+        self.rows_logged += 1
+
+    def log_hparams(self, params: Mapping[str, object]) -> None:
+        """Write ``hparams.yaml``."""
+        self.hparams.update(params)
+        write_hyperparams(self.log_dir, self.hparams)
+
+    def save(self) -> None:
+        """Write all rows that are held back."""
+        if not self.metrics:
+            return
+        new_keys = set().union(*self.metrics).difference(self.metrics_keys)
+        if new_keys:
+            self._rewrite(sorted([*self.metrics_keys, *new_keys]))
+        else:
+            with open(self.metrics_file_path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
+        self.metrics = []
+
+    def _rewrite(self, columns: list[str]) -> None:
+        """Write all rows, those on disk and those held back, with new columns."""
+        rows: list[dict[str, object]] = []
+        if os.path.exists(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        with beside(Path(self.metrics_file_path)) as temporary:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, columns)
+                table.writeheader()
+                table.writerows([*rows, *self.metrics])
+            os.replace(temporary, self.metrics_file_path)
+        self.metrics_keys = columns
+
+
+def _number(name: str, value: torch.Tensor) -> float:
+    if value.numel() != 1:
+        raise ValueError(
+            f"metric {name!r} is a tensor of shape {tuple(value.shape)}; log one number, such as its mean()"
+        )
+    return value.item()

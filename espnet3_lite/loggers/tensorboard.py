@@ -1,0 +1,197 @@
+"""Metrics for TensorBoard, on `torch.utils.tensorboard`; needs the extra `tensorboard`."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+import torch
+
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
+from espnet3_lite.loggers.base import HPARAMS_FILE, FolderLogger, SilentExperiment, as_dict, write_hyperparams
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoardLogger(FolderLogger):
+    """Writes event files and ``hparams.yaml`` to ``<save_dir>/<name>/version_N``, as Lightning's does.
+
+    Look at them with ``tensorboard --logdir <save_dir>``. Only rank zero writes.
+
+    Args:
+        save_dir: The folder of all experiments; ``~`` and ``$VARIABLES`` are filled in.
+        name: The experiment's folder in it; ``""`` or None for none. Default: ``"lightning_logs"``.
+        version: N, or a string for a folder of that name. Default: one more than the highest there is.
+        log_graph: Let `log_graph` draw the model. Default: False.
+        default_hp_metric: Log ``hp_metric`` -1 with hyper-parameters that come without metrics, for
+            TensorBoard shows no hyper-parameters without a metric. Default: True.
+        prefix: Put before every metric's name, with a ``-`` between. Default: none.
+        sub_dir: A folder below the version's. Default: none.
+        **kwargs: For `torch.utils.tensorboard.SummaryWriter`, such as `max_queue` and `flush_secs`.
+
+    Raises:
+        ImportError: If tensorboard is not installed.
+
+    >>> import tempfile
+    >>> logger = TensorBoardLogger(tempfile.mkdtemp(), name="digits", sub_dir="train")
+    >>> logger.log_metrics({"train/loss": 0.5}, step=0)
+    >>> logger.finalize("success")
+    >>> os.path.relpath(logger.log_dir, logger.save_dir)
+    'digits/version_0/train'
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | Path | None = None,
+        **kwargs: object,
+    ):
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "TensorBoardLogger needs tensorboard, which is not installed: "
+                'pip install "espnet3_lite[tensorboard]"; or use CSVLogger, which needs nothing'
+            )
+        super().__init__(os.path.expanduser(os.path.expandvars(os.fspath(save_dir))), name, version, prefix)
+        self._log_graph = log_graph
+        self._default_hp_metric = default_hp_metric
+        self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
+        self._kwargs = kwargs
+        self._experiment: SummaryWriter | None = None
+        self.hparams: dict[str, object] = {}
+
+    @property
+    def sub_dir(self) -> str | None:
+        """The folder below the version's, if there is one."""
+        return self._sub_dir
+
+    @property
+    def log_dir(self) -> str | None:
+        """This run's folder. None on other ranks than zero, unless the version was given."""
+        log_dir = super().log_dir
+        return log_dir if log_dir is None or self.sub_dir is None else os.path.join(log_dir, self.sub_dir)
+
+    @property
+    def experiment(self) -> "SummaryWriter | SilentExperiment":
+        """torch's `SummaryWriter`, for images, audio and histograms: ``experiment.add_image(...)``."""
+        if self._experiment is None:
+            if not is_global_zero():
+                return SilentExperiment()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._experiment = SummaryWriter(log_dir=self.log_dir, **self._kwargs)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float | torch.Tensor | dict], step: int | None = None) -> None:
+        """Add points to curves.
+
+        Args:
+            metrics: Numbers, tensors of one element, or dicts of them for curves in one picture.
+            step: The place on the horizontal axis.
+
+        Raises:
+            ValueError: If a value is none of these.
+        """
+        for name, value in self._with_prefix(metrics).items():
+            if isinstance(value, dict):
+                self.experiment.add_scalars(name, value, step)
+                continue
+            try:
+                number = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"metric {name!r} is {value!r}; TensorBoardLogger takes a number, a tensor of one element, "
+                    "or a dict of these"
+                ) from error
+            self.experiment.add_scalar(name, number, step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: Mapping | argparse.Namespace | None,
+        metrics: dict[str, float] | float | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Record hyper-parameters for TensorBoard's HPARAMS page, and for ``hparams.yaml``, which `save`
+        writes.
+
+        Args:
+            params: Nested ones are shown as ``outer/inner``.
+            metrics: What to show beside them; a number is called ``hp_metric``. Default: see
+            `default_hp_metric`. step: The place on the horizontal axis for `metrics`.
+        """
+        self.hparams.update(as_dict(params))
+        if metrics is None:
+            metrics = {"hp_metric": -1} if self._default_hp_metric else {}
+        elif not isinstance(metrics, dict):
+            metrics = {"hp_metric": metrics}
+        if metrics:
+            from torch.utils.tensorboard.summary import hparams
+
+            self.log_metrics(metrics, step)
+            # Not SummaryWriter.add_hparams, which would open a folder of its own for them.
+            file_writer = self.experiment._get_file_writer()
+            for summary in hparams(_flat(as_dict(params)), dict(self._with_prefix(metrics))):
+                file_writer.add_summary(summary, step)
+
+    @rank_zero_only
+    def log_graph(self, model: torch.nn.Module, input_array: torch.Tensor | tuple | None = None) -> None:
+        """Draw the model, if the logger was made with ``log_graph=True``.
+
+        Args:
+            model: The module; traced once.
+            input_array: A batch for its `forward`. Default: the model's `example_input_array`.
+        """
+        if not self._log_graph:
+            return
+        if input_array is None:
+            input_array = getattr(model, "example_input_array", None)
+        if not isinstance(input_array, (torch.Tensor, tuple)):
+            rank_zero_warn(
+                f"The model's graph is not logged: `example_input_array` is {type(input_array).__name__}; set "
+                "it to a tensor or a tuple of `forward`'s arguments"
+            )
+            return
+        self.experiment.add_graph(model, input_array)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is held back, and ``hparams.yaml`` if it is not there."""
+        self.experiment.flush()
+        if not os.path.exists(os.path.join(self.log_dir, HPARAMS_FILE)):
+            write_hyperparams(self.log_dir, self.hparams)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write and close the event file; a logger that was never used makes no folder."""
+        if self._experiment is not None:
+            self.save()
+            self._experiment.close()
+
+
+def _flat(params: Mapping, parent: str = "") -> dict[str, object]:
+    """Nested hyper-parameters as ``{"outer/inner": value}``, values as TensorBoard takes them."""
+    flat: dict[str, object] = {}
+    for key, value in params.items():
+        name = f"{parent}/{key}" if parent else str(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, (Mapping, argparse.Namespace)):
+            flat.update(_flat(as_dict(value), name))
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            flat.update(_flat(dict(enumerate(value)), name))
+        elif isinstance(value, numpy.generic):
+            flat[name] = value.item()
+        else:
+            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
