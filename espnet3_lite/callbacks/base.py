@@ -1,0 +1,250 @@
+"""`Callback`, with every hook in the order in which a run calls it. Dispatch is in `handler.py`.
+
+`HOOKS` is that order as data: the README's list, the `hooks` command and the test against the code read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+
+    from espnet3_lite.module import LiteModule
+    from espnet3_lite.trainer import Trainer
+
+#: Every event that the trainer calls, in firing order (validation stands where an epoch's last batch calls it).
+HOOKS = (
+    "setup",
+    "on_fit_start",
+    "on_sanity_check_start",
+    "on_sanity_check_end",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_train_end",
+    "on_fit_end",
+    "on_test_start",
+    "on_test_epoch_start",
+    "on_test_batch_start",
+    "on_test_batch_end",
+    "on_test_epoch_end",
+    "on_test_end",
+    "on_predict_start",
+    "on_predict_epoch_start",
+    "on_predict_batch_start",
+    "on_predict_batch_end",
+    "on_predict_epoch_end",
+    "on_predict_end",
+    "teardown",
+    "on_exception",
+    "on_stop_training_error",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+
+
+class Callback:
+    """Base class: override the hooks you need; the others cost nothing.
+
+    Each hook gets the trainer and the module that is trained. Hooks run on every rank; guard what prints or writes with
+    ``trainer.is_global_zero``. Callbacks are called in the order of the list, checkpoint callbacks last.
+
+    Example:
+        >>> class PrintEpochs(Callback):
+        ...     def on_train_epoch_end(self, trainer, pl_module):
+        ...         print("epoch", trainer.current_epoch, "ended")
+        >>> PrintEpochs().state_key
+        'PrintEpochs'
+    """
+
+    #: Names beyond `HOOKS` that a family of callbacks knows; a method called `on_...` that is in neither is warned about.
+    known_events: frozenset[str] = frozenset()
+
+    @property
+    def state_key(self) -> str:
+        """Under which the state stands in a checkpoint. Override it where several instances of a class keep state."""
+        return type(self).__qualname__
+
+    def _generate_state_key(self, **arguments: Any) -> str:
+        """A state key that tells the instances of a parametrised callback apart, as Lightning writes it."""
+        return f"{type(self).__qualname__}{arguments!r}"
+
+    def _listener(self, event: str) -> Callable | None:
+        """What the handler calls for `event`: the bound method if this class overrides it, else None."""
+        method = getattr(self, event, None)
+        if method is None or getattr(method, "__func__", method) is getattr(Callback, event, None):
+            return None
+        return method
+
+    # ---- setup and teardown of any call (fit, validate, test, predict) -------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
+        """At the beginning of each call; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
+
+    def teardown(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
+        """At the end of each call."""
+
+    # ---- fit ------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """When the model and optimizers stand, before the sanity check."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After `on_train_end`, last but `teardown`."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the few validation batches that try `validation_step` out."""
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After them."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the first epoch."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After the last epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """At the start of each epoch (not when a run resumes within it)."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """At the end of each epoch, after its validation; the epoch's means are in ``trainer.callback_metrics``."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
+        """With the batch on its device."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """`outputs` is what the training step returned, as a dict with `loss`, or None."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
+        """`loss` is what is propagated: divided by the accumulation window."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Gradients are there, not yet clipped."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LiteModule, optimizer: Optimizer) -> None:
+        """Gradients are unscaled, not yet clipped."""
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LiteModule, optimizer: Optimizer) -> None:
+        """Before the gradients of the last window are cleared."""
+
+    # ---- validation -----------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before each validation."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After it; its means are in ``trainer.callback_metrics``."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After the last one; `log` is still possible."""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With the batch on its device."""
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """`outputs` is what `validation_step` returned."""
+
+    # ---- test -----------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the test."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After it."""
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After the last one; `log` is still possible."""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With the batch on its device."""
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """`outputs` is what `test_step` returned."""
+
+    # ---- predict --------------------------------------------------------------------------------------------------
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the first prediction."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After the last one."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Before the first batch."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After the last batch."""
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With the batch on its device."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """`outputs` is what `predict_step` returned."""
+
+    # ---- whenever it happens --------------------------------------------------------------------------------------
+
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
+        """The run ends by `exception`, which is raised again afterwards."""
+
+    def on_stop_training_error(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A `StopTrainingError` was raised: the run ends in order."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
+        """The checkpoint is complete; add to it what you want to find in `on_load_checkpoint`."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read, before `load_state_dict`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to continue: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+class Checkpoint(Callback):
+    """Marks a callback that saves checkpoints: it is called after all others, since it stores their state."""
+
+
+class MonitoringCallback(Callback):
+    """Marks a callback that decides by a metric: its `on_train_epoch_end` is called after the module's own.
+
+    (The module may log the monitored value there. Lightning does the same for its early stopping and checkpoints.)
+    """

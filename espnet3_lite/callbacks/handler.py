@@ -1,0 +1,103 @@
+"""`CallbackHandler`: keeps callbacks in order and calls their events. What a hook means is said in `base.py`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite.callbacks.base import HOOKS, Callback, Checkpoint, MonitoringCallback
+from espnet3_lite.exceptions import nearest
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer import Trainer
+
+
+class CallbackHandler:
+    """An ordered list of callbacks, and for each event the methods that are really overridden.
+
+    The table is filled when a callback is added, so that an event nobody listens to costs one look-up. Exceptions are
+    never swallowed: what a callback raises, the caller of the event gets.
+
+    Args:
+        callbacks: Called in this order; those that save checkpoints are moved to the end, the averaging callback last.
+        trainer: Handed to callbacks by `call_event`, where the caller does not pass it on.
+
+    Example:
+        >>> class Hello(Callback):
+        ...     def on_greeting(self, name):
+        ...         print("hello", name)
+        >>> import warnings; warnings.simplefilter("ignore")
+        >>> handler = CallbackHandler([Hello()])
+        >>> handler.call_event("on_greeting", "world")
+        hello world
+    """
+
+    def __init__(self, callbacks: Iterable[Callback] = (), trainer: Trainer | None = None):
+        self.trainer = trainer
+        self.callbacks: list[Callback] = []
+        self.listeners: dict[str, list[Callable]] = {}
+        self._warned: set[tuple[type, str]] = set()
+        self.add_callbacks(callbacks)
+
+    def add_callback(self, callback: Callback) -> None:
+        """Add one callback, at its place in the order.
+
+        Raises:
+            TypeError: it is not a `Callback` (a class instead of an instance, say).
+        """
+        if not isinstance(callback, Callback):
+            hint = "; pass an instance: add the parentheses" if isinstance(callback, type) else ""
+            raise TypeError(f"callbacks must be instances of Callback, got {callback!r}{hint}")
+        self._warn_about_unknown_hooks(callback)
+        self.callbacks.append(callback)
+        self.callbacks.sort(key=_place)  # stable: keeps the given order within a group
+        self.rebuild()
+
+    def add_callbacks(self, callbacks: Iterable[Callback]) -> None:
+        """Add several, in order."""
+        for callback in callbacks:
+            self.add_callback(callback)
+
+    def rebuild(self) -> None:
+        """Fill the table anew; needed only when `callbacks` was changed by hand."""
+        self.listeners = {event: self._find(event) for event in HOOKS}
+        decides = (Checkpoint, MonitoringCallback)
+        ends = [(callback, callback._listener("on_train_epoch_end")) for callback in self.callbacks]
+        self.listeners["on_train_epoch_end"] = [m for c, m in ends if m and not isinstance(c, decides)]
+        self.listeners["on_train_epoch_end:monitoring"] = [m for c, m in ends if m and isinstance(c, decides)]
+
+    def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
+        """Call `event` on every callback that has a method of that name, in order. Any name will do.
+
+        Args:
+            event: A hook's name, or one of your own.
+            args: Handed on as they are.
+            kwargs: Handed on as they are.
+        """
+        if event not in self.listeners:
+            self.listeners[event] = self._find(event)
+        for method in self.listeners[event]:
+            method(*args, **kwargs)
+        for method in self.listeners.get(f"{event}:monitoring", ()):
+            method(*args, **kwargs)
+
+    def _find(self, event: str) -> list[Callable]:
+        return [method for callback in self.callbacks if (method := callback._listener(event)) is not None]
+
+    def _warn_about_unknown_hooks(self, callback: Callback) -> None:
+        """A misspelt hook never runs and nobody sees it: say so once, with the nearest name."""
+        for name in dir(type(callback)):
+            unknown = name.startswith("on_") and not hasattr(Callback, name) and name not in callback.known_events
+            if unknown and callable(getattr(callback, name)) and (type(callback), name) not in self._warned:
+                self._warned.add((type(callback), name))
+                warnings.warn(
+                    f"{type(callback).__qualname__}.{name} is not a hook that the trainer calls"
+                    f"{nearest(name, HOOKS)}. (It runs only if you call_event({name!r}) yourself.)",
+                    stacklevel=2,
+                )
+
+
+def _place(callback: Callback) -> int:
+    """0 for ordinary callbacks, 1 for those that save, 2 for the average, which reads what was saved."""
+    return getattr(callback, "place", 1 if isinstance(callback, Checkpoint) else 0)

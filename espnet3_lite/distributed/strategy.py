@@ -1,0 +1,126 @@
+"""How processes train together, as the loop sees it. This file: one process, which needs no collective at all.
+
+DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from espnet3_lite import checkpoint_io
+from espnet3_lite.distributed.vote import Verdict, vote_alone
+from espnet3_lite.precision import map_tensors
+
+
+class Strategy:
+    """One process. The others override what they do otherwise.
+
+    Args:
+        device: Where the module and the batches go.
+
+    Example:
+        >>> Strategy(torch.device("cpu")).world_size
+        1
+    """
+
+    name = "single"
+    world_size = 1
+    rank = 0
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, module: torch.nn.Module) -> None:
+        """Put the module where it trains, before the optimizers are made."""
+        module.to(self.device)
+
+    def wrap(self, trainer: Any, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+        """After the optimizers are made: what the loop calls as the training step."""
+        return module.training_step
+
+    def to_device(self, batch: Any, device: torch.device | None = None) -> Any:
+        """The batch on this process's device: the one place where data moves. Asynchronous from pinned memory."""
+        device = device or self.device
+        if hasattr(batch, "to") and not isinstance(batch, torch.Tensor):
+            return batch.to(device)
+        return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+
+    def prepare_loader(self, loader: Any, training: bool) -> Any:
+        """The loader that gives this rank its share."""
+        return loader
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    def before_forward(self, closes: bool) -> None:
+        """Told before each training forward whether it will close the plain optimizer's window."""
+
+    def vote(self, trainer: Any, steps: list, is_last: bool) -> Verdict:
+        """What all ranks do with this batch."""
+        return vote_alone(trainer, steps)
+
+    def synchronizes(self, slot: Any, closes: bool) -> bool:
+        """True when the backward pass that just ran left gradients that all ranks share."""
+        return True
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace gradients by their means over the ranks."""
+
+    # ---- values ----------------------------------------------------------------------------------------------------
+
+    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        """``mean``, ``sum``, ``min`` or ``max`` over the ranks."""
+        return value
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Each rank's value, in the order of ranks, on all ranks. Plain values only: they are pickled."""
+        return [value]
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank zero's value."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """True where it is true on any rank."""
+        return flag
+
+    def agreed_metric(self, name: str, value: Any) -> Any:
+        """One number for a decision, equal on all ranks: the mean of a value that each rank has its own of."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def sync_buffers(self, module: torch.nn.Module) -> None:
+        """Give all ranks rank zero's buffers."""
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def module_state_dict(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The weights, as a checkpoint holds them."""
+        return module.state_dict()
+
+    def optimizer_state_dict(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state, as a checkpoint holds it."""
+        return optimizer.state_dict()
+
+    def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
+        """Load what `module_state_dict` gave."""
+        module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Load what `optimizer_state_dict` gave."""
+        optimizer.load_state_dict(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
+        """Write it; all ranks call, rank zero writes."""
+        checkpoint_io.save_checkpoint(checkpoint, path)
+
+    def teardown(self) -> None:
+        """The call is over."""

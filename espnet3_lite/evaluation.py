@@ -1,0 +1,202 @@
+"""Validation (inside a fit or alone), test and prediction: one loop over one or several loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from espnet3_lite import scheduling
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.loaders import length_of, limited, request_loaders, set_epoch
+from espnet3_lite.optimization import OptimizationStep
+from espnet3_lite.states import RunningStage
+
+_WORDS = {"val": "validation", "test": "test", "predict": "predict"}
+
+
+class EvaluationLoop:
+    """Runs `validation_step`, `test_step` or `predict_step` over loaders.
+
+    Args:
+        trainer: Whose module, callbacks and metrics.
+        prefix: ``val``, ``test`` or ``predict``.
+    """
+
+    def __init__(self, trainer: Any, prefix: str):
+        self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
+        self.given: Any = None
+        self.loaders: list[Any] = []
+        self.num_batches: list[int | float] = []
+        self._loaded_in_epoch = 0
+        self._modes: dict[torch.nn.Module, bool] = {}
+        self._seen = 0  # the loggers' axis for values that an evaluation logs on steps
+
+    def setup(self) -> None:
+        """Ask for the loaders, and count their batches."""
+        trainer = self.trainer
+        limit = getattr(trainer, f"limit_{self.prefix}_batches")
+        self.given = request_loaders(trainer, self.prefix)
+        several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
+        loaders = list(self.given) if several else [self.given]
+        self.loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
+        name = f"limit_{self.prefix}_batches"
+        self.num_batches = [limited(length_of(loader), limit, name) for loader in self.loaders]
+        self._loaded_in_epoch = trainer.current_epoch
+
+    def setup_if_due(self) -> None:
+        """The first time, and by ``reload_dataloaders_every_n_epochs``."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        if not self.loaders or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
+            self.setup()
+
+    def run(self, num_batches: list[int | float] | None = None, end_of_epoch: bool = False) -> list[Any]:
+        """One pass over all loaders.
+
+        Args:
+            num_batches: How many batches of each; all that the settings allow by default.
+            end_of_epoch: This validation is the training epoch's last: monitored schedulers step before it ends.
+
+        Returns:
+            For validation and test one dict of floats a loader; for prediction the outputs.
+        """
+        trainer, call, module, metrics = (
+            self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
+        )  # fmt: skip
+        num_batches = self.num_batches if num_batches is None else num_batches
+        if sum(num_batches) == 0:
+            return []
+        in_fit = trainer.state.fn == "fit"
+        word, outputs = self.word, []
+        self._modes = {part: part.training for part in module.modules()}
+        trainer.strategy.sync_buffers(module)
+        getattr(module, f"on_{word}_model_eval")()
+        metrics.active = metrics.evaluation
+        metrics.evaluation.clear()
+        frozen = torch.inference_mode if trainer.inference_mode and not in_fit else torch.no_grad
+        with frozen():
+            call(f"on_{word}_start")
+            call(f"on_{word}_epoch_start")
+            for index, loader in enumerate(self.loaders):
+                metrics.dataloader_idx = index if len(self.loaders) > 1 else None
+                outputs.append(self._run_loader(loader, index, num_batches[index]))
+            metrics.dataloader_idx = None
+            logged = metrics.end_epoch(metrics.evaluation)
+            call(f"on_{word}_epoch_end")
+            logged.update(metrics.end_epoch(metrics.evaluation))
+            results = self._results()
+            if end_of_epoch and trainer.automatic_optimization:
+                with torch.enable_grad():
+                    scheduling.step_epoch_monitored(trainer)
+            if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
+                trainer.log_metrics(logged)
+            call(f"on_{word}_end")
+        metrics.active = metrics.training
+        getattr(module, f"on_{word}_model_train")()
+        if self.prefix == "predict":
+            return outputs if len(outputs) > 1 else outputs[0]
+        return results
+
+    def _run_loader(self, loader: Any, index: int, count: int | float) -> list[Any]:
+        trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
+        step = getattr(trainer.lightning_module, f"{word}_step")
+        takes = _positional_arguments(step)
+        keep = self.prefix == "predict" and trainer.return_predictions
+        outputs: list[Any] = []
+        finite: list[tuple[int, torch.Tensor]] = []
+        set_epoch(loader, trainer.current_epoch)
+        if count == 0:
+            return outputs
+        for batch_idx, batch in enumerate(loader):
+            if trainer.transfers_batches:
+                batch = trainer.transfer_batch(batch, index)
+            metrics.start_batch(batch)
+            place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
+            call(f"on_{word}_batch_start", *place)
+            metrics.hook = f"{word}_step"
+            with contextlib.nullcontext() if trainer.precision.plain else trainer.precision.forward_context():
+                output = step(*(place if takes is None else place[:takes]))
+            if (flag := _is_finite(output)) is not None:
+                metrics.mask_batch(flag)
+                finite.append((batch_idx, flag))
+            call(f"on_{word}_batch_end", output, *place)
+            self._seen += 1
+            if trainer.loggers and (values := metrics.evaluation_step_values()):
+                trainer.log_metrics(values, step=self._seen - 1)
+            if keep:
+                outputs.append(output)
+            if batch_idx + 1 >= count:
+                break
+        _warn_about_left_out(finite, word)
+        return outputs
+
+    def _results(self) -> list[dict[str, float]]:
+        """One dict a loader: its own values, and those that belong to none."""
+        metrics = self.trainer.metrics
+        results: list[dict[str, float]] = [{} for _ in self.loaders]
+        for (_, _, index), entry in metrics.evaluation.items():
+            for name in {entry.name, entry.epoch_name} & set(metrics.callback):
+                for position, result in enumerate(results):
+                    if index is None or index == position:
+                        result[name] = float(metrics.callback[name])
+        return results
+
+    def restore_training_mode(self) -> None:
+        """Every submodule as it was: what the user had frozen stays in evaluation mode."""
+        for part, training in self._modes.items():
+            part.training = training
+
+
+def sanity_check(trainer: Any) -> None:
+    """A few validation batches before training, so that a mistake there shows now and not after an hour.
+
+    Metrics and random state are put back: the training that follows does not notice.
+    """
+    loop = trainer.evaluation_loops["val"]
+    trainer.state.stage = RunningStage.SANITY_CHECKING
+    trainer.call("on_sanity_check_start")
+    loop.setup_if_due()
+    steps = trainer.num_sanity_val_steps
+    counts = [count if steps == -1 else min(steps, count) for count in loop.num_batches]
+    trainer.num_sanity_val_batches = counts
+    with trainer.isolated_random_state():
+        loop.run(counts)
+    trainer.call("on_sanity_check_end")
+    trainer.metrics.clear()
+    trainer.state.stage = RunningStage.TRAINING
+
+
+def _positional_arguments(step: Any) -> int | None:
+    """How many positional arguments a step takes (`batch_idx` may be left out); None for any number."""
+    parameters = inspect.signature(step).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _is_finite(output: Any) -> torch.Tensor | None:
+    """Whether the loss that a step returned is finite, ``()`` bool on its device; None where it returned none."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    if isinstance(output, OptimizationStep):
+        output = [output]
+    if isinstance(output, (list, tuple)) and output and all(isinstance(part, OptimizationStep) for part in output):
+        return torch.stack([part.loss.detach().isfinite().all() for part in output]).all()
+    if isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
+        return output.detach().isfinite().all()
+    return None
+
+
+def _warn_about_left_out(finite: list[tuple[int, torch.Tensor]], word: str) -> None:
+    """One read from the device for the whole loader: which batches had a loss that is not finite?"""
+    if not finite:
+        return
+    flags = torch.stack([flag for _, flag in finite]).tolist()
+    bad = [str(batch_idx) for (batch_idx, _), good in zip(finite, flags, strict=True) if not good]
+    if bad:
+        rank_zero_warn(
+            f"{word} batches {', '.join(bad)} have a loss that is not finite; they are left out of the means"
+        )

@@ -1,0 +1,196 @@
+"""The hooks of a module: every event of the callbacks, without the trainer and module arguments, and a few of its own.
+
+All do nothing until overridden, and what is not overridden is not called. The order is in `callbacks.base.HOOKS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class ModuleHooks:
+    """Mixed into `LiteModule`. On each event the callbacks are called first, then the module."""
+
+    def setup(self, stage: str) -> None:
+        """Before anything else of a call; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
+
+    def teardown(self, stage: str) -> None:
+        """At the end of a call."""
+
+    def prepare_data(self) -> None:
+        """Download or convert data: called once per machine (local rank 0), the other ranks wait. Keep no state here."""
+
+    def configure_model(self) -> None:
+        """Create layers that are too large to create in ``__init__``; called once, after `setup`."""
+
+    def on_fit_start(self) -> None:
+        """The model stands on its device and the optimizers are made."""
+
+    def on_fit_end(self) -> None:
+        """After `on_train_end`."""
+
+    def on_train_start(self) -> None:
+        """Before the first epoch."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        """At the start of an epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        """At the end of an epoch, after its validation."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Return -1 to leave out this batch and the rest of the epoch."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """`outputs` is a dict with `loss`, or None."""
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        """`loss` is what is propagated."""
+
+    def on_after_backward(self) -> None:
+        """Gradients are there, not yet clipped."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are unscaled, not yet clipped."""
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the gradients of the last window are cleared."""
+
+    def on_validation_start(self) -> None:
+        """Before each validation."""
+
+    def on_validation_end(self) -> None:
+        """After it."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self) -> None:
+        """After the last one."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """With the batch on its device."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`outputs` is what `validation_step` returned."""
+
+    def on_test_start(self) -> None:
+        """Before the test."""
+
+    def on_test_end(self) -> None:
+        """After it."""
+
+    def on_test_epoch_start(self) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self) -> None:
+        """After the last one."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """With the batch on its device."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`outputs` is what `test_step` returned."""
+
+    def on_predict_start(self) -> None:
+        """Before the first prediction."""
+
+    def on_predict_end(self) -> None:
+        """After the last one."""
+
+    def on_predict_epoch_start(self) -> None:
+        """Before the first batch."""
+
+    def on_predict_epoch_end(self) -> None:
+        """After the last batch."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """With the batch on its device."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`outputs` is what `predict_step` returned."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add to the checkpoint what you want to find in `on_load_checkpoint`."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read; the weights are loaded after this."""
+
+    # ---- switching between training and evaluation -----------------------------------------------------------------
+
+    def on_validation_model_eval(self) -> None:
+        """How the module is put into evaluation mode; by default all submodules, as ``eval()`` does."""
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        """How it comes back; by default every submodule gets the mode that it had before."""
+        self.trainer._restore_training_mode()
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Free gradients before a validation; called only where no accumulation window is open."""
+        self.zero_grad()
+
+    def on_test_model_eval(self) -> None:
+        """As `on_validation_model_eval`."""
+        self.eval()
+
+    def on_test_model_train(self) -> None:
+        """As `on_validation_model_train`."""
+        self.trainer._restore_training_mode()
+
+    def on_predict_model_eval(self) -> None:
+        """As `on_validation_model_eval`."""
+        self.eval()
+
+    def on_predict_model_train(self) -> None:
+        """As `on_validation_model_train`."""
+        self.trainer._restore_training_mode()
+
+    # ---- moving a batch --------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, while it is still where the loader left it."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on `device`; override it for batches of your own classes."""
+        return self.trainer.strategy.to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, on its device (augmentation, say)."""
+        return batch
+
+    # ---- parts of a step -------------------------------------------------------------------------------------------
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """How gradients are computed from `loss` with one optimizer."""
+        loss.backward()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure) -> None:
+        """How an optimizer steps. `optimizer_closure()` computes the loss and its gradients, and returns the loss.
+
+        As in Lightning, an override must run the closure, by itself or by ``optimizer.step(closure=...)``.
+        """
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """How gradients are cleared."""
+        optimizer.zero_grad()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """How a scheduler steps; `metric` is the monitored value, or None."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """How gradients are clipped before a step; call `clip_gradients` from an override."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

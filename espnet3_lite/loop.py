@@ -1,0 +1,335 @@
+"""WHEN things happen in a fit: epochs, batches, hooks, the vote, the step. Read it top to bottom; in short it is::
+
+    for epoch in range(max_epochs):
+        for batch_idx, batch in enumerate(train_dataloader):
+            output = training_step(batch, batch_idx)              # forward
+            steps = [(loss, optimizer), ...]                      # a plain loss is the list of one
+            if vote(any loss is not finite, on any rank): continue
+            for loss, optimizer in steps:                         # all backward passes, in the list's order
+                if its window is new: optimizer.zero_grad()
+                loss.backward()
+            for loss, optimizer in steps:                         # then all steps
+                if its window is full: clip; optimizer.step(); its scheduler.step()
+            if due: validate
+        epoch schedulers, checkpoints
+
+Which optimizer is in `optimization.py`, which process in `distributed/`, evaluation in `evaluation.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from espnet3_lite import scheduling
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.optimization import OptimizerSlot, clip_slot, route
+
+#: The 101st skipped batch in a row ends the run.
+MAX_CONSECUTIVE_SKIPS = 100
+
+
+class FitLoop:
+    """The training loop of one trainer, and all that it counts.
+
+    Args:
+        trainer: Its settings are read here; nothing of it is changed but `should_stop`.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.epoch = 0
+        #: Batches in which at least one optimizer stepped (with manual optimization: optimizer steps).
+        self.global_step = 0
+        #: Training batches seen in all, and within the epoch.
+        self.batches_seen = 0
+        self.batches_done = 0
+        #: The loggers' axis: batches that stepped before the one in work.
+        self.batches_stepped = 0
+        self.consecutive_skips = 0
+        self.is_last_batch = False
+        #: Where a checkpoint of this moment stands: its validation is over; its epoch is over.
+        self.validated = False
+        self.epoch_ended = False
+        #: Read from a checkpoint: what the next run begins with.
+        self.resumed_within_epoch = False
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All epochs, from wherever the counters stand."""
+        trainer, call = self.trainer, self.trainer.call
+        if self.done():
+            return
+        call("on_train_start")
+        while not self.done():
+            self.train_epoch()
+            if trainer.stopped_by_signal:
+                break
+        call("on_train_end")
+
+    def done(self) -> bool:
+        """True when a limit is reached or somebody wanted to stop; says which."""
+        trainer = self.trainer
+        if trainer.num_training_batches == 0:
+            rank_zero_info("`Trainer.fit` stopped: No training batches.")
+        elif trainer.max_steps != -1 and self.global_step >= trainer.max_steps:
+            rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
+        elif trainer.max_epochs != -1 and self.epoch >= trainer.max_epochs:
+            rank_zero_info("`Trainer.fit` stopped: `max_epochs=%d` reached.", trainer.max_epochs)
+        elif not (trainer.should_stop and self.can_stop()):
+            return False
+        return True
+
+    def can_stop(self) -> bool:
+        """False while `min_epochs` or `min_steps` is not reached."""
+        trainer = self.trainer
+        epochs = self.epoch + (1 if self.epoch_ended else 0)
+        return epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
+
+    def train_epoch(self) -> None:
+        """One epoch, or what is left of it after a resume."""
+        trainer, call, data = self.trainer, self.trainer.call, self.trainer.train_data
+        data.reload_if_due()
+        resumed, self.resumed_within_epoch = self.resumed_within_epoch, False
+        if not resumed:
+            self.batches_done, self.validated, self.epoch_ended = 0, False, False
+            call("on_train_epoch_start")
+        batches = data.start_epoch(self.epoch, skip=self.batches_done)
+        trainer.restore_random_state()  # the resumed run's; after the loader drew its seeds, as in the first run
+        if resumed and self.batches_done and not self.validated:
+            self.validate_if_due(self.batches_done - 1)
+        over = resumed and self.is_last_batch
+        while not over and not self.stop_now():
+            try:
+                batch, self.is_last_batch = next(batches)
+            except StopIteration:
+                break
+            over = self.train_batch(batch, self.batches_done)
+        if trainer.stopped_by_signal:
+            return
+        self.end_epoch()
+
+    def stop_now(self) -> bool:
+        """Between two batches: no further one?"""
+        trainer = self.trainer
+        if trainer.max_steps != -1 and self.global_step >= trainer.max_steps:
+            return True
+        return trainer.stopped_by_signal or (trainer.should_stop and self.can_stop())
+
+    def end_epoch(self) -> None:
+        """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
+        trainer, call, metrics = self.trainer, self.trainer.call, self.trainer.metrics
+        self.epoch_ended = True
+        logged = metrics.end_epoch(metrics.training)
+        call("on_train_epoch_end")
+        logged.update(metrics.end_epoch(metrics.training))  # what these hooks logged
+        if trainer.automatic_optimization and self.is_last_batch:
+            scheduling.step_epoch_monitored(trainer)  # by a training metric; the others stepped after validation
+            if trainer.validation_ran:
+                scheduling.require_monitored(trainer)
+        call("on_train_epoch_end:monitoring")
+        logged.update(metrics.end_epoch(metrics.training))
+        self.batches_stepped -= 1  # an epoch's means stand at its last step
+        trainer.log_metrics(logged)
+        self.batches_stepped += 1
+        trainer.agree_to_stop()
+        self.epoch += 1
+        self.batches_done, self.epoch_ended = 0, False
+
+    # ---- one batch -------------------------------------------------------------------------------------------------
+
+    def train_batch(self, batch: Any, batch_idx: int) -> bool:
+        """One batch, from the loader to its validation. Returns True when the epoch is over."""
+        trainer, call, module = self.trainer, self.trainer.call, self.trainer.lightning_module
+        if trainer.transfers_batches:
+            batch = trainer.transfer_batch(batch, 0)
+        trainer.metrics.start_batch(batch)
+        if trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):  # the module's hook returned -1
+            self.is_last_batch = True
+            self.close_batch()
+            return True
+
+        slots = trainer.slots
+        accumulate = trainer.accumulate_grad_batches
+        closes = (batch_idx + 1) % accumulate == 0 or self.is_last_batch  # the plain optimizer's window
+        trainer.strategy.before_forward(closes)
+        trainer.metrics.hook = "training_step"
+        if trainer.precision.plain:
+            output = trainer.training_step(batch, batch_idx)
+        else:
+            with trainer.precision.forward_context():
+                output = trainer.training_step(batch, batch_idx)
+
+        stepped: list[OptimizerSlot] = []
+        outputs = None
+        if not trainer.automatic_optimization:
+            outputs = output if isinstance(output, dict) or output is None else {"loss": output.detach()}
+            self.vote([], batch_idx)  # signals and stops; the module has stepped by itself
+        else:
+            steps = route(output, slots, accumulate)
+            verdict = self.vote(steps, batch_idx)
+            self.is_last_batch = self.is_last_batch if verdict.last is None else verdict.last
+            closes = closes or self.is_last_batch
+            if verdict.skip:
+                closing = [slot for slot in slots.values() if slot.name is None and closes and slot.pending]
+            else:
+                self.consecutive_skips = 0
+                outputs = _outputs(output, steps)
+                steps = verdict.weigh(steps)
+                # With several optimizers a backward pass is restricted to its own parameters: no other gradient is
+                # even computed. A graph that a later pass may share is kept until the last one.
+                for position, (loss, slot) in enumerate(steps):
+                    if slot.pending == 0:
+                        call("on_before_zero_grad", slot.optimizer)
+                        module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
+                    if loss is not None:
+                        self.backward(loss, slot, retain_graph=position < len(steps) - 1)
+                        slot.pending += 1
+                        slot.synchronized = trainer.strategy.synchronizes(slot, closes)
+                closing = [slot for _, slot in steps if (closes if slot.name is None else slot.pending >= slot.window)]
+            scaler = trainer.precision.scaler
+            for slot in closing:
+                if trainer.closure_wanted and not verdict.skip:
+                    self.step_with_closure(slot, steps[0][0], batch, batch_idx)
+                    stepped.append(slot)
+                    continue
+                finite = self.prepare_step(slot, batch_idx)
+                if scaler is not None:
+                    scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
+                elif finite:
+                    slot.optimizer.step()
+                if finite:
+                    slot.update_step += 1
+                    stepped.append(slot)
+                slot.pending = 0
+            if scaler is not None and closing:
+                trainer.precision.update_scaler(slots.values())
+            if stepped:
+                self.global_step += 1
+                scheduling.step_after_update(trainer, stepped, batch_idx)
+        self.close_batch()
+        call("on_train_batch_end", outputs, batch, batch_idx)
+        logs = bool(stepped) or not trainer.automatic_optimization
+        if logs and trainer.loggers and trainer.should_log_step:
+            trainer.log_metrics(trainer.metrics.step_values())
+        self.validate_if_due(batch_idx)
+        if logs:
+            self.batches_stepped += 1
+        return self.is_last_batch
+
+    def vote(self, steps: list[tuple[Any, OptimizerSlot]], batch_idx: int) -> Any:
+        """All that the ranks must agree on, before backward: one all-reduce, or none for one process."""
+        trainer = self.trainer
+        verdict = trainer.strategy.vote(trainer, steps, self.is_last_batch)
+        if verdict.signal:
+            trainer.stopped_by_signal = True
+        if verdict.stop:
+            trainer.should_stop = True
+        if verdict.skip:
+            self.skip(batch_idx, verdict.reason)
+        return verdict
+
+    def skip(self, batch_idx: int, reason: str) -> None:
+        """Count and report a batch, or a step, that is left out on all ranks.
+
+        Raises:
+            RuntimeError: at the 101st in a row.
+        """
+        self.trainer.metrics.discard_batch()
+        self.consecutive_skips += 1
+        rank_zero_warn(f"epoch {self.epoch}, batch {batch_idx}: {reason}; skipped on all workers")
+        if self.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
+            raise RuntimeError(
+                f"Too many NaNs: {self.consecutive_skips} batches in a row were skipped (epoch {self.epoch}, batch "
+                f"{batch_idx}). Lower the learning rate, clip gradients, or look at the data named in the warnings."
+            )
+
+    def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
+        """One backward pass with its hooks, for one optimizer."""
+        trainer, call = self.trainer, self.trainer.call
+        if trainer.precision.scaler is not None:
+            loss = trainer.precision.scaler.scale(loss)
+        call("on_before_backward", loss)
+        trainer.metrics.hook = "backward"
+        if slot.name is None:
+            trainer.lightning_module.backward(loss)
+        else:
+            loss.backward(inputs=slot.parameters, retain_graph=retain_graph)
+        call("on_after_backward")
+
+    def prepare_step(self, slot: OptimizerSlot, batch_idx: int) -> bool:
+        """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
+        trainer = self.trainer
+        if not slot.synchronized:
+            trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks close this window together
+            slot.synchronized = True
+        if trainer.precision.scaler is not None:
+            trainer.precision.scaler.unscale_(slot.optimizer)
+        trainer.call("on_before_optimizer_step", slot.optimizer)
+        norm = clip_slot(trainer, slot, batch_idx)
+        if math.isfinite(norm):
+            return True
+        if trainer.precision.scaler is None:  # with a scaler this is how it finds its scale
+            slot.optimizer.zero_grad()
+            name = "" if slot.name is None else f" of {slot.name!r}"
+            self.skip(batch_idx, f"the gradient norm{name} is {norm}")
+        return False
+
+    def step_with_closure(self, slot: OptimizerSlot, loss: Any, batch: Any, batch_idx: int) -> None:
+        """An optimizer that evaluates the loss several times (LBFGS), or a module's own `optimizer_step`."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        calls = 0
+
+        def closure() -> torch.Tensor | None:
+            nonlocal calls, loss
+            calls += 1
+            if calls > 1:
+                trainer.metrics.hook = "training_step"
+                with trainer.precision.forward_context(), torch.enable_grad():
+                    (loss, _), *_ = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
+                trainer.call("on_before_zero_grad", slot.optimizer)
+                module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
+                self.backward(loss, slot, retain_graph=False)
+            self.prepare_step(slot, batch_idx)
+            return loss
+
+        trainer.metrics.hook = "optimizer_step"
+        module.optimizer_step(self.epoch, batch_idx, slot.optimizer, closure)
+        slot.update_step += 1
+        slot.pending = 0
+
+    def close_batch(self) -> None:
+        """Count the batch; epoch schedulers without a metric step with the epoch's last one."""
+        self.batches_seen += 1
+        self.batches_done += 1
+        self.validated = False
+        if self.is_last_batch and self.trainer.automatic_optimization:
+            scheduling.step_with_epoch(self.trainer)
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def validate_if_due(self, batch_idx: int) -> None:
+        """Validate after this batch, if the settings say so."""
+        trainer = self.trainer
+        if trainer.stopped_by_signal or not trainer.validation_is_due(batch_idx, self.is_last_batch):
+            self.validated = True
+            return
+        if not any(slot.pending for slot in trainer.slots.values()):  # never what is pending
+            trainer.lightning_module.on_validation_model_zero_grad()
+        trainer.validate_within_fit()
+        self.validated = True
+        trainer.agree_to_stop()
+
+
+def _outputs(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
+    """What `on_train_batch_end` gets: a dict with the (window's share of the) loss, detached."""
+    if output is None:
+        return None
+    if len(steps) == 1 and steps[0][1].name is None:
+        loss = steps[0][0].detach()
+        return {**output, "loss": loss} if isinstance(output, dict) else {"loss": loss}
+    named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
+    return {"loss": torch.stack(list(named.values())).sum(), **named}

@@ -1,0 +1,101 @@
+"""Manual optimization: `automatic_optimization = False`, and the module steps its optimizers itself.
+
+What Lightning documents: ``self.optimizers()``, ``self.manual_backward(loss)``, ``optimizer.step()``, toggling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class ManualOptimizer:
+    """What ``self.optimizers()`` gives: the optimizer, whose `step` calls the hooks and counts.
+
+    It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``.
+    """
+
+    def __init__(self, optimizer: Optimizer, trainer: Any):
+        self.__dict__.update({"optimizer": optimizer, "_trainer": trainer})
+
+    @property
+    def __class__(self) -> type:
+        return type(self.__dict__["optimizer"])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["optimizer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["optimizer"], name, value)
+
+    def step(self, closure: Any = None, **kwargs: Any) -> Any:
+        """Step the optimizer: ranks, hooks, gradient scaler and ``global_step`` included.
+
+        Args:
+            closure: Computes the loss and its gradients; called before the step.
+            kwargs: For the optimizer's own `step`.
+
+        Returns:
+            What the closure returned.
+        """
+        trainer = self._trainer
+        result = closure() if closure is not None else None
+        slot = trainer.slot_of(self.optimizer)
+        trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks run the same training_step
+        trainer.call("on_before_optimizer_step", self.optimizer)
+        trainer.metrics.hook = "training_step"
+        if trainer.precision.scaler is not None:
+            trainer.precision.scaler.step(self.optimizer, **kwargs)
+            trainer.precision.scaler.update()
+        else:
+            self.optimizer.step(**kwargs)
+        slot.update_step += 1
+        trainer.fit_loop.global_step += 1
+        return result
+
+    def toggle_model(self, sync_grad: bool = True) -> Toggled:
+        """A context in which only this optimizer's parameters require gradients."""
+        return Toggled(self._trainer.lightning_module, self.optimizer)
+
+
+class Toggled:
+    """The context that `ManualOptimizer.toggle_model` gives."""
+
+    def __init__(self, module: Any, optimizer: Optimizer):
+        self.module, self.optimizer = module, optimizer
+
+    def __enter__(self) -> None:
+        toggle(self.module, self.optimizer)
+
+    def __exit__(self, *_: Any) -> None:
+        untoggle(self.module)
+
+
+def toggle(module: Any, optimizer: Optimizer) -> None:
+    """Let only this optimizer's parameters require gradients; what they all required is remembered in the module."""
+    untoggle(module)
+    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for owner in module.trainer.optimizers:
+        for group in owner.param_groups:
+            for parameter in group["params"]:
+                module._toggled[id(parameter)] = (parameter, parameter.requires_grad)
+                parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
+
+
+def untoggle(module: Any) -> None:
+    """Put back what `toggle` remembered."""
+    for parameter, required in module._toggled.values():
+        parameter.requires_grad = required
+    module._toggled.clear()
+
+
+def manual_backward(trainer: Any, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    """``loss.backward(...)`` with the scaler and the two hooks."""
+    if trainer.precision.scaler is not None:
+        loss = trainer.precision.scaler.scale(loss)
+    trainer.call("on_before_backward", loss)
+    loss.backward(*args, **kwargs)
+    trainer.call("on_after_backward")
+    trainer.metrics.hook = "training_step"

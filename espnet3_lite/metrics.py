@@ -1,0 +1,376 @@
+"""Logged values: what `self.log` was given, kept on the device, and what becomes of it at a step and at an epoch's end.
+
+Nothing here reads a value from the device; whoever looks at ``callback_metrics`` does. Loggers and progress bars are
+fed by the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from espnet3_lite.exceptions import MisconfigurationException
+
+_STEP_HOOKS = (
+    "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_before_zero_grad", "backward", "optimizer_step", "optimizer_zero_grad",
+    "lr_scheduler_step", "configure_gradient_clipping",
+)  # fmt: skip
+_EVALUATION_HOOKS = tuple(
+    f"{prefix}{stage}{suffix}"
+    for stage in ("validation", "test")
+    for prefix, suffix in (("", "_step"), ("on_", "_batch_start"), ("on_", "_batch_end"))
+)
+_EPOCH_HOOKS = (
+    "on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_epoch_start",
+    "on_validation_epoch_end", "on_test_start", "on_test_epoch_start", "on_test_epoch_end",
+)  # fmt: skip
+#: hook -> (on_step, on_epoch) by default, and whether on_step=True is possible. Lightning's table.
+_DEFAULTS = {
+    **{hook: (True, False, True) for hook in _STEP_HOOKS},
+    **{hook: (False, True, True) for hook in _EVALUATION_HOOKS},
+    **{hook: (False, True, False) for hook in _EPOCH_HOOKS},
+}
+_REDUCTIONS = ("mean", "sum", "min", "max")
+
+
+class LoggedValue:
+    """One name logged in one hook: its arguments, its last value, and its sum over the epoch."""
+
+    __slots__ = (
+        "name", "hook", "arguments", "prog_bar", "logger", "on_step", "on_epoch", "reduce", "rank_zero_only",
+        "sync_dist", "last", "total", "weight", "fresh", "metric", "step_name", "epoch_name",
+    )  # fmt: skip
+
+    def __init__(
+        self, name: str, hook: str, arguments: tuple, on_step: bool, on_epoch: bool, dataloader_idx: int | None
+    ):
+        prog_bar, logger, _, _, reduce, _, sync_dist, add_index, rank_zero_only = arguments
+        self.hook, self.arguments, self.prog_bar, self.logger = hook, arguments, prog_bar, logger
+        self.on_step, self.on_epoch, self.sync_dist = on_step, on_epoch, sync_dist
+        self.reduce, self.rank_zero_only = _reduction(name, reduce), rank_zero_only
+        suffix = f"/dataloader_idx_{dataloader_idx}" if dataloader_idx is not None and add_index else ""
+        forked = on_step and on_epoch
+        self.name = name + suffix
+        self.step_name = f"{name}_step{suffix}" if forked else self.name
+        self.epoch_name = f"{name}_epoch{suffix}" if forked else self.name
+        self.metric: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the epoch."""
+        self.last: torch.Tensor | None = None
+        self.total: torch.Tensor | None = None
+        self.weight: Any = 0
+        self.fresh = False  # `last` has not been published yet
+        if self.metric is not None:
+            self.metric.reset()
+
+    def update(self, value: torch.Tensor, batch_size: Any) -> None:
+        """Take one batch's value, ``()``."""
+        if self.on_step:
+            self.last, self.fresh = value, True
+        if not self.on_epoch:
+            return
+        # Sums are kept in float64: a mean over a million batches stays right in its last shown digit.
+        value = value.to(torch.float64) if value.device.type != "mps" else value.float()
+        if self.reduce == "mean":
+            value = value * batch_size
+            self.weight = self.weight + batch_size
+        if self.total is None:
+            self.total = value
+        elif self.reduce in ("mean", "sum"):
+            self.total = self.total + value
+        else:
+            self.total = getattr(torch, f"{self.reduce}imum")(self.total, value)
+
+    def epoch_value(self) -> torch.Tensor | None:
+        """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the default dtype."""
+        if self.metric is not None:
+            return self.metric.compute()
+        if self.total is None:
+            return None
+        value = self.total / self.weight if self.reduce == "mean" else self.total
+        return value.to(torch.get_default_dtype())
+
+
+class Metrics:
+    """``trainer.metrics``: takes `log` calls and gives ``callback_metrics``, ``logged_metrics`` and the bar's values.
+
+    Args:
+        trainer: For the strategy (reduction over ranks) and the batch that is in work.
+
+    A training value that is logged on steps is its last one; at an epoch's end each value that is logged on epochs is
+    reduced over all ranks (by weight) and stands under its name until it is logged anew.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
+        self.hook: str | None = None
+        self.dataloader_idx: int | None = None
+        #: The batch in work; its size is found when a mean needs it.
+        self.batch: Any = None
+        self._batch_size: int | None = None
+        self.training: dict[tuple, LoggedValue] = {}
+        self.evaluation: dict[tuple, LoggedValue] = {}
+        self.active = self.training
+        self._touched: list[tuple] = []
+        self._callback: dict[str, torch.Tensor] = {}
+        self._progress_bar: dict[str, torch.Tensor] = {}
+        self.logged: dict[str, torch.Tensor] = {}
+        #: How often each callback metric was set: tells whether it was logged anew.
+        self.versions: dict[str, int] = {}
+
+    # ---- taking values ---------------------------------------------------------------------------------------------
+
+    def log(
+        self, name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx,
+        batch_size, rank_zero_only,
+    ) -> None:  # fmt: skip
+        """See `LiteModule.log`."""
+        arguments = (
+            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx, rank_zero_only,
+        )  # fmt: skip
+        key = (self.hook, name, self.dataloader_idx)
+        entry = self.active.get(key)
+        if entry is None:
+            entry = self.active[key] = self._new_entry(name, arguments)
+        elif entry.arguments != arguments:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
+                f"{entry.arguments} and {arguments}"
+            )
+        if rank_zero_only and not self.trainer.is_global_zero:
+            return
+        if hasattr(value, "compute") and hasattr(value, "reset"):
+            entry.metric = value
+            entry.last = getattr(value, "_forward_cache", None)
+            return
+        tensor = self._as_tensor(name, value, enable_graph)
+        if entry.on_epoch and batch_size is None and entry.reduce == "mean":
+            batch_size = self.batch_size
+        if sync_dist and entry.on_step:
+            tensor = self.trainer.strategy.reduce(tensor, entry.reduce)  # all ranks log: the user said so
+        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
+        entry.update(tensor, 1 if batch_size is None else batch_size)
+
+    def _new_entry(self, name: str, arguments: tuple) -> LoggedValue:
+        if self.hook not in _DEFAULTS:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
+            )
+        on_step, on_epoch, step_possible = _DEFAULTS[self.hook]
+        given_step, given_epoch = arguments[2], arguments[3]
+        if given_step and not step_possible:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ..., on_step=True)` inside `{self.hook}`; must be one of (False,)."
+            )
+        if given_epoch is False and not step_possible:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ..., on_epoch=False)` inside `{self.hook}`; must be one of (True,)."
+            )
+        on_step = on_step if given_step is None else bool(given_step)
+        on_epoch = on_epoch if given_epoch is None else bool(given_epoch)
+        if not on_step and not on_epoch:
+            raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
+        return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.dataloader_idx)
+
+    def _as_tensor(self, name: str, value: Any, enable_graph: bool) -> torch.Tensor:
+        """The value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here."""
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
+                    f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+                )
+            value = value if enable_graph else value.detach().clone()
+            value = value if value.dim() == 0 else value.reshape(())
+            return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.get_default_dtype())
+        if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
+            return torch.tensor(float(value), dtype=torch.get_default_dtype())
+        raise ValueError(
+            f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
+            f"log a number or a tensor with a single element"
+        )
+
+    def start_batch(self, batch: Any) -> None:
+        """A new batch is in work."""
+        self.batch = batch
+        self._batch_size = None
+        self._touched.clear()
+
+    def discard_batch(self) -> None:
+        """Take back all that was logged for the batch in work: it was skipped."""
+        for entry, *before in reversed(self._touched):
+            entry.last, entry.total, entry.weight, entry.fresh = before
+        self._touched.clear()
+
+    def mask_batch(self, finite: torch.Tensor) -> None:
+        """Leave the batch in work out of the means unless `finite`, ``()`` bool, is true; nothing is read here.
+
+        Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
+        """
+        for entry, _, total, weight, _ in self._touched:
+            if entry.total is not None and entry.on_epoch:
+                before = _neutral(entry) if total is None else total
+                entry.total = torch.where(finite.to(entry.total.device), entry.total, before)
+                if entry.reduce == "mean":
+                    entry.weight = torch.where(finite, torch.as_tensor(entry.weight, device=finite.device), weight)
+
+    @property
+    def batch_size(self) -> int:
+        """The first dimension of the first tensor in the batch in work; 1 where there is none."""
+        if self._batch_size is None:
+            self._batch_size = batch_size_of(self.batch)
+        return self._batch_size
+
+    # ---- giving values ---------------------------------------------------------------------------------------------
+
+    def step_values(self) -> dict[str, torch.Tensor]:
+        """What the loggers get for this training step."""
+        return {e.step_name: e.last for e in self.training.values() if e.logger and e.on_step and e.last is not None}
+
+    def evaluation_step_values(self) -> dict[str, torch.Tensor]:
+        """What the loggers get for this evaluation batch: ``<step name>/epoch_N`` in Lightning's older style is not kept."""
+        touched = (entry for entry, *_ in self._touched)
+        return {e.step_name: e.last for e in touched if e.logger and e.on_step and e.last is not None}
+
+    def end_epoch(self, entries: dict[tuple, LoggedValue]) -> dict[str, torch.Tensor]:
+        """Reduce an epoch's values over all ranks, publish them, and begin anew.
+
+        All ranks call this: it is one gather, with more than one rank.
+
+        Returns:
+            What the loggers get: name to value, ``()``.
+        """
+        self._publish_steps()
+        if self.trainer.strategy.world_size > 1:
+            _reduce_over_ranks(entries, self.trainer.strategy)
+        logged = {}
+        for entry in entries.values():
+            value = entry.epoch_value() if entry.on_epoch else None
+            if value is not None:
+                self._set(entry, value, on_step=False)
+                entry.reset()
+                if entry.logger:
+                    logged[entry.epoch_name] = value
+        return logged
+
+    def _set(self, entry: LoggedValue, value: torch.Tensor, on_step: bool) -> None:
+        forked = entry.step_name if on_step else entry.epoch_name
+        if entry.prog_bar:
+            self._progress_bar[forked] = value
+        for name in {entry.name, forked}:
+            self._callback[name] = value
+            self.versions[name] = self.versions.get(name, 0) + 1
+
+    @property
+    def callback(self) -> dict[str, torch.Tensor]:
+        """``trainer.callback_metrics``."""
+        self._publish_steps()
+        return self._callback
+
+    @property
+    def progress_bar(self) -> dict[str, float]:
+        """``trainer.progress_bar_metrics``: numbers, read from the device here."""
+        self._publish_steps()
+        return {name: float(value) for name, value in self._progress_bar.items()}
+
+    def _publish_steps(self) -> None:
+        """Training steps publish their values lazily: when somebody looks, not at every step."""
+        for entry in self.training.values():
+            if entry.fresh and entry.last is not None:
+                entry.fresh = False
+                self._set(entry, entry.last, on_step=True)
+
+    def clear(self) -> None:
+        """A new call of the trainer begins."""
+        self.training.clear()
+        self.evaluation.clear()
+        self._touched.clear()
+        self._callback, self._progress_bar, self.logged = {}, {}, {}
+        self.versions.clear()
+
+    # ---- resuming within an epoch ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training epoch's sums so far, and the published values."""
+        epoch = [
+            {"key": list(key), "arguments": list(e.arguments), "on_step": e.on_step, "on_epoch": e.on_epoch,
+             "last": e.last, "total": e.total, "weight": e.weight}
+            for key, e in self.training.items() if not callable(e.arguments[4])
+        ]  # fmt: skip
+        return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        for saved in state["epoch"]:
+            hook, name, dataloader_idx = saved["key"]
+            entry = LoggedValue(
+                name, hook, tuple(saved["arguments"]), saved["on_step"], saved["on_epoch"], dataloader_idx
+            )
+            entry.last, entry.total, entry.weight = saved["last"], saved["total"], saved["weight"]
+            self.training[(hook, name, dataloader_idx)] = entry
+        self._callback.update(state["callback"])
+        self.versions.update(state["versions"])
+
+
+def _reduction(name: str, reduce: str | Callable) -> str:
+    """``mean``, ``sum``, ``min`` or ``max``, from the name or from torch's or Python's function of that name."""
+    given = reduce.lower() if isinstance(reduce, str) else getattr(reduce, "__name__", str(reduce))
+    given = {"avg": "mean", "amin": "min", "amax": "max"}.get(given, given)
+    if given not in _REDUCTIONS:
+        raise MisconfigurationException(
+            f"`self.log({name!r}, ..., reduce_fx={reduce!r})`: only {{min,max,mean,sum}} are supported"
+        )
+    return given
+
+
+def _neutral(entry: LoggedValue) -> torch.Tensor:
+    """What a sum, minimum or maximum begins with."""
+    start = {"min": float("inf"), "max": float("-inf")}.get(entry.reduce, 0.0)
+    return torch.full_like(entry.total, start)
+
+
+def _reduce_over_ranks(entries: dict[tuple, LoggedValue], strategy: Any) -> None:
+    """Replace each entry's sum and weight by those over all ranks. All ranks reach this, at an epoch's end.
+
+    The ranks may have logged different names (one had no batch, say): each tells what it has, and learns the others'.
+    """
+    mine = {
+        key: (float(entry.total), float(entry.weight), entry.arguments, entry.on_step)
+        for key, entry in entries.items()
+        if entry.on_epoch and entry.total is not None and not entry.rank_zero_only
+    }
+    parts = strategy.gather_objects(mine)  # collective: all ranks
+    for key in dict.fromkeys(key for part in parts for key in part):
+        found = [part[key] for part in parts if key in part]
+        if key not in entries:
+            hook, name, dataloader_idx = key
+            entries[key] = LoggedValue(name, hook, found[0][2], found[0][3], True, dataloader_idx)
+        entry = entries[key]
+        combine = {"min": min, "max": max}.get(entry.reduce, sum)
+        entry.total = torch.tensor(combine(total for total, *_ in found), dtype=torch.float64, device=strategy.device)
+        entry.weight = sum(weight for _, weight, *_ in found)
+
+
+def batch_size_of(batch: Any) -> int:
+    """The first dimension of the first tensor found in nested dicts, lists and tuples; 1 if there is none.
+
+    >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
+    2
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.dim() else 1
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((batch_size_of(value) for value in values if _has_tensor(value)), 1)
+
+
+def _has_tensor(data: Any) -> bool:
+    if isinstance(data, torch.Tensor):
+        return True
+    values = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
+    return any(_has_tensor(value) for value in values)

@@ -1,0 +1,294 @@
+"""Which optimizer: (loss, optimizer) pairs, accumulation windows, clipping, and the schedulers that belong to them.
+
+When these things happen is the loop's. How a configuration file names optimizers is `espnet.py`'s.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+
+class OptimizationStep(NamedTuple):
+    """A loss and the name of the optimizer that it trains: what a model with several optimizers returns.
+
+    Args:
+        loss: ``()``, with a graph.
+        name: A key of the configuration's `optimizers`.
+
+    Example:
+        >>> OptimizationStep(loss=torch.tensor(1.0), name="generator").name
+        'generator'
+    """
+
+    loss: torch.Tensor
+    name: str
+
+
+@dataclass(eq=False)
+class LRSchedulerConfig:
+    """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    reduce_on_plateau: bool = False
+    #: The optimizer's slot, for one optimizer and for many.
+    slot: OptimizerSlot | None = field(default=None, repr=False)
+    #: How often the metric had been logged when this scheduler stepped last.
+    seen_version: int = 0
+
+
+@dataclass(eq=False)
+class OptimizerSlot:
+    """An optimizer with its window: how many backward passes make one step, and how far the open window is.
+
+    For one plain optimizer the window follows the batch index (`accumulate_grad_batches`), as Lightning's does; a named
+    one counts its own backward passes (`window`), over epochs' ends and validations.
+    """
+
+    optimizer: Optimizer
+    name: str | None = None
+    window: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str = "norm"
+    #: Successful updates so far.
+    update_step: int = 0
+    #: Backward passes in the open window; 0: none is open, and the next one clears the gradients first.
+    pending: int = 0
+    #: False: the pending gradients are this rank's alone.
+    synchronized: bool = True
+    #: What ``LiteModule.optimizers()`` gives for it.
+    manual: Any = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer trains now: a finetuning callback may have added to it."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def state_dict(self) -> dict[str, int]:
+        """The counters."""
+        return {"update_step": self.update_step, "pending": self.pending}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
+
+
+def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) -> list[tuple[Any, OptimizerSlot]]:
+    """What a training step returned, as (loss, slot) pairs; each loss divided by its window.
+
+    Args:
+        output: A loss, a dict with `loss`, an `OptimizationStep`, a list or tuple of them, or None.
+        slots: The optimizers by name; one plain optimizer has the name None.
+        divisor: The window of the plain optimizer, in batches.
+
+    Raises:
+        MisconfigurationException: the output does not fit the optimizers.
+    """
+    plain = slots.get(None)
+    if plain is not None:
+        loss = output.get("loss", _MISSING) if isinstance(output, Mapping) else output
+        if isinstance(loss, torch.Tensor):
+            return [(loss if divisor == 1 else loss / divisor, plain)]
+        if loss is None:
+            return [(None, plain)]
+        raise MisconfigurationException(_wrong_plain_output(output))
+    steps = [output] if isinstance(output, OptimizationStep) else output
+    if not isinstance(steps, (list, tuple)) or not all(isinstance(step, OptimizationStep) for step in steps):
+        raise MisconfigurationException(
+            f"with several optimizers ({', '.join(map(repr, slots))}) the loss must be an OptimizationStep or a list of "
+            f"them, which says what each loss trains; got {_describe(output)}"
+        )
+    if not steps:
+        raise MisconfigurationException(
+            f"the model returned an empty list of optimization steps; return at least one of {list(slots)}"
+        )
+    seen: set[str] = set()
+    for step in steps:
+        if step.name not in slots:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}): there is no such optimizer; there are "
+                f"{list(slots)}{nearest(step.name, slots)}"
+            )
+        if step.name in seen:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}) stands twice in one list; add the losses up into one"
+            )
+        seen.add(step.name)
+    named = [(step.loss, slots[step.name]) for step in steps]
+    return [(loss if slot.window == 1 else loss / slot.window, slot) for loss, slot in named]
+
+
+_MISSING = object()
+
+
+def _wrong_plain_output(output: Any) -> str:
+    if isinstance(output, OptimizationStep) or (isinstance(output, (list, tuple)) and output):
+        return (
+            f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
+            f"`OptimizationStep` is for a configuration with named `optimizers`"
+        )
+    keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
+    return f"the training step must return a tensor, a dict with the key 'loss', or None; got {_describe(output)}{keys}"
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, (list, tuple)) and not isinstance(output, OptimizationStep):
+        return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
+    return f"{type(output).__name__}"
+
+
+# ---- clipping ------------------------------------------------------------------------------------------------------
+
+
+def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | None = "norm") -> torch.Tensor | None:
+    """Clip the gradients of an optimizer's parameters in place.
+
+    Args:
+        optimizer: Whose parameters.
+        value: The largest total norm, or the largest absolute value; None or 0 does nothing.
+        algorithm: ``norm`` or ``value``.
+
+    Returns:
+        The total norm before clipping, ``()``; None for ``value`` or where nothing is clipped.
+    """
+    if not value:
+        return None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if algorithm in (None, "norm"):
+        return torch.nn.utils.clip_grad_norm_(parameters, value)
+    if algorithm == "value":
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return None
+    raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
+
+
+def clip_slot(trainer: Any, slot: OptimizerSlot, batch_idx: int) -> float:
+    """Clip a slot's gradients before its step, by its own settings or by the trainer's.
+
+    Returns:
+        The norm before clipping as a number, where somebody wants it checked; 0.0 where nobody does.
+    """
+    module, optimizer, norm = trainer.lightning_module, slot.optimizer, None
+    check = trainer.check_grad_finite or trainer.precision.scaler is not None
+    value, algorithm = slot.gradient_clip_val, slot.gradient_clip_algorithm
+    if slot.name is None:
+        value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None])
+    if slot.name is None and trainer.clips_by_itself:
+        trainer.metrics.hook = "configure_gradient_clipping"
+        module.configure_gradient_clipping(optimizer, value, algorithm)
+    else:
+        clipped = clip_gradients(optimizer, value, algorithm)
+        norm = clipped if clipped is not None else norm
+    return 0.0 if norm is None else float(norm)  # a CPU-GPU sync point
+
+
+# ---- what `configure_optimizers` returned --------------------------------------------------------------------------
+
+
+def parse_optimizers(returned: Any, owner: str) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Read the seven documented shapes of `configure_optimizers`.
+
+    Args:
+        returned: What it returned.
+        owner: The module's class, for messages.
+
+    Returns:
+        The optimizers, and the scheduler configurations (their `slot` is filled in later).
+
+    Raises:
+        MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
+    """
+    where = f"{owner}.configure_optimizers()"
+    if returned is None:
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, Mapping):
+        returned = [returned]
+    if not isinstance(returned, (list, tuple)):
+        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
+                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
+    if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
+        optimizers, schedulers = list(returned[0]), list(returned[1])
+    elif len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], Mapping):
+        optimizers, schedulers = list(returned[0]), [returned[1]]
+    elif all(isinstance(part, Mapping) for part in returned):
+        optimizers = [_entry(part, "optimizer", where) for part in returned]
+        schedulers = [part["lr_scheduler"] for part in returned if part.get("lr_scheduler") is not None]
+    else:
+        optimizers, schedulers = list(returned), []
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
+    return optimizers, [parse_scheduler(scheduler, where) for scheduler in schedulers]
+
+
+def _entry(part: Mapping, key: str, where: str) -> Any:
+    if key not in part:
+        raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
+    return part[key]
+
+
+def parse_scheduler(given: Any, where: str) -> LRSchedulerConfig:
+    """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
+    settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
+    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+    for key in settings:
+        if key not in known:
+            raise MisconfigurationException(f"{where}: unknown key {key!r} of lr_scheduler{nearest(key, known)}")
+    config = LRSchedulerConfig(**{"scheduler": _entry(settings, "scheduler", where), **settings})
+    if not hasattr(config.scheduler, "step"):
+        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
+    if config.interval not in ("step", "epoch"):
+        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
+    if config.frequency < 1:
+        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
+    takes_metric = config.reduce_on_plateau or step_takes_metric(config.scheduler)
+    if takes_metric and config.monitor is None:
+        raise MisconfigurationException(
+            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
+            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
+        )
+    if not takes_metric:
+        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
+    config.reduce_on_plateau = takes_metric
+    return config
+
+
+def step_takes_metric(scheduler: Any) -> bool:
+    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` demands a first argument.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    False
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return True
+    step = getattr(type(scheduler) if not isinstance(scheduler, type) else scheduler, "step", None)
+    if step is None:
+        return False
+    arguments = list(inspect.signature(step).parameters.values())[1:]
+    demanded = [a for a in arguments if a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
+    return bool(demanded)
+
+
+def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot]) -> None:
+    """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order."""
+    by_optimizer = {id(slot.optimizer): slot for slot in slots}
+    for config in configs:
+        config.slot = by_optimizer.get(id(getattr(config.scheduler, "optimizer", None)))

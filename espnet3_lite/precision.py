@@ -1,0 +1,111 @@
+"""Number formats: which dtype the module and its batches have, autocast, and the gradient scaler.
+
+Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `convert_batch`.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+_ALIASES = {
+    "32-true": "32-true", "32": "32-true", "64-true": "64-true", "64": "64-true", "bf16-mixed": "bf16-mixed",
+    "bf16": "bf16-mixed", "16-mixed": "16-mixed", "16": "16-mixed",
+}  # fmt: skip
+
+
+class Precision:
+    """One of ``32-true`` (default), ``64-true``, ``bf16-mixed``, ``16-mixed``.
+
+    Args:
+        name: The mode; ``32``, ``64``, ``16`` and ``bf16`` are short for the first, second, last and third.
+
+    Raises:
+        MisconfigurationException: unknown mode.
+
+    Example:
+        >>> Precision("64-true").convert_batch({"x": torch.zeros(1), "n": torch.zeros(1, dtype=torch.int64)})
+        {'x': tensor([0.], dtype=torch.float64), 'n': tensor([0])}
+    """
+
+    def __init__(self, name: str | int = "32-true"):
+        if str(name) not in _ALIASES:
+            raise MisconfigurationException(
+                f"Trainer(precision={name!r}) is not one of '32-true', '64-true', 'bf16-mixed', '16-mixed'"
+                f"{nearest(str(name), _ALIASES)}"
+            )
+        self.name = _ALIASES[str(name)]
+        self.autocast_dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.name)
+        #: Created with the device, in `setup`; None except for 16-mixed.
+        self.scaler: torch.amp.GradScaler | None = None
+        self.device_type = "cpu"
+
+    def setup(self, module: torch.nn.Module, device: torch.device) -> None:
+        """Convert the module in place and, for ``16-mixed``, make the one scaler that all optimizers share."""
+        self.device_type = device.type
+        if self.name == "64-true":
+            module.double()
+        if self.name == "16-mixed" and self.scaler is None:
+            self.scaler = torch.amp.GradScaler(device.type)
+
+    def forward_context(self) -> contextlib.AbstractContextManager:
+        """What training, validation, test and predict steps run in."""
+        if self.autocast_dtype is not None:
+            return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+        if self.name == "64-true":
+            return _default_dtype(torch.float64)
+        return contextlib.nullcontext()
+
+    def update_scaler(self, slots: Any) -> None:
+        """After the steps of a batch: adapt the scale, and with it the gradients of windows that are still open."""
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        ratio = self.scaler.get_scale() / before
+        if ratio != 1.0:
+            for parameter in (p for slot in slots if slot.pending for p in slot.parameters if p.grad is not None):
+                parameter.grad.mul_(ratio)
+
+    @property
+    def plain(self) -> bool:
+        """True for ``32-true``: no context is needed, and the loop spares the few microseconds."""
+        return self.name == "32-true"
+
+    def convert_batch(self, batch: Any) -> Any:
+        """Floating tensors of the batch in the module's dtype (``64-true`` only)."""
+        if self.name != "64-true":
+            return batch
+        return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype):
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def map_tensors(data: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Apply `function` to every tensor in nested dicts, lists, tuples and named tuples; other values stay."""
+    if isinstance(data, torch.Tensor):
+        return function(data)
+    if isinstance(data, dict):
+        mapped = {key: map_tensors(value, function) for key, value in data.items()}
+        return mapped if type(data) is dict else _rebuild(data, mapped)
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(map_tensors(value, function) for value in data))
+    if isinstance(data, (list, tuple)):
+        return type(data)(map_tensors(value, function) for value in data)
+    return data
+
+
+def _rebuild(original: dict, mapped: dict) -> dict:
+    """A dict subclass (OrderedDict, defaultdict, BatchEncoding) keeps its class and attributes."""
+    clone = original.copy()
+    clone.update(mapped)
+    return clone

@@ -1,0 +1,188 @@
+"""A trainer's state as a checkpoint, and back: every key that Lightning's file has, and ours inside ``loops``.
+
+Bytes on disk are `checkpoint_io.py`'s; how Lightning counts its loops is `lightning_format.py`'s; when to save is the
+callbacks'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from espnet3_lite import lightning_format
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.seed import collect_random_state
+from espnet3_lite.version import CHECKPOINT_FORMAT
+
+#: The key inside ``loops`` that holds what is ours alone.
+OURS = "espnet3_lite"
+
+
+def dump_checkpoint(trainer: Any, weights_only: bool = False) -> dict[str, Any]:
+    """Everything that the next batch depends on, as tensors and plain values. All ranks call it.
+
+    Args:
+        trainer: In a fit, or after one.
+        weights_only: Leave out optimizers, schedulers and callbacks.
+
+    Returns:
+        The checkpoint, ready for `checkpoint_io.save_checkpoint`.
+    """
+    module, loop = trainer.lightning_module, trainer.fit_loop
+    trainer.strategy.sync_buffers(module)
+    checkpoint = {
+        "epoch": loop.epoch,
+        "global_step": loop.global_step,
+        "pytorch-lightning_version": CHECKPOINT_FORMAT,
+        "state_dict": trainer.strategy.module_state_dict(module),
+        "loops": lightning_format.dump_loops(trainer),
+    }
+    checkpoint["loops"][OURS] = {"wrapper_prefix": getattr(module, "wrapper_prefix", "")}
+    if not weights_only:
+        checkpoint["callbacks"] = dump_callbacks(trainer)
+        checkpoint["optimizer_states"] = [
+            trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
+        ]
+        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+        if trainer.precision.scaler is not None:
+            checkpoint["MixedPrecision"] = trainer.precision.scaler.state_dict()  # Lightning's key
+        checkpoint["loops"][OURS].update(_dump_ours(trainer))
+    for owner in (module, trainer.datamodule):
+        if owner is not None and owner.hparams:
+            prefix = "datamodule_" if owner is trainer.datamodule else ""
+            checkpoint[f"{prefix}hparams_name"] = "kwargs"
+            checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
+    if trainer.datamodule is not None and (state := trainer.datamodule.state_dict()):
+        checkpoint[type(trainer.datamodule).__qualname__] = state
+    if not weights_only:
+        trainer.call_callbacks("on_save_checkpoint", checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def dump_callbacks(trainer: Any) -> dict[str, Any]:
+    """Each callback's state under its key."""
+    states = {}
+    for callback in trainer.callbacks:
+        state = callback.state_dict()
+        if state:
+            states[callback.state_key] = state
+    return states
+
+
+def _dump_ours(trainer: Any) -> dict[str, Any]:
+    loop = trainer.fit_loop
+    return {
+        "global_step": loop.global_step,
+        "epoch": loop.epoch,
+        "batches_seen": loop.batches_seen,
+        "batches_done": loop.batches_done,
+        "batches_stepped": loop.batches_stepped,
+        "consecutive_skips": loop.consecutive_skips,
+        "is_last_batch": loop.is_last_batch,
+        "validated": loop.validated,
+        "epoch_ended": loop.epoch_ended,
+        "world_size": trainer.world_size,
+        "random": trainer.strategy.gather_objects(collect_random_state()),  # collective: all ranks
+        "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
+        "metrics": trainer.metrics.state_dict(),
+        "optimizers": [
+            {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
+            for slot in trainer.slots.values()
+        ],
+        "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
+        "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
+    }
+
+
+def _pending_gradients(trainer: Any, slot: Any) -> dict[str, torch.Tensor]:
+    """The gradients of an open window, by parameter name; averaged over the ranks, so that one copy is all of them."""
+    if not slot.pending:
+        return {}
+    if not slot.synchronized:
+        trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks save together
+        slot.synchronized = True
+    mine = {id(parameter) for parameter in slot.parameters}
+    named = trainer.lightning_module.named_parameters()
+    return {name: p.grad.detach().clone() for name, p in named if id(p) in mine and p.grad is not None}
+
+
+# ---- restoring -----------------------------------------------------------------------------------------------------
+
+
+def restore_module(trainer: Any, checkpoint: dict[str, Any], strict: bool | None = None) -> None:
+    """Weights, module and data hooks."""
+    module = trainer.lightning_module
+    if trainer.datamodule is not None:
+        state = checkpoint.get(type(trainer.datamodule).__qualname__)
+        if state is not None:
+            trainer.datamodule.load_state_dict(state)
+    module.on_load_checkpoint(checkpoint)
+    trainer.strategy.load_module_state_dict(
+        module, checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
+    )
+
+
+def restore_callbacks(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """First each callback's `on_load_checkpoint`, then its state."""
+    states = checkpoint.get("callbacks")
+    if states is None:
+        return
+    trainer.call_callbacks("on_load_checkpoint", checkpoint)
+    missing = [key for key in states if key not in {callback.state_key for callback in trainer.callbacks}]
+    if missing:
+        rank_zero_warn(
+            f"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided during "
+            f"`Trainer` instantiation. Please add the following callbacks: {missing}."
+        )
+    for callback in trainer.callbacks:
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+
+
+def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Optimizers, schedulers, counters, random state: the run goes on where the checkpoint stands.
+
+    Raises:
+        MisconfigurationException: the checkpoint holds weights only, or other optimizers.
+    """
+    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
+        raise MisconfigurationException(
+            "Trying to restore optimizer state but checkpoint contains only the model. This is probably due to "
+            "`ModelCheckpoint.save_weights_only` being set to `True`. Resume from a full checkpoint (last.ckpt), or load "
+            "the weights alone with LiteModule.load_from_checkpoint"
+        )
+    lightning_format.restore_optimizers(trainer, checkpoint)
+    if trainer.precision.scaler is not None and "MixedPrecision" in checkpoint:
+        trainer.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
+    ours = checkpoint.get("loops", {}).get(OURS)
+    if ours is not None and "batches_done" in ours:
+        _restore_ours(trainer, ours)
+    else:
+        lightning_format.restore_loops(trainer, checkpoint)
+
+
+def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
+    loop = trainer.fit_loop
+    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "consecutive_skips"):
+        setattr(loop, name, int(ours[name]))
+    loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
+    if ours["epoch_ended"]:
+        loop.epoch, loop.batches_done = loop.epoch + 1, 0
+    else:
+        loop.resumed_within_epoch = loop.batches_done > 0
+        trainer.metrics.load_state_dict(ours["metrics"])
+    trainer.resumed_random_states = ours["random"]
+    if loop.resumed_within_epoch:
+        trainer.train_data.resume_state = ours["train_data"]
+    by_name = {state["name"]: state for state in ours["optimizers"]}
+    parameters = dict(trainer.lightning_module.named_parameters())
+    for slot in trainer.slots.values():
+        if slot.name in by_name:
+            slot.load_state_dict(by_name[slot.name])
+            for name, gradient in by_name[slot.name]["gradients"].items():
+                parameters[name].grad = gradient.to(parameters[name].device)
+    for config, version in zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], strict=True):
+        config.seen_version = version

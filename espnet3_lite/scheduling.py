@@ -1,0 +1,74 @@
+"""When learning rates change: each scheduler after its optimizer's update, or with the epoch, or by its metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.optimization import LRSchedulerConfig, OptimizerSlot
+
+
+def step_after_update(trainer: Any, stepped: list[OptimizerSlot], batch_idx: int) -> None:
+    """`interval: step` schedulers of the optimizers that have just been updated; monitored ones wait for a value."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "step" and config.slot in stepped:
+            # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
+            count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
+            if count % config.frequency == 0:
+                if config.monitor is None:
+                    _step(trainer, config, None)
+                else:
+                    step_monitored(trainer, config)
+
+
+def step_with_epoch(trainer: Any) -> None:
+    """`interval: epoch` schedulers without a metric, with the epoch's last batch."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "epoch" and config.monitor is None and _is_due(trainer, config):
+            _step(trainer, config, None)
+
+
+def step_epoch_monitored(trainer: Any) -> None:
+    """`interval: epoch` schedulers with a metric: after the epoch's validation, and before a checkpoint is written."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "epoch" and config.monitor is not None and _is_due(trainer, config):
+            step_monitored(trainer, config)
+
+
+def step_monitored(trainer: Any, config: LRSchedulerConfig) -> None:
+    """Step by the metric if it was logged anew since the last step; else wait."""
+    metrics = trainer.metrics
+    value = metrics.callback.get(config.monitor)
+    version = metrics.versions.get(config.monitor, 0)
+    if version > config.seen_version:
+        config.seen_version = version
+        _step(trainer, config, trainer.strategy.agreed_metric(config.monitor, value))
+
+
+def require_monitored(trainer: Any) -> None:
+    """At an epoch's end: a metric that was never logged although validation ran is an error.
+
+    Raises:
+        MisconfigurationException: naming the scheduler and the nearest metric.
+    """
+    available = trainer.metrics.callback
+    for config in trainer.lr_scheduler_configs:
+        if config.monitor is None or config.monitor in available or config.seen_version:
+            continue
+        message = (
+            f"{type(config.scheduler).__name__} conditioned on metric {config.monitor!r} which is not available. "
+            f"Available metrics are: {sorted(available)}{nearest(config.monitor, available)}"
+        )
+        if config.strict:
+            raise MisconfigurationException(message)
+        rank_zero_warn(f"{message}. strict=False: the learning rate stays as it is.", RuntimeWarning)
+
+
+def _is_due(trainer: Any, config: LRSchedulerConfig) -> bool:
+    return (trainer.current_epoch + 1) % config.frequency == 0
+
+
+def _step(trainer: Any, config: LRSchedulerConfig, metric: Any) -> None:
+    trainer.metrics.hook = "lr_scheduler_step"
+    trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)

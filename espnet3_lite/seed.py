@@ -1,0 +1,75 @@
+"""Random states: seeding them all, reading them all, putting them all back."""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+from espnet3_lite.distributed.rank import rank_zero_info
+
+
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+    """Seed Python, numpy and torch (all devices).
+
+    Args:
+        seed: 0 to 2**32 - 1. None takes ``PL_GLOBAL_SEED`` from the environment, else 0.
+        workers: Also let data loader workers derive their seeds from it (``PL_SEED_WORKERS``); torch does this for
+            its own and Python's generators by itself, numpy's is seeded by our loaders.
+        verbose: Log the seed on rank zero.
+
+    Returns:
+        The seed.
+
+    Raises:
+        ValueError: the seed is not a whole number in range.
+
+    Example:
+        >>> seed_everything(3, verbose=False)
+        3
+        >>> first = torch.rand(2)
+        >>> _ = seed_everything(3, verbose=False)
+        >>> torch.equal(first, torch.rand(2))
+        True
+    """
+    if seed is None:
+        seed = os.environ.get("PL_GLOBAL_SEED", 0)
+    try:
+        seed = int(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed_everything: seed must be a whole number, got {seed!r}") from error
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed_everything: seed must be between 0 and {2**32 - 1}, got {seed}")
+    if verbose:
+        rank_zero_info("Seed set to %d", seed)
+    os.environ["PL_GLOBAL_SEED"] = str(seed)
+    os.environ["PL_SEED_WORKERS"] = str(int(workers))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def collect_random_state() -> dict:
+    """The state of every generator of this process, as tensors and plain values (loads with ``weights_only``)."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict) -> None:
+    """Put back what `collect_random_state` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,76 @@
+"""What a trainer is doing right now: the enums behind ``trainer.state`` and ``trainer.training``.
+
+The names and values are Lightning's (`TrainerFn.FITTING == "fit"`), so that callbacks which look at them move over.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class _StringEnum(str, Enum):
+    """Members compare equal to their strings: ``TrainerFn.FITTING == "fit"``."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class TrainerFn(_StringEnum):
+    """The trainer's method that was called."""
+
+    FITTING = "fit"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+
+class RunningStage(_StringEnum):
+    """What runs inside it: a `fit` is training, validating or in its sanity check."""
+
+    TRAINING = "train"
+    SANITY_CHECKING = "sanity_check"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+    @property
+    def evaluating(self) -> bool:
+        """True where `validation_step` or `test_step` runs."""
+        return self in (RunningStage.VALIDATING, RunningStage.TESTING, RunningStage.SANITY_CHECKING)
+
+    @property
+    def dataloader_prefix(self) -> str:
+        """``train``, ``val``, ``test`` or ``predict``: how loaders and limits are named."""
+        return "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
+
+
+class TrainerStatus(_StringEnum):
+    """How the current or last call stands."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def stopped(self) -> bool:
+        """True once the call is over, well or not."""
+        return self in (TrainerStatus.FINISHED, TrainerStatus.INTERRUPTED)
+
+
+@dataclass
+class TrainerState:
+    """``trainer.state``: the method (`fn`), what runs in it (`stage`) and how it stands (`status`)."""
+
+    status: TrainerStatus = TrainerStatus.INITIALIZING
+    fn: TrainerFn | None = None
+    stage: RunningStage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True when the last call ended by itself."""
+        return self.status == TrainerStatus.FINISHED
+
+    @property
+    def stopped(self) -> bool:
+        """True when no call is running any more."""
+        return self.status.stopped
