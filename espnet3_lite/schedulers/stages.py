@@ -115,7 +115,7 @@ class LinearWarmupDecayLR(ClosedFormScheduler):
             factor = self.start_factor + (1 - self.start_factor) * done / self.warmup_steps
         else:
             share = min((done - self.warmup_steps) / (self.total_steps - self.warmup_steps), 1.0)
-            factor = 1 + (self.end_factor - 1) * share
+            factor = 1 - share + self.end_factor * share
         return [base * factor for base in self.base_lrs]
 
 
