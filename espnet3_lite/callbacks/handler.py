@@ -38,6 +38,7 @@ class CallbackHandler:
         self.callbacks: list[Callback] = []
         self.listeners: dict[str, list[Callable]] = {}
         self._warned: set[tuple[type, str]] = set()
+        self.rebuild()
         self.add_callbacks(callbacks)
 
     def add_callback(self, callback: Callback) -> None:
