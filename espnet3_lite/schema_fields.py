@@ -64,8 +64,15 @@ DURATION = Kind(
         or (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None)
     ),
 )
-DEVICES = whole(1) | one_of("auto", -1) | Kind("a list", lambda value: isinstance(value, list) and len(value) > 0)
-DEVICES = DEVICES | Kind("such a number as text", lambda value: isinstance(value, str) and value.isdecimal())
+DEVICES = Kind(
+    "a number of at least 1, -1 or 'auto' for all, or a list of them",
+    lambda value: (
+        value in (-1, "auto")
+        or (_is_whole(value) and value >= 1)
+        or (isinstance(value, str) and value.isdecimal() and int(value) >= 1)
+        or (isinstance(value, list) and len(value) > 0)
+    ),
+)
 LIMIT = whole(0) | FRACTION
 PRECISION = one_of("32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16)
 

@@ -31,12 +31,14 @@ def _blocks(report: Any, key: str) -> dict[str, dict]:
 def one_or_several(report: Any, module: Any) -> None:
     """``optimizer`` and ``scheduler``, or ``optimizers`` and ``schedulers``: never a mixture."""
     settings = report.settings
+    both = False
     for one, other in (("optimizer", "optimizers"), ("scheduler", "schedulers")):
         if one in settings and other in settings:
+            both = True
             report.add((other,), f"stands beside {one!r}; remove one of them, or set it to null")
     for key, missing in (("schedulers", "optimizers"), ("scheduler", "optimizer")):
         partner = {"optimizers": "optimizer", "optimizer": "optimizers"}[missing]
-        if key in settings and missing not in settings and partner in settings:
+        if key in settings and missing not in settings and partner in settings and not both:
             report.add((key,), f"goes with {missing!r}, but the configuration has {partner!r}")
     if "optimizer" not in settings and not settings.get("optimizers"):
         report.add(("optimizer",), "is missing; give one optimizer, or several by name in 'optimizers'")
@@ -241,6 +243,20 @@ def selected(names: Iterable[str], selector: str) -> list[str]:
     return [name for name in names if pattern.search(name)]
 
 
+def _longer_selector(names: list[str], chosen: dict[str, str]) -> str:
+    """For two selectors that overlap, the end of a message with a longer one that selects its own share."""
+    for name, other in (tuple(chosen), tuple(chosen)[::-1]):
+        avoided = selected(names, chosen[other])
+        kept = [parameter for parameter in selected(names, chosen[name]) if parameter not in avoided]
+        parts = kept[0].split(".") if kept else []
+        spans = [(start, start + length) for length in range(1, len(parts)) for start in range(len(parts) - length + 1)]
+        for start, end in spans:  # the shortest first
+            candidate = ".".join(parts[start:end])
+            if selected([candidate], chosen[name]) and selected(names, candidate) == kept:
+                return f"; {candidate!r} in optimizers.{name}.params would tell them apart"
+    return ""
+
+
 def selectors(report: Any, module: Any) -> None:
     """With the model at hand: every trainable parameter belongs to exactly one of several optimizers."""
     if module is None or not _blocks(report, "optimizers"):
@@ -261,11 +277,10 @@ def selectors(report: Any, module: Any) -> None:
         for parameter in matched:
             if parameter in owner:
                 other = owner[parameter]
-                longer = parameter.rpartition(".")[0]
                 report.add(
                     path,
-                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params; "
-                    f"a longer selector such as {longer!r} tells them apart",
+                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params {chosen[other]!r}"
+                    f"{_longer_selector(names, {name: selector, other: chosen[other]})}",
                 )
                 break
             owner[parameter] = name
