@@ -67,7 +67,7 @@ DURATION = Kind(
 DEVICES = Kind(
     "a number of at least 1, -1 or 'auto' for all, or a list of them",
     lambda value: (
-        value in (-1, "auto")
+        value in (-1, "-1", "auto")
         or (_is_whole(value) and value >= 1)
         or (isinstance(value, str) and value.isdecimal() and int(value) >= 1)
         or (isinstance(value, list) and len(value) > 0)
@@ -126,10 +126,10 @@ FIELDS: dict[str, Kind] = {
     "fit.val_dataloaders": OBJECT | LIST,
     "fit.datamodule": OBJECT,
     "trainer": MAPPING,
-    "trainer.accelerator": one_of("auto", "cpu", "gpu"),
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda"),
     "trainer.devices": DEVICES,
     "trainer.num_nodes": whole(1),
-    "trainer.strategy": one_of("auto", "ddp", "fsdp"),
+    "trainer.strategy": one_of("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true"),
     "trainer.precision": PRECISION,
     "trainer.logger": FLAG | OBJECT | LIST,
     "trainer.callbacks": OBJECT | LIST,
@@ -164,7 +164,7 @@ FIELDS: dict[str, Kind] = {
     "trainer.check_grad_finite": FLAG,
     "trainer.async_save": FLAG,
     "trainer.auto_resume": FLAG,
-    "trainer.compile": FLAG | TEXT | MAPPING,
+    "trainer.compile": FLAG | MAPPING,
     **{f"dataloader.{split}.{key}": kind for split in ("train", "valid") for key, kind in {
         "iter_factory": OBJECT,
         "iter_factory.batches": MAPPING,
@@ -227,6 +227,5 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several",
     ),
     "trainer.precision": ("true", "; for half precision use bf16-mixed or 16-mixed"),
-    "trainer.accelerator": ("cuda", "; use gpu"),
 }
 """For values that hold a certain word, what to use instead."""

@@ -122,8 +122,8 @@ BROKEN = [
         "trainer: {strategy: deepspeed_stage_2}",
         [
             (
-                "trainer.strategy (training.yaml, line 1): 'deepspeed_stage_2' is not 'auto', 'ddp' or 'fsdp'; "
-                "DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"
+                "trainer.strategy (training.yaml, line 1): 'deepspeed_stage_2' is not 'auto', 'ddp', "
+                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"
             ),
         ],
     ),
@@ -133,18 +133,18 @@ BROKEN = [
         [
             (
                 "trainer.strategy (training.yaml, line 1): {'_target_': "
-                "'lightning.pytorch.strategies.DeepSpeedStrategy'} is not 'auto', 'ddp' or 'fsdp'; DeepSpeed is "
-                "not supported: use fsdp with one optimizer, ddp with several"
+                "'lightning.pytorch.strategies.DeepSpeedStrategy'} is not 'auto', 'ddp', "
+                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"
             ),
         ],
     ),
     (
         ONE,
-        "trainer: {strategy: ddp_find_unused_parameters_true}",
+        "trainer: {strategy: ddp_spawn}",
         [
             (
-                "trainer.strategy (training.yaml, line 1): 'ddp_find_unused_parameters_true' is not 'auto', "
-                "'ddp' or 'fsdp'"
+                "trainer.strategy (training.yaml, line 1): 'ddp_spawn' is not 'auto', 'ddp', 'fsdp' or "
+                "'ddp_find_unused_parameters_true'"
             ),
         ],
     ),
@@ -152,7 +152,7 @@ BROKEN = [
         ONE,
         "trainer: {accelerator: tpu}",
         [
-            "trainer.accelerator (training.yaml, line 1): 'tpu' is not 'auto', 'cpu' or 'gpu'; did you mean 'gpu'?",
+            "trainer.accelerator (training.yaml, line 1): 'tpu' is not 'auto', 'cpu', 'gpu' or 'cuda'; did you mean 'gpu'?",
         ],
     ),
     (
@@ -878,8 +878,8 @@ def test_every_documented_trainer_argument_is_known():
     overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps
     enable_checkpointing
     enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val gradient_clip_algorithm
-    deterministic benchmark inference_mode use_distributed_sampler detect_anomaly reload_dataloaders_every_n_epochs default_root_dir
-    profiler plugins check_grad_finite async_save auto_resume compile"""
+    deterministic benchmark inference_mode use_distributed_sampler detect_anomaly
+    reload_dataloaders_every_n_epochs default_root_dir profiler plugins check_grad_finite async_save auto_resume compile"""
     assert TRAINER_ARGUMENTS == set(documented.split())
 
 
