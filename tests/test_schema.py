@@ -123,7 +123,8 @@ BROKEN = [
         [
             (
                 "trainer.strategy (training.yaml, line 1): 'deepspeed_stage_2' is not 'auto', 'ddp', "
-                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"
+                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with "
+                "one optimizer, ddp with several"
             ),
         ],
     ),
@@ -134,7 +135,8 @@ BROKEN = [
             (
                 "trainer.strategy (training.yaml, line 1): {'_target_': "
                 "'lightning.pytorch.strategies.DeepSpeedStrategy'} is not 'auto', 'ddp', "
-                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"
+                "'fsdp' or 'ddp_find_unused_parameters_true'; DeepSpeed is not supported: use fsdp with "
+                "one optimizer, ddp with several"
             ),
         ],
     ),
@@ -152,7 +154,10 @@ BROKEN = [
         ONE,
         "trainer: {accelerator: tpu}",
         [
-            "trainer.accelerator (training.yaml, line 1): 'tpu' is not 'auto', 'cpu', 'gpu' or 'cuda'; did you mean 'gpu'?",
+            (
+                "trainer.accelerator (training.yaml, line 1): 'tpu' is not 'auto', 'cpu', 'gpu' or "
+                "'cuda'; did you mean 'gpu'?"
+            ),
         ],
     ),
     (
@@ -879,7 +884,8 @@ def test_every_documented_trainer_argument_is_known():
     enable_checkpointing
     enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val gradient_clip_algorithm
     deterministic benchmark inference_mode use_distributed_sampler detect_anomaly
-    reload_dataloaders_every_n_epochs default_root_dir profiler plugins check_grad_finite async_save auto_resume compile"""
+    reload_dataloaders_every_n_epochs default_root_dir profiler plugins check_grad_finite
+    async_save auto_resume compile"""
     assert TRAINER_ARGUMENTS == set(documented.split())
 
 
