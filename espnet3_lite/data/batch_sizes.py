@@ -24,9 +24,7 @@ def folded_sizes(keys: list[str], size_from: Callable[[str], int], drop_last: bo
     return sizes
 
 
-def filled_sizes(
-    bins: list[int], batch_bins: int, min_batch_size: int, drop_last: bool, padding: bool
-) -> list[int]:
+def filled_sizes(bins: list[int], batch_bins: int, min_batch_size: int, drop_last: bool, padding: bool) -> list[int]:
     """Sizes of consecutive batches that each just exceed `batch_bins`, the last one excepted."""
     sizes: list[int] = []
     size = total = 0

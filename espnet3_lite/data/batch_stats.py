@@ -36,9 +36,7 @@ class BatchStats:
         """All parts as one; sums are added in the order of the parts, so that equal parts give equal bits."""
         total = cls()
         for part in parts:
-            if total.uids and (
-                list(part.shapes) != list(total.shapes) or list(part.sums) != list(total.sums)
-            ):
+            if total.uids and (list(part.shapes) != list(total.shapes) or list(part.sums) != list(total.sums)):
                 raise ValueError(
                     f"batches differ in their streams or features: {list(total.shapes)} at first, "
                     f"{list(part.shapes)} in the batch that begins with utterance {part.uids[0]!r}"
@@ -103,13 +101,9 @@ class Collector:
         start = number * self.batch_size
         stop = min(start + self.batch_size, len(self.dataset))
         uids, batch = self._collated([_with_id(i, self.dataset[i]) for i in range(start, stop)])
-        batch = {
-            key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()
-        }
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         streams = {
-            key: value
-            for key, value in batch.items()
-            if isinstance(value, Tensor) and not key.endswith("_lengths")
+            key: value for key, value in batch.items() if isinstance(value, Tensor) and not key.endswith("_lengths")
         }
         result = BatchStats(uids=uids, batch_keys=list(streams))
         for key, value in streams.items():

@@ -89,9 +89,7 @@ def _split(data: Sequence[Sample]) -> tuple[list[str], list[Mapping[str, Any]]]:
             )
     reserved = [key for key in samples[0] if key.endswith("_lengths")]
     if reserved:
-        raise ValueError(
-            f"sample {uids[0]!r} has {reserved}; '_lengths' names are the collate function's own"
-        )
+        raise ValueError(f"sample {uids[0]!r} has {reserved}; '_lengths' names are the collate function's own")
     return uids, samples
 
 

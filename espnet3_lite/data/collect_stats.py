@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,21 +92,10 @@ def collect_stats(
         dataset = data[mode] if isinstance(data, Mapping) and mode in data else getattr(data, mode, None)
         if dataset is None or len(dataset) == 0:
             found = "is empty" if dataset is not None else "is missing"
-            raise MisconfigurationException(
-                f"the data set {mode!r} {found}: nothing to collect statistics of"
-            )
-        collector = Collector(
-            model, _with_ids(dataset), collate_fn or CommonCollateFn(), batch_size, seed or 0
-        )
-        batches = math.ceil(len(dataset) / batch_size)
-        with tqdm(
-            total=len(dataset), desc=f"collect_stats {mode}", unit="utt", disable=not is_global_zero()
-        ) as progress:
-            if is_distributed() and world_size() > 1:
-                results = _share_among_ranks(collector, batches, progress)
-            else:
-                results = _run(collector, range(batches), min(n_workers, batches), progress)
-            total = BatchStats.merged(results)
+            raise MisconfigurationException(f"the data set {mode!r} {found}: nothing to collect statistics of")
+        collector = Collector(model, _with_ids(dataset), collate_fn or CommonCollateFn(), batch_size, seed or 0)
+        results = _run_share(collector, mode, n_workers)
+        total = BatchStats.merged(results)
         if is_global_zero():
             _write(Path(stats_dir) / mode, total)
     if is_distributed():
@@ -125,9 +114,7 @@ def _check(model: Any, stats_dir: Any, batch_size: Any) -> None:
             "features; it returns a dict such as {'feats': ..., 'feats_lengths': ...}"
         )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise MisconfigurationException(
-            f"collect_stats_batch_size must be an integer >= 1, got {batch_size!r}"
-        )
+        raise MisconfigurationException(f"collect_stats_batch_size must be an integer >= 1, got {batch_size!r}")
 
 
 def _number_of_workers(parallel: Mapping[str, Any] | None) -> int:
@@ -152,6 +139,24 @@ def _with_ids(dataset: Any) -> Any:
     return dataset
 
 
+def _run_share(collector: Collector, mode: str, n_workers: int) -> Iterable[BatchStats]:
+    """All results in data order, on rank zero; other ranks compute theirs and hand them over."""
+    batches = math.ceil(len(collector.dataset) / collector.batch_size)
+    rank, ranks = global_rank(), world_size()
+    share = range(batches * rank // ranks, batches * (rank + 1) // ranks)
+    samples = min(share.stop * collector.batch_size, len(collector.dataset)) - share.start * collector.batch_size
+    description = f"collect_stats {mode}" + (f" (rank 0 of {ranks})" if ranks > 1 else "")
+    with tqdm(total=samples, desc=description, unit="utt", disable=not is_global_zero()) as progress:
+        if ranks == 1:
+            return list(_run(collector, share, min(n_workers, batches), progress))
+        results, failure = [], None
+        try:
+            results = list(_run(collector, share, 1, progress))
+        except Exception as error:  # raised in _gather, after the other ranks, which wait, have been told
+            failure = error
+    return _gather(results, failure)
+
+
 def _run(collector: Collector, batches: range, n_workers: int, progress: tqdm) -> Iterator[BatchStats]:
     """The results of these batches, in their order."""
     if n_workers == 1:
@@ -166,9 +171,8 @@ def _run(collector: Collector, batches: range, n_workers: int, progress: tqdm) -
             f"processes, but they cannot be pickled: {error}. Define their classes and functions at the top "
             "of a module, or set n_workers: 1"
         ) from error
-    with ProcessPoolExecutor(
-        n_workers, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(payload,)
-    ) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_workers, spawn, initializer=start_worker, initargs=(payload,)) as pool:
         yield from _counted(pool.map(collect_batch, batches), progress)
 
 
@@ -178,42 +182,31 @@ def _counted(results: Iterator[BatchStats], progress: tqdm) -> Iterator[BatchSta
         yield result
 
 
-def _share_among_ranks(collector: Collector, batches: int, progress: tqdm) -> list[BatchStats]:
-    """Each rank computes consecutive batches; all results, in order, on rank zero."""
-    rank, ranks = global_rank(), world_size()
-    share = range(batches * rank // ranks, batches * (rank + 1) // ranks)
-    results, failure = [], None
-    try:
-        results = list(_run(collector, share, 1, progress))
-    except Exception as error:  # raised below, after the other ranks, which wait, have been told
-        failure = error
-    failures: list[str | None] = [None] * ranks
-    # All ranks reach both collectives, also one that failed: nobody waits for a rank that is gone.
+def _gather(results: list[BatchStats], failure: Exception | None) -> list[BatchStats]:
+    """All ranks' results, in the ranks' order, on rank zero; an error on one rank is raised on all."""
+    failures: list[str | None] = [None] * world_size()
+    # All ranks reach this, also one that failed: nobody waits for a rank that is gone.
     dist.all_gather_object(failures, None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
-    for other, message in enumerate(failures):
+    for rank, message in enumerate(failures):
         if message is not None:
-            raise RuntimeError(f"collect_stats failed on rank {other}: {message}")
-    gathered: list[list[BatchStats]] | None = [[]] * ranks if rank == 0 else None
-    dist.gather_object(results, gathered)
+            raise RuntimeError(f"collect_stats failed on rank {rank}: {message}")
+    gathered: list[list[BatchStats]] | None = [[]] * world_size() if is_global_zero() else None
+    dist.gather_object(results, gathered)  # all ranks reach this: none of them failed
     return [result for part in gathered or () for result in part]
 
 
 def _write(folder: Path, total: BatchStats) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for key, shapes in total.shapes.items():
-        lines = (
-            f"{uid} {','.join(map(str, shape))}\n" for uid, shape in zip(total.uids, shapes, strict=True)
-        )
+        lines = (f"{uid} {','.join(map(str, shape))}\n" for uid, shape in zip(total.uids, shapes, strict=True))
         _write_file(folder / f"{key}_shape", lambda file, lines=lines: file.write("".join(lines).encode()))
     for key, (count, first, second) in total.sums.items():
         arrays = {"count": np.int64(count), "sum": first, "sum_square": second}
         _write_file(folder / f"{key}_stats.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
     for name, keys in (("batch_keys", total.batch_keys), ("stats_keys", total.sums)):
-        _write_file(
-            folder / name, lambda file, keys=keys: file.write("".join(f"{k}\n" for k in keys).encode())
-        )
+        _write_file(folder / name, lambda file, keys=keys: file.write("".join(f"{k}\n" for k in keys).encode()))
     flush_folder(folder)
 
 

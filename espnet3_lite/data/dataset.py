@@ -176,8 +176,7 @@ class CombinedDataset(Dataset):
         if len(sharded) < len(self.datasets):
             raise MisconfigurationException("either all data sets of a split are ShardedDataset, or none is")
         plans = {
-            (getattr(dataset, "total_shards", None), getattr(dataset, "dist_world_size", None))
-            for dataset in sharded
+            (getattr(dataset, "total_shards", None), getattr(dataset, "dist_world_size", None)) for dataset in sharded
         }
         if len(plans) > 1 or any(None in plan for plan in plans):
             raise MisconfigurationException(
@@ -269,9 +268,7 @@ class EpochShards(Dataset):
         total, taken = dataset.total_shards, dataset.dist_world_size
         for name, value in (("total_shards", total), ("dist_world_size", taken)):
             if not isinstance(value, int) or value < 1:
-                raise MisconfigurationException(
-                    f"{name} of a sharded data set must be an integer >= 1, got {value!r}"
-                )
+                raise MisconfigurationException(f"{name} of a sharded data set must be an integer >= 1, got {value!r}")
         if total % taken:
             raise MisconfigurationException(
                 f"total_shards={total} cannot be divided by dist_world_size={taken}, so that epochs would "

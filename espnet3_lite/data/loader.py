@@ -119,16 +119,12 @@ class DataLoaderBuilder:
             if self.config.get(name) is not None
         }
         if len(samplers) == 2:
-            raise MisconfigurationException(
-                "the config has both `sampler` and `batch_sampler`; keep one of them"
-            )
+            raise MisconfigurationException("the config has both `sampler` and `batch_sampler`; keep one of them")
         arguments = {key: value for key, value in block.items() if key not in _NOT_FOR_TORCH}
         _check_keys(where, arguments, DataLoader)
         return DataLoader(dataset, collate_fn=self.collate_fn, **samplers, **arguments)
 
-    def _factory_loader(
-        self, factory: Any, dataset: Any, distribution: str, where: str
-    ) -> DataLoader | FactoryLoader:
+    def _factory_loader(self, factory: Any, dataset: Any, distribution: str, where: str) -> DataLoader | FactoryLoader:
         if not isinstance(factory, Mapping) or "_target_" not in factory:
             raise MisconfigurationException(
                 f"{where} must be a mapping with a `_target_`, such as "
@@ -159,9 +155,7 @@ class DataLoaderBuilder:
 def _build_batches(config: Any, where: str) -> Any:
     """The batch sampler that `batches` describes: arguments of `build_batch_sampler`, or a `_target_`."""
     if not isinstance(config, Mapping):
-        raise MisconfigurationException(
-            f"{where} must be a mapping with a `type` and shape_files, got {config!r}"
-        )
+        raise MisconfigurationException(f"{where} must be a mapping with a `type` and shape_files, got {config!r}")
     if not config.get("_target_", "build_batch_sampler").endswith("build_batch_sampler"):
         return instantiate(config)
     settings = {key: value for key, value in config.items() if key != "_target_"}

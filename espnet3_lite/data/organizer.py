@@ -77,9 +77,7 @@ class DataOrganizer:
     ):
         if (train is None) != (valid is None):
             given, missing = ("valid", "train") if train is None else ("train", "valid")
-            raise MisconfigurationException(
-                f"dataset.{given} is given without dataset.{missing}; give both or none"
-            )
+            raise MisconfigurationException(f"dataset.{given} is given without dataset.{missing}; give both or none")
         self.recipe_dir = recipe_dir
         self._preprocessor_config = preprocessor
         self._used = [split for split, entries in zip(_SPLITS, (train, valid, test), strict=True) if entries]
@@ -100,9 +98,7 @@ class DataOrganizer:
         The data sets are those of the organizer; only the training set's preprocessor is built anew.
         """
         if self.train is None:
-            raise MisconfigurationException(
-                "dataset.train and dataset.valid are needed to collect statistics"
-            )
+            raise MisconfigurationException("dataset.train and dataset.valid are needed to collect statistics")
         preprocessor = self._build_preprocessors(train_mode)["train"]
         train = CombinedDataset(
             self.train.datasets,
@@ -152,9 +148,7 @@ class DataOrganizer:
         if dataclasses.is_dataclass(entry):
             entry = dataclasses.asdict(entry)
         if not isinstance(entry, Mapping):
-            raise MisconfigurationException(
-                f"{where} must be a mapping with data_src and data_src_args, got {entry!r}"
-            )
+            raise MisconfigurationException(f"{where} must be a mapping with data_src and data_src_args, got {entry!r}")
         known = [field.name for field in dataclasses.fields(DatasetConfig)]
         for key in entry:
             if key not in known:

@@ -230,9 +230,7 @@ class LengthBatchSampler(AbsSampler):
         return shape[0]
 
     @staticmethod
-    def _check_dimensions(
-        files: Sequence[str | Path], streams: list[Shapes], keys: list[str], padding: bool
-    ) -> None:
+    def _check_dimensions(files: Sequence[str | Path], streams: list[Shapes], keys: list[str], padding: bool) -> None:
         """Only the length counts here, so the other axes may differ."""
 
 
@@ -322,9 +320,7 @@ def build_batch_sampler(
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MisconfigurationException(
-                f"{name} of the batch sampler must be an integer >= 1, got {value!r}"
-            )
+            raise MisconfigurationException(f"{name} of the batch sampler must be an integer >= 1, got {value!r}")
 
 
 def _check_orders(**orders: str) -> None:

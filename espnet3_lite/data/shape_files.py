@@ -77,9 +77,7 @@ def read_matching_shapes(paths: Sequence[str | Path]) -> list[Shapes]:
     return streams
 
 
-def check_same_keys(
-    first_path: str | Path, first: Iterable[str], other_path: str | Path, other: Iterable[str]
-) -> None:
+def check_same_keys(first_path: str | Path, first: Iterable[str], other_path: str | Path, other: Iterable[str]) -> None:
     """Raise `MisconfigurationException` naming some utterances that only one of two files has."""
     only_first, only_other = set(first) - set(other), set(other) - set(first)
     if only_first or only_other:

@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,54 +18,55 @@ from typing import Any
 
 from espnet3_lite.config import Config, load_config
 
-HOMES: dict[str, str] = {
-    **dict.fromkeys(
-        ("BaseDataset", "DatasetBuilder", "DatasetContractError", "Field", "KINDS", "Kind", "register_kind"),
-        "contract",
-    ),
-    **dict.fromkeys(("CombinedDataset", "DatasetWithTransform", "ShardedDataset", "do_nothing"), "dataset"),
-    **dict.fromkeys(("DataOrganizer", "DatasetConfig"), "organizer"),
-    **dict.fromkeys(("instantiate_dataset_reference", "load_dataset_module"), "recipe"),
-    **dict.fromkeys(
-        (
-            "AbsSampler",
-            "FoldedBatchSampler",
-            "LengthBatchSampler",
-            "NumElementsBatchSampler",
-            "SortedBatchSampler",
-            "UnsortedBatchSampler",
-            "build_batch_sampler",
-        ),
-        "samplers",
-    ),
-    "SequenceIterFactory": "iterators",
-    "CommonCollateFn": "collate",
-    "AbsPreprocessor": "preprocessor",
-    "DataLoaderBuilder": "loader",
+_NAMES = {
+    "contract": "BaseDataset DatasetBuilder DatasetContractError Field KINDS Kind register_kind",
+    "dataset": "CombinedDataset DatasetWithTransform ShardedDataset do_nothing",
+    "organizer": "DataOrganizer DatasetConfig",
+    "recipe": "instantiate_dataset_reference load_dataset_module",
+    "samplers": "AbsSampler FoldedBatchSampler LengthBatchSampler NumElementsBatchSampler SortedBatchSampler "
+    "UnsortedBatchSampler build_batch_sampler",
+    "iterators": "SequenceIterFactory",
+    "collate": "CommonCollateFn",
+    "preprocessor": "AbsPreprocessor",
+    "loader": "DataLoaderBuilder",
     "collect_stats": "collect_stats",
-    "load_config_with_defaults": "stand_ins",
+    "stand_ins": "load_config_with_defaults",
 }
+HOMES: dict[str, str] = {name: home for home, names in _NAMES.items() for name in names.split()}
 """ESPnet's names that the data rooms have, each with its module in ``espnet3_lite.data``."""
+
+_MODULES = tuple(
+    f"{package}.{name}"
+    for package, names in {
+        "espnet3.components.data": "base_dataset collect_stats data_organizer dataloader dataset dataset_builder "
+        "dataset_module",
+        "espnet3.contract": "data field kinds",
+        "espnet3.utils": "config_utils",
+        "espnet2.train": "collate_fn preprocessor",
+        "espnet2.iterators": "sequence_iter_factory",
+        "espnet2.samplers": "abs_sampler build_batch_sampler folded_batch_sampler length_batch_sampler "
+        "num_elements_batch_sampler sorted_batch_sampler unsorted_batch_sampler",
+    }.items()
+    for name in names.split()
+)
+"""ESPnet's modules from which recipes import them."""
 
 
 @contextmanager
 def espnet_stand_ins() -> Iterator[None]:
-    """While inside, ``from espnet3... import name`` and ``from espnet2... import name`` find the names in
-    `HOMES`.
+    """While inside, importing the names in `HOMES` from espnet2's and espnet3's modules gives ours.
 
-    The module path before the name does not matter. A package that is installed, or stood in for already, is
-    left alone.
+    A package that is installed, or stood in for already, is left alone.
 
     >>> with espnet_stand_ins():
     ...     from espnet3.contract import Field
     >>> Field("text", "text").label
     'Text'
     """
-    finder = _StandInFinder(
-        root
-        for root in ("espnet2", "espnet3")
-        if root not in sys.modules and importlib.util.find_spec(root) is None
-    )
+    missing = [
+        root for root in ("espnet2", "espnet3") if root not in sys.modules and importlib.util.find_spec(root) is None
+    ]
+    finder = _StandInFinder(missing)
     sys.meta_path.append(finder)
     try:
         yield
@@ -81,13 +82,14 @@ def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
 
 
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty package for every module below some roots; attributes come from `HOMES`."""
+    """Finds an empty package for each of `_MODULES` and what it is in; attributes come from `HOMES`."""
 
-    def __init__(self, roots: Iterator[str]):
-        self.roots = frozenset(roots)
+    def __init__(self, roots: Sequence[str]):
+        self.roots = roots
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname.partition(".")[0] in self.roots:
+        known = any(f"{module}.".startswith(f"{fullname}.") for module in _MODULES)
+        if known and fullname.partition(".")[0] in self.roots:
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         return None
 

@@ -30,14 +30,10 @@ def test_pad_values_and_not_sequence():
     assert batch["text"].tolist() == [[0, -32768], [0, 1]]
     assert batch["label"].tolist() == [[4], [5]]
     assert "label_lengths" not in batch
-    assert repr(collate) == (
-        "CommonCollateFn(float_pad_value=9.5, int_pad_value=-32768, not_sequence=['label'])"
-    )
+    assert repr(collate) == ("CommonCollateFn(float_pad_value=9.5, int_pad_value=-32768, not_sequence=['label'])")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "filled"), [("int16", -1), ("uint8", 0), ("bool", False), ("float64", 0.0)]
-)
+@pytest.mark.parametrize(("dtype", "filled"), [("int16", -1), ("uint8", 0), ("bool", False), ("float64", 0.0)])
 def test_only_signed_integers_get_the_integer_value(dtype, filled):
     data = [("a", {"x": np.ones(1, dtype)}), ("b", {"x": np.ones(2, dtype)})]
     _, batch = CommonCollateFn()(data)

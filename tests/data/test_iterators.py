@@ -19,9 +19,7 @@ GOLDEN = json.loads(gzip.decompress((FOLDER / "espnet.json.gz").read_bytes()))
 @pytest.fixture(scope="module")
 def batches():
     setting = GOLDEN["order_sampler"]
-    return build_batch_sampler(
-        **{**setting, "shape_files": [FOLDER / name for name in setting["shape_files"]]}
-    )
+    return build_batch_sampler(**{**setting, "shape_files": [FOLDER / name for name in setting["shape_files"]]})
 
 
 @pytest.mark.parametrize("case", GOLDEN["orders"], ids=lambda case: str(case["setting"]))
@@ -79,9 +77,7 @@ def test_changing_a_batch_does_not_change_the_sampler(batches):
 def test_bad_settings():
     with pytest.raises(MisconfigurationException, match="the sampler made no batches"):
         EpochBatchSampler([])
-    with pytest.raises(
-        MisconfigurationException, match="num_iters_per_epoch must be at least 1 or left out, got 0"
-    ):
+    with pytest.raises(MisconfigurationException, match="num_iters_per_epoch must be at least 1 or left out, got 0"):
         EpochBatchSampler([["a"]], num_iters_per_epoch=0)
 
 
@@ -96,9 +92,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def test_workers_are_seeded_by_seed_epoch_and_worker():
-    factory = SequenceIterFactory(
-        Noise(), [[0], [1], [2], [3]], seed=5, num_workers=2, collate_fn=lambda x: x[0]
-    )
+    factory = SequenceIterFactory(Noise(), [[0], [1], [2], [3]], seed=5, num_workers=2, collate_fn=lambda x: x[0])
     loader = factory.build_loader()
     loader.batch_sampler.set_epoch(2)
     values = list(loader)

@@ -14,9 +14,7 @@ GOLDEN = json.loads(gzip.decompress((FOLDER / "espnet.json.gz").read_bytes()))
 
 
 def build(setting):
-    return build_batch_sampler(
-        **{**setting, "shape_files": [str(FOLDER / name) for name in setting["shape_files"]]}
-    )
+    return build_batch_sampler(**{**setting, "shape_files": [str(FOLDER / name) for name in setting["shape_files"]]})
 
 
 def write(path, text):

@@ -38,9 +38,7 @@ def test_unusable_files(tmp_path, text, message):
 
 
 def test_missing_file_says_how_it_comes_about(tmp_path):
-    with pytest.raises(
-        MisconfigurationException, match="gone_shape' does not exist; `espnet3-lite collect-stats"
-    ):
+    with pytest.raises(MisconfigurationException, match="gone_shape' does not exist; `espnet3-lite collect-stats"):
         read_shapes(tmp_path / "gone_shape")
 
 
