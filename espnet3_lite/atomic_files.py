@@ -4,6 +4,7 @@ What is in a file is not known here.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,15 @@ from pathlib import Path
 from espnet3_lite.exceptions import CheckpointError
 
 
-def temporary_name(path: Path, process: object) -> str:
-    """The hidden name beside `path` under which a process, by its number, writes."""
-    return f".{path.name}.{process}.tmp"
+def _hidden(path: Path, purpose: str) -> Path:
+    """The name beside `path` under which this process, by its number, writes or removes."""
+    return path.with_name(f".{path.name}.{purpose}.{os.getpid()}.tmp")
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A hidden name in the same folder, so that a rename is one step; what is left there is removed."""
-    temporary = path.with_name(temporary_name(path, os.getpid()))
+    temporary = _hidden(path, "new")
     remove_checkpoint(temporary)
     try:
         yield temporary
@@ -29,13 +30,12 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed in the midst of writing this file left behind."""
-    start, end = temporary_name(path, "|").split("|")
+    """Remove what a process that was killed in the midst of writing or removing this file left behind."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?:new|old)\.(\d+)\.tmp")
     for entry in os.scandir(path.parent):
-        process = entry.name[len(start) : -len(end)]
-        if entry.name.startswith(start) and entry.name.endswith(end) and process.isdigit():
-            if not _is_running(int(process)):
-                remove_checkpoint(entry.path)
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_running(int(match.group(1))):
+            remove_checkpoint(entry.path)
 
 
 def _is_running(process: int) -> bool:
@@ -110,7 +110,7 @@ def remove_checkpoint(path: str | Path) -> None:
     """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(temporary_name(path, os.getpid()))
+        doomed = _hidden(path, "old")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
     else:

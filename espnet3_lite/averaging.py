@@ -12,8 +12,8 @@ StateDict = dict[str, object]
 #: Sums take at least so many bytes at a time: where that is much, the model is small.
 _SMALLEST_WINDOW = 2**21
 
-#: Larger models are summed in windows whose sums take 1/48 of the model's size. A few such blocks are alive at a
-#: time: the sums, the copy that adding in another type makes, and what the allocator keeps.
+#: Larger models are summed in windows whose sums take 1/48 of the model's size. A few such blocks are alive
+#: at a time: the sums, the copy that adding in another type makes, and what the allocator keeps.
 _WINDOWS = 48
 
 
@@ -164,7 +164,7 @@ def _fill_window(
             sums = [piece.to(_wide(piece.dtype), copy=True) for piece in pieces]
         else:
             for total, piece in zip(sums, pieces, strict=True):
-                total.add_(piece)
+                total.add_(piece.to(total.dtype))
         # Before the next file is mapped, so that this one's pages go first.
         del state_dict, pieces
     for (key, start, stop), total in zip(window, sums, strict=True):

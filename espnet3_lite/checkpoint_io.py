@@ -44,6 +44,9 @@ AnyPath = TypeVar("AnyPath", str, Path)
 
 _WRAPPER_PREFIX = "model."
 
+#: The bit of a ZIP entry's external attributes that makes it a folder.
+_FOLDER_FLAG = 0x10
+
 
 # --- Writing ------------------------------------------------------------------------------------------------
 
@@ -132,9 +135,7 @@ def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
     checkpoint = settle(checkpoint)
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f"{path}: not a checkpoint but a {type(checkpoint).__name__}; a dict is expected"
-        )
+        raise CheckpointError(f"{path}: not a checkpoint but a {type(checkpoint).__name__}; a dict is expected")
     return checkpoint
 
 
@@ -146,7 +147,9 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     except (pickle.UnpicklingError, EOFError, struct.error):
         names = []
     if not names:
-        return f"{path}: cannot be read as a checkpoint: {error}"
+        # torch's text advises loading with code allowed; one part of it says what was wrong.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        return f"{path}: its pickle is not one that torch.save writes{': ' if reason else ''}{reason}"
     return (
         f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them "
         "can run code. Where it was written, save it anew without them (most often they are in "
@@ -173,6 +176,10 @@ def _file_damage(path: Path) -> str | None:
             bad = archive.testzip()
             if bad:
                 return f"{path}: damaged: the checksum (CRC) of {bad!r} is wrong"
+            # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER_FLAG]
+            if folders:
+                return f"{path}: damaged: {folders[0]!r} is marked as a folder"
             if not any(name.endswith("/data.pkl") for name in archive.namelist()):
                 return f"{path}: not a checkpoint: an archive without data.pkl"
     # Which of these a damaged table of contents raises depends on the byte that was hit.
@@ -229,9 +236,7 @@ def _load_sharded(folder: Path, only: str | None = None) -> dict:
         raise CheckpointError(damage)
     metadata = sharded_io.read_metadata(folder)
     names = list(metadata.state_dict_metadata)
-    wanted = [
-        name for name in names if sharded_io.place_of(metadata, name)[0] in (only, sharded_io.PLAIN_ENTRY)
-    ]
+    wanted = [name for name in names if sharded_io.place_of(metadata, name)[0] in (only, sharded_io.PLAIN_ENTRY)]
     if only is None or not any(sharded_io.place_of(metadata, name)[0] == only for name in names):
         wanted = names
     return sharded_io.nested(sharded_io.read_entries(folder, wanted, metadata), metadata)
@@ -303,10 +308,7 @@ def average_checkpoints(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".averaging.", dir=folder) as scratch:
-        readers = [
-            _weights_reader(path, Path(scratch) / f"{i}.pth", wrapper_prefix)
-            for i, path in enumerate(present)
-        ]
+        readers = [_weights_reader(path, Path(scratch) / f"{i}.pth", wrapper_prefix) for i, path in enumerate(present)]
         averaged = average_state_dicts([str(path) for path in present], readers)
     if output is not None:
         save_checkpoint(averaged, output)
@@ -329,11 +331,7 @@ def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) 
 def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
     checkpoint = _load_file(file, "cpu", mmap=True)
     state_dict = checkpoint.get("state_dict", checkpoint)
-    return {
-        key[len(wrapper_prefix) :]: value
-        for key, value in state_dict.items()
-        if key.startswith(wrapper_prefix)
-    }
+    return {key[len(wrapper_prefix) :]: value for key, value in state_dict.items() if key.startswith(wrapper_prefix)}
 
 
 def _wrapper_prefix(path: Path, checkpoint: dict) -> str:

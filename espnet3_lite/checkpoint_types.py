@@ -67,9 +67,7 @@ def plain(value: object, where: str = "checkpoint") -> object:
 
 
 def _plain_dict(value: dict, where: str) -> dict:
-    items = [
-        (plain(key, f"a key of {where}"), plain(item, f"{where}[{key!r}]")) for key, item in value.items()
-    ]
+    items = [(plain(key, f"a key of {where}"), plain(item, f"{where}[{key!r}]")) for key, item in value.items()]
     # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
     if type(value) in (dict, OrderedDict, Counter):
         if all(new[0] is old[0] and new[1] is old[1] for new, old in zip(items, value.items(), strict=True)):
@@ -174,6 +172,7 @@ _STAND_INS = {
     # The standard library: types that only hold values.
     "argparse.Namespace": argparse.Namespace,
     "builtins.bool": bool,
+    "builtins.bytes": bytes,
     "builtins.dict": dict,
     "builtins.float": float,
     "builtins.frozenset": frozenset,

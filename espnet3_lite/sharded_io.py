@@ -56,9 +56,7 @@ class _MetadataUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(
-            f"it names {module}.{name}, which has no place in a checkpoint's metadata"
-        )
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint's metadata")
 
 
 def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
@@ -72,9 +70,7 @@ def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
         with open(path, "rb") as file:
             metadata = _MetadataUnpickler(file).load()
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish"
-        ) from error
+        raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish") from error
     # What a damaged pickle raises depends on the byte that was hit.
     except Exception as error:
         raise CheckpointError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error
@@ -159,9 +155,7 @@ def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -
         )
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, distributed_checkpoint.CheckpointException) as error:
-        raise CheckpointError(
-            f"{folder}: its shards cannot be read: {type(error).__name__}: {error}"
-        ) from error
+        raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
     return values
 
 

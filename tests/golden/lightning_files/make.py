@@ -2,8 +2,8 @@
 
     python make.py
 
-Neither the package nor its tests import this file; its own imports of Lightning and OmegaConf stay in functions, so
-that it can be collected without them.
+Neither the package nor its tests import this file; its own imports of Lightning and OmegaConf stay in
+functions, so that it can be collected without them.
 """
 
 import argparse
