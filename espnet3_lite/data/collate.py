@@ -69,6 +69,11 @@ class CommonCollateFn:
         return self.int_pad_value if signed_integer else self.float_pad_value
 
 
+def takes_ids(collate_fn: Any) -> bool:
+    """Whether a collate function wants ``(uid, sample)`` pairs: a `CommonCollateFn`, ours or espnet's own."""
+    return any(base.__name__ == "CommonCollateFn" for base in type(collate_fn).__mro__)
+
+
 def _split(data: Sequence[Sample]) -> tuple[list[str], list[Mapping[str, Any]]]:
     """The ids and the samples of a batch, after checking that they belong together."""
     if len(data) == 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from espnet3_lite.data.collate import takes_ids
 from espnet3_lite.data.dataset import EpochShards
 from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
 from espnet3_lite.data.samplers import build_batch_sampler
@@ -34,7 +35,8 @@ class DataLoaderBuilder:
     """Builds the loader that ``config.dataloader.<mode>`` describes.
 
     Args:
-        dataset: what is loaded: a `CombinedDataset`, or any map-style data set.
+        dataset: what is loaded: a `CombinedDataset`, or any map-style data set. One that can give utterance
+            ids (`use_espnet_collator`) does so from now on where the collate function is a `CommonCollateFn`.
         config: the whole config, or any mapping with a `dataloader` block.
         collate_fn: makes a batch of samples; None for torch's own.
         num_device: ESPnet3's argument; not used, since the training loop deals batches out to the ranks.
@@ -92,12 +94,16 @@ class DataLoaderBuilder:
                 f"{where}.batch_distribution: global needs an iter_factory, whose batches all ranks know; "
                 "a plain DataLoader has per_gpu only"
             )
-        dataset = self.dataset
-        if getattr(dataset, "total_shards", None) is not None:
-            dataset = EpochShards(dataset, self.epoch)
         if factory is None:
-            return self._plain_loader(block, dataset, where)
-        return self._factory_loader(factory, dataset, distribution, f"{where}.iter_factory")
+            return self._plain_loader(block, self._prepared_dataset(self.collate_fn), where)
+        return self._factory_loader(factory, distribution, f"{where}.iter_factory")
+
+    def _prepared_dataset(self, collate_fn: Callable | None) -> Any:
+        """The data set, giving ids where the collate function wants them, reduced to the epoch's shards."""
+        if takes_ids(collate_fn) and hasattr(self.dataset, "use_espnet_collator"):
+            self.dataset.use_espnet_collator = True
+        sharded = getattr(self.dataset, "total_shards", None) is not None
+        return EpochShards(self.dataset, self.epoch) if sharded else self.dataset
 
     def _block(self, mode: str) -> dict[str, Any]:
         dataloader = self.config.get("dataloader")
@@ -124,7 +130,7 @@ class DataLoaderBuilder:
         _check_keys(where, arguments, DataLoader)
         return DataLoader(dataset, collate_fn=self.collate_fn, **samplers, **arguments)
 
-    def _factory_loader(self, factory: Any, dataset: Any, distribution: str, where: str) -> DataLoader | FactoryLoader:
+    def _factory_loader(self, factory: Any, distribution: str, where: str) -> DataLoader | FactoryLoader:
         if not isinstance(factory, Mapping) or "_target_" not in factory:
             raise MisconfigurationException(
                 f"{where} must be a mapping with a `_target_`, such as "
@@ -136,8 +142,11 @@ class DataLoaderBuilder:
                 "and a sharded data set"
             )
         batches = _build_batches(factory.get("batches"), f"{where}.batches")
-        arguments = {key: value for key, value in factory.items() if key != "batches"}
-        arguments.setdefault("collate_fn", self.collate_fn)
+        own = factory.get("collate_fn")
+        collate_fn = self.collate_fn if own is None else instantiate(own)
+        arguments = {**factory, "collate_fn": collate_fn}
+        del arguments["batches"]
+        dataset = self._prepared_dataset(collate_fn)
         built = instantiate(arguments, dataset, batches=batches)
         if isinstance(built, SequenceIterFactory):
             loader = built.build_loader(distribution)

@@ -78,6 +78,7 @@ def instantiate_dataset_reference(
             f"{where} has no data_src, and there is no dataset/__init__.py in recipe_dir ({recipe_dir}); "
             "set data_src to 'recipe/task' or a module's dotted path, or set dataset.recipe_dir"
         )
+    recipe_dir = None if recipe_dir is None else Path(recipe_dir).resolve()
     module = load_dataset_module(data_src, recipe_dir)
     dataset_class = _dataset_class(module, where)
     # Worker processes cannot import a recipe's module by its name alone: they load it as it was loaded here.

@@ -42,9 +42,7 @@ class Pieces(ShardedDataset):
 
 @pytest.fixture
 def dataset():
-    data = CombinedDataset([[{"x": np.arange(n + 1)} for n in range(6)]], [(None, None)])
-    data.use_espnet_collator = True
-    return data
+    return CombinedDataset([[{"x": np.arange(n + 1)} for n in range(6)]], [(None, None)])
 
 
 @pytest.fixture
@@ -121,6 +119,17 @@ def test_shuffle_false_is_respected(dataset, shapes):
         assert list(loader.batch_sampler) == [["1", "0"], ["3", "2"], ["5", "4"]]
 
 
+def test_ids_only_for_collate_functions_that_want_them(dataset):
+    class Subclass(CommonCollateFn):
+        pass
+
+    DataLoaderBuilder(dataset, config(batch_size=2), list).build("train")
+    assert dataset.use_espnet_collator is False
+    DataLoaderBuilder(dataset, config(batch_size=2), Subclass()).build("train")
+    assert dataset.use_espnet_collator is True
+    assert next(iter(DataLoaderBuilder([1, 2], config(batch_size=2)).build("train"))).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(("given", "seen"), [(None, "per_gpu"), ("per_gpu", "per_gpu"), ("global", "global")])
 def test_batch_distribution(dataset, shapes, given, seen):
     assert build(dataset, with_factory(shapes, distribution=given)).batch_sampler.batch_distribution == seen
@@ -141,8 +150,7 @@ def test_batches_may_name_the_function_or_another_sampler(dataset, shapes):
 
 
 def test_foreign_factory(dataset, shapes):
-    dataset.use_espnet_collator = False
-    settings = with_factory(shapes, batches={"batch_size": 3}, repeat=2)
+    settings = with_factory(shapes, batches={"batch_size": 3}, repeat=2, collate_fn={"_target_": "builtins.list"})
     settings.dataloader.train.iter_factory["_target_"] = f"{Foreign.__module__}.Foreign"
     dataset.transforms = [(lambda sample: {"x": sample["x"][-1:]}, lambda sample: sample)]
     loader = build(dataset, settings, epoch=4)
@@ -160,7 +168,6 @@ def test_foreign_factory_gets_its_ranks_share(dataset, shapes, monkeypatch):
 
 def test_sharded_data_set_takes_the_epochs_shard():
     data = CombinedDataset([Pieces()], [(None, None)])
-    data.use_espnet_collator = True
     loader = build(data, config(batch_size=2), epoch=1)
     assert isinstance(loader.dataset, EpochShards)
     assert [batch["x"].tolist() for _, batch in loader] == [[[2], [3]]]
