@@ -4,8 +4,10 @@ at the start of a call. No training happens here.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,7 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
         data.setup(stage)
     trainer.call("setup", stage)
     model.configure_model()
+    trainer.precision.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
     checkpoint = None
     if path is not None:
         checkpoint = checkpoint_io.load_checkpoint(path)
@@ -182,7 +185,6 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
         resume.restore_module(trainer, checkpoint)
         rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                        "checkpoint at %s", path)  # fmt: skip
-    trainer.precision.setup(model, trainer.device)
     trainer.strategy.setup(trainer, model)
     if fitting:
         configure_optimizers(trainer, model)
@@ -417,6 +419,26 @@ def log_hyperparameters(trainer: Any) -> None:
         if values:
             logger.log_hyperparams(values)
         logger.save()
+
+
+def write_status(trainer: Any, exception: BaseException | None = None) -> None:
+    """How the call stands or ended, for people and schedulers: a small JSON file, where the trainer was given one."""
+    if trainer.status_file is None or not trainer.is_global_zero:
+        return
+    signal = trainer.signals.received
+    status = {
+        "call": trainer.state.fn.value,
+        "status": trainer.state.status.value,
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "signal": signal.name if signal is not None and trainer.stopped_by_signal else None,
+        "error": f"{type(exception).__name__}: {exception}" if exception is not None else None,
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    trainer.status_file.parent.mkdir(parents=True, exist_ok=True)
+    beside = trainer.status_file.with_name(f".{trainer.status_file.name}.{os.getpid()}")
+    beside.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+    beside.replace(trainer.status_file)
 
 
 def print_results(results: list[dict[str, float]], word: str) -> None:

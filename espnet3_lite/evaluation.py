@@ -66,8 +66,7 @@ class EvaluationLoop:
         trainer, call, module, metrics = (
             self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
         )  # fmt: skip
-        num_batches = self.num_batches if num_batches is None else num_batches
-        if sum(num_batches) == 0:
+        if sum(self.num_batches if num_batches is None else num_batches) == 0:
             return []
         in_fit = trainer.state.fn == "fit"
         word, outputs = self.word, []
@@ -79,6 +78,7 @@ class EvaluationLoop:
         frozen = torch.inference_mode if trainer.inference_mode and not in_fit else torch.no_grad
         with frozen():
             call(f"on_{word}_start")
+            num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have set up anew
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None

@@ -55,6 +55,8 @@ class FitLoop:
         self.epoch_ended = False
         #: Read from a checkpoint: what the next run begins with.
         self.resumed_within_epoch = False
+        #: Set by a callback: this epoch's batches go forward only (to recompute BatchNorm statistics).
+        self.forward_only = False
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class FitLoop:
                 steps = verdict.weigh(steps)
                 # With several optimizers a backward pass is restricted to its own parameters: no other gradient is
                 # even computed. A graph that a later pass may share is kept until the last one.
-                for position, (loss, slot) in enumerate(steps):
+                for position, (loss, slot) in enumerate(steps if not self.forward_only else ()):
                     if slot.pending == 0:
                         call("on_before_zero_grad", slot.optimizer)
                         module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
@@ -191,13 +193,15 @@ class FitLoop:
                         slot.synchronized = trainer.strategy.synchronizes(slot, closes)
                 closing = [slot for _, slot in steps if (closes if slot.name is None else slot.pending >= slot.window)]
             scaler = trainer.precision.scaler
+            if scaler is not None and not any(slot.pending for slot in closing):
+                scaler = None  # no backward pass, nothing to unscale
             for slot in closing:
                 if trainer.closure_wanted and not verdict.skip:
                     self.step_with_closure(slot, steps[0][0], batch, batch_idx)
                     stepped.append(slot)
                     continue
                 finite = self.prepare_step(slot, batch_idx)
-                if scaler is not None:
+                if scaler is not None and slot.pending:
                     scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
                 elif finite:
                     slot.optimizer.step()
@@ -205,7 +209,7 @@ class FitLoop:
                     slot.update_step += 1
                     stepped.append(slot)
                 slot.pending = 0
-            if scaler is not None and closing:
+            if scaler is not None:
                 trainer.precision.update_scaler(slots.values())
             if stepped:
                 self.global_step += 1
@@ -266,7 +270,7 @@ class FitLoop:
         if not slot.synchronized:
             trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks close this window together
             slot.synchronized = True
-        if trainer.precision.scaler is not None:
+        if trainer.precision.scaler is not None and slot.pending:
             trainer.precision.scaler.unscale_(slot.optimizer)
         trainer.call("on_before_optimizer_step", slot.optimizer)
         norm = clip_slot(trainer, slot, batch_idx)
