@@ -6,7 +6,7 @@
 
 Here: `Config`, `load_config`, merging. Next door: `config_yaml` (text), `config_interpolation` (``${...}``),
 `config_overrides` (``key=value``). Not here: what the keys mean (`schema`) and what they build
-(`instantiate`).
+(`targets`).
 """
 
 import copy

@@ -1,7 +1,7 @@
 """The check of a whole training configuration, before anything is built: all mistakes at once.
 
 Here: `check_config`, and the checks of single keys against the tables in `schema_fields`. Next door: what
-    keys say about each other (`schema_rules`). Not here: reading files (`config`), building (`instantiate`).
+    keys say about each other (`schema_rules`). Not here: reading files (`config`), building (`targets`).
 """
 
 import re

@@ -12,7 +12,7 @@ from typing import Any
 
 from espnet3_lite.config_yaml import KeyPath
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.instantiate import TargetError, find_target, unknown_arguments
+from espnet3_lite.targets import TargetError, find_target, unknown_arguments
 
 UNRESOLVED = object()
 """Stands in the settings for a value whose interpolation failed."""

@@ -171,6 +171,8 @@ class Trainer(TrainerProperties):
         self.given_loaders: dict[str, Any] = {}
         self.return_predictions = True
         self.resumed_random_states: list | None = None
+        #: Where to write how a call ended (`ESPnetTrainer` sets it); None: nowhere.
+        self.status_file: Any = None
         self.loggers = assembly.make_loggers(settings["logger"], self.default_root_dir)
         self.callback_handler = CallbackHandler(assembly.make_callbacks(self, settings), trainer=self)
         assembly.set_backends(settings)
@@ -300,6 +302,7 @@ class Trainer(TrainerProperties):
         try:
             checkpoint = assembly.connect(self, model, given, datamodule, ckpt_path)
             self.signals.install()
+            assembly.write_status(self)
             self.call("on_fit_start") if fitting else None
             assembly.log_hyperparameters(self)
             if fitting:
@@ -324,20 +327,19 @@ class Trainer(TrainerProperties):
                 logger.finalize("success")
             self.call("on_fit_end") if fitting else None
             self.call("teardown", fn.value)
-            self.state.status = TrainerStatus.FINISHED
+            self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             self._end_by(exception)
             if isinstance(exception, KeyboardInterrupt):
                 raise SystemExit(128 + 2) from exception
             raise
         finally:
-            received = self.signals.received
             self.signals.uninstall()
             self.strategy.teardown()
             self.state.stage = None
+        assembly.write_status(self)
         if self.stopped_by_signal:
-            self.state.status = TrainerStatus.INTERRUPTED
-            raise SystemExit(0 if under_torchrun() else 128 + (received or 0))
+            raise SystemExit(0 if under_torchrun() else 128 + (self.signals.received or 0))
         return result
 
     def _end_by(self, exception: BaseException) -> None:
@@ -350,6 +352,7 @@ class Trainer(TrainerProperties):
             self.datamodule.on_exception(exception)
         for logger in self.loggers:
             logger.finalize("failed")
+        assembly.write_status(self, exception)
 
     # ---- what the loops ask ----------------------------------------------------------------------------------------
 

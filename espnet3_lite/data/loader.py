@@ -12,12 +12,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from espnet3_lite.data.collate import takes_ids
-from espnet3_lite.data.dataset import EpochShards
+from espnet3_lite.data.dataset import CombinedDataset, EpochShards
 from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
 from espnet3_lite.data.samplers import build_batch_sampler
 from espnet3_lite.distributed.rank import global_rank, world_size
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.instantiate import instantiate
+from espnet3_lite.targets import find_target, instantiate
 
 _DISTRIBUTIONS = ("per_gpu", "global")
 # Keys of a loader's block that say something else than how torch's DataLoader is made.
@@ -95,8 +95,13 @@ class DataLoaderBuilder:
                 "a plain DataLoader has per_gpu only"
             )
         if factory is None:
-            return self._plain_loader(block, self._prepared_dataset(self.collate_fn), where)
-        return self._factory_loader(factory, distribution, f"{where}.iter_factory")
+            return self._plain_loader(block, where)
+        return self._factory_loader(block, distribution, f"{where}.iter_factory")
+
+    def _first_collate_fn(self, *configs: Any) -> Callable | None:
+        """The first collate function that is configured, else the builder's."""
+        own = next((config for config in configs if config is not None), None)
+        return self.collate_fn if own is None else instantiate(own)
 
     def _prepared_dataset(self, collate_fn: Callable | None) -> Any:
         """The data set, giving ids where the collate function wants them, reduced to the epoch's shards."""
@@ -118,7 +123,9 @@ class DataLoaderBuilder:
             )
         return _plain(dataloader[mode])
 
-    def _plain_loader(self, block: dict[str, Any], dataset: Any, where: str) -> DataLoader:
+    def _plain_loader(self, block: dict[str, Any], where: str) -> DataLoader:
+        collate_fn = self._first_collate_fn(block.get("collate_fn"))
+        dataset = self._prepared_dataset(collate_fn)
         samplers = {
             name: instantiate(self.config[name], dataset)
             for name in ("sampler", "batch_sampler")
@@ -128,36 +135,34 @@ class DataLoaderBuilder:
             raise MisconfigurationException("the config has both `sampler` and `batch_sampler`; keep one of them")
         arguments = {key: value for key, value in block.items() if key not in _NOT_FOR_TORCH}
         _check_keys(where, arguments, DataLoader)
-        return DataLoader(dataset, collate_fn=self.collate_fn, **samplers, **arguments)
+        return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
-    def _factory_loader(self, factory: Any, distribution: str, where: str) -> DataLoader | FactoryLoader:
+    def _factory_loader(self, block: dict[str, Any], distribution: str, where: str) -> DataLoader | FactoryLoader:
+        factory = block["iter_factory"]
         if not isinstance(factory, Mapping) or "_target_" not in factory:
             raise MisconfigurationException(
                 f"{where} must be a mapping with a `_target_`, such as "
                 f"espnet2.iterators.sequence_iter_factory.SequenceIterFactory; got {factory!r}"
             )
-        if "MultipleIterFactory" in factory["_target_"]:
+        if "MultipleIterFactory" in str(factory["_target_"]):
             raise MisconfigurationException(
                 f"{where}: MultipleIterFactory is not supported, as in ESPnet3; use SequenceIterFactory "
                 "and a sharded data set"
             )
         batches = _build_batches(factory.get("batches"), f"{where}.batches")
-        own = factory.get("collate_fn")
-        collate_fn = self.collate_fn if own is None else instantiate(own)
+        collate_fn = self._first_collate_fn(factory.get("collate_fn"), block.get("collate_fn"))
+        dataset = self._prepared_dataset(collate_fn)
+        _check_utterances(batches, dataset, f"{where}.batches")
+        target = find_target(factory["_target_"])
+        ours = isinstance(target, type) and issubclass(target, SequenceIterFactory)
+        if not ours and world_size() > 1:
+            # Such a factory decides alone what becomes of the batches it is given: each rank gives it its share.
+            batches = list(batches)[global_rank() :: world_size()]
         arguments = {**factory, "collate_fn": collate_fn}
         del arguments["batches"]
-        dataset = self._prepared_dataset(collate_fn)
         built = instantiate(arguments, dataset, batches=batches)
-        if isinstance(built, SequenceIterFactory):
-            loader = built.build_loader(distribution)
-            loader.batch_sampler.set_epoch(self.epoch)
-            return loader
-        # Such a factory decides alone what its batches are, so each rank's copy gets that rank's share to
-        # begin with.
-        if world_size() > 1:
-            built = instantiate(arguments, dataset, batches=list(batches)[global_rank() :: world_size()])
-        loader = FactoryLoader(built)
-        loader.set_epoch(self.epoch)
+        loader = built.build_loader(distribution) if ours else FactoryLoader(built)
+        (loader.batch_sampler if ours else loader).set_epoch(self.epoch)
         return loader
 
 
@@ -172,6 +177,17 @@ def _build_batches(config: Any, where: str) -> Any:
         raise MisconfigurationException(f"{where} has no `type`: unsorted, sorted, folded, length or numel")
     _check_keys(where, settings, build_batch_sampler)
     return build_batch_sampler(**settings)
+
+
+def _check_utterances(batches: Any, dataset: Any, where: str) -> None:
+    """Find out now, not in the middle of an epoch, that the shape files are of other data."""
+    if isinstance(dataset, CombinedDataset):
+        for key in (key for batch in batches for key in batch):
+            if not dataset.may_have(key):
+                raise MisconfigurationException(
+                    f"{where}: the shape files have an utterance {key!r}, the data set of {len(dataset)} samples "
+                    "does not; run `espnet3-lite collect-stats` again after a change of the data"
+                )
 
 
 def _check_keys(where: str, settings: Mapping[str, Any], function: Callable) -> None:

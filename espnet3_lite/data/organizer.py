@@ -15,7 +15,7 @@ from espnet3_lite.data.dataset import CombinedDataset, DatasetWithTransform, che
 from espnet3_lite.data.recipe import instantiate_dataset_reference
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.instantiate import find_target, instantiate
+from espnet3_lite.targets import find_target, instantiate
 
 logger = logging.getLogger(__name__)
 _SPLITS = ("train", "valid", "test")
@@ -78,6 +78,11 @@ class DataOrganizer:
         if (train is None) != (valid is None):
             given, missing = ("valid", "train") if train is None else ("train", "valid")
             raise MisconfigurationException(f"dataset.{given} is given without dataset.{missing}; give both or none")
+        for split, given in zip(_SPLITS, (train, valid, test), strict=True):
+            if isinstance(given, (Mapping, str)):
+                raise MisconfigurationException(
+                    f"dataset.{split} must be a list of entries, each beginning with '- ' in YAML; got {given!r}"
+                )
         self.recipe_dir = recipe_dir
         self._preprocessor_config = preprocessor
         self._used = [split for split, entries in zip(_SPLITS, (train, valid, test), strict=True) if entries]

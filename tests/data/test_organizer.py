@@ -3,13 +3,23 @@
 import logging
 
 import pytest
-from data_parts import Spell, Suffix, shout
+from data_parts import Spell, Suffix, entries_of, shout, write_recipe
 
 from espnet3_lite.config import Config
 from espnet3_lite.data.organizer import DataOrganizer, DatasetConfig
 from espnet3_lite.exceptions import MisconfigurationException
 
 SPELL = {"_target_": "data_parts.Spell"}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path / "recipe")
+
+
+@pytest.fixture
+def entries(recipe):
+    return entries_of(recipe)
 
 
 def preprocessor_of(combined):
@@ -29,7 +39,7 @@ def test_splits_and_samples(entries, recipe):
 
 def test_from_a_config_with_instances_nested_or_not(entries):
     block = {"_target_": "espnet3_lite.data.organizer.DataOrganizer", "preprocessor": SPELL, **entries}
-    from espnet3_lite.instantiate import instantiate
+    from espnet3_lite.targets import instantiate
 
     for recursive in (False, True):
         if recursive:  # Hydra then builds the preprocessor first, so its own arguments must be complete
@@ -153,6 +163,7 @@ def test_summary(entries, recipe, caplog):
         ({"valid": None}, "dataset.train is given without dataset.valid; give both or none"),
         ({"train": None}, "dataset.valid is given without dataset.train"),
         ({"train": ["wav"]}, r"dataset.train\[0\] must be a mapping with data_src and data_src_args, got 'wav'"),
+        ({"train": {"data_src": "x.y"}}, r"dataset.train must be a list of entries, .* got \{'data_src': 'x.y'\}"),
         ({"recipe_dir": None}, r"dataset.train\[0\] has no data_src"),
         ({"preprocessor": 3}, "a preprocessor must be callable, got 3"),
         ({"preprocessor": {"_traget_": "x.y"}}, "needs a `_target_`.*did you mean '_traget_'"),

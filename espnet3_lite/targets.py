@@ -58,7 +58,7 @@ def find_target(name: str) -> Any:
     >>> find_target("torch.optim.Adm")
     Traceback (most recent call last):
         ...
-    espnet3_lite.instantiate.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
+    espnet3_lite.targets.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
         raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")

@@ -9,7 +9,7 @@ import torch
 
 from espnet3_lite.config import Config
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.instantiate import (
+from espnet3_lite.targets import (
     OURS,
     InstantiationError,
     TargetError,

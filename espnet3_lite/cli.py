@@ -1,0 +1,209 @@
+"""The commands. Each reads its arguments, sets up logging, and calls one function of another room."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.version import __version__
+
+_EPILOG = """examples:
+  espnet3-lite train conf/training.yaml
+  espnet3-lite train conf/training.yaml trainer.max_epochs=3 optimizer.lr=1e-3 +trainer.limit_train_batches=100
+  torchrun --nproc-per-node 2 -m espnet3_lite train conf/training.yaml
+  espnet3-lite average exp/train
+"""
+_OVERRIDES = (
+    """several files are merged in order; key.path=value changes a key, +key=value adds one, ~key removes one"""
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``espnet3-lite`` and ``python -m espnet3_lite``.
+
+    Args:
+        arguments: The command line; ``sys.argv[1:]`` by default.
+
+    Raises:
+        SystemExit: 2 for a mistake in the configuration, with its message alone; 128 plus a signal's number.
+    """
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING if parsed.quiet else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    logging.captureWarnings(True)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a recipe's own modules, as with `python script.py`
+    try:
+        parsed.command(parsed)
+    except (MisconfigurationException, FileNotFoundError) as error:
+        if parsed.traceback:
+            raise
+        print(f"espnet3-lite: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet3-lite",
+        description="Train ESPnet3 models from YAML files, without Lightning.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"espnet3_lite {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_evaluations(commands)
+    _add_average(commands)
+    _add_hooks(commands)
+    _add_collect_stats(commands)
+    _add_consolidate(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, function: Any, summary: str, details: str = "", config: bool = True) -> Any:
+    """One command: what all have in common."""
+    parser = commands.add_parser(
+        name, help=summary, description=f"{summary}. {details}".strip(), epilog=_OVERRIDES if config else None
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument("--quiet", action="store_true", help="log warnings only")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    if config:
+        parser.add_argument(
+            "config", nargs="+", metavar="CONFIG|key=value", help="YAML files, and changes to single keys"
+        )
+    return parser
+
+
+def _config(parsed: argparse.Namespace) -> Any:
+    from espnet3_lite.config import load_config
+
+    files = [word for word in parsed.config if _is_file(word)]
+    overrides = [word for word in parsed.config if not _is_file(word)]
+    if not files:
+        raise MisconfigurationException(f"no configuration file among {parsed.config}; name a YAML file first")
+    return load_config(*files, overrides=overrides)
+
+
+def _is_file(word: str) -> bool:
+    return "=" not in word and not word.startswith(("~", "+"))
+
+
+# ---- train ---------------------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(
+        commands, "train", _train, "train a model",
+        "Goes on from exp_dir/last.ckpt when there is one, and says so. Ctrl-C once ends the run in order.",
+    )  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="put an old run in exp_dir aside, and start anew")
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    from espnet3_lite import experiment
+
+    trainer = experiment.train(_config(parsed), fresh=parsed.fresh)
+    if trainer.trainer.is_global_zero:
+        print(experiment.report(trainer))
+
+
+# ---- validate, test ------------------------------------------------------------------------------------------------
+
+
+def _add_evaluations(commands: Any) -> None:
+    for name, what in (("validate", "validation data"), ("test", "test sets")):
+        parser = _add(
+            commands, name, _evaluate, f"evaluate weights on the {what}",
+            "Without --checkpoint: the newest average in exp_dir, else its last checkpoint.",
+        )  # fmt: skip
+        parser.add_argument("--checkpoint", help="a .ckpt, or an averaged .pth")
+        parser.set_defaults(test=name == "test")
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    from espnet3_lite import experiment
+
+    for result in experiment.evaluate(_config(parsed), parsed.checkpoint, test=parsed.test):
+        for name, value in sorted(result.items()):
+            print(f"{name} {value:.6g}")
+
+
+# ---- average, consolidate ------------------------------------------------------------------------------------------
+
+
+def _add_average(commands: Any) -> None:
+    parser = _add(
+        commands, "average", _average, "average the best checkpoints of a run", config=False,
+        details="Writes {monitor}.ave_{K}best.pth for each list of best checkpoints found in the folder.",
+    )  # fmt: skip
+    parser.add_argument("exp_dir", type=Path, help="the run's folder")
+    parser.add_argument("--checkpoints", nargs="+", type=Path, help="average these files instead")
+    parser.add_argument("--output", type=Path, help="where to write the average of --checkpoints")
+
+
+def _average(parsed: argparse.Namespace) -> None:
+    from espnet3_lite import experiment
+    from espnet3_lite.checkpoint_io import average_checkpoints
+
+    if parsed.checkpoints:
+        output = parsed.output or parsed.exp_dir / f"ave_{len(parsed.checkpoints)}.pth"
+        average_checkpoints(parsed.checkpoints, output)
+        print(output)
+        return
+    for path in experiment.average_run(parsed.exp_dir):
+        print(path)
+
+
+def _add_consolidate(commands: Any) -> None:
+    parser = _add(
+        commands, "consolidate", _consolidate, "turn a sharded checkpoint into a plain one", config=False,
+        details="Sharded checkpoints are the folders that training with strategy: fsdp writes.",
+    )  # fmt: skip
+    parser.add_argument("sharded", type=Path, help="the folder")
+    parser.add_argument("output", type=Path, help="the file to write")
+
+
+def _consolidate(parsed: argparse.Namespace) -> None:
+    from espnet3_lite.checkpoint_io import consolidate
+
+    consolidate(parsed.sharded, parsed.output)
+    print(parsed.output)
+
+
+# ---- hooks, collect-stats ------------------------------------------------------------------------------------------
+
+
+def _add_hooks(commands: Any) -> None:
+    _add(
+        commands, "hooks", _hooks, "print the order of the hooks, and who listens to each",
+        "Builds the configuration's model and callbacks; trains nothing.",
+    )  # fmt: skip
+
+
+def _hooks(parsed: argparse.Namespace) -> None:
+    from espnet3_lite import experiment
+
+    print(experiment.describe_hooks(experiment.build(_config(parsed))))
+
+
+def _add_collect_stats(commands: Any) -> None:
+    _add(
+        commands, "collect-stats", _collect_stats, "write shapes and statistics of the features below stats_dir",
+        "Runs the model's collect_feats over the training and validation data; `parallel.n_workers` processes.",
+    )  # fmt: skip
+
+
+def _collect_stats(parsed: argparse.Namespace) -> None:
+    from espnet3_lite import experiment
+
+    experiment.collect(_config(parsed))

@@ -1,0 +1,51 @@
+"""Lightning's and ESPnet3's own names for ours: change the import, keep the code.
+
+::
+
+    from espnet3_lite.compat import LightningModule, Trainer, ESPnetLightningModule, BaseDataset, Field
+
+Configuration files need not even that: a ``_target_`` under Lightning's or ESPnet3's packages is looked up here by its last
+part. Each name is imported when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+from espnet3_lite.data.stand_ins import HOMES as _DATA_HOMES
+
+_HOME = {
+    # Lightning
+    "LightningModule": ("module", "LiteModule"),
+    "LightningDataModule": ("module", "LiteDataModule"),
+    "Trainer": ("trainer", "Trainer"),
+    "Callback": ("callbacks.base", "Callback"),
+    "seed_everything": ("seed", "seed_everything"),
+    "MisconfigurationException": ("exceptions", "MisconfigurationException"),
+    "rank_zero_only": ("distributed.rank", "rank_zero_only"),
+    "rank_zero_warn": ("distributed.rank", "rank_zero_warn"),
+    "rank_zero_info": ("distributed.rank", "rank_zero_info"),
+    # ESPnet3
+    "ESPnetLightningModule": ("espnet", "ESPnetModule"),
+    "ESPnet3LightningTrainer": ("espnet", "ESPnetTrainer"),
+    "OptimizationStep": ("optimization", "OptimizationStep"),
+    "AverageCheckpointsCallback": ("callbacks.average_checkpoints", "AverageCheckpointsCallback"),
+    "MetricsLogger": ("callbacks.metrics_logger", "MetricsLogger"),
+    "get_default_callbacks": ("callbacks.default", "get_default_callbacks"),
+    "initialize": ("initialization", "initialize"),
+    **{name: (f"data.{home}", name) for name, home in _DATA_HOMES.items()},
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, attribute = _HOME[name]
+    value = getattr(importlib.import_module(f"espnet3_lite.{home}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

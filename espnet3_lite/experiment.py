@@ -1,0 +1,229 @@
+"""From a configuration file to a run: the model, its initialisation, the trainer, and where a run goes on.
+
+The commands (`cli.py`) are thin around this; ESPnet3 does the same in its training stage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet3_lite.callbacks.base import HOOKS
+from espnet3_lite.checkpoint_io import average_checkpoints, load_checkpoint
+from espnet3_lite.config import Config
+from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.initialization import initialize
+from espnet3_lite.targets import instantiate
+from espnet3_lite.schema import check_config
+from espnet3_lite.seed import seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: Config) -> torch.nn.Module:
+    """The model of ``model:``, by its ``_target_``, or by ESPnet2's ``task`` where that is installed.
+
+    Raises:
+        ImportError: `task` is given and espnet2 is not installed.
+    """
+    settings = config.model.to_container()
+    settings.pop("freeze_param", None)  # the wrapper's, not the model's
+    if config.get("task"):
+        return _build_by_task(config.task, settings)
+    return instantiate(settings)
+
+
+def _build_by_task(task: str, settings: dict[str, Any]) -> torch.nn.Module:
+    from argparse import Namespace
+
+    module, _, name = task.rpartition(".")
+    try:
+        task_class = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ImportError(
+            f"task: {task} needs espnet2, which cannot be imported here ({error}). Install espnet, or leave `task` empty "
+            f"and give `model` a `_target_`"
+        ) from error
+    defaults = vars(task_class.get_parser().parse_args([])) if hasattr(task_class, "get_parser") else {}
+    return task_class.build_model(Namespace(**{**defaults, **settings}))
+
+
+def build(config: Config) -> ESPnetTrainer:
+    """Check the whole configuration, seed, build model and trainer.
+
+    Raises:
+        ConfigError: every mistake in the configuration, in one message.
+    """
+    check_config(config)
+    if config.get("seed") is not None:
+        seed_everything(int(config.seed), workers=True, verbose=False)
+    model = build_model(config)
+    if config.get("init"):
+        initialize(model, config.init)
+    module = ESPnetModule(model, config)
+    return ESPnetTrainer(
+        model=module,
+        exp_dir=config.get("exp_dir") or "exp",
+        config=config.get("trainer") or {},
+        best_model_criterion=(
+            config.best_model_criterion.to_container() if config.get("best_model_criterion") else None
+        ),
+    )
+
+
+def train(config: Config, fresh: bool = False) -> ESPnetTrainer:
+    """Train, or go on with a training that was cut.
+
+    Args:
+        config: A loaded configuration.
+        fresh: Put an old run in `exp_dir` aside and start anew.
+
+    Returns:
+        The trainer, after its run.
+    """
+    exp_dir = Path(config.get("exp_dir") or "exp")
+    if fresh and is_global_zero():
+        put_aside(exp_dir)
+    trainer = build(config)
+    if is_global_zero():
+        exp_dir.mkdir(parents=True, exist_ok=True)
+        (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
+    fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
+    if not fit.get("ckpt_path"):
+        trainer.trainer.auto_resume = True
+    trainer.fit(**fit)
+    return trainer
+
+
+def put_aside(exp_dir: Path) -> Path | None:
+    """Rename a folder with an old run, so that a new one begins; nothing is deleted. Returns the new name."""
+    if not exp_dir.exists() or not any(exp_dir.iterdir()):
+        return None
+    stamp = datetime.fromtimestamp(exp_dir.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+    aside = exp_dir.with_name(f"{exp_dir.name}.{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = exp_dir.with_name(f"{exp_dir.name}.{stamp}-{number}")
+    exp_dir.rename(aside)
+    logger.info("the old run was put aside: %s", aside)
+    return aside
+
+
+def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list[dict[str, float]]:
+    """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
+    trainer = build(config)
+    exp_dir = Path(config.get("exp_dir") or "exp")
+    path = Path(checkpoint) if checkpoint else best_weights(exp_dir)
+    load_weights(trainer.model, path)
+    logger.info("weights from %s", path)
+    if not test:
+        return trainer.validate(verbose=False)
+    organizer = instantiate(config.dataset) if config.get("dataset") else None
+    sets = getattr(organizer, "test", None)
+    if not sets:
+        raise MisconfigurationException("dataset.test: the configuration names no test data")
+    results = []
+    for name, dataset in sets.items() if isinstance(sets, Mapping) else [("test", sets)]:
+        loader = trainer.model.test_loader(dataset)
+        (result,) = trainer.trainer.test(trainer.model, loader, verbose=False)
+        results.append({key.replace("valid/", f"{name}/"): value for key, value in result.items()})
+    return results
+
+
+def best_weights(exp_dir: Path) -> Path:
+    """The newest average in a run's folder, else its last checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
+    candidates = sorted(exp_dir.glob("*.ave_*best.pth"), key=lambda path: path.stat().st_mtime_ns)
+    if candidates:
+        return candidates[-1]
+    if (exp_dir / "last.ckpt").exists():
+        return exp_dir / "last.ckpt"
+    raise FileNotFoundError(f"{exp_dir} holds no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint")
+
+
+def load_weights(module: ESPnetModule, path: Path) -> None:
+    """Load a checkpoint's or a plain state dict's weights into the model."""
+    state = load_checkpoint(path)
+    module.load_state_dict(state.get("state_dict", state))
+
+
+# ---- what the commands print ---------------------------------------------------------------------------------------
+
+
+def report(trainer: ESPnetTrainer) -> str:
+    """What a run left behind: where it ended, its metrics, and what was written where."""
+    run, exp_dir = trainer.trainer, trainer.exp_dir
+    lines = [f"trained {run.current_epoch} epochs, {run.global_step} steps"]
+    lines += [f"  {name} {float(value):.4g}" for name, value in sorted(run.callback_metrics.items()) if "/" in name]
+    lines.append(f"written to {exp_dir}:")
+    kinds = {
+        "config.yaml": "the configuration",
+        "last.ckpt": "the full state; `train` goes on from it",
+        "epoch*.ckpt": "the best checkpoints",
+        "*.ave_*best.pth": "their average: a plain state dict of the model",
+        "status.json": "how the run ended",
+    }
+    for pattern, meaning in kinds.items():
+        found = sorted(path.name for path in exp_dir.glob(pattern))
+        if found:
+            names = found[0] if len(found) == 1 else f"{found[0]} ... ({len(found)})"
+            lines.append(f"  {names:<44} {meaning}")
+    lines += [f"  {log.log_dir:<44} logs" for log in run.loggers if getattr(log, "log_dir", None)]
+    return "\n".join(lines)
+
+
+def describe_hooks(trainer: ESPnetTrainer) -> str:
+    """The hooks in their order, with the callbacks that listen to each, then the module where it does."""
+    run, module = trainer.trainer, trainer.model
+    lines = []
+    for hook in HOOKS:
+        listeners = [type(c).__name__ for c in run.callbacks if c._listener(hook) is not None]
+        if run.is_overridden(hook, module):
+            listeners.append(type(module).__name__)
+        lines.append(f"{hook:<28} {', '.join(listeners) or '-'}")
+    return "\n".join(lines)
+
+
+def average_run(exp_dir: Path) -> list[Path]:
+    """Average the best-K checkpoints of each criterion that are on disk now.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(exp_dir.glob("epoch*_step*_*.ckpt")):
+        monitor = re.sub(r"-v\d+$", "", path.stem.split("_", 2)[2])
+        groups.setdefault(monitor, []).append(path)
+    if not groups:
+        raise FileNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
+    outputs = []
+    for monitor, paths in groups.items():
+        output = exp_dir / f"{monitor}.ave_{len(paths)}best.pth"
+        average_checkpoints(paths, output)
+        outputs.append(output)
+    return outputs
+
+
+def collect(config: Config) -> None:
+    """ESPnet3's stage `collect_stats`: the model's normalisation is left out, since its statistics are yet to be made."""
+    model = config.get("model")
+    for key in ("normalize", "normalize_conf"):
+        if model and key in model:
+            del model[key]
+    check_config(config)
+    if config.get("seed") is not None:
+        seed_everything(int(config.seed), workers=True, verbose=False)
+    ESPnetModule(build_model(config), config).collect_stats()
