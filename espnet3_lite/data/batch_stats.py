@@ -80,7 +80,7 @@ class Collector:
         home = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
             torch.set_num_threads(1)
             self.model.to(device).eval()
             try:
@@ -155,7 +155,7 @@ def _sums(key: str, uids: list[str], rows: list[Tensor]) -> tuple[int, np.ndarra
 
 
 # What a worker process computes with. It is unpickled with the first batch, not when the process starts, so
-# that # an error reaches the caller as itself and not as a broken pool.
+# that an error reaches the caller as itself and not as a broken pool.
 _payload: bytes | None = None
 _worker: Callable[[int], BatchStats] | None = None
 _kept_open = ExitStack()

@@ -112,6 +112,13 @@ class CombinedDataset(Dataset):
         piece.use_espnet_collator = self.use_espnet_collator
         return piece
 
+    def may_have(self, index: int | str) -> bool:
+        """False where indexing would fail for certain; nothing is loaded."""
+        if isinstance(index, str) and not index.isdecimal():
+            # A data set that takes integers may take ids as well; only trying would tell.
+            return index in self._position_of_key or None in self._keys
+        return index in self._position_of_key or int(index) < len(self)
+
     def _fetch(self, index: int | str) -> tuple[int, str, Any]:
         """Which data set the sample is in, its id, and the sample as that data set gives it."""
         # Not int(index) for any text that it takes: the id "1_2" is not the index 12.

@@ -63,17 +63,21 @@ def espnet_stand_ins() -> Iterator[None]:
     >>> Field("text", "text").label
     'Text'
     """
-    missing = [
-        root for root in ("espnet2", "espnet3") if root not in sys.modules and importlib.util.find_spec(root) is None
-    ]
-    finder = _StandInFinder(missing)
-    sys.meta_path.append(finder)
+    finder = _StandInFinder([root for root in ("espnet2", "espnet3") if not _is_there(root)])
+    sys.meta_path.insert(0, finder)
+    set_aside = finder.take_out()
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.partition(".")[0] in finder.roots]:
-            del sys.modules[name]
+        finder.take_out()
+        sys.modules.update(set_aside)
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package is installed or stood in for; a mere folder of that name (a namespace) is neither."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and (spec.origin is not None or isinstance(spec.loader, _StandInFinder))
 
 
 def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
@@ -92,6 +96,11 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if known and fullname.partition(".")[0] in self.roots:
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         return None
+
+    def take_out(self) -> dict[str, ModuleType]:
+        """Remove from `sys.modules` what is below the roots, and return it."""
+        names = [name for name in sys.modules if name.partition(".")[0] in self.roots]
+        return {name: sys.modules.pop(name) for name in names}
 
     def exec_module(self, module: ModuleType) -> None:
         module.__getattr__ = _ours

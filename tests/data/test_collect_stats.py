@@ -10,15 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_parts import LogEnergy, NotANumber
+from data_parts import LogEnergy, NotANumber, entries_of, write_recipe
 
 from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.data.collect_stats import collect_stats
+from espnet3_lite.data.dataset import CombinedDataset
 from espnet3_lite.data.organizer import DataOrganizer
 from espnet3_lite.data.samplers import build_batch_sampler
 from espnet3_lite.exceptions import MisconfigurationException
 
 SPELL = {"_target_": "data_parts.Spell"}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path / "recipe")
+
+
+@pytest.fixture
+def entries(recipe):
+    return entries_of(recipe)
 
 
 @pytest.fixture
@@ -128,6 +139,19 @@ def test_streams_without_lengths_and_other_collate_functions(tmp_path):
     assert (folder / "x_shape").read_text() == "0 1,2\n1 2,2\n2 3,2\n"
     assert stats(folder, "embedding")["sum_square"].tolist() == [1 + 16 + 81] * 2
     assert stats(folder, "x")["count"] == 6
+
+
+def test_utterance_ids_of_the_data_set(tmp_path):
+    class Raw(torch.nn.Module):
+        def collect_feats(self, x, x_lengths):
+            return {"feats": x, "feats_lengths": x_lengths}
+
+    samples = {"first": {"x": np.ones((1, 2))}, "second": {"x": np.ones((5, 2))}}
+    data = {"train": CombinedDataset([samples], [(None, None)]), "valid": [("given", {"x": np.ones((3, 2))})]}
+    collect_stats(Raw(), data, tmp_path)
+    assert (tmp_path / "train" / "feats_shape").read_text() == "first 1,2\nsecond 5,2\n"
+    assert (tmp_path / "valid" / "feats_shape").read_text() == "given 3,2\n"
+    assert data["train"].use_espnet_collator is False
 
 
 def test_sums_do_not_lose_what_float32_would(tmp_path):

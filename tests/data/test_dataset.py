@@ -89,6 +89,15 @@ def test_ids_of_a_data_set_that_takes_integers_too():
     assert data[1] == ("1", {"x": 1})
 
 
+def test_may_have_does_not_load():
+    both = ByBoth(a={"x": 1}, b={"x": 2})
+    keyed, mixed = combined(ByKey(a={"x": 1})), combined(both)
+    both.fetched.clear()
+    assert [keyed.may_have(index) for index in ("a", "b", "0", "1", 0, 1)] == [True, False, True, False, True, False]
+    assert [mixed.may_have(index) for index in ("perhaps", "1", "2")] == [True, True, False]
+    assert both.fetched == []
+
+
 def test_an_id_that_python_reads_as_a_number_is_no_index():
     data = combined(rows(*range(20)))
     with pytest.raises(KeyError, match="1_2"):

@@ -141,6 +141,24 @@ def test_factorys_own_collate_function_comes_first(dataset, shapes):
     assert next(iter(loader))[1]["x"].tolist() == [[0, 1], [0, 7]]
 
 
+def test_a_splits_own_collate_function(dataset, shapes):
+    own = {"_target_": "espnet3_lite.data.collate.CommonCollateFn", "int_pad_value": 7}
+    assert build(dataset, config(batch_size=2, collate_fn=own)).collate_fn.int_pad_value == 7
+    settings = with_factory(shapes)
+    settings.dataloader.train["collate_fn"] = own
+    assert build(dataset, settings).collate_fn.int_pad_value == 7
+
+
+@pytest.mark.parametrize("line", ["6 3", "some_id 3"])
+def test_shape_files_of_other_data_are_noticed_at_once(dataset, shapes, line):
+    with open(shapes, "a") as file:
+        file.write(f"{line}\n")
+    dataset = CombinedDataset([{str(n): dataset.datasets[0][n] for n in range(6)}], [(None, None)])
+    key = line.split()[0]
+    with pytest.raises(MisconfigurationException, match=f"have an utterance '{key}', the data set of 6 samples"):
+        build(dataset, with_factory(shapes))
+
+
 def test_batches_may_name_the_function_or_another_sampler(dataset, shapes):
     named = {"_target_": "espnet2.samplers.build_batch_sampler.build_batch_sampler"}
     assert list(build(dataset, with_factory(shapes, batches=named)).batch_sampler)[0] == ["1", "0"]

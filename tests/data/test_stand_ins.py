@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from espnet3_lite.data.stand_ins import HOMES, espnet_stand_ins
+from espnet3_lite.data.stand_ins import HOMES, _is_there, espnet_stand_ins
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("espnet3") is not None, reason="espnet is installed: nothing stands in for it"
-)
+pytestmark = pytest.mark.skipif(_is_there("espnet3"), reason="espnet is installed: nothing stands in for it")
+
+
+def espnet_modules():
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("espnet2", "espnet3")}
 
 
 def test_every_name_is_there():
@@ -31,12 +33,12 @@ def test_names_are_ours_whatever_module_they_are_asked_of():
 
 
 def test_nothing_stays_behind_also_after_an_error():
-    finders = list(sys.meta_path)
+    finders, modules = list(sys.meta_path), espnet_modules()
     with pytest.raises(ImportError, match="cannot import name 'NoSuchThing' from 'espnet3.contract'"):
         with espnet_stand_ins():
             from espnet3.contract import NoSuchThing  # noqa: F401
     assert sys.meta_path == finders
-    assert "espnet3" not in sys.modules and "espnet3.contract" not in sys.modules
+    assert espnet_modules() == modules
 
 
 def test_inside_another_the_outer_one_stays():
@@ -54,13 +56,22 @@ def test_an_installed_espnet_is_left_alone(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("Field = 'their own'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    try:
-        with espnet_stand_ins():
-            from espnet3 import Field
-        assert Field == "their own"
-        assert "espnet3" in sys.modules
-    finally:
-        sys.modules.pop("espnet3", None)
+    monkeypatch.delitem(sys.modules, "espnet3", raising=False)
+    with espnet_stand_ins():
+        from espnet3 import Field
+    assert Field == "their own"
+    assert sys.modules.pop("espnet3").Field == "their own"
+
+
+def test_a_folder_of_that_name_is_not_espnet(tmp_path, monkeypatch):
+    (tmp_path / "espnet3" / "contract").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "espnet3", raising=False)
+    folder = importlib.import_module("espnet3")
+    with espnet_stand_ins():
+        from espnet3.contract import Field
+    assert Field.__module__ == "espnet3_lite.data.contract"
+    assert sys.modules.pop("espnet3") is folder
 
 
 def test_a_recipes_own_yaml(tmp_path):

@@ -2,9 +2,10 @@
 
     PYTHONPATH=<espnet 202611, unpacked> python tests/golden/make_espnet_batches.py
 
-It needs espnet's samplers only (torch, numpy, typeguard). The shape files in ``batches/`` are FSDD's (every
-20th recording for ``train``, every 50th for ``valid``; 20 features a frame), written by ESPnet3's own
-collect_stats. The tests compare with ``batches/espnet.json.gz`` and never import this file.
+It needs espnet's samplers only (torch, numpy, typeguard), and imports them in functions, since pytest looks into
+every file for doctests. The shape files in ``batches/`` are FSDD's (every 20th recording for ``train``, every 50th
+for ``valid``; 20 features a frame), written by ESPnet3's own collect_stats. The tests compare with
+``batches/espnet.json.gz`` and never run this file.
 """
 
 import gzip
@@ -13,8 +14,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from espnet2.iterators.sequence_iter_factory import SequenceIterFactory
-from espnet2.samplers.build_batch_sampler import build_batch_sampler
 
 FOLDER = Path(__file__).parent / "batches"
 FILES = [
@@ -79,12 +78,16 @@ def orders():
 
 
 def build(setting):
+    from espnet2.samplers.build_batch_sampler import build_batch_sampler
+
     arguments = {"batch_size": 1, "batch_bins": 1, **setting}
     arguments["shape_files"] = [str(FOLDER / name) for name in setting["shape_files"]]
     return build_batch_sampler(**arguments)
 
 
 def main():
+    from espnet2.iterators.sequence_iter_factory import SequenceIterFactory
+
     samplers = [{"setting": s, "batches": [list(b) for b in build(s)]} for s in settings()]
     order_sampler = {"type": "numel", "shape_files": ["valid_feats_shape"], "batch_bins": 8000}
     sampler = build(order_sampler)
