@@ -76,6 +76,8 @@ def espnet_stand_ins() -> Iterator[None]:
 
 def _is_there(package: str) -> bool:
     """Whether a package is installed or stood in for; a mere folder of that name (a namespace) is neither."""
+    if package in sys.modules and sys.modules[package].__spec__ is None:
+        return True  # somebody else's stand-in
     spec = importlib.util.find_spec(package)
     return spec is not None and (spec.origin is not None or isinstance(spec.loader, _StandInFinder))
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import types
 
 import pytest
 
@@ -61,6 +62,16 @@ def test_an_installed_espnet_is_left_alone(tmp_path, monkeypatch):
         from espnet3 import Field
     assert Field == "their own"
     assert sys.modules.pop("espnet3").Field == "their own"
+
+
+def test_somebody_elses_stand_in_is_left_alone(monkeypatch):
+    theirs = types.ModuleType("espnet3")
+    theirs.Field = "theirs"
+    monkeypatch.setitem(sys.modules, "espnet3", theirs)
+    with espnet_stand_ins():
+        from espnet3 import Field
+    assert Field == "theirs"
+    assert sys.modules["espnet3"] is theirs
 
 
 def test_a_folder_of_that_name_is_not_espnet(tmp_path, monkeypatch):
