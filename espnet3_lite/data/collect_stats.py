@@ -47,8 +47,8 @@ def collect_stats(
     one frame an utterance.
 
     Every bit of the result is the same for any number of workers or ranks: batches are consecutive samples,
-    each computed with one thread and random numbers of its own, and merged in data order. Under torchrun, all
-    ranks must call this: they share the work, and rank zero writes.
+    each computed with one thread and random numbers of its own, and merged in data order. Under torchrun, once
+    the process group is joined, all ranks must call this: they share the work, and rank zero writes.
 
     Args:
         model: has ``collect_feats(**batch)``, which returns a dict of tensors of shape ``(batch, ...)``. It

@@ -156,10 +156,13 @@ class FoldedBatchSampler(AbsSampler):
             )
         streams = read_matching_shapes(shape_files)
         keys = sorted(streams[0], key=lambda key: streams[0][key][0])
-        categories = dict.fromkeys(keys, "")
+        members = {"": keys}
         if utt2category_file is not None:
             categories = read_two_columns(utt2category_file)
             check_same_keys(shape_files[0], keys, utt2category_file, categories)
+            members = {}
+            for key in keys:
+                members.setdefault(categories[key], []).append(key)
 
         def size_from(key: str) -> int:
             lengths = [shapes[key][0] for shapes in streams]
@@ -167,10 +170,9 @@ class FoldedBatchSampler(AbsSampler):
             return max(min_batch_size, int(batch_size / (1 + folds)))
 
         batches: list[list[str]] = []
-        for category in dict.fromkeys(categories[key] for key in keys):
-            members = [key for key in keys if categories[key] == category]
-            sizes = spread_small_last(folded_sizes(members, size_from, drop_last), min_batch_size)
-            batches += cut(members, sizes, sort_in_batch, sort_batch)
+        for category in members.values():
+            sizes = spread_small_last(folded_sizes(category, size_from, drop_last), min_batch_size)
+            batches += cut(category, sizes, sort_in_batch, sort_batch)
         super().__init__(batches)
 
 
