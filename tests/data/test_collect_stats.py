@@ -238,7 +238,7 @@ def torchrun(recipe, output, failing):
 def test_two_ranks_give_the_same_bits(organizer, recipe, tmp_path):
     result = torchrun(recipe, tmp_path / "ranks", "no")
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split("\n"))[1:] == ["rank 0 is done", "rank 1 is done"]
+    assert "rank 0 is done" in result.stdout and "rank 1 is done" in result.stdout
     assert "collect_stats train (rank 0 of 2): 100%" in result.stderr and "rank 1 of" not in result.stderr
     collect_stats(LogEnergy(), organizer, tmp_path / "one", batch_size=3)
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
