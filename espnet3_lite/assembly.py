@@ -311,6 +311,7 @@ def find_hooks(trainer: Any, model: Any, data: Any) -> None:
     trainer.module_hooks = {hook: getattr(model, hook) for hook in HOOKS if trainer.is_overridden(hook, model)}
     for hook in ("on_save_checkpoint", "on_load_checkpoint"):
         trainer.module_hooks.pop(hook, None)  # called with the checkpoint in `resume`
+    trainer.callback_handler.rebuild()  # whoever prepared something from the old module prepares it anew
     trainer.automatic_optimization = model.automatic_optimization
     trainer.clips_by_itself = trainer.is_overridden("configure_gradient_clipping", model)
     device = trainer.device
@@ -362,6 +363,9 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
     attach_schedulers(schedulers, slots.values())
     trainer.slots, trainer.lr_scheduler_configs = slots, schedulers
+    clipped = [trainer.gradient_clip_val, *(slot.gradient_clip_val for slot in slots.values())]
+    scaled = trainer.precision.scaler is not None
+    trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
     needs_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in slots.values())
     trainer.closure_wanted = not named and (needs_closure or trainer.is_overridden("optimizer_step", model))
 

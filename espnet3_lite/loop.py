@@ -25,7 +25,8 @@ import torch
 
 from espnet3_lite import scheduling
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
-from espnet3_lite.optimization import OptimizerSlot, clip_slot, route
+from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.optimization import OptimizerSlot, clip_slot, outputs_of, route
 
 #: The 101st skipped batch in a row ends the run.
 MAX_CONSECUTIVE_SKIPS = 100
@@ -49,6 +50,7 @@ class FitLoop:
         #: The loggers' axis: batches that stepped before the one in work.
         self.batches_stepped = 0
         self.consecutive_skips = 0
+        self.gradient_failed = False
         self.is_last_batch = False
         #: Where a checkpoint of this moment stands: its validation is over; its epoch is over.
         self.validated = False
@@ -99,27 +101,20 @@ class FitLoop:
         if not resumed:
             self.batches_done, self.validated, self.epoch_ended = 0, False, False
             call("on_train_epoch_start")
-        batches = data.start_epoch(self.epoch, skip=self.batches_done)
+        max_steps, batches = trainer.max_steps, data.start_epoch(self.epoch, skip=self.batches_done)
         trainer.restore_random_state()  # the resumed run's; after the loader drew its seeds, as in the first run
         if resumed and self.batches_done and not self.validated:
             self.validate_if_due(self.batches_done - 1)
         over = resumed and self.is_last_batch
-        while not over and not self.stop_now():
+        while not over and self.global_step != max_steps and not (trainer.should_stop and self.can_stop()):
             try:
                 batch, self.is_last_batch = next(batches)
             except StopIteration:
                 break
-            over = self.train_batch(batch, self.batches_done)
+            over = self.train_batch(batch, self.batches_done) or trainer.stopped_by_signal
         if trainer.stopped_by_signal:
             return
         self.end_epoch()
-
-    def stop_now(self) -> bool:
-        """Between two batches: no further one?"""
-        trainer = self.trainer
-        if trainer.max_steps != -1 and self.global_step >= trainer.max_steps:
-            return True
-        return trainer.stopped_by_signal or (trainer.should_stop and self.can_stop())
 
     def end_epoch(self) -> None:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
@@ -145,77 +140,83 @@ class FitLoop:
 
     def train_batch(self, batch: Any, batch_idx: int) -> bool:
         """One batch, from the loader to its validation. Returns True when the epoch is over."""
-        trainer, call, module = self.trainer, self.trainer.call, self.trainer.lightning_module
+        trainer, call, hooks = self.trainer, self.trainer.call, self.trainer.hooks
         if trainer.transfers_batches:
             batch = trainer.transfer_batch(batch, 0)
         trainer.metrics.start_batch(batch)
-        if trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):  # the module's hook returned -1
-            self.is_last_batch = True
+        if hooks["on_train_batch_start"] and trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):
+            self.is_last_batch = True  # the module's hook returned -1
             self.close_batch()
             return True
 
-        slots = trainer.slots
+        slots, scaler, strategy = trainer.slots, trainer.precision.scaler, trainer.strategy
         accumulate = trainer.accumulate_grad_batches
         closes = (batch_idx + 1) % accumulate == 0 or self.is_last_batch  # the plain optimizer's window
-        trainer.strategy.before_forward(closes)
+        if strategy.world_size > 1:
+            strategy.before_forward(closes)
         trainer.metrics.hook = "training_step"
         if trainer.precision.plain:
             output = trainer.training_step(batch, batch_idx)
         else:
             with trainer.precision.forward_context():
                 output = trainer.training_step(batch, batch_idx)
+        optimizes = trainer.automatic_optimization and not self.forward_only
+        steps = route(output, slots, accumulate) if optimizes else ()
 
-        stepped: list[OptimizerSlot] = []
-        outputs = None
-        if not trainer.automatic_optimization:
-            outputs = output if isinstance(output, dict) or output is None else {"loss": output.detach()}
-            self.vote([], batch_idx)  # signals and stops; the module has stepped by itself
-        else:
-            steps = route(output, slots, accumulate)
-            verdict = self.vote(steps, batch_idx)
-            self.is_last_batch = self.is_last_batch if verdict.last is None else verdict.last
+        # All that the ranks must agree on, before backward: one all-reduce, or none for one process.
+        verdict = strategy.vote(trainer, steps, self.is_last_batch)
+        losses = steps
+        if verdict is not GO_ON:
+            self.heed(verdict, batch_idx)
             closes = closes or self.is_last_batch
-            if verdict.skip:
-                closing = [slot for slot in slots.values() if slot.name is None and closes and slot.pending]
-            else:
-                self.consecutive_skips = 0
-                outputs = _outputs(output, steps)
-                steps = verdict.weigh(steps)
-                # With several optimizers a backward pass is restricted to its own parameters: no other gradient is
-                # even computed. A graph that a later pass may share is kept until the last one.
-                for position, (loss, slot) in enumerate(steps if not self.forward_only else ()):
-                    if slot.pending == 0:
+            losses = verdict.weigh(steps)
+        if verdict.skip:  # nothing is added to a window; one that closes now is stepped with what is pending
+            closing = [slot for slot in slots.values() if slot.name is None and closes and slot.pending]
+        else:
+            # With several optimizers a backward pass is restricted to its own parameters: no other gradient is even
+            # computed. A graph that a later pass may share is kept until the last one.
+            for position, (loss, slot) in enumerate(losses, start=1):
+                if slot.pending == 0:
+                    if hooks["on_before_zero_grad"]:
                         call("on_before_zero_grad", slot.optimizer)
-                        module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
-                    if loss is not None:
-                        self.backward(loss, slot, retain_graph=position < len(steps) - 1)
-                        slot.pending += 1
-                        slot.synchronized = trainer.strategy.synchronizes(slot, closes)
-                closing = [slot for _, slot in steps if (closes if slot.name is None else slot.pending >= slot.window)]
-            scaler = trainer.precision.scaler
-            if scaler is not None and not any(slot.pending for slot in closing):
-                scaler = None  # no backward pass, nothing to unscale
-            for slot in closing:
-                if trainer.closure_wanted and not verdict.skip:
-                    self.step_with_closure(slot, steps[0][0], batch, batch_idx)
-                    stepped.append(slot)
-                    continue
-                finite = self.prepare_step(slot, batch_idx)
-                if scaler is not None and slot.pending:
-                    scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
-                elif finite:
-                    slot.optimizer.step()
-                if finite:
-                    slot.update_step += 1
-                    stepped.append(slot)
-                slot.pending = 0
-            if scaler is not None:
-                trainer.precision.update_scaler(slots.values())
-            if stepped:
-                self.global_step += 1
+                    trainer.lightning_module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
+                if loss is not None:
+                    self.backward(loss, slot, retain_graph=position < len(steps))
+                    slot.pending += 1
+                    slot.synchronized = strategy.world_size == 1 or strategy.synchronizes(slot, closes)
+            closing = [slot for _, slot in steps if (closes if slot.name is None else slot.pending >= slot.window)]
+
+        if scaler is not None and not any(slot.pending for slot in closing):
+            scaler = None  # no backward pass: nothing to unscale
+        stepped: list[OptimizerSlot] = []
+        for slot in closing:
+            if trainer.closure_wanted and not verdict.skip:
+                self.step_with_closure(slot, steps[0][0], batch, batch_idx)
+                stepped.append(slot)
+                continue
+            finite = self.prepare_step(slot, batch_idx)
+            if scaler is not None and slot.pending:
+                scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
+            elif finite:
+                slot.optimizer.step()
+            slot.pending = 0
+            if finite:
+                slot.update_step += 1
+                stepped.append(slot)
+        if scaler is not None:
+            trainer.precision.update_scaler(slots.values())
+        if stepped:
+            self.global_step += 1
+            self.gradient_failed = False
+            if trainer.lr_scheduler_configs:
                 scheduling.step_after_update(trainer, stepped, batch_idx)
+        if self.consecutive_skips and not verdict.skip and not self.gradient_failed:
+            self.consecutive_skips = 0
+
         self.close_batch()
-        call("on_train_batch_end", outputs, batch, batch_idx)
+        if hooks["on_train_batch_end"]:
+            outputs = None if verdict.skip else outputs_of(output, steps)
+            call("on_train_batch_end", outputs, batch, batch_idx)
         logs = bool(stepped) or not trainer.automatic_optimization
         if logs and trainer.loggers and trainer.should_log_step:
             trainer.log_metrics(trainer.metrics.step_values())
@@ -224,17 +225,14 @@ class FitLoop:
             self.batches_stepped += 1
         return self.is_last_batch
 
-    def vote(self, steps: list[tuple[Any, OptimizerSlot]], batch_idx: int) -> Any:
-        """All that the ranks must agree on, before backward: one all-reduce, or none for one process."""
+    def heed(self, verdict: Verdict, batch_idx: int) -> None:
+        """Follow a vote that says more than "go on"."""
         trainer = self.trainer
-        verdict = trainer.strategy.vote(trainer, steps, self.is_last_batch)
-        if verdict.signal:
-            trainer.stopped_by_signal = True
-        if verdict.stop:
-            trainer.should_stop = True
+        trainer.stopped_by_signal = trainer.stopped_by_signal or verdict.signal
+        trainer.should_stop = trainer.should_stop or verdict.stop
+        self.is_last_batch = self.is_last_batch if verdict.last is None else verdict.last
         if verdict.skip:
             self.skip(batch_idx, verdict.reason)
-        return verdict
 
     def skip(self, batch_idx: int, reason: str) -> None:
         """Count and report a batch, or a step, that is left out on all ranks.
@@ -257,8 +255,8 @@ class FitLoop:
         if trainer.precision.scaler is not None:
             loss = trainer.precision.scaler.scale(loss)
         call("on_before_backward", loss)
-        trainer.metrics.hook = "backward"
         if slot.name is None:
+            trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         else:
             loss.backward(inputs=slot.parameters, retain_graph=retain_graph)
@@ -273,12 +271,15 @@ class FitLoop:
         if trainer.precision.scaler is not None and slot.pending:
             trainer.precision.scaler.unscale_(slot.optimizer)
         trainer.call("on_before_optimizer_step", slot.optimizer)
-        norm = clip_slot(trainer, slot, batch_idx)
+        if not trainer.checks_gradients:
+            return True
+        norm = clip_slot(trainer, slot)
         if math.isfinite(norm):
             return True
         if trainer.precision.scaler is None:  # with a scaler this is how it finds its scale
             slot.optimizer.zero_grad()
             name = "" if slot.name is None else f" of {slot.name!r}"
+            self.gradient_failed = True  # until a step succeeds
             self.skip(batch_idx, f"the gradient norm{name} is {norm}")
         return False
 
@@ -326,14 +327,3 @@ class FitLoop:
         trainer.validate_within_fit()
         self.validated = True
         trainer.agree_to_stop()
-
-
-def _outputs(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
-    """What `on_train_batch_end` gets: a dict with the (window's share of the) loss, detached."""
-    if output is None:
-        return None
-    if len(steps) == 1 and steps[0][1].name is None:
-        loss = steps[0][0].detach()
-        return {**output, "loss": loss} if isinstance(output, dict) else {"loss": loss}
-    named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
-    return {"loss": torch.stack(list(named.values())).sum(), **named}

@@ -134,6 +134,19 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
 _MISSING = object()
 
 
+def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
+    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; None for None."""
+    if output is None:
+        return None
+    if not steps:  # manual optimization
+        return output if isinstance(output, Mapping) else {"loss": output.detach()}
+    if steps[0][1].name is None:
+        loss = steps[0][0].detach()
+        return {**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss}
+    named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
+    return {"loss": torch.stack(list(named.values())).sum(), **named}
+
+
 def _wrong_plain_output(output: Any) -> str:
     if isinstance(output, OptimizationStep) or (isinstance(output, (list, tuple)) and output):
         return (
@@ -175,7 +188,7 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
     raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
 
 
-def clip_slot(trainer: Any, slot: OptimizerSlot, batch_idx: int) -> float:
+def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:
     """Clip a slot's gradients before its step, by its own settings or by the trainer's.
 
     Returns:

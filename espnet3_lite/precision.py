@@ -38,6 +38,8 @@ class Precision:
                 f"{nearest(str(name), _ALIASES)}"
             )
         self.name = _ALIASES[str(name)]
+        #: ``32-true`` needs no context; the loop spares itself the few microseconds.
+        self.plain = self.name == "32-true"
         self.autocast_dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.name)
         #: Created with the device, in `setup`; None except for 16-mixed.
         self.scaler: torch.amp.GradScaler | None = None
@@ -67,11 +69,6 @@ class Precision:
         if ratio != 1.0:
             for parameter in (p for slot in slots if slot.pending for p in slot.parameters if p.grad is not None):
                 parameter.grad.mul_(ratio)
-
-    @property
-    def plain(self) -> bool:
-        """True for ``32-true``: no context is needed, and the loop spares the few microseconds."""
-        return self.name == "32-true"
 
     def convert_batch(self, batch: Any) -> Any:
         """Floating tensors of the batch in the module's dtype (``64-true`` only)."""

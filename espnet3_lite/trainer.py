@@ -7,6 +7,7 @@ checks of the settings in `settings.py`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from datetime import timedelta
 from typing import Any
@@ -165,6 +166,9 @@ class Trainer(TrainerProperties):
         self.ckpt_path: str | None = None
         self.datamodule: Any = None
         self.lightning_module: Any = None
+        self.module_hooks: dict[str, Any] = {}
+        self._hooks: dict[str, list] = {}
+        self._hooks_version: int | None = None
         self.slots: dict[Any, Any] = {}
         self.lr_scheduler_configs: list = []
         self.num_sanity_val_batches: list = []
@@ -358,14 +362,27 @@ class Trainer(TrainerProperties):
 
     def call(self, event: str, *args: Any) -> Any:
         """Call a hook: the callbacks in order, then the module. Returns what the module's hook returned."""
-        listeners = self.callback_handler.listeners[event]
-        hook = self.module_hooks.get(event)
-        if not listeners and hook is None:
+        listeners = self.hooks[event]
+        if not listeners:
             return None
         self.metrics.hook = event.partition(":")[0]
+        response = None
         for listener in listeners:
-            listener(self, self.lightning_module, *args)
-        return hook(*args) if hook is not None else None
+            response = listener(*args)
+        return response if event in self.module_hooks else None
+
+    @property
+    def hooks(self) -> dict[str, list]:
+        """For each event, who is called: the callbacks with trainer and module filled in, then the module's own hook."""
+        handler = self.callback_handler
+        if self._hooks_version != handler.version:
+            self._hooks_version = handler.version
+            self._hooks = {
+                event: [functools.partial(listener, self, self.lightning_module) for listener in listeners]
+                + ([self.module_hooks[event]] if event in self.module_hooks else [])
+                for event, listeners in handler.listeners.items()
+            }
+        return self._hooks
 
     def call_callbacks(self, event: str, *args: Any) -> None:
         """Call a hook of the callbacks alone."""

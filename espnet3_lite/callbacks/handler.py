@@ -37,6 +37,8 @@ class CallbackHandler:
         self.trainer = trainer
         self.callbacks: list[Callback] = []
         self.listeners: dict[str, list[Callable]] = {}
+        #: Grows with each change of the table: who prepares something from it knows when to do so again.
+        self.version = 0
         self._warned: set[tuple[type, str]] = set()
         self.rebuild()
         self.add_callbacks(callbacks)
@@ -62,6 +64,7 @@ class CallbackHandler:
 
     def rebuild(self) -> None:
         """Fill the table anew; needed only when `callbacks` was changed by hand."""
+        self.version += 1
         self.listeners = {event: self._find(event) for event in HOOKS}
         decides = (Checkpoint, MonitoringCallback)
         ends = [(callback, callback._listener("on_train_epoch_end")) for callback in self.callbacks]

@@ -5,13 +5,14 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from espnet3_lite import checkpoint_io
-from espnet3_lite.distributed.vote import Verdict, vote_alone
+from espnet3_lite.distributed.vote import GO_ON, Verdict, vote_alone
 from espnet3_lite.precision import map_tensors
 
 
@@ -60,7 +61,13 @@ class Strategy:
         """Told before each training forward whether it will close the plain optimizer's window."""
 
     def vote(self, trainer: Any, steps: list, is_last: bool) -> Verdict:
-        """What all ranks do with this batch."""
+        """What all ranks do with this batch. One process: is every loss finite, did a signal arrive?"""
+        if trainer.signals.received is None and not trainer.detect_anomaly:
+            for loss, _ in steps:
+                if loss is not None and not math.isfinite(loss.item()):  # a CPU-GPU sync point, the step's only one
+                    break
+            else:
+                return GO_ON
         return vote_alone(trainer, steps)
 
     def synchronizes(self, slot: Any, closes: bool) -> bool:
@@ -121,6 +128,10 @@ class Strategy:
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write it; all ranks call, rank zero writes."""
         checkpoint_io.save_checkpoint(checkpoint, path)
+
+    def when_saved(self, action: Callable[[], None]) -> None:
+        """Do what needs the checkpoints handed over so far safely on disk; at once, unless they are still written."""
+        action()
 
     def teardown(self) -> None:
         """The call is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -31,17 +32,15 @@ class Verdict(NamedTuple):
         return [(loss if loss is None else loss * self.scale, slot) for loss, slot in steps]
 
 
-_GO_ON = Verdict()
+#: The verdict of nearly every batch.
+GO_ON = Verdict()
 
 
-def vote_alone(trainer: Any, steps: list) -> Verdict:
-    """One process's vote: is every loss finite, did a signal arrive? Reads each loss from the device, once."""
+def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
+    """One process's verdict where there is something to say: a loss is not finite, or a signal arrived."""
     signal = trainer.signals.received is not None
-    for loss, _ in steps:
-        if loss is not None and not math.isfinite(loss.detach()) and not trainer.detect_anomaly:
-            reason = describe_bad_losses(trainer, steps)
-            return Verdict(skip=True, reason=reason, signal=signal)
-    return _GO_ON if not signal else Verdict(signal=True)
+    bad = not trainer.detect_anomaly and any(loss is not None and not math.isfinite(loss.item()) for loss, _ in steps)
+    return Verdict(skip=bad, reason=describe_bad_losses(trainer, steps) if bad else "", signal=signal)
 
 
 def describe_bad_losses(trainer: Any, steps: list) -> str:
