@@ -1,0 +1,119 @@
+"""`AverageCheckpointsCallback`: the mean of the best checkpoints, written when a run ends.
+
+Which checkpoints are the best is `model_checkpoint.py`'s, the arithmetic `averaging.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite import checkpoint_io
+from espnet3_lite.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
+    from espnet3_lite.module import LiteModule
+    from espnet3_lite.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class AverageCheckpointsCallback(Callback):
+    """Averages the best checkpoints of each criterion into ``{monitor, / as .}.ave_{K}best.pth``.
+
+    It runs once, after the last checkpoint of a run is saved, from the best that are on disk then: also when the run
+    ends early by `max_time`, early stopping, a signal or Ctrl-C. K is how many there were. The file holds a plain state
+    dict that loads into the user's model: floating tensors are averaged, integer ones summed, boolean ones the best's,
+    and a wrapper's ``model.`` prefix is gone. Older averages of the same criterion are removed. Rank zero alone works.
+
+    Args:
+        output_dir: Where to write.
+        best_ckpt_callbacks: The `ModelCheckpoint` callbacks whose `best_k_models` are averaged.
+
+    Raises:
+        KeyError: checkpoints with different keys.
+        CheckpointError: a checkpoint is damaged.
+
+    Example:
+        >>> from espnet3_lite.callbacks import ModelCheckpoint
+        >>> best = ModelCheckpoint(monitor="valid/loss", save_top_k=3)
+        >>> average = AverageCheckpointsCallback(output_dir="exp", best_ckpt_callbacks=[best])
+        >>> average.output_dir, len(average.best_ckpt_callbacks)
+        ('exp', 1)
+    """
+
+    place = 2  # in the handler's order: after the callbacks that save
+
+    def __init__(self, output_dir: str | os.PathLike, best_ckpt_callbacks: Sequence[ModelCheckpoint]):
+        self.output_dir = output_dir
+        self.best_ckpt_callbacks = list(best_ckpt_callbacks)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """The run is over: not `on_train_end`, which a resumed run that has nothing left to train does not call."""
+        trainer.strategy.barrier()  # all ranks: those that write parts of a checkpoint have done so
+        if trainer.is_global_zero:
+            trainer.strategy.when_saved(self.average)
+
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
+        """Ctrl-C ends a run too; any other exception is a failure, and what is on disk is left as it is."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.is_global_zero:
+            trainer.strategy.when_saved(self.average)
+
+    def average(self) -> list[Path]:
+        """Write one file for each criterion that has checkpoints; returns their paths."""
+        written = []
+        for callback in self.best_ckpt_callbacks:
+            if callback.best_k_models:
+                path = average_best(callback.monitor, callback.mode, callback.best_k_models, self.output_dir)
+                written += [path] if path is not None else []
+        return written
+
+
+def average_best(
+    monitor: str, mode: str, best_k_models: Mapping[str, Any], output_dir: str | os.PathLike
+) -> Path | None:
+    """Average one criterion's checkpoints, as a callback or the command line knows them.
+
+    Args:
+        monitor: The metric they were chosen by.
+        mode: ``min`` or ``max``.
+        best_k_models: Score by path, as `ModelCheckpoint` keeps it.
+        output_dir: Where to write.
+
+    Returns:
+        The file, or None when no checkpoint is left, which is warned about.
+
+    Raises:
+        KeyError: checkpoints with different keys.
+        CheckpointError: a checkpoint is damaged.
+    """
+    paths = sorted(best_k_models, key=lambda path: float(best_k_models[path]), reverse=mode == "max")
+    count = sum(os.path.exists(path) for path in paths)
+    if not count:
+        logger.warning("No average by %r: none of its checkpoints is left: %s", monitor, ", ".join(paths))
+        return None
+    name = monitor.replace("/", ".")
+    output = Path(output_dir) / f"{name}.ave_{count}best.pth"
+    averaged = checkpoint_io.average_checkpoints(paths, output)
+    summed = [key for key, value in averaged.items() if _is_integer(value)]
+    if summed:
+        logger.info("The following parameters were only accumulated, not averaged: %s", ", ".join(summed))
+    logger.info("Averaged the best %d checkpoints by %r: %s", count, monitor, output)
+    stale = re.compile(rf"{re.escape(name)}\.ave_\d+best\.pth")
+    for path in output.parent.iterdir():
+        if stale.fullmatch(path.name) and path != output:
+            path.unlink()
+    return output
+
+
+def _is_integer(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return False
+    return not value.is_floating_point() and not value.is_complex()

@@ -1,0 +1,195 @@
+"""Names and places of checkpoint files: templates such as ``{epoch}-{valid/loss:.2f}``, the folder, what is removed.
+
+When a file is saved and which ones stay is decided in `model_checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite import checkpoint_io
+from espnet3_lite.callbacks.base import Checkpoint
+from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer import Trainer
+
+_FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
+
+
+def fill_in(template: str, metrics: Mapping[str, Any], insert_names: bool, equals: str = "=") -> str:
+    """A file's name, without folder and extension.
+
+    Args:
+        template: Text with fields ``{name}`` or ``{name:format}``; a name may hold slashes and dots.
+        metrics: A number, or a tensor with one element, a name; 0 for a name that is not there.
+        insert_names: Write ``name=value`` for each field instead of the value alone.
+        equals: What stands between the two.
+
+    Raises:
+        MisconfigurationException: a value that its field's format cannot show.
+
+    >>> fill_in("{epoch:02d}-{valid/loss:.2f}", {"epoch": 3, "valid/loss": 0.123}, insert_names=True)
+    'epoch=03-valid/loss=0.12'
+    >>> fill_in("step{step}", {"step": 7}, insert_names=False)
+    'step7'
+    """
+
+    def value_of(field: re.Match) -> str:
+        name, form = field[1], field[2] or ""
+        try:
+            text = format(metrics.get(name, 0), form)
+        except (ValueError, TypeError) as error:
+            raise MisconfigurationException(
+                f"ModelCheckpoint(filename={template!r}): the field {field[0]!r} cannot show {metrics.get(name, 0)!r}: "
+                f"{error}; use a format such as {{{name}:.2f}}"
+            ) from error
+        return f"{name}{equals}{text}" if insert_names else text
+
+    return _FIELD.sub(value_of, template)
+
+
+def pattern_of(template: str, insert_names: bool, equals: str, version: str, extension: str) -> re.Pattern[str]:
+    """What recognises the names that `fill_in` made from a template, with or without a version.
+
+    >>> bool(pattern_of("step{step}", False, "=", "-v", ".ckpt").fullmatch("step12-v1.ckpt"))
+    True
+    >>> bool(pattern_of("step{step}", False, "=", "-v", ".ckpt").fullmatch("epoch1_step12.ckpt"))
+    False
+    """
+    literals = _FIELD.split(template)  # literal, name, format, literal, ...
+    pattern = re.escape(literals[0])
+    for name, literal in zip(literals[1::3], literals[3::3], strict=True):
+        pattern += (re.escape(f"{name}{equals}") if insert_names else "") + "[^/]+?" + re.escape(literal)
+    return re.compile(rf"{pattern}(?:{re.escape(version)}\d+)?{re.escape(extension)}")
+
+
+class CheckpointFiles(Checkpoint):
+    """A callback's folder and the names in it: the part of `ModelCheckpoint` that decides nothing.
+
+    Args:
+        dirpath: As in `ModelCheckpoint`; so are the others.
+        filename: Template of a name.
+        auto_insert_metric_name: Write ``name=value`` for each field.
+        enable_version_counter: Make versions instead of writing over files.
+        save_weights_only: The files are nothing to resume from.
+    """
+
+    CHECKPOINT_JOIN_CHAR = "-"
+    CHECKPOINT_EQUALS_CHAR = "="
+    CHECKPOINT_NAME_LAST = "last"
+    FILE_EXTENSION = ".ckpt"
+    STARTING_VERSION = 1
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike | None,
+        filename: str | None,
+        auto_insert_metric_name: bool,
+        enable_version_counter: bool,
+        save_weights_only: bool,
+    ):
+        self.dirpath = None if dirpath is None else os.path.realpath(os.path.expanduser(_local(dirpath)))
+        self.filename = filename
+        self.auto_insert_metric_name = auto_insert_metric_name
+        self.enable_version_counter = enable_version_counter
+        self.save_weights_only = save_weights_only
+
+    def format_checkpoint_name(
+        self,
+        metrics: dict[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
+    ) -> str:
+        """The path of a file.
+
+        Args:
+            metrics: Numbers, or tensors with one element, by name; 0 for a field that is not there.
+            filename: A template; `filename` of this callback by default.
+            ver: A version, appended as ``-v<ver>``.
+            prefix: Put before the name, with a ``-``.
+        """
+        template = filename or self.filename or self._default_filename
+        name = fill_in(template, metrics, self.auto_insert_metric_name, self.CHECKPOINT_EQUALS_CHAR)
+        parts = [prefix, name, None if ver is None else f"v{ver}"]
+        name = self.CHECKPOINT_JOIN_CHAR.join(part for part in parts if part is not None) + self.FILE_EXTENSION
+        return os.path.join(self.dirpath, name) if self.dirpath else name
+
+    @property
+    def _default_filename(self) -> str:
+        return f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}"
+
+    def _free_path(
+        self, trainer: Trainer, candidates: dict[str, Any], filename: str | None, reuse: Collection[str]
+    ) -> str:
+        """The path to save under: the first version that is not taken, or one of `reuse`, which may be written over."""
+        path = self.format_checkpoint_name(candidates, filename)
+        version = self.STARTING_VERSION
+        while self.enable_version_counter and os.path.exists(path) and path not in reuse:
+            path = self.format_checkpoint_name(candidates, filename, ver=version)
+            version += 1
+        return trainer.strategy.broadcast_object(path)  # collective: rank zero knows what is on its disk
+
+    def _folder(self, trainer: Trainer) -> str:
+        if self.dirpath is not None:
+            return self.dirpath
+        if not trainer.loggers:
+            return os.path.join(trainer.default_root_dir, "checkpoints")
+        logger = trainer.loggers[0]
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")
+
+    def _existing(self, folder: str, template: str) -> list[Path]:
+        """The files in `folder` that bear a name made from `template`, the oldest first."""
+        version = f"{self.CHECKPOINT_JOIN_CHAR}v"
+        pattern = pattern_of(
+            template, self.auto_insert_metric_name, self.CHECKPOINT_EQUALS_CHAR, version, self.FILE_EXTENSION
+        )
+        fixed = _FIELD.sub(lambda field: field[1] if self.auto_insert_metric_name else "", template)
+        paths = Path(folder).glob(
+            "*/" * fixed.count("/") + f"*{self.FILE_EXTENSION}"
+        )  # a slash in a name makes a folder
+        found = [path for path in paths if pattern.fullmatch(path.relative_to(folder).as_posix()) and path.exists()]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    def resume_candidates(self, trainer: Trainer) -> list[Path]:
+        """The files in this callback's folder that a fit may go on from; two names of one file count once.
+
+        Which of them is the newest one that is intact is found by ``assembly.newest_checkpoint``.
+        """
+        if self.save_weights_only:
+            return []
+        folder = self._folder(trainer)
+        files: dict[tuple[int, int], Path] = {}
+        for template in (self.CHECKPOINT_NAME_LAST, self.filename or self._default_filename):
+            for path in self._existing(folder, template):
+                files.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+        return list(files.values())
+
+    def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
+        """Remove files of this callback's folder, but never what was just saved nor what this run resumed from."""
+        if not trainer.is_global_zero:
+            return
+        keep = {Path(path).absolute() for path in (saved, trainer.ckpt_path) if path is not None}
+        for path in map(Path, paths):
+            if path.absolute() not in keep and Path(self.dirpath).absolute() in path.absolute().parents:
+                trainer.strategy.when_saved(lambda path=path: checkpoint_io.remove_checkpoint(path))
+
+
+def _local(dirpath: str | os.PathLike) -> str:
+    """The folder as text.
+
+    Raises:
+        MisconfigurationException: it is an address instead.
+    """
+    text = os.fspath(dirpath)
+    if re.match(r"[a-z0-9]+://", text):
+        raise MisconfigurationException(
+            f"ModelCheckpoint(dirpath={text!r}): checkpoints are written to local folders only; give a path"
+        )
+    return text

@@ -1,0 +1,252 @@
+"""`EarlyStopping`: ends a run when a metric has stopped improving."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.callbacks.base import MonitoringCallback
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from espnet3_lite.module import LiteModule
+    from espnet3_lite.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStoppingReason(Enum):
+    """Why a run was stopped. The names and values are Lightning's, and stand in checkpoints."""
+
+    NOT_STOPPED = 0
+    STOPPING_THRESHOLD = 1
+    DIVERGENCE_THRESHOLD = 2
+    PATIENCE_EXHAUSTED = 3
+    NON_FINITE_METRIC = 4
+
+
+class EarlyStopping(MonitoringCallback):
+    """Stops training when a metric has not improved for `patience` checks. All ranks decide by the same number.
+
+    Args:
+        monitor: The metric's name in ``trainer.callback_metrics``.
+        min_delta: An improvement must be larger than this. Default 0.0.
+        patience: Checks (not epochs) without improvement until the run ends. Default 3.
+        verbose: Log each improvement and the reason of the end.
+        mode: ``min`` or ``max``: which values are better.
+        strict: Raise when the metric was not logged; else wait for it.
+        check_finite: Stop at once when the metric is NaN or infinite.
+        stopping_threshold: Stop at once when the metric is better than this.
+        divergence_threshold: Stop at once when the metric is worse than this.
+        check_on_train_epoch_end: Check at the end of each training epoch, rather than of each validation. Default:
+            where there is one validation an epoch.
+        log_rank_zero_only: Log on rank zero alone.
+
+    Attributes:
+        wait_count: Checks since the last improvement.
+        best_score: The best value so far, ``()``.
+        stopped_epoch: The epoch in which the run was stopped; 0 if it was not.
+        stopping_reason: An `EarlyStoppingReason`.
+        stopping_reason_message: The same in words, or None.
+
+    A run that was stopped stays so when it is resumed: it ends again at once, as one that had reached ``max_epochs``.
+
+    Raises:
+        MisconfigurationException: another mode.
+        RuntimeError: the metric was not logged, with `strict`.
+
+    Example:
+        >>> stopping = EarlyStopping("valid/loss", patience=2, min_delta=0.01)
+        >>> for loss in (0.5, 0.495, 0.494):
+        ...     stopped, message = stopping.judge(torch.tensor(loss))
+        >>> stopped, stopping.wait_count, stopping.stopping_reason.name
+        (True, 2, 'PATIENCE_EXHAUSTED')
+    """
+
+    order_dict = {"min": "<", "max": ">"}
+
+    def __init__(
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: str = "min",
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
+    ):
+        if mode not in self.order_dict:
+            raise MisconfigurationException(f"EarlyStopping: `mode` can be min, max, got {mode!r}")
+        self.monitor = monitor
+        self.min_delta = min_delta if mode == "max" else -min_delta  # what a better value lies beyond, signed
+        self.patience = patience
+        self.verbose = verbose
+        self.mode = mode
+        self.strict = strict
+        self.check_finite = check_finite
+        self.stopping_threshold = stopping_threshold
+        self.divergence_threshold = divergence_threshold
+        self.check_on_train_epoch_end = check_on_train_epoch_end
+        self.log_rank_zero_only = log_rank_zero_only
+        self.wait_count = 0
+        self.stopped_epoch = 0
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message: str | None = None
+        self.best_score = torch.tensor(float("inf" if mode == "min" else "-inf"))
+        self._stopped_before = False
+
+    @property
+    def monitor_op(self) -> Callable[[Any, Any], Any]:
+        """``monitor_op(a, b)``: is `a` better than `b`?"""
+        return operator.lt if self.mode == "min" else operator.gt
+
+    # ---- when -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
+        """Find the moment to check, where it was not given."""
+        if self.check_on_train_epoch_end is None:
+            once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            self.check_on_train_epoch_end = once_an_epoch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A checkpoint was written after the decision to stop: the resumed run must not train on."""
+        if self._stopped_before:
+            self._stopped_before = False
+            trainer.should_stop = True
+            rank_zero_info(
+                "EarlyStopping had stopped this run in epoch %d: %s. To train on, resume without this callback.",
+                self.stopped_epoch, self.stopping_reason_message,
+            )  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Check, if this is the moment."""
+        if self.check_on_train_epoch_end:
+            self._check(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Check, if this is the moment."""
+        if not self.check_on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._check(trainer)
+
+    # ---- what -----------------------------------------------------------------------------------------------------
+
+    def _check(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run or not self._is_logged(trainer.callback_metrics):
+            return
+        # Collective where each rank has a value of its own: all ranks decide by the same number.
+        current = trainer.strategy.agreed_metric(self.monitor, trainer.callback_metrics[self.monitor])
+        stop, message = self.judge(torch.as_tensor(current).detach().squeeze().cpu())
+        if stop:
+            trainer.should_stop = True
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason_message = message
+        if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
+            prefix = f"[rank: {trainer.global_rank}] " if trainer.world_size > 1 else ""
+            logger.info("%s%s", prefix, message)
+
+    def _is_logged(self, metrics: dict[str, torch.Tensor]) -> bool:
+        """Is the metric there?
+
+        Raises:
+            RuntimeError: it is not, and `strict` is set.
+        """
+        if self.monitor in metrics:
+            return True
+        message = (
+            f"Early stopping conditioned on metric `{self.monitor}` which is not available. Pass in or modify your "
+            f"`EarlyStopping` callback to use any of the following: `{'`, `'.join(metrics)}`"
+            f"{nearest(self.monitor, metrics)}"
+        )
+        if self.strict:
+            raise RuntimeError(message)
+        if self.verbose:
+            rank_zero_warn(message, RuntimeWarning)
+        return False
+
+    def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
+        """Take one more value of the metric.
+
+        Args:
+            current: ``()``.
+
+        Returns:
+            Whether to stop; and a sentence about it, None where nothing happened.
+        """
+        order, better = self.order_dict[self.mode], self.monitor_op
+        if self.check_finite and not torch.isfinite(current):
+            self.stopping_reason = EarlyStoppingReason.NON_FINITE_METRIC
+            return True, (
+                f"Monitored metric {self.monitor} = {current} is not finite. Previous best value was "
+                f"{self.best_score:.3f}. Signaling Trainer to stop."
+            )
+        if self.stopping_threshold is not None and better(current, self.stopping_threshold):
+            self.stopping_reason = EarlyStoppingReason.STOPPING_THRESHOLD
+            return True, (
+                f"Stopping threshold reached: {self.monitor} = {current} {order} {self.stopping_threshold}. Signaling "
+                f"Trainer to stop."
+            )
+        if self.divergence_threshold is not None and better(-current, -self.divergence_threshold):
+            self.stopping_reason = EarlyStoppingReason.DIVERGENCE_THRESHOLD
+            worse = ">" if self.mode == "min" else "<"
+            return True, (
+                f"Divergence threshold reached: {self.monitor} = {current} {worse} {self.divergence_threshold}. "
+                f"Signaling Trainer to stop."
+            )
+        if better(current - self.min_delta, self.best_score):
+            message = self._improvement(current)
+            self.best_score = current
+            self.wait_count = 0
+            return False, message
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return False, None
+        self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
+        return True, (
+            f"Monitored metric {self.monitor} did not improve in the last {self.wait_count} records. Best score: "
+            f"{self.best_score:.3f}. Signaling Trainer to stop."
+        )
+
+    def _improvement(self, current: torch.Tensor) -> str:
+        if not torch.isfinite(self.best_score):
+            return f"Metric {self.monitor} improved. New best score: {current:.3f}"
+        return (
+            f"Metric {self.monitor} improved by {abs(self.best_score - current):.3f} >= min_delta = "
+            f"{abs(self.min_delta)}. New best score: {current:.3f}"
+        )
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Tells callbacks apart that watch another metric; as Lightning writes it."""
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's six entries."""
+        return {
+            "wait_count": self.wait_count,
+            "stopped_epoch": self.stopped_epoch,
+            "best_score": self.best_score,
+            "patience": self.patience,
+            "stopping_reason": self.stopping_reason.value,
+            "stopping_reason_message": self.stopping_reason_message,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on waiting where the checkpoint stands. Files of older versions of Lightning know no reason."""
+        for name in ("wait_count", "stopped_epoch", "best_score", "patience"):
+            setattr(self, name, state_dict[name])
+        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
+        self.stopping_reason_message = state_dict.get("stopping_reason_message")
+        self._stopped_before = self.stopping_reason != EarlyStoppingReason.NOT_STOPPED

@@ -1,0 +1,445 @@
+"""`ModelCheckpoint`: when a checkpoint is saved, under which name, and which ones stay.
+
+What a checkpoint holds is `resume.py`'s, how it comes to disk `checkpoint_io.py`'s, how files are named and found
+`checkpoint_files.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import yaml
+
+from espnet3_lite import checkpoint_io
+from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.settings import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from espnet3_lite.module import LiteModule
+    from espnet3_lite.trainer import Trainer
+
+
+class ModelCheckpoint(CheckpointFiles):
+    """Saves checkpoints: the newest, or the best by a logged metric. Names and rules are Lightning's.
+
+    All ranks decide by the same number and save together; rank zero writes, links and removes. A file is removed only
+    when the one that takes its place is safely there. Nothing is saved in a sanity check, with ``fast_dev_run``, or
+    twice at one ``global_step``. When a signal ends the run, a callback that keeps whole states saves the present one.
+
+    Args:
+        dirpath: The folder. Default: ``checkpoints`` in the first logger's folder, else in ``default_root_dir``.
+        filename: Template of a name, with fields such as ``{epoch:02d}``, ``{step}`` and logged metrics
+            (``{valid/loss:.2f}``). Default: ``{epoch}-{step}``, which gives ``epoch=0-step=100.ckpt``.
+        monitor: The metric that decides which ones are best. Default: none; the newest is.
+        verbose: Tell at each check what became of it.
+        save_last: True: also write ``last.ckpt`` with each checkpoint. ``"link"``: make it the same file as the newest
+            (a hard link; a copy where there are none; a symbolic link for a sharded checkpoint, which is a folder).
+        save_top_k: How many of the best stay; -1: all, 0: none. Without `monitor`: -1, 0, or 1, the newest.
+        save_on_exception: Save when an exception ends the run (with one process: several could wait for each other).
+        save_weights_only: Leave out optimizers, schedulers and callbacks: nothing to resume from.
+        mode: ``min`` or ``max``: which values of `monitor` are better.
+        auto_insert_metric_name: Write ``name=value`` for each field of `filename`. With False, a slash in a metric's
+            name makes no folder.
+        every_n_train_steps: Save after each n-th optimizer step, within epochs; 0 and None: not. A check whose metric
+            the next validation will bring waits for that validation.
+        train_time_interval: Save after this much time: a timedelta, ``"DD:HH:MM:SS"`` or a dict of a timedelta's
+            arguments.
+        every_n_epochs: Save in each n-th epoch; 0: not. Default: 1 if neither of the former two is given. Only one of
+            the three can be.
+        save_on_train_epoch_end: True: at the epoch's end; False: after each validation. Default: after validation where
+            ``val_check_interval`` or ``check_val_every_n_epoch`` is not 1 (and there is one), else at the epoch's end.
+        enable_version_counter: Write ``name-v1.ckpt`` where ``name.ckpt`` exists already, instead of over it.
+        keep_newest: Ours: without `monitor` and with ``save_top_k=1``, how many of the newest stay (default 1), so
+            that there is one to fall back to. A run that resumes in its folder counts the files that are there.
+
+    Raises:
+        MisconfigurationException: values that are not allowed or contradict each other.
+
+    Example:
+        >>> checkpoint = ModelCheckpoint(monitor="valid/loss", filename="{epoch:02d}-{valid/loss:.2f}", save_top_k=3)
+        >>> checkpoint.format_checkpoint_name({"epoch": 3, "valid/loss": 0.1234})
+        'epoch=03-valid/loss=0.12.ckpt'
+        >>> checkpoint.save_top_k, checkpoint.mode, checkpoint.best_model_path
+        (3, 'min', '')
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | str | dict | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+        keep_newest: int = 1,
+    ):
+        super().__init__(dirpath, filename, auto_insert_metric_name, enable_version_counter, save_weights_only)
+        self.monitor = monitor
+        self.verbose = verbose
+        self.save_last = save_last
+        self.save_top_k = save_top_k
+        self.save_on_exception = save_on_exception
+        self.mode = mode
+        self.train_time_interval = parse_duration(train_time_interval)
+        if every_n_train_steps is None and every_n_epochs is None and train_time_interval is None:
+            every_n_epochs = 1
+        self.every_n_train_steps = every_n_train_steps or 0
+        self.every_n_epochs = every_n_epochs or 0
+        self.save_on_train_epoch_end = save_on_train_epoch_end
+        self.keep_newest = keep_newest
+        self._check_arguments()
+
+        #: The metric at the last save; of each file that stays, by path; the best; and the worst of those that stay.
+        self.current_score: torch.Tensor | None = None
+        self.best_k_models: dict[str, torch.Tensor] = {}
+        self.best_model_path = ""
+        self.best_model_score: torch.Tensor | None = None
+        self.kth_best_model_path = ""
+        self.kth_value = torch.tensor(float("inf" if mode == "min" else "-inf"))
+        self.last_model_path = ""
+        self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
+        self._last_global_step_saved = 0  # nothing to save before the first step
+        self._last_checkpoint_saved = ""
+        self._last_time_checked: float | None = None
+        self._waits_for_validation = False
+        self._warned = False
+
+    def _check_arguments(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise MisconfigurationException(f"ModelCheckpoint: `mode` can be min, max but got {self.mode!r}")
+        if self.save_last not in (None, True, False, "link"):
+            raise MisconfigurationException(
+                f"ModelCheckpoint(save_last={self.save_last!r}): use True, False, None or 'link'"
+            )
+        for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
+            if getattr(self, name) < least:
+                raise MisconfigurationException(
+                    f"Invalid value for {name}={getattr(self, name)}. Must be >= {least} (ModelCheckpoint)"
+                )
+        if bool(self.every_n_train_steps) + bool(self.every_n_epochs) + (self.train_time_interval is not None) > 1:
+            raise MisconfigurationException(
+                f"Combination of parameters every_n_train_steps={self.every_n_train_steps}, every_n_epochs="
+                f"{self.every_n_epochs} and train_time_interval={self.train_time_interval} should be mutually "
+                f"exclusive; use one ModelCheckpoint for each"
+            )
+        if self.monitor is None and self.save_top_k not in (-1, 0, 1):
+            raise MisconfigurationException(
+                f"ModelCheckpoint(save_top_k={self.save_top_k}, monitor=None) is not a valid configuration. No "
+                f"quantity for top_k to track; give `monitor`, or `keep_newest={self.save_top_k}` for the newest ones"
+            )
+        if self.keep_newest > 1 and (self.monitor is not None or self.save_top_k != 1):
+            raise MisconfigurationException(
+                f"ModelCheckpoint(keep_newest={self.keep_newest}) goes with monitor=None and save_top_k=1, got monitor="
+                f"{self.monitor!r} and save_top_k={self.save_top_k}"
+            )
+
+    # ---- when -----------------------------------------------------------------------------------------------------
+
+    def _listener(self, event: str) -> Callable | None:
+        """Batches are listened to only where they can be the moment to save."""
+        if event == "on_train_batch_end" and not self.every_n_train_steps and self.train_time_interval is None:
+            return None
+        return super()._listener(event)
+
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
+        """Find the folder; warn if a new run begins in one that is not empty."""
+        self.dirpath = trainer.strategy.broadcast_object(self._folder(trainer))  # collective: all ranks
+        starts = stage == "fit" and self.save_top_k != 0 and trainer.ckpt_path is None
+        if starts and os.path.isdir(self.dirpath) and os.listdir(self.dirpath):
+            rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """The time interval begins."""
+        self._last_time_checked = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save by steps or by time."""
+        by_steps = self.every_n_train_steps > 0 and trainer.global_step % self.every_n_train_steps == 0
+        if not self._time_is_up(trainer) and not by_steps:
+            return
+        candidates = self._candidates(trainer)
+        if self.monitor is not None and (self.monitor not in candidates or self._validation_follows(trainer)):
+            self._waits_for_validation = True
+        elif not self._skips(trainer):
+            self._save_top_k(trainer, candidates)
+            self._save_last(trainer, candidates)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Save by epochs, where validation is the moment, or what a batch put off."""
+        if self._skips(trainer) or self._saves_on_train_epoch_end(trainer):
+            return
+        if self._waits_for_validation:
+            self._waits_for_validation = False
+            candidates = self._candidates(trainer)
+            self._save_top_k(trainer, candidates)
+            self._save_last(trainer, candidates)
+        else:
+            self._save_by_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Save by epochs, where the epoch's end is the moment."""
+        if not self._skips(trainer) and self._saves_on_train_epoch_end(trainer):
+            self._save_by_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """After a signal: save what the next run goes on from. Else: see that there is a last checkpoint."""
+        if trainer.stopped_by_signal:
+            self._save_for_resuming(trainer)
+        elif self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
+            self._save_last(trainer, self._candidates(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
+        """Save what there is, if `save_on_exception` says so."""
+        if not self.save_on_exception or self._skips(trainer):
+            return
+        if trainer.world_size > 1:  # saving is collective, and the other ranks may not have failed
+            rank_zero_warn("ModelCheckpoint(save_on_exception=True) does nothing with several processes")
+            return
+        candidates = self._candidates(trainer)
+        path = self.format_checkpoint_name(candidates)
+        self._save_file(trainer, path)
+        self._save_last(trainer, candidates)
+        rank_zero_info("%s (%s) ended the run; saved checkpoint to %s", type(exception).__name__, exception, path)
+
+    def _skips(self, trainer: Trainer) -> bool:
+        already = self._last_global_step_saved == trainer.global_step
+        return bool(trainer.fast_dev_run) or trainer.state.fn != "fit" or trainer.sanity_checking or already
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        if self.train_time_interval is None:
+            return False
+        now = time.monotonic()
+        due = self._last_time_checked is not None and (
+            now - self._last_time_checked >= self.train_time_interval.total_seconds()
+        )
+        due = trainer.strategy.broadcast_object(due)  # collective: rank zero's clock decides for all ranks
+        if due:
+            self._last_time_checked = now
+        return due
+
+    def _saves_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        if self.save_on_train_epoch_end is not None:
+            return self.save_on_train_epoch_end
+        if trainer.check_val_every_n_epoch != 1:
+            return False
+        return not self._validates(trainer) or trainer.val_check_interval == 1.0
+
+    def _validates(self, trainer: Trainer) -> bool:
+        return trainer.validates and sum(trainer.num_val_batches) > 0
+
+    def _validation_follows(self, trainer: Trainer) -> bool:
+        """At an epoch's last batch: will validation bring a fresh value, and does this callback save after it?"""
+        every = trainer.check_val_every_n_epoch
+        in_this_epoch = every is None or (trainer.current_epoch + 1) % every == 0
+        waits = trainer.is_last_batch and not self._saves_on_train_epoch_end(trainer)
+        return waits and self._validates(trainer) and in_this_epoch
+
+    # ---- what -----------------------------------------------------------------------------------------------------
+
+    def _save_by_epoch(self, trainer: Trainer) -> None:
+        candidates = self._candidates(trainer)
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save_top_k(trainer, candidates)
+        saved_now = self._last_global_step_saved == trainer.global_step
+        if saved_now or (self.save_last == "link" and self._last_checkpoint_saved):
+            self._save_last(trainer, candidates)
+
+    def _save_for_resuming(self, trainer: Trainer) -> None:
+        """The state of this moment, which is within an epoch: kept as the newest, never ranked by a stale metric.
+
+        Callbacks that keep the newest state do it; where there is none, the first that saves whole states at all.
+        """
+        able = [
+            callback
+            for callback in trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint)
+            and not callback.save_weights_only
+            and (callback.save_top_k != 0 or callback.save_last)
+        ]
+        chosen = [callback for callback in able if callback.monitor is None or callback.save_last] or able[:1]
+        if self not in chosen or self._skips(trainer):
+            return
+        candidates = self._candidates(trainer)
+        if self.monitor is None and self.save_top_k != 0:
+            self._save_newest(trainer, candidates)
+            self._save_last(trainer, candidates)
+        else:
+            self._write_last(trainer, candidates)
+
+    def _candidates(self, trainer: Trainer) -> dict[str, Any]:
+        """What a name or a decision may be made of: the callback metrics, `epoch` and `step`."""
+        candidates = dict(trainer.callback_metrics)
+        for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
+            candidates[name] = torch.tensor(int(candidates.get(name, count)))
+        return candidates
+
+    def _save_top_k(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        if self.save_top_k == 0:
+            return
+        if self.monitor is None:
+            self._save_newest(trainer, candidates)
+        elif self.monitor in candidates:
+            self._save_if_best(trainer, candidates)
+        else:
+            message = (
+                f"`ModelCheckpoint(monitor={self.monitor!r})` could not find the monitored key in the returned "
+                f"metrics: {list(candidates)}. HINT: Did you call `log({self.monitor!r}, value)` in the module"
+                f"{nearest(self.monitor, candidates) or '?'}"
+            )
+            if trainer.validation_ran or trainer.validating:
+                raise MisconfigurationException(message)
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(message)
+
+    def _save_newest(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        path = self._free_path(trainer, candidates, self.filename, reuse=(self.best_model_path,))
+        # Set before saving: it is part of the state that is saved.
+        previous, self.best_model_path = self.best_model_path, path
+        self._save_file(trainer, path)
+        if self.save_top_k == 1:
+            kept = [older for older in (*self._older, previous) if older not in ("", path)]
+            stay = self.keep_newest - 1
+            self._older = kept[len(kept) - stay :] if stay < len(kept) else kept
+            self._remove(trainer, [older for older in kept if older not in self._older], path)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Would `current`, ``()``, be among the best `save_top_k`? A tie is not better."""
+        if current is None or self.save_top_k == 0:
+            return False
+        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
+            return True
+        worst = self.best_k_models[self._worst()]
+        return bool(current < worst if self.mode == "min" else current > worst)
+
+    def _save_if_best(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        # Collective where each rank has a value of its own: all ranks decide by the same number.
+        current = trainer.strategy.agreed_metric(self.monitor, candidates[self.monitor])
+        current = torch.as_tensor(current).detach().cpu()
+        where = f"Epoch {int(candidates['epoch'])}, global step {int(candidates['step'])}: {self.monitor!r}"
+        if not self.check_monitor_top_k(trainer, current):
+            if self.verbose:
+                rank_zero_info("%s was not in top %d", where, self.save_top_k)
+            return
+        if current.isnan():  # the worst there is, so that it is the first to go
+            current = torch.full_like(current, float("inf" if self.mode == "min" else "-inf"))
+        candidates[self.monitor] = current
+        doomed = []
+        while 0 < self.save_top_k <= len(self.best_k_models):  # several, where a resumed run wants fewer
+            doomed.append(self._worst())
+            self.best_k_models.pop(doomed[-1])
+        path = self._free_path(trainer, candidates, self.filename, reuse=doomed)
+        self._rank(path, current)
+        if self.verbose:
+            rank_zero_info(
+                "%s reached %.5f (best %.5f), saving model to %r as top %d",
+                where, current, self.best_model_score, path, self._k,
+            )  # fmt: skip
+        self._save_file(trainer, path)
+        self._remove(trainer, doomed, path)
+
+    @property
+    def _k(self) -> int:
+        return len(self.best_k_models) if self.save_top_k == -1 else self.save_top_k
+
+    def _rank(self, path: str, current: torch.Tensor) -> None:
+        """Take a file and its score among the best."""
+        self.current_score = self.best_k_models[path] = current
+        if len(self.best_k_models) == self._k:
+            self.kth_best_model_path = self._worst()
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        best = min if self.mode == "min" else max
+        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get)
+        self.best_model_score = self.best_k_models[self.best_model_path]
+
+    def _worst(self) -> str:
+        """Of the files that stay, the one to go next; the first of several that are equal."""
+        worst = max if self.mode == "min" else min
+        return worst(self.best_k_models, key=self.best_k_models.get)
+
+    def _save_last(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        if self.save_last:
+            self._write_last(trainer, candidates)
+
+    def _write_last(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        path = self._free_path(trainer, candidates, self.CHECKPOINT_NAME_LAST, reuse=(self.last_model_path,))
+        previous, self.last_model_path = self.last_model_path, path
+        saved = self._last_checkpoint_saved
+        if self.save_last == "link" and saved and self.save_top_k != 0:
+            if trainer.is_global_zero:
+                trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(saved, path))
+        else:
+            self._save_file(trainer, path)
+        self._remove(trainer, [previous] if previous else [], path)
+
+    def _save_file(self, trainer: Trainer, path: str) -> None:
+        trainer.save_checkpoint(path, self.save_weights_only)  # collective: all ranks
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = path
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Tells callbacks apart that differ in metric, mode or interval; as Lightning writes it."""
+        return self._generate_state_key(
+            monitor=self.monitor,
+            mode=self.mode,
+            every_n_train_steps=self.every_n_train_steps,
+            every_n_epochs=self.every_n_epochs,
+            train_time_interval=self.train_time_interval,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's nine entries."""
+        names = (
+            "monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models",
+            "kth_best_model_path", "kth_value", "last_model_path",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the files of the folder; in another folder only `best_model_path` is known."""
+        saved_dirpath = state_dict.get("dirpath", self.dirpath)
+        if saved_dirpath == self.dirpath:
+            self.best_model_score = state_dict["best_model_score"]
+            for name in ("kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+                setattr(self, name, state_dict.get(name, getattr(self, name)))
+        else:
+            warnings.warn(
+                f"The dirpath has changed from {saved_dirpath!r} to {self.dirpath!r}, therefore `best_model_score`, "
+                f"`kth_best_model_path`, `kth_value`, `last_model_path` and `best_k_models` won't be reloaded. Only "
+                f"`best_model_path` will be reloaded.",
+                stacklevel=2,
+            )
+        self.best_model_path = state_dict["best_model_path"]
+        if saved_dirpath == self.dirpath and self.keep_newest > 1:
+            found = map(str, self._existing(self.dirpath, self.filename or self._default_filename))
+            self._older = [path for path in found if path != self.best_model_path]
+
+    def to_yaml(self, filepath: str | os.PathLike | None = None) -> None:
+        """Write `best_k_models`, path to score, to a YAML file; by default ``best_k_models.yaml`` in `dirpath`."""
+        scores = {path: float(score) for path, score in self.best_k_models.items()}
+        path = Path(filepath) if filepath is not None else Path(self.dirpath) / "best_k_models.yaml"
+        path.write_text(yaml.safe_dump(scores), encoding="utf-8")
