@@ -311,7 +311,7 @@ def find_hooks(trainer: Any, model: Any, data: Any) -> None:
     trainer.module_hooks = {hook: getattr(model, hook) for hook in HOOKS if trainer.is_overridden(hook, model)}
     for hook in ("on_save_checkpoint", "on_load_checkpoint"):
         trainer.module_hooks.pop(hook, None)  # called with the checkpoint in `resume`
-    trainer.callback_handler.rebuild()  # whoever prepared something from the old module prepares it anew
+    trainer.prepare_hooks()
     trainer.automatic_optimization = model.automatic_optimization
     trainer.clips_by_itself = trainer.is_overridden("configure_gradient_clipping", model)
     device = trainer.device

@@ -83,7 +83,7 @@ class FitLoop:
             rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
         elif trainer.max_epochs != -1 and self.epoch >= trainer.max_epochs:
             rank_zero_info("`Trainer.fit` stopped: `max_epochs=%d` reached.", trainer.max_epochs)
-        elif not (trainer.should_stop and self.can_stop()):
+        elif not (trainer.stop_is_agreed and self.can_stop()):
             return False
         return True
 
@@ -99,14 +99,16 @@ class FitLoop:
         data.reload_if_due()
         resumed, self.resumed_within_epoch = self.resumed_within_epoch, False
         if not resumed:
+            trainer.restore_random_state()  # of a run that resumes between two epochs
             self.batches_done, self.validated, self.epoch_ended = 0, False, False
             call("on_train_epoch_start")
         max_steps, batches = trainer.max_steps, data.start_epoch(self.epoch, skip=self.batches_done)
-        trainer.restore_random_state()  # the resumed run's; after the loader drew its seeds, as in the first run
+        self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
+        trainer.restore_random_state()  # of a run that resumes here: the loader drew its own before, as in the first run
         if resumed and self.batches_done and not self.validated:
             self.validate_if_due(self.batches_done - 1)
         over = resumed and self.is_last_batch
-        while not over and self.global_step != max_steps and not (trainer.should_stop and self.can_stop()):
+        while not over and self.global_step != max_steps and not (trainer.stop_is_agreed and self.can_stop()):
             try:
                 batch, self.is_last_batch = next(batches)
             except StopIteration:
@@ -118,7 +120,7 @@ class FitLoop:
 
     def end_epoch(self) -> None:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
-        trainer, call, metrics = self.trainer, self.trainer.call, self.trainer.metrics
+        trainer, call, metrics, strategy = self.trainer, self.trainer.call, self.trainer.metrics, self.trainer.strategy
         self.epoch_ended = True
         logged = metrics.end_epoch(metrics.training)
         call("on_train_epoch_end")
@@ -132,7 +134,7 @@ class FitLoop:
         self.batches_stepped -= 1  # an epoch's means stand at its last step
         trainer.log_metrics(logged)
         self.batches_stepped += 1
-        trainer.agree_to_stop()
+        trainer.agree_to_stop(strategy.any(trainer.should_stop))  # collective: all ranks end the epoch
         self.epoch += 1
         self.batches_done, self.epoch_ended = 0, False
 
@@ -181,17 +183,19 @@ class FitLoop:
                         call("on_before_zero_grad", slot.optimizer)
                     trainer.lightning_module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
                 if loss is not None:
-                    self.backward(loss, slot, retain_graph=position < len(steps))
+                    self.backward(loss, slot, retain_graph=position < len(losses))
                     slot.pending += 1
-                    slot.synchronized = strategy.world_size == 1 or strategy.synchronizes(slot, closes)
-            closing = [slot for _, slot in steps if (closes if slot.name is None else slot.pending >= slot.window)]
+                    slot.synchronized = strategy.world_size == 1 or strategy.synchronizes(slot)
+            closing = [slot for _, slot in losses if (closes if slot.name is None else slot.pending >= slot.window)]
 
+        if strategy.world_size > 1:
+            strategy.share_gradients(closing)
         if scaler is not None and not any(slot.pending for slot in closing):
             scaler = None  # no backward pass: nothing to unscale
         stepped: list[OptimizerSlot] = []
         for slot in closing:
             if trainer.closure_wanted and not verdict.skip:
-                self.step_with_closure(slot, steps[0][0], batch, batch_idx)
+                self.step_with_closure(slot, losses[0][0], verdict, batch, batch_idx)
                 stepped.append(slot)
                 continue
             finite = self.prepare_step(slot, batch_idx)
@@ -217,6 +221,8 @@ class FitLoop:
         if hooks["on_train_batch_end"]:
             outputs = None if verdict.skip else outputs_of(output, steps)
             call("on_train_batch_end", outputs, batch, batch_idx)
+        if strategy.world_size > 1 and trainer.train_data.replaying:
+            trainer.metrics.discard_batch()  # what was logged for another rank's data, or a second time
         logs = bool(stepped) or not trainer.automatic_optimization
         if logs and trainer.loggers and trainer.should_log_step:
             trainer.log_metrics(trainer.metrics.step_values())
@@ -229,8 +235,8 @@ class FitLoop:
         """Follow a vote that says more than "go on"."""
         trainer = self.trainer
         trainer.stopped_by_signal = trainer.stopped_by_signal or verdict.signal
-        trainer.should_stop = trainer.should_stop or verdict.stop
-        self.is_last_batch = self.is_last_batch if verdict.last is None else verdict.last
+        trainer.agree_to_stop(trainer.stop_is_agreed or verdict.stop)
+        self.is_last_batch = self.is_last_batch or bool(verdict.last)
         if verdict.skip:
             self.skip(batch_idx, verdict.reason)
 
@@ -254,23 +260,23 @@ class FitLoop:
         trainer, call = self.trainer, self.trainer.call
         if trainer.precision.scaler is not None:
             loss = trainer.precision.scaler.scale(loss)
-        call("on_before_backward", loss)
+        if trainer.hooks["on_before_backward"]:
+            call("on_before_backward", loss)
         if slot.name is None:
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         else:
             loss.backward(inputs=slot.parameters, retain_graph=retain_graph)
-        call("on_after_backward")
+        if trainer.hooks["on_after_backward"]:
+            call("on_after_backward")
 
     def prepare_step(self, slot: OptimizerSlot, batch_idx: int) -> bool:
         """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
         trainer = self.trainer
-        if not slot.synchronized:
-            trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks close this window together
-            slot.synchronized = True
         if trainer.precision.scaler is not None and slot.pending:
             trainer.precision.scaler.unscale_(slot.optimizer)
-        trainer.call("on_before_optimizer_step", slot.optimizer)
+        if trainer.hooks["on_before_optimizer_step"]:
+            trainer.call("on_before_optimizer_step", slot.optimizer)
         if not trainer.checks_gradients:
             return True
         norm = clip_slot(trainer, slot)
@@ -283,7 +289,7 @@ class FitLoop:
             self.skip(batch_idx, f"the gradient norm{name} is {norm}")
         return False
 
-    def step_with_closure(self, slot: OptimizerSlot, loss: Any, batch: Any, batch_idx: int) -> None:
+    def step_with_closure(self, slot: OptimizerSlot, loss: Any, verdict: Verdict, batch: Any, batch_idx: int) -> None:
         """An optimizer that evaluates the loss several times (LBFGS), or a module's own `optimizer_step`."""
         trainer, module = self.trainer, self.trainer.lightning_module
         calls = 0
@@ -294,7 +300,8 @@ class FitLoop:
             if calls > 1:
                 trainer.metrics.hook = "training_step"
                 with trainer.precision.forward_context(), torch.enable_grad():
-                    (loss, _), *_ = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
+                    steps = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
+                    (loss, _), *_ = verdict.weigh(steps)
                 trainer.call("on_before_zero_grad", slot.optimizer)
                 module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
                 self.backward(loss, slot, retain_graph=False)
@@ -326,4 +333,4 @@ class FitLoop:
             trainer.lightning_module.on_validation_model_zero_grad()
         trainer.validate_within_fit()
         self.validated = True
-        trainer.agree_to_stop()
+        trainer.agree_to_stop(trainer.strategy.any(trainer.should_stop))  # collective: all ranks have validated

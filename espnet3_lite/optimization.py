@@ -99,8 +99,9 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        loss = output.get("loss", _MISSING) if isinstance(output, Mapping) else output
-        if isinstance(loss, torch.Tensor):
+        is_tensor = isinstance(output, torch.Tensor)  # asked first: nearly always so
+        loss = output if is_tensor or not isinstance(output, Mapping) else output.get("loss", _MISSING)
+        if is_tensor or isinstance(loss, torch.Tensor):
             return [(loss if divisor == 1 else loss / divisor, plain)]
         if loss is None:
             return [(None, plain)]

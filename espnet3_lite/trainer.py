@@ -160,15 +160,14 @@ class Trainer(TrainerProperties):
         self.fit_loop = FitLoop(self)
         self.train_data = TrainData(self)
         self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
-        self.should_stop = False
+        self.should_stop = self._stop_was_agreed = False
         self.stopped_by_signal = False
         self.validation_ran = False
         self.ckpt_path: str | None = None
         self.datamodule: Any = None
         self.lightning_module: Any = None
         self.module_hooks: dict[str, Any] = {}
-        self._hooks: dict[str, list] = {}
-        self._hooks_version: int | None = None
+        self.hooks: dict[str, list] = {}
         self.slots: dict[Any, Any] = {}
         self.lr_scheduler_configs: list = []
         self.num_sanity_val_batches: list = []
@@ -178,7 +177,9 @@ class Trainer(TrainerProperties):
         #: Where to write how a call ended (`ESPnetTrainer` sets it); None: nowhere.
         self.status_file: Any = None
         self.loggers = assembly.make_loggers(settings["logger"], self.default_root_dir)
-        self.callback_handler = CallbackHandler(assembly.make_callbacks(self, settings), trainer=self)
+        self.callback_handler = CallbackHandler(assembly.make_callbacks(self, settings))
+        self.callback_handler.trainer = self
+        self.prepare_hooks()
         assembly.set_backends(settings)
         self.callback_handler.call_event("on_init_end", self)
 
@@ -301,7 +302,7 @@ class Trainer(TrainerProperties):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         fitting = fn == TrainerFn.FITTING
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
-        self.should_stop = self.stopped_by_signal = False
+        self.should_stop = self.stopped_by_signal = self._stop_was_agreed = False
         result = None
         try:
             checkpoint = assembly.connect(self, model, given, datamodule, ckpt_path)
@@ -371,18 +372,13 @@ class Trainer(TrainerProperties):
             response = listener(*args)
         return response if event in self.module_hooks else None
 
-    @property
-    def hooks(self) -> dict[str, list]:
+    def prepare_hooks(self) -> None:
         """For each event, who is called: the callbacks with trainer and module filled in, then the module's own hook."""
-        handler = self.callback_handler
-        if self._hooks_version != handler.version:
-            self._hooks_version = handler.version
-            self._hooks = {
-                event: [functools.partial(listener, self, self.lightning_module) for listener in listeners]
-                + ([self.module_hooks[event]] if event in self.module_hooks else [])
-                for event, listeners in handler.listeners.items()
-            }
-        return self._hooks
+        self.hooks = {
+            event: [functools.partial(listener, self, self.lightning_module) for listener in listeners]
+            + ([self.module_hooks[event]] if event in self.module_hooks else [])
+            for event, listeners in self.callback_handler.listeners.items()
+        }
 
     def call_callbacks(self, event: str, *args: Any) -> None:
         """Call a hook of the callbacks alone."""
@@ -442,7 +438,7 @@ class Trainer(TrainerProperties):
         every = self.check_val_every_n_epoch
         if not self.validates or (every is not None and (self.current_epoch + 1) % every != 0):
             return False
-        if self.should_stop and self.fit_loop.can_stop():
+        if self.stop_is_agreed and self.fit_loop.can_stop():
             return True
         if self.val_check_batch == float("inf"):
             return is_last
@@ -458,9 +454,15 @@ class Trainer(TrainerProperties):
         self.validation_ran = True
         self.state.stage = RunningStage.TRAINING
 
-    def agree_to_stop(self) -> None:
-        """At the end of a validation or an epoch: one rank's wish to stop is everybody's."""
-        self.should_stop = self.strategy.any(self.should_stop)  # collective: all ranks
+    @property
+    def stop_is_agreed(self) -> bool:
+        """`should_stop`, once all ranks know of it: a rank alone must not stop."""
+        return self.should_stop if self.strategy.world_size == 1 else self._stop_was_agreed
+
+    def agree_to_stop(self, stop: bool) -> None:
+        """What a vote or an exchange came to, equal on all ranks: one rank's wish to stop is everybody's."""
+        self._stop_was_agreed = stop
+        self.should_stop = self.should_stop or stop
 
     def restore_random_state(self) -> None:
         """Put this rank's random state back, in a run that resumes."""

@@ -37,8 +37,6 @@ class CallbackHandler:
         self.trainer = trainer
         self.callbacks: list[Callback] = []
         self.listeners: dict[str, list[Callable]] = {}
-        #: Grows with each change of the table: who prepares something from it knows when to do so again.
-        self.version = 0
         self._warned: set[tuple[type, str]] = set()
         self.rebuild()
         self.add_callbacks(callbacks)
@@ -64,12 +62,13 @@ class CallbackHandler:
 
     def rebuild(self) -> None:
         """Fill the table anew; needed only when `callbacks` was changed by hand."""
-        self.version += 1
         self.listeners = {event: self._find(event) for event in HOOKS}
         decides = (Checkpoint, MonitoringCallback)
         ends = [(callback, callback._listener("on_train_epoch_end")) for callback in self.callbacks]
         self.listeners["on_train_epoch_end"] = [m for c, m in ends if m and not isinstance(c, decides)]
         self.listeners["on_train_epoch_end:monitoring"] = [m for c, m in ends if m and isinstance(c, decides)]
+        if self.trainer is not None:
+            self.trainer.prepare_hooks()
 
     def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call `event` on every callback that has a method of that name, in order. Any name will do.
