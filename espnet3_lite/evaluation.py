@@ -31,6 +31,7 @@ class EvaluationLoop:
         self.given: Any = None
         self.loaders: list[Any] = []
         self.num_batches: list[int | float] = []
+        self.batches_done = 0  # with the loader in work
         self._loaded_in_epoch = 0
         self._modes: dict[torch.nn.Module, bool] = {}
         self._seen = 0  # the loggers' axis for values that an evaluation logs on steps
@@ -107,6 +108,7 @@ class EvaluationLoop:
         keep = self.prefix == "predict" and trainer.return_predictions
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
+        self.batches_done = 0
         set_epoch(loader, trainer.current_epoch)
         if count == 0:
             return outputs
@@ -122,6 +124,7 @@ class EvaluationLoop:
             if (flag := _is_finite(output)) is not None:
                 metrics.mask_batch(flag)
                 finite.append((batch_idx, flag))
+            self.batches_done += 1
             call(f"on_{word}_batch_end", output, *place)
             self._seen += 1
             if trainer.loggers and (values := metrics.evaluation_step_values()):
