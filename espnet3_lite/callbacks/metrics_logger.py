@@ -1,0 +1,233 @@
+"""`MetricsLogger`: what a person reads in a training log, as lines of text.
+
+Numbers for programs go to the loggers (`espnet3_lite.loggers`); the lines' handlers are set up by the command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.exceptions import MisconfigurationException
+
+logger = logging.getLogger(__name__)
+
+#: Values of one name that wait on the device before they are added up there.
+_MAX_WAITING = 100
+_TIMES = ("iter_time", "forward_time", "backward_time", "train_time", "valid_time")
+
+
+class MetricsLogger(Callback):
+    """Writes ESPnet3's lines, with ``logging`` at INFO, on rank zero.
+
+    ``20epoch:train:4201-4400batch: iter_time=6.2e-05, ..., loss=46.669, optim0_lr0=0.001`` after each
+    `log_every_n_steps` batches; at each epoch's end ``epoch_summary:20epoch:train: ...`` and after each validation
+    ``epoch_summary:20epoch:valid: valid_time=1.42, acc=0.91``. Epochs and batches count from 1.
+
+    A training value is the mean over the batches in which it was logged, with this rank's values; ``optim<i>_lr<j>``
+    is the mean of the learning rate after each batch. A validation value is the epoch's mean over all ranks. ``train/``
+    and ``valid/`` are left out of the names. Times are means a batch in seconds by the host's clock: waiting for the
+    data, forward, all backward passes, and the whole batch; ``valid_time`` is the whole validation's.
+
+    Nothing is read from the device until a line is written.
+
+    Args:
+        log_every_n_steps: Batches that make a line; 0: epoch summaries alone. Default 500.
+
+    Raises:
+        MisconfigurationException: a negative number.
+
+    Example:
+        >>> MetricsLogger(log_every_n_steps=200).log_every_n_steps
+        200
+    """
+
+    def __init__(self, log_every_n_steps: int = 500):
+        if log_every_n_steps < 0:
+            raise MisconfigurationException(f"MetricsLogger(log_every_n_steps={log_every_n_steps!r}): give 0 or more")
+        self.log_every_n_steps = int(log_every_n_steps)
+        self._window, self._epoch = RunningMeans(), RunningMeans()
+        self._first_batch: int | None = None  # of the window in work, from 1
+        #: The metrics that were there after the last look: a name's value that is another object was logged since.
+        self._seen: dict[str, Any] = {}
+        self._batch_ended: float | None = None
+        self._batch_started = self._backward_started = self._validation_started = 0.0
+        self._forward_is_timed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means so far, so that the lines of a resumed run are those of one that was never cut."""
+        return {
+            "window": self._window.state_dict(),
+            "epoch": self._epoch.state_dict(),
+            "first_batch": self._first_batch,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the means."""
+        self._window.load_state_dict(state_dict["window"])
+        self._epoch.load_state_dict(state_dict["epoch"])
+        self._first_batch = state_dict["first_batch"]
+
+    def _logged_anew(self, trainer: Any) -> dict[str, Any]:
+        """What was logged since the last call, by name. Compares objects: a tensor's value is not looked at."""
+        metrics, seen = trainer.callback_metrics, self._seen
+        anew = {name: value for name, value in metrics.items() if seen.get(name) is not value}
+        seen.update(anew)
+        return anew
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """What is there already (a resumed run's, say) is not new."""
+        self._seen = dict(trainer.callback_metrics)
+        self._batch_ended = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The data is there."""
+        now = self._batch_started = time.perf_counter()
+        self._forward_is_timed = False
+        if self._batch_ended is not None:
+            self._window.add("iter_time", now - self._batch_ended)
+        if self._first_batch is None:
+            self._first_batch = batch_idx + 1
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        """Forward ends with the batch's first backward pass."""
+        self._backward_started = time.perf_counter()
+        if not self._forward_is_timed:
+            self._forward_is_timed = True
+            self._window.add("forward_time", self._backward_started - self._batch_started)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """One backward pass is over."""
+        self._window.add("backward_time", time.perf_counter() - self._backward_started)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take the batch's values; write the line where its window is full."""
+        for name, value in self._logged_anew(trainer).items():
+            self._take(name.removeprefix("train/"), value)
+        for index, optimizer in enumerate(trainer.optimizers):
+            for position, group in enumerate(optimizer.param_groups):
+                self._take(f"optim{index}_lr{position}", group["lr"])
+        self._batch_ended = time.perf_counter()
+        self._take("train_time", self._batch_ended - self._batch_started)
+        every = self.log_every_n_steps
+        if every and (batch_idx + 1) % every == 0:
+            place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
+            self._write(trainer, place, self._window.means())
+            self._start_window()
+
+    def _take(self, name: str, value: Any) -> None:
+        self._window.add(name, value)
+        self._epoch.add(name, value)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """The epoch's summary; values that are logged on epochs alone are in it as they are."""
+        means = self._epoch.means()
+        for name, value in self._logged_anew(trainer).items():
+            means.setdefault(name.removeprefix("train/"), float(value))
+        self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means)
+        self._start_window()
+        self._epoch = RunningMeans()
+
+    def _start_window(self) -> None:
+        self._window, self._first_batch = RunningMeans(), None
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start its clock; what was logged before is not the validation's."""
+        self._validation_started = time.perf_counter()
+        self._logged_anew(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """The validation's summary, but for a sanity check's."""
+        values = {"valid_time": time.perf_counter() - self._validation_started}
+        for name, value in self._logged_anew(trainer).items():
+            values[name.removeprefix("valid/")] = float(value)
+        if not trainer.sanity_checking:
+            self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:valid", values)
+
+    def _write(self, trainer: Any, place: str, values: dict[str, float]) -> None:
+        if trainer.is_global_zero and values:
+            logger.info("%s: %s", place, format_values(values))
+
+
+class RunningMeans:
+    """Means of numbers and of ``()`` tensors by name, each over as many values as it got.
+
+    Tensors wait where they are, are added up on their device in float64, and are read once, for `means`.
+
+    Example:
+        >>> means = RunningMeans()
+        >>> means.add("loss", torch.tensor(1.0)); means.add("loss", torch.tensor(2.0)); means.add("rate", 0.5)
+        >>> means.means()
+        {'loss': 1.5, 'rate': 0.5}
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Any]] = {}
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Any) -> None:
+        """Take one value."""
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(value)
+        if len(waiting) >= _MAX_WAITING:
+            self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        waiting = self._waiting[name]
+        if not waiting:
+            return
+        if isinstance(waiting[0], torch.Tensor):
+            device = waiting[0].device
+            values = torch.stack([torch.as_tensor(value, device=device) for value in waiting]).detach()
+            total = values.sum(dtype=torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
+        else:
+            total = float(sum(map(float, waiting)))
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0) + len(waiting)
+        waiting.clear()
+
+    def _read(self) -> dict[str, float]:
+        """All sums as numbers: one read from each device."""
+        for name in self._waiting:
+            self._add_up(name)
+        tensors: dict[torch.device, list[str]] = {}
+        for name, total in self._sums.items():
+            if isinstance(total, torch.Tensor):
+                tensors.setdefault(total.device, []).append(name)
+        for names in tensors.values():
+            numbers = torch.stack([self._sums[name] for name in names]).tolist()  # the one sync point
+            self._sums.update(zip(names, numbers, strict=True))
+        return self._sums
+
+    def means(self) -> dict[str, float]:
+        """The mean of each name's values."""
+        return {name: total / self._counts[name] for name, total in self._read().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and counts, as plain numbers."""
+        return {"sums": dict(self._read()), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._waiting, self._sums, self._counts = {}, dict(state_dict["sums"]), dict(state_dict["counts"])
+
+
+def format_values(values: dict[str, float]) -> str:
+    """Times first, learning rates of optimizers last, the rest by name; six significant digits.
+
+    >>> format_values({"optim0_lr0": 0.1, "loss": 2 / 3, "acc": 1.0, "train_time": 0.5})
+    'train_time=0.5, acc=1, loss=0.666667, optim0_lr0=0.1'
+    """
+    times = [name for name in _TIMES if name in values]
+    rates = sorted(name for name in values if name.startswith("optim") and "_lr" in name)
+    others = sorted(values.keys() - set(times) - set(rates))
+    return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))

@@ -1,0 +1,185 @@
+"""`ProgressBar`: what every progress bar knows about a run. How one looks is in `tqdm_progress.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.distributed.rank import rank_zero_warn
+
+
+class ProgressBar(Callback):
+    """Base class: counts, descriptions and metrics; derive from it to show progress in your own way.
+
+    It shows nothing by itself. On all ranks but zero it is disabled at the start of each call.
+
+    Example:
+        >>> class Dots(ProgressBar):
+        ...     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        ...         if self.is_enabled:
+        ...             print(f"{batch_idx + 1} of {self.total_train_batches}")
+        >>> bar = Dots()
+        >>> bar.disable()
+        >>> bar.is_enabled
+        False
+    """
+
+    _enabled = True
+    _trainer: Any = None
+    _current_eval_dataloader_idx: int | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remember the trainer; only rank zero shows anything."""
+        self._trainer = trainer
+        if not trainer.is_global_zero:
+            self.disable()
+
+    # ---- on and off ------------------------------------------------------------------------------------------------
+
+    def enable(self) -> None:
+        """Show progress from now on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing from now on."""
+        self._enabled = False
+
+    @property
+    def is_enabled(self) -> bool:
+        """True where progress is shown."""
+        return self._enabled
+
+    @property
+    def is_disabled(self) -> bool:
+        """The contrary."""
+        return not self.is_enabled
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print without breaking the bar; the arguments are those of Python's `print`."""
+        print(*args, **kwargs)
+
+    # ---- what it may show ------------------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer of the call in work.
+
+        Raises:
+            TypeError: before the first call.
+        """
+        if self._trainer is None:
+            raise TypeError(f"`{type(self).__name__}.trainer` is not set yet: it is, once the trainer's fit (or "
+                            "validate, test, predict) has begun")  # fmt: skip
+        return self._trainer
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float]:
+        """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
+
+        Values are read from the device here, so a bar calls this only when it is drawn. Override it to show other
+        things.
+
+        Args:
+            trainer: Whose values.
+            pl_module: The module that is trained.
+        """
+        standard = _version_number(trainer.loggers)
+        logged = trainer.progress_bar_metrics
+        if "v_num" in standard and "v_num" in logged:
+            rank_zero_warn(
+                "The progress bar already tracks a metric with the name(s) 'v_num' and `self.log('v_num', ..., "
+                "prog_bar=True)` will overwrite this value. If this is undesired, change the name or override "
+                "`get_metrics()` in the progress bar callback."
+            )
+        return {**standard, **logged}
+
+    sanity_check_description = "Sanity Checking"
+    train_description = "Training"
+    validation_description = "Validation"
+    test_description = "Testing"
+    predict_description = "Predicting"
+
+    # ---- counts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def train_batch_idx(self) -> int:
+        """Training batches done in this epoch."""
+        return self.trainer.fit_loop.batches_done
+
+    @property
+    def val_batch_idx(self) -> int:
+        """Validation batches done with the current loader."""
+        return self.trainer.evaluation_loops["val"].batches_done
+
+    @property
+    def test_batch_idx(self) -> int:
+        """Test batches done with the current loader."""
+        return self.trainer.evaluation_loops["test"].batches_done
+
+    @property
+    def predict_batch_idx(self) -> int:
+        """Prediction batches done with the current loader."""
+        return self.trainer.evaluation_loops["predict"].batches_done
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Training batches of this epoch; infinity where nobody knows; where `max_steps` alone ends it, the rest."""
+        trainer = self.trainer
+        if trainer.max_epochs == -1 and trainer.max_steps > 0:
+            return min(trainer.num_training_batches, trainer.max_steps - trainer.global_step)
+        return trainer.num_training_batches
+
+    @property
+    def total_val_batches(self) -> int | float:
+        """Validation batches of all loaders; 0 in an epoch without validation."""
+        trainer = self.trainer
+        every = trainer.check_val_every_n_epoch
+        if trainer.state.fn == "fit" and every is not None and (trainer.current_epoch + 1) % every != 0:
+            return 0
+        return sum(trainer.num_val_batches)
+
+    @property
+    def total_test_batches(self) -> int | float:
+        """Test batches of all loaders."""
+        return sum(self.trainer.num_test_batches)
+
+    @property
+    def total_predict_batches(self) -> int | float:
+        """Prediction batches of all loaders."""
+        return sum(self.trainer.num_predict_batches)
+
+    @property
+    def total_val_batches_current_dataloader(self) -> int | float:
+        """Validation batches of the loader in work; in a sanity check those that it takes."""
+        return self.trainer.num_val_batches[self._current_eval_dataloader_idx or 0]
+
+    @property
+    def total_test_batches_current_dataloader(self) -> int | float:
+        """Test batches of the loader in work."""
+        return self.trainer.num_test_batches[self._current_eval_dataloader_idx or 0]
+
+    @property
+    def total_predict_batches_current_dataloader(self) -> int | float:
+        """Prediction batches of the loader in work."""
+        return self.trainer.num_predict_batches[self._current_eval_dataloader_idx or 0]
+
+    def has_dataloader_changed(self, dataloader_idx: int) -> bool:
+        """Note the loader in work; True where it was another one before."""
+        before, self._current_eval_dataloader_idx = self._current_eval_dataloader_idx, dataloader_idx
+        return before != dataloader_idx
+
+    def reset_dataloader_idx_tracker(self) -> None:
+        """An evaluation is over: the next one begins with a new loader."""
+        self._current_eval_dataloader_idx = None
+
+
+#: The name in Lightning before 2.0.
+ProgressBarBase = ProgressBar
+
+
+def _version_number(loggers: list[Any]) -> dict[str, int | str]:
+    """``v_num``: the logger's version (of several all, joined), of a long text its last four characters."""
+    versions = list(dict.fromkeys(logger.version for logger in loggers))
+    version = versions[0] if len(versions) == 1 else "_".join(map(str, versions))
+    if version in ("", None):
+        return {}
+    return {"v_num": version[-4:] if isinstance(version, str) else version}

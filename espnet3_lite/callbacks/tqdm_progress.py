@@ -1,0 +1,361 @@
+"""`TQDMProgressBar`: bars in a terminal or a notebook, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from espnet3_lite.callbacks.progress_bar import ProgressBar
+from espnet3_lite.exceptions import MisconfigurationException
+
+#: Seconds between two drawings of a bar, and between two lines in a log file.
+DRAW_EVERY = 0.1
+LINE_EVERY = 30.0
+
+
+class Tqdm(tqdm):
+    """A tqdm bar whose numbers keep their width, so that the line does not jump.
+
+    >>> Tqdm.format_num(0.5), Tqdm.format_num(3), Tqdm.format_num(1.5e-9)
+    ('0.500', '3', '1.5e-9')
+    """
+
+    @staticmethod
+    def format_num(n: float | int | str) -> str:
+        """A number with three significant digits, filled up to five characters."""
+        if isinstance(n, int):
+            return tqdm.format_num(n)
+        text = n if isinstance(n, str) else tqdm.format_num(n)
+        if "e" in text or not text.replace(".", "", 1).lstrip("-").isdigit():
+            return text
+        text = text if "." in text or len(text) >= 5 else text + "."
+        return text.ljust(5, "0")
+
+
+class LogLines(Tqdm):
+    """A tqdm bar for a log file: it never moves the cursor; `print_line` writes where it stands, as one line."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Nothing: there is no cursor to move."""
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing was drawn that could be cleared."""
+
+    def moveto(self, n: int) -> None:
+        """There is no other line to move to."""
+
+    def close(self) -> None:
+        """Forget the bar, writing nothing."""
+        self.leave = False
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+
+    def print_line(self) -> None:
+        """Write one line."""
+        if not self.disable:
+            print(str(self), file=self.fp, flush=True)
+
+
+class _Bar:
+    """One of the callback's four bars; who asks for it too early is told so."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, callback: TQDMProgressBar | None, owner: type) -> Any:
+        if callback is None:
+            return self
+        bar = callback.bars.get(self.name)
+        if bar is None:
+            raise TypeError(f"The `{owner.__name__}.{self.name}` reference has not been set yet.")
+        return bar
+
+    def __set__(self, callback: TQDMProgressBar, bar: tqdm) -> None:
+        callback.bars[self.name] = bar
+
+
+class TQDMProgressBar(ProgressBar):
+    """Shows progress on stderr: bars where there is a terminal or a notebook, else one line now and then.
+
+    In a log file (stderr is no terminal) a line is written at the end of each epoch, validation (alone), test and
+    prediction, and in between after each 30 seconds. Bars are drawn at most ten times a second. Metrics are read from
+    the device only for what is drawn or written.
+
+    Args:
+        refresh_rate: The bar moves each n-th batch; 0: no bar. The environment's ``TQDM_MINITERS`` may raise it.
+        process_position: Leave this many bars' room above, for bars of your own.
+        leave: Keep the bar of each finished epoch on the screen. Default False.
+
+    Raises:
+        MisconfigurationException: a negative number.
+
+    Example:
+        >>> class Shorter(TQDMProgressBar):
+        ...     def get_metrics(self, trainer, pl_module):
+        ...         metrics = super().get_metrics(trainer, pl_module)
+        ...         metrics.pop("v_num", None)
+        ...         return metrics
+        >>> Shorter(refresh_rate=10).refresh_rate
+        10
+    """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    LINE_FORMAT = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+    train_progress_bar = _Bar()
+    val_progress_bar = _Bar()
+    test_progress_bar = _Bar()
+    predict_progress_bar = _Bar()
+
+    def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False):
+        for name, value in (("refresh_rate", refresh_rate), ("process_position", process_position)):
+            if value < 0:
+                raise MisconfigurationException(f"TQDMProgressBar({name}={value!r}): give 0 or more")
+        if refresh_rate:
+            refresh_rate = max(int(os.environ.get("TQDM_MINITERS", 0)), refresh_rate)
+        self._refresh_rate, self._process_position, self._leave = refresh_rate, process_position, leave
+        self.bars: dict[str, tqdm] = {}
+        self._draw_at = 0.0  # not before this time (`time.monotonic`)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no trainer yet, and open bars hold streams and locks."""
+        return {**vars(self), "bars": {}, "_trainer": None}
+
+    @property
+    def refresh_rate(self) -> int:
+        """The bar moves each n-th batch."""
+        return self._refresh_rate
+
+    @property
+    def process_position(self) -> int:
+        """Room for other bars, in lines."""
+        return self._process_position
+
+    @property
+    def is_enabled(self) -> bool:
+        """True where a bar is shown."""
+        return self._enabled and self._refresh_rate > 0
+
+    # ---- making bars: override these to change how one looks -------------------------------------------------------
+
+    def init_train_tqdm(self) -> tqdm:
+        """The bar of the training epochs."""
+        return self._make_bar(self.train_description, leave=True, smoothing=0)
+
+    def init_sanity_tqdm(self) -> tqdm:
+        """The bar of the sanity check."""
+        return self._make_bar(self.sanity_check_description, leave=False)
+
+    def init_validation_tqdm(self) -> tqdm:
+        """The bar of a validation; within a fit it stands below the training bar."""
+        alone = self.trainer.state.fn == "validate"
+        return self._make_bar(self.validation_description, leave=alone, line=0 if alone else 1)
+
+    def init_test_tqdm(self) -> tqdm:
+        """The bar of a test."""
+        return self._make_bar(self.test_description, leave=True)
+
+    def init_predict_tqdm(self) -> tqdm:
+        """The bar of a prediction."""
+        return self._make_bar(self.predict_description, leave=True, smoothing=0)
+
+    def _make_bar(self, description: str, leave: bool, line: int = 0, **arguments: Any) -> tqdm:
+        stream = sys.stderr
+        kind, bar_format = _bar_for(stream), self.BAR_FORMAT
+        if kind is LogLines:
+            bar_format = self.LINE_FORMAT
+        return kind(
+            desc=description, leave=leave, position=2 * self._process_position + line, disable=self.is_disabled,
+            dynamic_ncols=kind is not LogLines, file=stream, bar_format=bar_format, **arguments,
+        )  # fmt: skip
+
+    # ---- moving and drawing them -----------------------------------------------------------------------------------
+
+    def _begin(self, bar: tqdm, total: int | float, description: str, done: int = 0) -> None:
+        """A new epoch or loader: `total` batches, `done` of them already (a run that resumes)."""
+        bar.reset()
+        bar.total = None if math.isinf(total) else total  # tqdm's word for "nobody knows"
+        bar.n = bar.initial = done
+        bar.set_description(description, refresh=not isinstance(bar, LogLines))
+        self._draw_at = time.monotonic() + LINE_EVERY if isinstance(bar, LogLines) else 0.0
+
+    def _move(self, bar: tqdm, done: int, pl_module: Any = None) -> None:
+        """After each batch: two comparisons, and one look at the clock where the bar moves."""
+        if not self.is_enabled or (done % self._refresh_rate and done != bar.total):
+            return
+        bar.n = done
+        complete = done == bar.total and not isinstance(bar, LogLines)  # a log's last line waits for the validation
+        if complete or time.monotonic() >= self._draw_at:
+            self._draw(bar, pl_module)
+
+    def _draw(self, bar: tqdm, pl_module: Any = None) -> None:
+        """Draw the bar or write its line; with metrics where there is a module."""
+        if bar.disable:
+            return
+        if pl_module is not None:
+            bar.set_postfix(self.get_metrics(self.trainer, pl_module), refresh=False)
+        if isinstance(bar, LogLines):
+            bar.print_line()
+            self._draw_at = time.monotonic() + LINE_EVERY
+        else:
+            bar.refresh()
+            self._draw_at = time.monotonic() + DRAW_EVERY
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bars; the arguments are those of Python's `print`."""
+        with tqdm.external_write_mode(file=kwargs.get("file")):
+            print(*args, **kwargs)
+
+    def _finish(self, bar: tqdm) -> None:
+        """An evaluation of its own is over: a log file gets its line."""
+        if isinstance(bar, LogLines):
+            self._draw(bar)
+        bar.close()
+        self.reset_dataloader_idx_tracker()
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the bar; a run that resumes within an epoch goes on where it was."""
+        self.train_progress_bar = self.init_train_tqdm()
+        if trainer.fit_loop.batches_done:
+            self._begin_epoch(trainer)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin at zero."""
+        if self._leave and self.is_enabled and self.train_progress_bar.disable:  # the last epoch's stays on the screen
+            self.train_progress_bar = self.init_train_tqdm()
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: Any) -> None:
+        description = f"Epoch {trainer.current_epoch}"
+        self._begin(self.train_progress_bar, self.total_train_batches, description, trainer.fit_loop.batches_done)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """One batch further."""
+        self._move(self.train_progress_bar, batch_idx + 1, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Show the epoch's means."""
+        bar = self.train_progress_bar
+        if self.is_enabled:
+            bar.n = trainer.fit_loop.batches_done
+            self._draw(bar, pl_module)
+        if self._leave:
+            bar.close()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave the last bar as it is."""
+        self.train_progress_bar.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The traceback begins on a line of its own."""
+        for bar in self.bars.values():
+            bar.close()
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """A bar for the few batches."""
+        self.val_progress_bar = self.init_sanity_tqdm()
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """It goes away."""
+        self.val_progress_bar.close()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A bar below the training's, or alone."""
+        if not trainer.sanity_checking:
+            self.val_progress_bar = self.init_validation_tqdm()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With each new loader, begin at zero."""
+        if self.has_dataloader_changed(dataloader_idx):
+            word = self.sanity_check_description if trainer.sanity_checking else self.validation_description
+            total = self.total_val_batches_current_dataloader
+            self._begin(self.val_progress_bar, total, f"{word} DataLoader {dataloader_idx}")
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch further."""
+        self._move(self.val_progress_bar, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Within a fit the training bar shows the new values."""
+        if trainer.state.fn == "validate":
+            self._finish(self.val_progress_bar)
+            return
+        self.val_progress_bar.close()
+        self.reset_dataloader_idx_tracker()
+        if not trainer.sanity_checking and not isinstance(self.train_progress_bar, LogLines):
+            self._draw(self.train_progress_bar, pl_module)
+
+    # ---- test and prediction ---------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the bar."""
+        self.test_progress_bar = self.init_test_tqdm()
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With each new loader, begin at zero."""
+        if self.has_dataloader_changed(dataloader_idx):
+            description = f"{self.test_description} DataLoader {dataloader_idx}"
+            self._begin(self.test_progress_bar, self.total_test_batches_current_dataloader, description)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch further."""
+        self._move(self.test_progress_bar, batch_idx + 1)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave it as it is."""
+        self._finish(self.test_progress_bar)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the bar."""
+        self.predict_progress_bar = self.init_predict_tqdm()
+
+    def on_predict_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """With each new loader, begin at zero."""
+        if self.has_dataloader_changed(dataloader_idx):
+            description = f"{self.predict_description} DataLoader {dataloader_idx}"
+            self._begin(self.predict_progress_bar, self.total_predict_batches_current_dataloader, description)
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch further."""
+        self._move(self.predict_progress_bar, batch_idx + 1)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave it as it is."""
+        self._finish(self.predict_progress_bar)
+
+
+def _bar_for(stream: Any) -> type[tqdm]:
+    """What suits the place: a widget or a drawn bar in a notebook, a drawn bar in a terminal, else lines for a log."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and "IPKernelApp" in shell.config:
+        if importlib.util.find_spec("ipywidgets") is None:
+            return Tqdm
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return notebook_bar
+    return Tqdm if stream.isatty() else LogLines

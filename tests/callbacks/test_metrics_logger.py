@@ -1,0 +1,204 @@
+"""The lines that people read: ESPnet3's own, value by value, and what resuming and skipping do to them."""
+
+import json
+import logging
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
+from espnet3_lite.callbacks.metrics_logger import RunningMeans
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
+LOGGER = "espnet3_lite.callbacks.metrics_logger"
+QUIET = {
+    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "num_sanity_val_steps": 0, "accelerator": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def lines(caplog):
+    """The lines so far, times masked."""
+    caplog.set_level(logging.INFO, logger=LOGGER)
+    return lambda: [
+        re.sub(r"(\w+_time)=[-+.e\d]+", r"\1=T", r.getMessage()) for r in caplog.records if r.name == LOGGER
+    ]
+
+
+class Replay(LiteModule):
+    """Logs what ESPnet3 logged, batch by batch, and sets the learning rates that it had after each batch."""
+
+    def __init__(self, golden):
+        super().__init__()
+        self.golden = golden
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        place = (self.current_epoch, batch_idx)
+        record = next(b for b in self.golden["batches"] if (b["epoch"], b["batch_idx"]) == place)
+        for name, value in record["metrics"].items():
+            if name.startswith("train/"):
+                self.log(name, value, on_step=True, on_epoch=False)
+        (rates,) = record["lr_end"].values()
+        self.trainer.optimizers[0].param_groups[0]["lr"] = rates[0]
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        record = next(v for v in self.golden["validations"] if v["epoch"] == self.current_epoch and not v["sanity"])
+        for name, value in record["metrics"].items():
+            if name.startswith("valid/"):
+                self.log(name, value)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+@pytest.mark.parametrize("name", ["a1_single_steplr_step", "b1_single_plateau_epoch", "g1_callbacks_two_criteria"])
+def test_lines_are_those_of_espnet3(name, lines):
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    epochs = 1 + max(batch["epoch"] for batch in golden["batches"])
+    batches = 1 + max(batch["batch_idx"] for batch in golden["batches"])
+    trainer = Trainer(
+        max_epochs=epochs, callbacks=MetricsLogger(golden["config"]["trainer"]["log_every_n_steps"]), **QUIET
+    )
+    trainer.fit(Replay(golden), DataLoader(torch.zeros(batches)), DataLoader(torch.zeros(1)))
+    theirs = [line for _, _, line in golden["log_lines"] if "epoch:" in line]
+    # `lr-Adam` is LearningRateMonitor's, which does not take part here.
+    assert lines() == [re.sub(r"lr-Adam=[-+.e\d]+, ", "", line) for line in theirs]
+    assert len(theirs) == 3 * epochs
+
+
+class Module(LiteModule):
+    """Logs the batch's number; `rare` in odd batches only; the loss of the batches in `bad` is not finite."""
+
+    def __init__(self, bad=()):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.bad = bad
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/number", float(batch_idx))
+        if batch_idx % 2:
+            self.log("train/rare", float(batch_idx))
+        self.log("whole", float(batch_idx), on_step=False, on_epoch=True)
+        return self.layer(batch).sum() * (math.nan if batch_idx in self.bad else 1.0)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/number", float(batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def fit(module, logger, batches=4, epochs=1, validate=True, **settings):
+    callbacks = [logger, *settings.pop("callbacks", [])]
+    trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **{**QUIET, **settings})
+    loader = DataLoader(torch.zeros(batches, 1))
+    trainer.fit(module, loader, loader if validate else None)
+    return trainer
+
+
+def test_means_are_over_the_batches_in_which_a_value_was_logged(lines):
+    fit(Module(), MetricsLogger(2))
+    times = "iter_time=T, forward_time=T, backward_time=T, train_time=T"
+    assert lines() == [
+        f"1epoch:train:1-2batch: {times}, number=0.5, rare=1, optim0_lr0=0.5",
+        f"1epoch:train:3-4batch: {times}, number=2.5, rare=3, optim0_lr0=0.5",
+        "epoch_summary:1epoch:valid: valid_time=T, number=1.5",
+        "epoch_summary:1epoch:train: train_time=T, number=1.5, rare=2, whole=1.5, optim0_lr0=0.5",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:epoch 0, batch 2")
+def test_a_skipped_batch_logs_nothing(lines):
+    fit(Module(bad=[2]), MetricsLogger(4), validate=False)
+    assert lines()[0].endswith(f"number={4 / 3:.6g}, rare=2, optim0_lr0=0.5")
+
+
+def test_a_value_that_stays_equal_counts_each_time_it_is_logged(lines):
+    class Constant(Module):
+        def training_step(self, batch, batch_idx):
+            self.log("train/value", 1.0 if batch_idx < 3 else 5.0)
+            return self.layer(batch).sum()
+
+    fit(Constant(), MetricsLogger(4), validate=False)
+    assert "value=2," in lines()[0]
+
+
+def test_zero_writes_summaries_alone(lines):
+    fit(Module(), MetricsLogger(0), epochs=2, validate=False)
+    assert [line.split(": ")[0] for line in lines()] == ["epoch_summary:1epoch:train", "epoch_summary:2epoch:train"]
+    with pytest.raises(MisconfigurationException, match="log_every_n_steps=-1"):
+        MetricsLogger(-1)
+
+
+def test_a_sanity_check_writes_nothing(lines):
+    fit(Module(), MetricsLogger(0), num_sanity_val_steps=1)
+    assert [line.split(": ")[0] for line in lines()] == ["epoch_summary:1epoch:valid", "epoch_summary:1epoch:train"]
+
+
+def test_forward_time_ends_at_the_first_of_several_backward_passes():
+    logger = MetricsLogger()
+    logger.on_train_batch_start(None, None, None, 0)
+    for _ in range(3):
+        logger.on_before_backward(None, None, None)
+        logger.on_after_backward(None, None)
+    assert logger._window._waiting.keys() == {"forward_time", "backward_time"}
+    assert [len(values) for values in logger._window._waiting.values()] == [1, 3]
+
+
+def test_a_run_that_resumes_within_an_epoch_writes_the_same_lines(lines, tmp_path, caplog):
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    fit(Module(), MetricsLogger(5), batches=7, callbacks=[saver], enable_checkpointing=None)
+    whole = lines()
+    caplog.clear()
+    trainer = Trainer(max_epochs=1, callbacks=MetricsLogger(5), **QUIET)
+    loader = DataLoader(torch.zeros(7, 1))
+    trainer.fit(Module(), loader, loader, ckpt_path=tmp_path / "step=3.ckpt")
+    assert lines() == whole
+    assert whole[0].startswith("1epoch:train:1-5batch: ") and "number=2, rare=2," in whole[0]
+
+
+def test_nothing_is_read_between_lines(monkeypatch):
+    reads = []
+    read = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or read(tensor))
+    for name in ("item", "__float__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda tensor, original=original: reads.append("scalar") or original(tensor)
+        )
+
+    class Counting(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            reads.clear()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            counts.append(len(reads))
+
+    counts = []
+    bare = fit(Module(), MetricsLogger(0), callbacks=[Counting()], validate=False)
+    without = counts.copy()
+    counts.clear()
+    fit(Module(), MetricsLogger(4), callbacks=[Counting()], validate=False)
+    assert bare.global_step == 4
+    assert [with_lines - plain for with_lines, plain in zip(counts, without, strict=True)] == [0, 0, 0, 1]
+
+
+def test_running_means_hold_their_digits_and_state():
+    means = RunningMeans()
+    for _ in range(1000):
+        means.add("x", torch.tensor(0.1, dtype=torch.float64))
+        means.add("y", 0.1)
+    assert means.means() == {"x": pytest.approx(0.1, rel=1e-14), "y": pytest.approx(0.1, rel=1e-14)}
+    again = RunningMeans()
+    again.load_state_dict(means.state_dict())
+    again.add("x", torch.tensor(1001.1))
+    assert again.means()["x"] == pytest.approx(1.1, rel=1e-6)
+    assert all(type(total) is float for total in means.state_dict()["sums"].values())
