@@ -1,0 +1,217 @@
+"""`WeightAveraging` and `EMAWeightAveraging`: a second set of weights that follows the trained one.
+
+They average over optimizer steps or epochs of one run. Averages over the last epochs with a learning rate of their own
+are in `stochastic_weight_averaging.py`, averages of saved files in `average_checkpoints.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+
+
+class WeightAveraging(Callback):
+    """Keeps an average of the weights (torch's `AveragedModel`), validates with it, leaves it in the module at the end.
+
+    While a fit validates, the module's weights and the average are swapped. In a checkpoint ``state_dict`` is the
+    average (so that a loaded model is the averaged one), ``current_model_state`` the weights in training and
+    ``averaging_state`` the number of averaged models; a resumed run goes on with all three. Override `should_update`
+    to choose when the average takes the weights in.
+
+    Every rank averages for itself: their weights are equal. Buffers may differ between ranks (BatchNorm); whenever the
+    average is used, rank zero's holds for all.
+
+    Args:
+        device: Where the average lies; None: where the module is.
+        use_buffers: Average buffers too; False: the average takes the module's latest ones.
+        kwargs: Further arguments of ``torch.optim.swa_utils.AveragedModel``: ``avg_fn`` or ``multi_avg_fn``. The
+            plain mean over all updates by default.
+
+    Raises:
+        MisconfigurationException: at the start of a fit, with sharded weights.
+
+    Example:
+        >>> class EveryTenthStep(WeightAveraging):
+        ...     def should_update(self, step_idx=None, epoch_idx=None):
+        ...         return step_idx is not None and (step_idx + 1) % 10 == 0
+        >>> EveryTenthStep().should_update(step_idx=9)
+        True
+    """
+
+    def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any):
+        self._device = torch.device(device) if isinstance(device, str) else device
+        self._use_buffers, self._kwargs = use_buffers, kwargs
+        self._average_model: AveragedModel | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._swapped = False
+        self._latest_update_step, self._latest_update_epoch = 0, -1
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Whether to average now; asked after each optimizer step and after each epoch. Every step by default.
+
+        Args:
+            step_idx: The last optimizer step, from 0; None after an epoch.
+            epoch_idx: The last epoch, from 0; None after a step.
+        """
+        return step_idx is not None
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew."""
+        if stage == "fit":
+            if trainer.strategy.name == "fsdp":
+                raise MisconfigurationException(
+                    f"{type(self).__name__} does not support sharded models; use strategy='ddp', or average "
+                    f"checkpoints (AverageCheckpointsCallback)"
+                )
+            self._average_model = self._resumed = None
+            self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Copy the module, which has its final device and dtype here; a resumed run puts its average in."""
+        average = AveragedModel(pl_module, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            average.module.load_state_dict(resumed["module"], strict=pl_module.strict_loading)
+            average.load_state_dict(resumed["averaging_state"], strict=False)  # the other keys are the module's
+        self._average_model = average
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an optimizer step: a batch that only accumulates, or was skipped, is none."""
+        step = trainer.global_step
+        if step > self._latest_update_step and self.should_update(step_idx=step - 1):
+            self._average_model.update_parameters(pl_module)
+            self._latest_update_step = step
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """After an epoch."""
+        epoch = trainer.current_epoch
+        if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
+            self._average_model.update_parameters(pl_module)
+            self._latest_update_epoch = epoch
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Validate with the average. (A validation outside a fit takes the module as it is.)"""
+        if trainer.state.fn == "fit":
+            self._swap(pl_module)
+            trainer.strategy.sync_buffers(pl_module)  # collective: all ranks validate
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Back to the weights in training."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """A validation that fails must not leave the average in the place of the weights in training."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The average becomes the module's, unless a signal ends this run: it will be resumed."""
+        if trainer.stopped_by_signal:
+            return
+        with torch.no_grad():
+            for average, current in self._pairs(pl_module):
+                current.copy_(average)
+        trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
+
+    def _pairs(self, pl_module: Any) -> Any:
+        """Each parameter and buffer of the average with the module's own."""
+        average = self._average_model.module
+        return zip(
+            itertools.chain(average.parameters(), average.buffers()),
+            itertools.chain(pl_module.parameters(), pl_module.buffers()),
+            strict=True,
+        )
+
+    def _swap(self, pl_module: Any) -> None:
+        """Exchange the values; the tensors stay where they are, the optimizer does not notice."""
+        with torch.no_grad():
+            for average, current in self._pairs(pl_module):
+                held = average.clone()
+                average.copy_(current)
+                current.copy_(held)
+        self._swapped = not self._swapped
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the average was last updated; the average itself stands in the checkpoint's ``state_dict``."""
+        return {"latest_update_step": self._latest_update_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave, here or in Lightning."""
+        self._latest_update_step = state_dict["latest_update_step"]
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the average into ``state_dict`` and the weights in training beside it, as Lightning does."""
+        if self._average_model is None:
+            rank_zero_info("%s: a checkpoint saved outside a fit holds the module alone", type(self).__name__)
+            return
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = trainer.strategy.module_state_dict(self._average_model.module)
+        own = self._average_model.state_dict()
+        checkpoint["averaging_state"] = {name: own[name] for name in own if not name.startswith("module.")}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep the average until the fit starts, and let the trainer load the weights in training."""
+        if "current_model_state" not in checkpoint:
+            rank_zero_warn(
+                f"The checkpoint was not created with {type(self).__name__}. Both the current and the average model "
+                f"will be initialized with its state_dict."
+            )
+            return
+        self._resumed = {"module": checkpoint["state_dict"], "averaging_state": checkpoint["averaging_state"]}
+        checkpoint["state_dict"] = checkpoint["current_model_state"]  # what is loaded next
+
+
+class EMAWeightAveraging(WeightAveraging):
+    """An exponential moving average of the weights: ``average = decay * average + (1 - decay) * weights``.
+
+    The first update takes the weights as they are.
+
+    Args:
+        device: As in `WeightAveraging`.
+        use_buffers: As in `WeightAveraging`.
+        decay: How much of the average stays at each update.
+        update_every_n_steps: Update at each n-th optimizer step, the first one included.
+        update_starting_at_step: Not before this step, from 0.
+        update_starting_at_epoch: Also update at the end of each epoch from this one on, from 0.
+        kwargs: Further arguments of ``AveragedModel``.
+
+    Example:
+        >>> ema = EMAWeightAveraging(decay=0.99, update_every_n_steps=2, update_starting_at_step=4)
+        >>> [step for step in range(8) if ema.should_update(step_idx=step)]
+        [4, 6]
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+        decay: float = 0.999,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(device=device, use_buffers=use_buffers, **kwargs, avg_fn=get_ema_avg_fn(decay=decay))
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = update_starting_at_step
+        self.update_starting_at_epoch = update_starting_at_epoch
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """By step, by epoch, or both; see the class."""
+        if step_idx is not None:
+            begun = self.update_starting_at_step is None or step_idx >= self.update_starting_at_step
+            return begun and self.update_every_n_steps > 0 and step_idx % self.update_every_n_steps == 0
+        first = self.update_starting_at_epoch
+        return epoch_idx is not None and first is not None and epoch_idx >= first
