@@ -326,7 +326,9 @@ class FitLoop:
     def validate_if_due(self, batch_idx: int) -> None:
         """Validate after this batch, if the settings say so."""
         trainer = self.trainer
-        if trainer.stopped_by_signal or not trainer.validation_is_due(batch_idx, self.is_last_batch):
+        if trainer.stopped_by_signal:
+            return  # what is due is the resumed run's
+        if not trainer.validation_is_due(batch_idx, self.is_last_batch):
             self.validated = True
             return
         if not any(slot.pending for slot in trainer.slots.values()):  # never what is pending
