@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from espnet3_lite.module import LiteModule
     from espnet3_lite.trainer import Trainer
 
+#: Where in a checkpoint's ``loops`` stands what is ours alone.
+OURS = "espnet3_lite"
+
 
 class ModelCheckpoint(CheckpointFiles):
     """Saves checkpoints: the newest, or the best by a logged metric. Names and rules are Lightning's.
@@ -118,6 +121,7 @@ class ModelCheckpoint(CheckpointFiles):
         self.last_model_path = ""
         self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         self._last_global_step_saved = 0  # nothing to save before the first step
+        self._batches_at_save = 0
         self._last_checkpoint_saved = ""
         self._last_time_checked: float | None = None
         self._waits_for_validation = False
@@ -278,7 +282,7 @@ class ModelCheckpoint(CheckpointFiles):
             and (callback.save_top_k != 0 or callback.save_last)
         ]
         chosen = [callback for callback in able if callback.monitor is None or callback.save_last] or able[:1]
-        if self not in chosen or self._skips(trainer):
+        if self not in chosen or trainer.fast_dev_run or self._batches_at_save == trainer.fit_loop.batches_seen:
             return
         candidates = self._candidates(trainer)
         if self.monitor is None and self.save_top_k != 0:
@@ -394,9 +398,11 @@ class ModelCheckpoint(CheckpointFiles):
         self._remove(trainer, [previous] if previous else [], path)
 
     def _save_file(self, trainer: Trainer, path: str) -> None:
-        trainer.save_checkpoint(path, self.save_weights_only)  # collective: all ranks
-        self._last_global_step_saved = trainer.global_step
+        if not trainer.stopped_by_signal:  # that save is none of the run's own: the resumed run must not know of it
+            self._last_global_step_saved = trainer.global_step
+        self._batches_at_save = trainer.fit_loop.batches_seen
         self._last_checkpoint_saved = path
+        trainer.save_checkpoint(path, self.save_weights_only)  # collective: all ranks
 
     # ---- state ----------------------------------------------------------------------------------------------------
 
@@ -424,7 +430,7 @@ class ModelCheckpoint(CheckpointFiles):
         saved_dirpath = state_dict.get("dirpath", self.dirpath)
         if saved_dirpath == self.dirpath:
             self.best_model_score = state_dict["best_model_score"]
-            for name in ("kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+            for name in ("current_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
                 setattr(self, name, state_dict.get(name, getattr(self, name)))
         else:
             warnings.warn(
@@ -437,6 +443,20 @@ class ModelCheckpoint(CheckpointFiles):
         if saved_dirpath == self.dirpath and self.keep_newest > 1:
             found = map(str, self._existing(self.dirpath, self.filename or self._default_filename))
             self._older = [path for path in found if path != self.best_model_path]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
+        """Note what Lightning's state has no place for, so that a resumed run saves when an uninterrupted one would."""
+        checkpoint["loops"][OURS].setdefault("checkpoint_callbacks", {})[self.state_key] = {
+            "last_global_step_saved": self._last_global_step_saved,
+            "waits_for_validation": self._waits_for_validation,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
+        """Read it again; Lightning's own files do not have it."""
+        noted = checkpoint["loops"].get(OURS, {}).get("checkpoint_callbacks", {}).get(self.state_key)
+        if noted is not None:
+            self._last_global_step_saved = noted["last_global_step_saved"]
+            self._waits_for_validation = noted["waits_for_validation"]
 
     def to_yaml(self, filepath: str | os.PathLike | None = None) -> None:
         """Write `best_k_models`, path to score, to a YAML file; by default ``best_k_models.yaml`` in `dirpath`."""
