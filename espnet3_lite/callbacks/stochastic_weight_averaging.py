@@ -33,7 +33,8 @@ class StochasticWeightAveraging(Callback):
     module's own scheduler, and the weights with which each epoch begins are averaged. After the last epoch the module
     gets the average. Where it has BatchNorm layers, one more epoch of forward passes follows (hooks, logs and
     validation as ever; nothing is propagated), in which their statistics are computed anew for the averaged weights:
-    the plain mean over all batches. ``trainer.max_epochs`` is one larger while such a run lasts.
+    the plain mean over all batches. ``trainer.max_epochs`` is one larger while such a run lasts. (Lightning counts one
+    optimizer step in that epoch, and applies what gradients it finds; here nothing steps.)
 
     A run that ends before its last epoch keeps its own weights, with a warning. Resuming works at any moment.
 
@@ -203,19 +204,15 @@ class StochasticWeightAveraging(Callback):
                 if reset and module.track_running_stats:
                     module.reset_running_stats()
         self._recomputing = True
-        self._window, self._step = trainer.accumulate_grad_batches, trainer.training_step
-        trainer.optimizers[0].zero_grad()  # no old gradient may move the average
+        self._training_step = trainer.training_step
+        trainer.training_step = torch.no_grad()(self._training_step)
         trainer.fit_loop.forward_only = True
-        trainer.training_step = torch.no_grad()(self._step)
-        # The whole epoch is one window: as in Lightning the last batch counts as a step, one that changes nothing.
-        batches = trainer.num_training_batches
-        trainer.accumulate_grad_batches = 2**31 if batches == math.inf else int(batches) + 1
 
     def _restore_trainer(self, trainer: Any) -> None:
         """All that was changed for the additional epoch, as it was."""
         if self._recomputing:
             trainer.fit_loop.forward_only = False
-            trainer.accumulate_grad_batches, trainer.training_step = self._window, self._step
+            trainer.training_step = self._training_step
             for module, momentum in self._momenta.items():
                 module.momentum = momentum
             self._recomputing = False

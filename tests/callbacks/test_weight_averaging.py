@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from weights_parts import Net, assert_equal, loader, trainer_of, weights
+from weights_parts import Net, assert_equal, loader, near, trainer_of, weights
 
 from espnet3_lite import Callback, MisconfigurationException
 from espnet3_lite.callbacks import EMAWeightAveraging, WeightAveraging
@@ -94,9 +94,9 @@ def test_numbers_equal_lightnings(name):
     make, accumulate, validated, first, running_mean, batches, updates = LIGHTNING[name]
     module, callback = Net(), make()
     fit(module, callback, accumulate_grad_batches=accumulate, num_sanity_val_steps=1)
-    assert module.validated == validated
-    assert module.net[0].weight.flatten()[:3].tolist() == first
-    assert module.net[1].running_mean.tolist() == running_mean
+    assert module.validated == near(validated)
+    assert module.net[0].weight.flatten()[:3].tolist() == near(first)
+    assert module.net[1].running_mean.tolist() == near(running_mean)
     assert module.net[1].num_batches_tracked.item() == batches
     assert callback._average_model.n_averaged.item() == updates
 

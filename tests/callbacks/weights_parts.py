@@ -1,5 +1,6 @@
 """A small model in float64, its data and a silent trainer: for the callbacks that change weights."""
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -48,6 +49,11 @@ def trainer_of(*callbacks, **settings):
         "accelerator": "cpu", "num_sanity_val_steps": 0,
     }  # fmt: skip
     return Trainer(callbacks=list(callbacks), **{**silent, **settings})
+
+
+def near(numbers):
+    """Equal but for the last bits of float64, which depend on the number of threads."""
+    return pytest.approx(numbers, rel=1e-12, abs=1e-14)
 
 
 def weights(module):
