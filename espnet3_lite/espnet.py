@@ -19,6 +19,7 @@ from espnet3_lite.callbacks.default import get_default_callbacks
 from espnet3_lite.config import Config
 from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.data.collect_stats import collect_stats
+from espnet3_lite.data.dataset import CombinedDataset
 from espnet3_lite.data.loader import DataLoaderBuilder
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.targets import instantiate
@@ -142,7 +143,7 @@ class ESPnetModule(LiteModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with its scheduler, or several by name; after the whole configuration was checked."""
-        check_config(self.config, module=self.model)
+        check_config(self.config, module=self)
         if self.config.get("optimizers"):
             return self._configure_named()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -207,7 +208,9 @@ class ESPnetModule(LiteModule):
         return builder.build(mode=mode)
 
     def test_loader(self, dataset: Any) -> Any:
-        """A loader over a test set, made as the validation loader is."""
+        """A loader over a test set, made as the validation loader is; samples without an id get their index."""
+        if not hasattr(dataset, "use_espnet_collator"):
+            dataset = CombinedDataset([dataset], [(None, None)])
         return self._loader(dataset, "valid")
 
     def _collate_fn(self) -> Any:

@@ -123,7 +123,8 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
     trainer = build(config)
     exp_dir = Path(config.get("exp_dir") or "exp")
-    path = Path(checkpoint) if checkpoint else best_weights(exp_dir)
+    criterion = config.get("best_model_criterion")
+    path = Path(checkpoint) if checkpoint else best_weights(exp_dir, criterion[0][0] if criterion else "valid/loss")
     load_weights(trainer.model, path)
     logger.info("weights from %s", path)
     if not test:
@@ -140,13 +141,13 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     return results
 
 
-def best_weights(exp_dir: Path) -> Path:
-    """The newest average in a run's folder, else its last checkpoint.
+def best_weights(exp_dir: Path, monitor: str) -> Path:
+    """The average by `monitor` in a run's folder, else its last checkpoint.
 
     Raises:
         FileNotFoundError: the folder has neither.
     """
-    candidates = sorted(exp_dir.glob("*.ave_*best.pth"), key=lambda path: path.stat().st_mtime_ns)
+    candidates = sorted(exp_dir.glob(f"{monitor.replace('/', '.')}.ave_*best.pth"), key=lambda p: p.stat().st_mtime_ns)
     if candidates:
         return candidates[-1]
     if (exp_dir / "last.ckpt").exists():
