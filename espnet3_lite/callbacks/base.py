@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.callbacks import event_aliases
+
 if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
@@ -72,8 +74,13 @@ class Callback:
         'PrintEpochs'
     """
 
-    #: Names beyond `HOOKS` that a family of callbacks knows; a method called `on_...` that is in neither is warned about.
-    known_events: frozenset[str] = frozenset()
+    #: Names beyond `HOOKS` that are known; a method called `on_...` that is in neither is warned about. By default
+    #: pytorch-accelerated's names for our events: see `trainer_callback.py`.
+    known_events: frozenset[str] = event_aliases.NAMES
+    #: True where ``trainer.run_history`` must be recorded from the start.
+    uses_run_history = False
+    #: In a class's own namespace: its event methods are stubs, which nobody needs to call.
+    _is_interface = True
 
     @property
     def state_key(self) -> str:
@@ -85,11 +92,26 @@ class Callback:
         return f"{type(self).__qualname__}{arguments!r}"
 
     def _listener(self, event: str) -> Callable | None:
-        """What the handler calls for `event`: the bound method if this class overrides it, else None."""
-        method = getattr(self, event, None)
-        if method is None or getattr(method, "__func__", method) is getattr(Callback, event, None):
-            return None
-        return method
+        """What the handler calls for `event`: the methods of that name and of its aliases that a subclass defines."""
+        listeners = [] if (method := self._own(event)) is None else [method]
+        for alias, adapt in event_aliases.ALIASES.get(event, ()):
+            if (method := self._own(alias)) is not None:
+                listeners.append(adapt(method))
+        if len(listeners) < 2:
+            return listeners[0] if listeners else None
+
+        def call_all(*args: Any) -> None:
+            for listener in listeners:
+                listener(*args)
+
+        return call_all
+
+    def _own(self, name: str) -> Callable | None:
+        """The bound method `name`, or None where it is missing or an interface's stub."""
+        method = getattr(self, name, None)
+        function = getattr(method, "__func__", method)
+        interfaces = (base for base in type(self).__mro__ if "_is_interface" in vars(base))
+        return None if any(vars(base).get(name) is function for base in interfaces) else method
 
     # ---- setup and teardown of any call (fit, validate, test, predict) -------------------------------------------
 

@@ -64,9 +64,12 @@ class CallbackHandler:
         """Fill the table anew; needed only when `callbacks` was changed by hand."""
         self.listeners = {event: self._find(event) for event in HOOKS}
         decides = (Checkpoint, MonitoringCallback)
-        ends = [(callback, callback._listener("on_train_epoch_end")) for callback in self.callbacks]
-        self.listeners["on_train_epoch_end"] = [m for c, m in ends if m and not isinstance(c, decides)]
-        self.listeners["on_train_epoch_end:monitoring"] = [m for c, m in ends if m and isinstance(c, decides)]
+        early, late = [], []  # before the module's own `on_train_epoch_end`, and after it
+        for callback in self.callbacks:
+            (late if isinstance(callback, decides) else early).append(callback._listener("on_train_epoch_end"))
+            late.append(callback._listener("on_train_epoch_end:monitoring"))
+        self.listeners["on_train_epoch_end"] = [listener for listener in early if listener is not None]
+        self.listeners["on_train_epoch_end:monitoring"] = [listener for listener in late if listener is not None]
         if self.trainer is not None:
             self.trainer.prepare_hooks()
 
