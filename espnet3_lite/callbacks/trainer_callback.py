@@ -17,8 +17,8 @@ class TrainerCallback(Callback):
     Every event gets the trainer; `on_train_step_end` and `on_eval_step_end` also ``batch`` and ``batch_output``, by
     keyword. All hooks of `Callback` may be used beside them; and these names in any `Callback`, but for the three that
     both have (`on_train_epoch_start`, `on_train_epoch_end`, `on_stop_training_error`), which get the module too there.
-    Two events differ from pytorch-accelerated's: validation runs with an epoch's last batch, so `on_train_epoch_end` comes
-    after it; and sanity checks are not told of.
+    Two events differ from pytorch-accelerated's: validation runs with an epoch's last batch, so `on_train_epoch_end`
+    comes after it; and sanity checks are not told of.
 
     ``trainer.run_history`` is recorded wherever a `TrainerCallback` is among the callbacks.
 
