@@ -94,6 +94,8 @@ class EvaluationLoop:
                     scheduling.step_epoch_monitored(trainer)
             if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
                 trainer.log_metrics(logged)
+            if in_fit and trainer.state.stage == RunningStage.VALIDATING:
+                trainer.fit_loop.validated = True  # a checkpoint that the next hook saves stands behind this validation
             call(f"on_{word}_end")
         metrics.active = metrics.training
         getattr(module, f"on_{word}_model_train")()
