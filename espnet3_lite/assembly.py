@@ -162,6 +162,8 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     if trainer.datamodule is not None:
         trainer.datamodule.trainer = trainer
     _add_model_callbacks(trainer, model)
+    if any(callback.uses_run_history for callback in trainer.callbacks):
+        trainer.keep_history()
     _check_state_keys(trainer)
     _check_steps(trainer, model)
     trainer.metrics.clear()
@@ -188,7 +190,7 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     trainer.strategy.setup(trainer, model)
     if fitting:
         configure_optimizers(trainer, model)
-        trainer.training_step = trainer.strategy.wrap(trainer, model)
+        trainer.training_step = trainer._with_override(trainer.strategy.wrap(trainer, model))
         trainer.validates = trainer._validates_in_fit()
     return checkpoint
 

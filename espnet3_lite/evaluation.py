@@ -149,6 +149,11 @@ class EvaluationLoop:
                         result[name] = float(metrics.callback[name])
         return results
 
+    def abandon(self) -> None:
+        """Leave an evaluation that was broken off."""
+        self.restore_training_mode()
+        self.trainer.metrics.active, self.trainer.metrics.dataloader_idx = self.trainer.metrics.training, None
+
     def restore_training_mode(self) -> None:
         """Every submodule as it was: what the user had frozen stays in evaluation mode."""
         for part, training in self._modes.items():

@@ -26,6 +26,7 @@ import torch
 from espnet3_lite import scheduling
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.optimization import OptimizerSlot, clip_slot, outputs_of, route
 
 #: The 101st skipped batch in a row ends the run.
@@ -67,11 +68,16 @@ class FitLoop:
         trainer, call = self.trainer, self.trainer.call
         if self.done():
             return
-        call("on_train_start")
-        while not self.done():
-            self.train_epoch()
-            if trainer.stopped_by_signal:
-                break
+        try:
+            call("on_train_start")
+            while not self.done():
+                self.train_epoch()
+                if trainer.stops_now:
+                    break
+        except StopTrainingError as error:
+            trainer.stop_by(error)
+        if trainer.strategy.any(trainer.stop_error is not None):  # collective: all ranks end the run
+            call("on_stop_training_error")
         call("on_train_end")
 
     def done(self) -> bool:
@@ -113,10 +119,9 @@ class FitLoop:
                 batch, self.is_last_batch = next(batches)
             except StopIteration:
                 break
-            over = self.train_batch(batch, self.batches_done) or trainer.stopped_by_signal
-        if trainer.stopped_by_signal:
-            return
-        self.end_epoch()
+            over = self.train_batch(batch, self.batches_done) or trainer.stops_now
+        if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
+            self.end_epoch()
 
     def end_epoch(self) -> None:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
@@ -326,7 +331,7 @@ class FitLoop:
     def validate_if_due(self, batch_idx: int) -> None:
         """Validate after this batch, if the settings say so."""
         trainer = self.trainer
-        if trainer.stopped_by_signal:
+        if trainer.stops_now:
             return  # what is due is the resumed run's
         if not trainer.validation_is_due(batch_idx, self.is_last_batch):
             self.validated = True

@@ -267,6 +267,11 @@ class Metrics:
             self._callback[name] = value
             self.versions[name] = self.versions.get(name, 0) + 1
 
+    def publish(self, name: str, value: Any) -> None:
+        """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
+        self._callback[name] = torch.as_tensor(value).detach().reshape(())
+        self.versions[name] = self.versions.get(name, 0) + 1
+
     @property
     def callback(self) -> dict[str, torch.Tensor]:
         """``trainer.callback_metrics``."""

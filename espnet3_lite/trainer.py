@@ -19,7 +19,7 @@ from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.evaluation import EvaluationLoop, sanity_check
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.hooks import ModuleHooks
 from espnet3_lite.loaders import TrainData, has_loaders
 from espnet3_lite.loop import FitLoop
@@ -162,6 +162,7 @@ class Trainer(TrainerProperties):
         self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.should_stop = self._stop_was_agreed = False
         self.stopped_by_signal = False
+        self.stop_error: StopTrainingError | None = None
         self.validation_ran = False
         self.ckpt_path: str | None = None
         self.datamodule: Any = None
@@ -303,31 +304,36 @@ class Trainer(TrainerProperties):
         fitting = fn == TrainerFn.FITTING
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
         self.should_stop = self.stopped_by_signal = self._stop_was_agreed = False
-        result = None
+        self.stop_error, result = None, None
         try:
             checkpoint = assembly.connect(self, model, given, datamodule, ckpt_path)
             self.signals.install()
             assembly.write_status(self)
-            self.call("on_fit_start") if fitting else None
-            assembly.log_hyperparameters(self)
-            if fitting:
-                if checkpoint is not None:
-                    resume.restore_training(self, checkpoint)
-                    del checkpoint  # its tensors are in the model and optimizers now
-                if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
-                    sanity_check(self)
-                self.train_data.loader or self.train_data.setup()
-                if self._validates_in_fit():
-                    self.evaluation_loops["val"].setup_if_due()
-                assembly.check_intervals(self)
-                with torch.autograd.set_detect_anomaly(self.detect_anomaly):
-                    self.fit_loop.run()
-            else:
-                loop = self.evaluation_loops[self.state.stage.dataloader_prefix]
-                loop.setup()
-                result = loop.run()
-                if verbose and self.is_global_zero:
-                    assembly.print_results(result, loop.word)
+            try:
+                self.call("on_fit_start") if fitting else None
+                assembly.log_hyperparameters(self)
+                if fitting:
+                    if checkpoint is not None:
+                        resume.restore_training(self, checkpoint)
+                        del checkpoint  # its tensors are in the model and optimizers now
+                    if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
+                        sanity_check(self)
+                    self.train_data.loader or self.train_data.setup()
+                    if self._validates_in_fit():
+                        self.evaluation_loops["val"].setup_if_due()
+                    assembly.check_intervals(self)
+                    with torch.autograd.set_detect_anomaly(self.detect_anomaly):
+                        self.fit_loop.run()
+                else:
+                    loop = self.evaluation_loops[self.state.stage.dataloader_prefix]
+                    loop.setup()
+                    result = loop.run()
+                    if verbose and self.is_global_zero:
+                        assembly.print_results(result, loop.word)
+            except StopTrainingError as error:  # before the training began, or in an evaluation of its own
+                self.stop_by(error)
+                self.call("on_stop_training_error")
+                result = None if fitting else []
             for logger in self.loggers:
                 logger.finalize("success")
             self.call("on_fit_end") if fitting else None
@@ -367,9 +373,18 @@ class Trainer(TrainerProperties):
         if not listeners:
             return None
         self.metrics.hook = event.partition(":")[0]
-        response = None
-        for listener in listeners:
-            response = listener(*args)
+        response, remaining = None, iter(listeners)
+        try:
+            for listener in remaining:
+                response = listener(*args)
+        except StopTrainingError as error:
+            if event not in _AFTER_THE_FACT:
+                raise
+            self.stop_error = error
+            self.should_stop = self.should_stop or self.world_size > 1  # the vote tells the other ranks
+            rank_zero_info("`Trainer.fit` stopped: %s", error)
+            for listener in remaining:  # nobody misses what has happened: an epoch's checkpoint is saved
+                response = listener(*args)
         return response if event in self.module_hooks else None
 
     def prepare_hooks(self) -> None:
@@ -455,6 +470,23 @@ class Trainer(TrainerProperties):
         self.state.stage = RunningStage.TRAINING
 
     @property
+    def stops_now(self) -> bool:
+        """A signal (on any rank) or a `StopTrainingError` ends the run between two batches, with nothing in between.
+
+        With several ranks such an error is a wish to stop, which the next vote makes everybody's.
+        """
+        return self.stopped_by_signal or (self.stop_error is not None and self.strategy.world_size == 1)
+
+    def stop_by(self, error: StopTrainingError) -> None:
+        """A `StopTrainingError` came out of a batch or an evaluation, which is left as it is."""
+        self.stop_error = error
+        rank_zero_info("`Trainer.%s` stopped: %s", self.state.fn, error)
+        if self.state.stage != RunningStage.TRAINING:
+            self.evaluation_loops[self.state.stage.dataloader_prefix].abandon()
+            if self.state.fn == TrainerFn.FITTING:
+                self.state.stage = RunningStage.TRAINING
+
+    @property
     def stop_is_agreed(self) -> bool:
         """`should_stop`, once all ranks know of it: a rank alone must not stop."""
         return self.should_stop if self.strategy.world_size == 1 else self._stop_was_agreed
@@ -492,3 +524,5 @@ class Trainer(TrainerProperties):
 
 
 _MISSING = object()
+#: Events in which a `StopTrainingError` waits until all have been told, and the run until the next batch.
+_AFTER_THE_FACT = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_epoch_end:monitoring")

@@ -9,10 +9,11 @@ import torch
 
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.distributed.rank import local_rank
+from espnet3_lite.run_history import RunInformation
 from espnet3_lite.states import RunningStage
 
 
-class TrainerProperties:
+class TrainerProperties(RunInformation):
     """The public state of a `Trainer`; mixed into it."""
 
     # ---- where we are ----------------------------------------------------------------------------------------------
