@@ -21,8 +21,8 @@ _PROC = Path("/proc")
 class DeviceStatsMonitor(Callback):
     """Logs memory and load of the device, before and after each batch of the steps that are logged.
 
-    Names are ``DeviceStatsMonitor.<hook>/<value>``. On a GPU the values are those of ``torch.cuda.memory_stats`` (bytes).
-    Of the CPU they are ``cpu_percent`` (all cores, since the last look), ``cpu_vm_percent`` (memory) and
+    Names are ``DeviceStatsMonitor.<hook>/<value>``. On a GPU the values are those of ``torch.cuda.memory_stats``, in
+    bytes. Of the CPU they are ``cpu_percent`` (all cores, since the last look), ``cpu_vm_percent`` (memory) and
     ``cpu_swap_percent``, from psutil where it is installed, else from ``/proc``; where there is neither,
     ``cpu_load_1min`` alone.
 
