@@ -165,10 +165,15 @@ class ModelCheckpoint(CheckpointFiles):
         return super()._listener(event)
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
-        """Find the folder; warn if a new run begins in one that is not empty."""
+        """Find the folder; warn if a new run begins in one that holds checkpoints of another."""
         self.dirpath = trainer.strategy.broadcast_object(self._folder(trainer))  # collective: all ranks
         starts = stage == "fit" and self.save_top_k != 0 and trainer.ckpt_path is None
-        if starts and os.path.isdir(self.dirpath) and os.listdir(self.dirpath):
+        # Lightning warns of any file; a run's own configuration, log and statistics are no reason to.
+        if (
+            starts
+            and os.path.isdir(self.dirpath)
+            and any(name.endswith(self.FILE_EXTENSION) for name in os.listdir(self.dirpath))
+        ):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:

@@ -1,0 +1,372 @@
+"""`ModelCheckpoint`: what Lightning 2.6.6 did in 77 recorded cases, and what is ours."""
+
+import copy
+import json
+import os
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from saving_lab import run_case
+from torch.utils.data import DataLoader
+
+from espnet3_lite import Callback, LiteModule, Trainer, checkpoint_io
+from espnet3_lite.assembly import newest_checkpoint
+from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.loggers import CSVLogger
+
+LIBRARY = SimpleNamespace(
+    Trainer=Trainer, Module=LiteModule, Callback=Callback, ModelCheckpoint=ModelCheckpoint, EarlyStopping=EarlyStopping
+)
+RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "lightning_saving.json").read_text())
+CASES = {name: entry for name, entry in RECORDED.items() if "checkpoints" in entry["case"]}
+
+
+def expected_of(name):
+    """What Lightning did; changed where we do otherwise on purpose."""
+    expected = copy.deepcopy(CASES[name]["expected"])
+    if name == "fast_dev":  # Lightning leaves a last.ckpt behind, although fast_dev_run shall write nothing
+        expected[0].update(files={}, saves=[])
+        expected[0]["checkpoints"][0]["last_model_path"] = ""
+    return expected
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_does_what_lightning_does(name, tmp_path):
+    assert run_case(LIBRARY, CASES[name]["case"], tmp_path) == expected_of(name)
+
+
+class Line(LiteModule):
+    """One weight; logs `valid/loss` from a series, one value a validation."""
+
+    def __init__(self, series=(3.0, 1.0, 2.0)):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.series, self.validations = series, 0
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/loss", self.series[self.validations % len(self.series)])
+
+    def on_validation_epoch_end(self):
+        self.validations += 1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(*callbacks, module=None, batches=2, ckpt_path=None, trainer_class=Trainer, **settings):
+    """Train for three epochs of two batches; returns the trainer."""
+    defaults = {
+        "max_epochs": 3, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    trainer = trainer_class(callbacks=list(callbacks), **{**defaults, **settings})
+    loaders = DataLoader(torch.ones(batches, 1)), DataLoader(torch.ones(1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module or Line(), *loaders, ckpt_path=ckpt_path)
+    return trainer
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).glob("*.ckpt"))
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"save_top_k": -2}, r"Invalid value for save_top_k=-2\. Must be >= -1"),
+        ({"every_n_train_steps": -1}, r"Invalid value for every_n_train_steps=-1\. Must be >= 0"),
+        ({"every_n_epochs": -2}, r"Invalid value for every_n_epochs=-2\. Must be >= 0"),
+        ({"every_n_epochs": 1, "every_n_train_steps": 2}, "every_n_train_steps=2, every_n_epochs=1 and .* exclusive"),
+        ({"every_n_epochs": 1, "train_time_interval": timedelta(1)}, "should be mutually exclusive"),
+        ({"save_top_k": 2}, r"ModelCheckpoint\(save_top_k=2, monitor=None\) is not a valid configuration"),
+        ({"mode": "avg"}, "`mode` can be min, max but got 'avg'"),
+        ({"save_last": "yes"}, r"save_last='yes'\): use True, False, None or 'link'"),
+        ({"keep_newest": 0}, r"keep_newest=0\. Must be >= 1"),
+        ({"keep_newest": 2, "monitor": "valid/loss"}, "goes with monitor=None and save_top_k=1"),
+        ({"dirpath": "s3://bucket/exp"}, "local folders only"),
+        ({"train_time_interval": "1:30"}, "'1:30' is not a duration; give 'DD:HH:MM:SS'"),
+    ],
+)
+def test_refuses_what_contradicts_itself(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        ModelCheckpoint(**arguments)
+
+
+def test_durations_may_be_text_or_a_dict():
+    expected = timedelta(minutes=90)
+    for given in (expected, "00:01:30:00", {"minutes": 90}):
+        assert ModelCheckpoint(train_time_interval=given).train_time_interval == expected
+
+
+def test_state_key_is_lightnings():
+    callback = ModelCheckpoint(monitor="valid/loss", mode="max", train_time_interval=timedelta(seconds=5))
+    assert callback.state_key == (
+        "ModelCheckpoint{'monitor': 'valid/loss', 'mode': 'max', 'every_n_train_steps': 0, 'every_n_epochs': 0, "
+        "'train_time_interval': datetime.timedelta(seconds=5)}"
+    )
+
+
+def test_two_that_would_share_their_state_are_an_error_at_start(tmp_path):
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `ModelCheckpoint`"):
+        fit(ModelCheckpoint(tmp_path, filename="a"), ModelCheckpoint(tmp_path, filename="b"))
+
+
+def test_batches_are_listened_to_only_where_they_matter():
+    assert ModelCheckpoint()._listener("on_train_batch_end") is None
+    for interval in ({"every_n_train_steps": 2}, {"train_time_interval": timedelta(1)}):
+        callback = ModelCheckpoint(**interval)
+        assert callback._listener("on_train_batch_end") == callback.on_train_batch_end
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "metrics", "call", "expected"),
+    [  # recorded from Lightning
+        ({}, {"epoch": 3, "step": 10}, {}, "epoch=3-step=10.ckpt"),
+        ({"auto_insert_metric_name": False}, {"epoch": 3, "step": 10}, {}, "3-10.ckpt"),
+        ({"filename": "{epoch:03d}"}, {"epoch": 5}, {}, "epoch=005.ckpt"),
+        ({"filename": "{epoch}-{val_loss:.2f}"}, {"epoch": 2, "val_loss": 0.123456}, {}, "epoch=2-val_loss=0.12.ckpt"),
+        ({"filename": "{epoch}-{val_loss:.2f}"}, {"epoch": 2}, {"filename": "{epoch:d}"}, "epoch=2.ckpt"),
+        ({"filename": "{missing:d}"}, {}, {}, "missing=0.ckpt"),
+        ({"filename": "{a/b:.1f}x{a}"}, {"a/b": torch.tensor(1.25), "a": 2}, {}, "a/b=1.2xa=2.ckpt"),
+        (
+            {"filename": "e{epoch}_l{v/l:.2f}", "auto_insert_metric_name": False},
+            {"epoch": 1, "v/l": 3.0}, {}, "e1_l3.00.ckpt",
+        ),
+        ({"filename": "{epoch}"}, {"epoch": 1}, {"ver": 3}, "epoch=1-v3.ckpt"),
+        ({"filename": "{epoch}"}, {"epoch": 1}, {"prefix": "test"}, "test-epoch=1.ckpt"),
+        ({"filename": "plain"}, {}, {"ver": 1, "prefix": "p"}, "p-plain-v1.ckpt"),
+    ],
+)  # fmt: skip
+def test_names(arguments, metrics, call, expected):
+    assert ModelCheckpoint(**arguments).format_checkpoint_name(metrics, **call) == expected
+
+
+def test_names_use_the_documented_class_attributes(tmp_path):
+    class Mine(ModelCheckpoint):
+        CHECKPOINT_JOIN_CHAR = "_"
+        CHECKPOINT_EQUALS_CHAR = "-"
+        CHECKPOINT_NAME_LAST = "{epoch}-newest"
+        FILE_EXTENSION = ".state"
+        STARTING_VERSION = 5
+
+    callback = Mine(tmp_path, monitor="valid/loss", save_last=True, save_top_k=-1, filename="x")
+    fit(callback)
+    assert sorted(os.listdir(tmp_path)) == ["epoch-2-newest.state", "x.state", "x_v5.state", "x_v6.state"]
+    assert Mine().format_checkpoint_name({"epoch": 1, "step": 2}) == "epoch-1_step-2.state"
+
+
+def test_a_format_that_does_not_fit_is_named():
+    callback = ModelCheckpoint(filename="{valid/loss:02d}")
+    with pytest.raises(MisconfigurationException, match=r"'\{valid/loss:02d\}' cannot show 0.5"):
+        callback.format_checkpoint_name({"valid/loss": 0.5})
+
+
+def test_default_folder_is_in_the_loggers(tmp_path):
+    callback = ModelCheckpoint()
+    fit(callback, logger=CSVLogger(tmp_path, name="run"), max_epochs=1)
+    assert callback.best_model_path == str(tmp_path / "run" / "version_0" / "checkpoints" / "epoch=0-step=2.ckpt")
+    assert os.path.exists(callback.best_model_path)
+    callback = ModelCheckpoint()
+    fit(callback, default_root_dir=tmp_path / "root", max_epochs=1)
+    assert callback.best_model_path == str(tmp_path / "root" / "checkpoints" / "epoch=0-step=2.ckpt")
+
+
+def test_a_new_run_in_a_full_folder_is_warned_about(tmp_path):
+    (tmp_path / "old.ckpt").write_text("")
+    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        Trainer(callbacks=ModelCheckpoint(tmp_path), **settings).fit(Line(), DataLoader(torch.ones(2, 1)))
+
+
+# ---- what stays ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_removed_before_the_new_file_is_there(tmp_path):
+    class FullDisk(Trainer):
+        def save_checkpoint(self, filepath, weights_only=False, storage_options=None):
+            if self.global_step == 4:
+                raise CheckpointError(f"{filepath}: no space left on device")
+            super().save_checkpoint(filepath, weights_only)
+
+    with pytest.raises(CheckpointError, match="no space left"):
+        fit(ModelCheckpoint(tmp_path), trainer_class=FullDisk)
+    assert names(tmp_path) == ["epoch=0-step=2.ckpt"]
+    assert checkpoint_io.is_intact(tmp_path / "epoch=0-step=2.ckpt")
+
+
+def test_link_is_the_same_file_and_outlives_its_other_name(tmp_path):
+    callback = ModelCheckpoint(tmp_path, save_last="link", save_top_k=-1)
+    fit(callback)
+    newest, last = tmp_path / "epoch=2-step=6.ckpt", tmp_path / "last.ckpt"
+    assert callback.last_model_path == str(last)
+    assert last.samefile(newest)
+    newest.unlink()
+    assert checkpoint_io.load_checkpoint(last)["global_step"] == 6
+
+
+def test_decisions_use_the_number_that_the_ranks_agree_on(tmp_path):
+    agreed = {3.0: 30.0, 1.0: 10.0, 2.0: 5.0}
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", filename="{valid/loss:.0f}", save_top_k=2)
+
+    class OnTwoRanks(Callback):
+        def setup(self, trainer, pl_module, stage):
+            trainer.strategy.agreed_metric = lambda name, value: torch.tensor(agreed[float(value)])
+
+    fit(OnTwoRanks(), callback)
+    scores = {os.path.basename(path): float(score) for path, score in callback.best_k_models.items()}
+    assert scores == {"loss=10.ckpt": 10.0, "loss=5.ckpt": 5.0}  # in the folder "valid"
+    assert callback.best_model_path == str(tmp_path / "valid" / "loss=5.ckpt")
+
+
+def test_best_k_models_as_yaml(tmp_path):
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=2)
+    fit(callback)
+    expected = {str(tmp_path / "epoch=1-step=4.ckpt"): 1.0, str(tmp_path / "epoch=2-step=6.ckpt"): 2.0}
+    callback.to_yaml()
+    callback.to_yaml(tmp_path / "elsewhere.yaml")
+    for name in ("best_k_models.yaml", "elsewhere.yaml"):
+        assert yaml.safe_load((tmp_path / name).read_text()) == expected
+
+
+def test_a_missing_metric_is_an_error_after_the_first_validation(tmp_path):
+    message = r"monitor='valid/los'.*could not find the monitored key.*did you mean 'valid/loss'\?"
+    for save_on_train_epoch_end in (True, False):
+        callback = ModelCheckpoint(tmp_path, monitor="valid/los", save_on_train_epoch_end=save_on_train_epoch_end)
+        with pytest.raises(MisconfigurationException, match=message):
+            fit(callback)
+
+
+def test_manual_optimization_saves_by_steps(tmp_path):
+    class Manual(Line):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.layer(batch).sum())
+            optimizer.step()
+
+    fit(ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1), module=Manual(), batches=3, max_epochs=2)
+    assert names(tmp_path) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt", "epoch=1-step=6.ckpt"]
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def test_another_folder_keeps_only_the_best_path(tmp_path):
+    first = ModelCheckpoint(tmp_path / "one", monitor="valid/loss", save_top_k=2)
+    fit(first)
+    second = ModelCheckpoint(tmp_path / "two", monitor="valid/loss", save_top_k=2)
+    with pytest.warns(UserWarning, match="The dirpath has changed from .*one' to .*two', therefore"):
+        second.load_state_dict(first.state_dict())
+    assert second.best_model_path == first.best_model_path
+    assert (second.best_k_models, second.best_model_score, second.kth_best_model_path) == ({}, None, "")
+
+
+def test_fewer_may_stay_after_a_resume(tmp_path):
+    fit(ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=3, save_last=True))
+    assert len(names(tmp_path)) == 4
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=2, save_last=True)
+    fit(callback, module=Line(series=(0.5,)), ckpt_path=tmp_path / "last.ckpt", max_epochs=4)
+    assert names(tmp_path) == ["epoch=1-step=4.ckpt", "epoch=3-step=8.ckpt", "last.ckpt"]
+    assert [float(score) for score in callback.best_k_models.values()] == [1.0, 0.5]
+
+
+def states(folder, **changes):
+    """A callback that keeps the two newest states, as ESPnet3's default one does."""
+    arguments = {
+        "filename": "step{step}", "auto_insert_metric_name": False, "save_last": "link", "keep_newest": 2,
+        "enable_version_counter": False,
+    }  # fmt: skip
+    return ModelCheckpoint(folder, **{**arguments, **changes})
+
+
+def test_the_newest_two_stay_over_a_resume(tmp_path):
+    (tmp_path / "epoch0_step2.ckpt").write_text("the user's own")
+    fit(states(tmp_path))
+    assert names(tmp_path) == ["epoch0_step2.ckpt", "last.ckpt", "step4.ckpt", "step6.ckpt"]
+    fit(states(tmp_path), ckpt_path=tmp_path / "last.ckpt", max_epochs=4)
+    assert names(tmp_path) == ["epoch0_step2.ckpt", "last.ckpt", "step6.ckpt", "step8.ckpt"]
+    assert (tmp_path / "last.ckpt").samefile(tmp_path / "step8.ckpt")
+
+
+def test_files_of_a_run_that_is_not_continued_stay(tmp_path):
+    fit(states(tmp_path), batches=10, max_epochs=2)
+    fit(states(tmp_path))
+    assert names(tmp_path) == ["last.ckpt", "step10.ckpt", "step20.ckpt", "step4.ckpt", "step6.ckpt"]
+
+
+def test_what_was_resumed_from_stays(tmp_path):
+    fit(states(tmp_path))
+    fit(states(tmp_path), ckpt_path=tmp_path / "step6.ckpt", max_epochs=5)
+    assert names(tmp_path) == ["last.ckpt", "step10.ckpt", "step6.ckpt", "step8.ckpt"]
+
+
+def test_falls_back_from_a_damaged_newest_and_writes_it_again(tmp_path, caplog):
+    whole = fit(states(tmp_path / "whole"), max_epochs=4)
+    fit(states(tmp_path / "cut"))
+    newest = tmp_path / "cut" / "step6.ckpt"
+    os.truncate(newest, newest.stat().st_size // 2)
+    resumed = fit(states(tmp_path / "cut"), module=Line(), auto_resume=True, max_epochs=4)
+    assert resumed.ckpt_path == str(tmp_path / "cut" / "step4.ckpt")
+    assert "truncated" in caplog.text
+    # step4.ckpt is what the run went on from: it stays beside the two newest
+    assert names(tmp_path / "cut") == ["last.ckpt", "step4.ckpt", "step6.ckpt", "step8.ckpt"]
+    for name in ("step6.ckpt", "step8.ckpt", "last.ckpt"):
+        assert checkpoint_io.is_intact(tmp_path / "cut" / name)
+    assert whole.global_step == resumed.global_step == 8
+
+
+def test_candidates_for_a_resume(tmp_path):
+    last, best = (
+        states(tmp_path),
+        ModelCheckpoint(tmp_path, monitor="valid/loss", save_weights_only=True, filename="b{step}"),
+    )
+    trainer = fit(last, best)
+    found = [path.name for path in last.resume_candidates(trainer)]
+    assert found == ["last.ckpt", "step4.ckpt"]  # step6.ckpt is last.ckpt
+    assert best.resume_candidates(trainer) == []
+    assert newest_checkpoint(trainer) == str(tmp_path / "last.ckpt")
+    nested = ModelCheckpoint(tmp_path, monitor="valid/loss", filename="{epoch}-{valid/loss:.1f}")
+    trainer = fit(nested)
+    assert [path.relative_to(tmp_path).as_posix() for path in nested.resume_candidates(trainer)][-1] == (
+        "epoch=1-valid/loss=1.0.ckpt"
+    )
+
+
+def test_each_step_is_saved_once_over_a_resume(tmp_path):
+    """Saved at the epoch's end; the next epoch's validation comes at the same step: an uninterrupted run skips it."""
+    settings = {"accumulate_grad_batches": 4, "val_check_interval": 2, "batches": 4, "max_epochs": 2}
+
+    def callbacks(folder):
+        best = ModelCheckpoint(folder, monitor="valid/loss", save_top_k=-1, filename="{epoch}-{step}", save_last=True)
+        return best, ModelCheckpoint(folder, filename="end{step}", save_top_k=-1)
+
+    whole, cut = callbacks(tmp_path / "whole"), callbacks(tmp_path / "cut")
+    fit(*whole, **settings)
+    fit(*cut, **{**settings, "max_epochs": 1})
+    module = Line()
+    module.validations = 2
+    resumed = callbacks(tmp_path / "cut")
+    fit(*resumed, module=module, ckpt_path=tmp_path / "cut" / "endstep=1.ckpt", **settings)
+    assert names(tmp_path / "whole") == names(tmp_path / "cut")
+    assert list(map(float, whole[0].best_k_models.values())) == list(map(float, resumed[0].best_k_models.values()))
