@@ -33,7 +33,7 @@ def apply_fast_dev_run(settings: dict[str, Any]) -> None:
             settings[f"limit_{prefix}_batches"] = batches
         settings.update(
             max_epochs=1, max_steps=batches, num_sanity_val_steps=0, val_check_interval=1.0,
-            check_val_every_n_epoch=1, logger=False, enable_checkpointing=False, log_every_n_steps=1,
+            check_val_every_n_epoch=1, logger=False, enable_checkpointing=False,
         )  # fmt: skip
         rank_zero_info("Running in `fast_dev_run` mode: %d batch(es) of each loader, no logs, no checkpoints", batches)
 
@@ -142,6 +142,16 @@ def set_backends(settings: dict[str, Any]) -> None:
 # ---- at the start of a call ----------------------------------------------------------------------------------------
 
 
+def check_module(model: Any) -> None:
+    """Before anything else: what is to run is a `LiteModule`, compiled or not.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(getattr(model, "_orig_mod", model), LiteModule):
+        raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`")
+
+
 def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any) -> dict[str, Any] | None:
     """Module, callbacks, data, checkpoint, optimizers: all that a call needs before its first hook.
 
@@ -150,8 +160,6 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     """
     fitting, stage = trainer.state.fn == "fit", trainer.state.fn.value
     provided, model = model is not None, model if model is not None else trainer.lightning_module
-    if not isinstance(getattr(model, "_orig_mod", model), LiteModule):
-        raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`")
     trainer.lightning_module = model = getattr(model, "_orig_mod", model)
     path = select_checkpoint(trainer, ckpt_path, provided)
     trainer.ckpt_path = path

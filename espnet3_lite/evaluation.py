@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ class EvaluationLoop:
         self.batches_done = 0  # with the loader in work
         self._loaded_in_epoch = 0
         self._modes: dict[torch.nn.Module, bool] = {}
-        self._seen = 0  # the loggers' axis for values that an evaluation logs on steps
+        #: By loader, over all runs: the loggers' axis for values that an evaluation logs on steps.
+        self._seen: Counter[int] = Counter()
 
     def setup(self) -> None:
         """Ask for the loaders, and count their batches."""
@@ -62,7 +64,7 @@ class EvaluationLoop:
             end_of_epoch: This validation is the training epoch's last: monitored schedulers step before it ends.
 
         Returns:
-            For validation and test one dict of floats a loader; for prediction the outputs.
+            For validation and test one dict of floats a loader (in a fit, none); for prediction the outputs.
         """
         trainer, call, module, metrics = (
             self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
@@ -70,25 +72,27 @@ class EvaluationLoop:
         if sum(self.num_batches if num_batches is None else num_batches) == 0:
             return []
         in_fit = trainer.state.fn == "fit"
+        if not in_fit:
+            self._seen.clear()
         word, outputs = self.word, []
         self._modes = {part: part.training for part in module.modules()}
         trainer.strategy.sync_buffers(module)
-        getattr(module, f"on_{word}_model_eval")()
-        metrics.active = metrics.evaluation
-        metrics.evaluation.clear()
+        metrics.start_evaluation()
+        by_loader: list[dict[str, torch.Tensor]] = []
         frozen = torch.inference_mode if trainer.inference_mode and not in_fit else torch.no_grad
         with frozen():
+            getattr(module, f"on_{word}_model_eval")()
             call(f"on_{word}_start")
             num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have set up anew
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None
                 outputs.append(self._run_loader(loader, index, num_batches[index]))
+                by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
-            logged = metrics.end_epoch(metrics.evaluation)
             call(f"on_{word}_epoch_end")
-            logged.update(metrics.end_epoch(metrics.evaluation))
-            results = self._results()
+            at_end = metrics.end_epoch(metrics.evaluation)  # what belongs to no loader
+            logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
             if end_of_epoch and trainer.automatic_optimization:
                 with torch.enable_grad():
                     scheduling.step_epoch_monitored(trainer)
@@ -97,16 +101,23 @@ class EvaluationLoop:
             if in_fit and trainer.state.stage == RunningStage.VALIDATING:
                 trainer.fit_loop.validated = True  # a checkpoint that the next hook saves stands behind this validation
             call(f"on_{word}_end")
-        metrics.active = metrics.training
-        getattr(module, f"on_{word}_model_train")()
+            metrics.active = metrics.training
+            getattr(module, f"on_{word}_model_train")()
         if self.prefix == "predict":
             return outputs if len(outputs) > 1 else outputs[0]
-        return results
+        if in_fit:
+            return []  # nobody reads these: nothing is fetched from the device
+        return [{name: float(value) for name, value in {**values, **at_end}.items()} for values in by_loader]
 
     def _run_loader(self, loader: Any, index: int, count: int | float) -> list[Any]:
         trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
         step = getattr(trainer.lightning_module, f"{word}_step")
-        takes = _positional_arguments(step)
+        takes = positional_arguments(step)
+        if takes is not None and takes < 3 and len(self.loaders) > 1:
+            raise RuntimeError(
+                f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step takes "
+                f"no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
+            )
         keep = self.prefix == "predict" and trainer.return_predictions
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
@@ -128,26 +139,15 @@ class EvaluationLoop:
                 finite.append((batch_idx, flag))
             self.batches_done += 1
             call(f"on_{word}_batch_end", output, *place)
-            self._seen += 1
-            if trainer.loggers and (values := metrics.evaluation_step_values()):
-                trainer.log_metrics(values, step=self._seen - 1)
+            if trainer.loggers and (values := metrics.step_values()):
+                trainer.log_metrics(values, step=self._seen[index])
+            self._seen[index] += 1
             if keep:
                 outputs.append(output)
             if batch_idx + 1 >= count:
                 break
         _warn_about_left_out(finite, word)
         return outputs
-
-    def _results(self) -> list[dict[str, float]]:
-        """One dict a loader: its own values, and those that belong to none."""
-        metrics = self.trainer.metrics
-        results: list[dict[str, float]] = [{} for _ in self.loaders]
-        for (_, _, index), entry in metrics.evaluation.items():
-            for name in {entry.name, entry.epoch_name} & set(metrics.callback):
-                for position, result in enumerate(results):
-                    if index is None or index == position:
-                        result[name] = float(metrics.callback[name])
-        return results
 
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""
@@ -169,17 +169,14 @@ def sanity_check(trainer: Any) -> None:
     trainer.state.stage = RunningStage.SANITY_CHECKING
     trainer.call("on_sanity_check_start")
     loop.setup_if_due()
-    steps = trainer.num_sanity_val_steps
-    counts = [count if steps == -1 else min(steps, count) for count in loop.num_batches]
-    trainer.num_sanity_val_batches = counts
     with trainer.isolated_random_state():
-        loop.run(counts)
+        loop.run(trainer.num_sanity_val_batches)
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()
     trainer.state.stage = RunningStage.TRAINING
 
 
-def _positional_arguments(step: Any) -> int | None:
+def positional_arguments(step: Any) -> int | None:
     """How many positional arguments a step takes (`batch_idx` may be left out); None for any number."""
     parameters = inspect.signature(step).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):

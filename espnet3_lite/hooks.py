@@ -47,7 +47,7 @@ class ModuleHooks:
         """Return -1 to leave out this batch and the rest of the epoch."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """`outputs` is a dict with `loss`, or None."""
+        """`outputs`: a dict with `loss`; empty where the step returned None, None where the batch was skipped."""
 
     def on_before_backward(self, loss: torch.Tensor) -> None:
         """`loss` is what is propagated."""

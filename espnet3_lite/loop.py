@@ -83,7 +83,7 @@ class FitLoop:
     def done(self) -> bool:
         """True when a limit is reached or somebody wanted to stop; says which."""
         trainer = self.trainer
-        if trainer.num_training_batches == 0:
+        if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
             rank_zero_info("`Trainer.fit` stopped: No training batches.")
         elif trainer.max_steps != -1 and self.global_step >= trainer.max_steps:
             rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
@@ -138,6 +138,7 @@ class FitLoop:
         logged.update(metrics.end_epoch(metrics.training))
         self.batches_stepped -= 1  # an epoch's means stand at its last step
         trainer.log_metrics(logged)
+        metrics.forget_steps()
         self.batches_stepped += 1
         trainer.agree_to_stop(strategy.any(trainer.should_stop))  # collective: all ranks end the epoch
         self.epoch += 1
@@ -183,10 +184,11 @@ class FitLoop:
             # With several optimizers a backward pass is restricted to its own parameters: no other gradient is even
             # computed. A graph that a later pass may share is kept until the last one.
             for position, (loss, slot) in enumerate(losses, start=1):
-                if slot.pending == 0:
+                if not slot.open or (slot.name is None and batch_idx % accumulate == 0):
                     if hooks["on_before_zero_grad"]:
                         call("on_before_zero_grad", slot.optimizer)
                     trainer.lightning_module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
+                    slot.open, slot.pending = True, 0
                 if loss is not None:
                     self.backward(loss, slot, retain_graph=position < len(losses))
                     slot.pending += 1
@@ -208,7 +210,7 @@ class FitLoop:
                 scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
             elif finite:
                 slot.optimizer.step()
-            slot.pending = 0
+            slot.open, slot.pending = False, 0
             if finite:
                 slot.update_step += 1
                 stepped.append(slot)
@@ -316,7 +318,7 @@ class FitLoop:
         trainer.metrics.hook = "optimizer_step"
         module.optimizer_step(self.epoch, batch_idx, slot.optimizer, closure)
         slot.update_step += 1
-        slot.pending = 0
+        slot.open, slot.pending = False, 0
 
     def close_batch(self) -> None:
         """Count the batch; epoch schedulers without a metric step with the epoch's last one."""

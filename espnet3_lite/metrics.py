@@ -70,8 +70,9 @@ class LoggedValue:
 
     def update(self, value: torch.Tensor, batch_size: Any) -> None:
         """Take one batch's value, ``()``."""
+        self.fresh = True
         if self.on_step:
-            self.last, self.fresh = value, True
+            self.last = value
         if not self.on_epoch:
             return
         # Sums are kept in float64: a mean over a million batches stays right in its last shown digit.
@@ -111,7 +112,8 @@ class Metrics:
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
         self.hook: str | None = None
         self.dataloader_idx: int | None = None
-        #: The batch in work; its size is found when a mean needs it.
+        #: The batch in work, None between an epoch's last and the next one's first; its size is found when a mean
+        #: needs it.
         self.batch: Any = None
         self._batch_size: int | None = None
         self.training: dict[tuple, LoggedValue] = {}
@@ -120,7 +122,7 @@ class Metrics:
         self._touched: list[tuple] = []
         self._callback: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
-        self.logged: dict[str, torch.Tensor] = {}
+        self._logged: dict[str, torch.Tensor] = {}
         #: How often each callback metric was set: tells whether it was logged anew.
         self.versions: dict[str, int] = {}
 
@@ -146,14 +148,14 @@ class Metrics:
         if rank_zero_only and not self.trainer.is_global_zero:
             return
         if hasattr(value, "compute") and hasattr(value, "reset"):
-            entry.metric = value
-            entry.last = getattr(value, "_forward_cache", None)
+            entry.metric, entry.last, entry.fresh = value, getattr(value, "_forward_cache", None), True
             return
         tensor = self._as_tensor(name, value, enable_graph)
         if entry.on_epoch and batch_size is None and entry.reduce == "mean":
             batch_size = self.batch_size
-        if sync_dist and entry.on_step:
-            tensor = self.trainer.strategy.reduce(tensor, entry.reduce)  # all ranks log: the user said so
+        if sync_dist and entry.on_step and self.active is self.training:
+            # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
+            tensor = self.trainer.strategy.reduce(tensor, entry.reduce)
         self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
         entry.update(tensor, 1 if batch_size is None else batch_size)
 
@@ -161,6 +163,17 @@ class Metrics:
         if self.hook not in _DEFAULTS:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
+        if "/dataloader_idx_" in name:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of the "
+                f"name, or use `add_dataloader_idx=False` with names of your own"
+            )
+        for hook, logged, index in self.active:
+            if (hook, logged) == (self.hook, name) and index != self.dataloader_idx and not arguments[7]:
+                raise MisconfigurationException(
+                    f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
+                    f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
+                )
             )
         on_step, on_epoch, step_possible = _DEFAULTS[self.hook]
         given_step, given_epoch = arguments[2], arguments[3]
@@ -195,6 +208,12 @@ class Metrics:
             f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
             f"log a number or a tensor with a single element"
         )
+    def start_evaluation(self) -> None:
+        """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
+        self._publish()
+        self.active = self.evaluation
+        self.evaluation.clear()
+
 
     def start_batch(self, batch: Any) -> None:
         """A new batch is in work."""
@@ -230,13 +249,13 @@ class Metrics:
     # ---- giving values ---------------------------------------------------------------------------------------------
 
     def step_values(self) -> dict[str, torch.Tensor]:
-        """What the loggers get for this training step."""
-        return {e.step_name: e.last for e in self.training.values() if e.logger and e.on_step and e.last is not None}
-
-    def evaluation_step_values(self) -> dict[str, torch.Tensor]:
-        """What the loggers get for this evaluation batch: ``<step name>/epoch_N`` in Lightning's older style is not kept."""
-        touched = (entry for entry, *_ in self._touched)
-        return {e.step_name: e.last for e in touched if e.logger and e.on_step and e.last is not None}
+        """What the loggers get for this training step or evaluation batch: each name's last value of the epoch."""
+        loader = self.dataloader_idx
+        return {
+            entry.step_name: entry.last
+            for (_, _, index), entry in self.active.items()
+            if entry.last is not None and entry.on_step and entry.logger and index == loader
+        }
 
     def end_epoch(self, entries: dict[tuple, LoggedValue]) -> dict[str, torch.Tensor]:
         """Reduce an epoch's values over all ranks, publish them, and begin anew.
@@ -246,25 +265,39 @@ class Metrics:
         Returns:
             What the loggers get: name to value, ``()``.
         """
-        self._publish_steps()
+        self._publish()
+        self.batch, loader = None, self.dataloader_idx
+        chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
-            _reduce_over_ranks(entries, self.trainer.strategy)
+            _reduce_over_ranks(chosen, self.trainer.strategy)
+            entries.update(chosen)  # another rank may have logged what this one did not
         logged = {}
-        for entry in entries.values():
+        for entry in chosen.values():
             value = entry.epoch_value() if entry.on_epoch else None
             if value is not None:
-                self._set(entry, value, on_step=False)
+                self._set(entry, entry.epoch_name, value, decides=True)
+                self._count(entry, entry.epoch_name)
                 entry.reset()
                 if entry.logger:
                     logged[entry.epoch_name] = value
         return logged
 
-    def _set(self, entry: LoggedValue, value: torch.Tensor, on_step: bool) -> None:
-        forked = entry.step_name if on_step else entry.epoch_name
+    def forget_steps(self) -> None:
+        """A training epoch is over: the next one's steps give the loggers their own values only."""
+        for entry in self.training.values():
+            entry.reset()
+
+    def _set(self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool) -> None:
+        """Publish a value under the name of its kind (`name_step` or `name_epoch`), and where it `decides` its own."""
         if entry.prog_bar:
             self._progress_bar[forked] = value
+        if entry.logger:
+            self._logged[forked] = value
+        if decides:
+            self._callback[entry.name] = self._callback[forked] = value
+
+    def _count(self, entry: LoggedValue, forked: str) -> None:
         for name in {entry.name, forked}:
-            self._callback[name] = value
             self.versions[name] = self.versions.get(name, 0) + 1
 
     def publish(self, name: str, value: Any) -> None:
@@ -275,28 +308,40 @@ class Metrics:
     @property
     def callback(self) -> dict[str, torch.Tensor]:
         """``trainer.callback_metrics``."""
-        self._publish_steps()
+        self._publish()
         return self._callback
 
     @property
     def progress_bar(self) -> dict[str, float]:
         """``trainer.progress_bar_metrics``: numbers, read from the device here."""
-        self._publish_steps()
+        self._publish()
         return {name: float(value) for name, value in self._progress_bar.items()}
 
-    def _publish_steps(self) -> None:
-        """Training steps publish their values lazily: when somebody looks, not at every step."""
-        for entry in self.training.values():
-            if entry.fresh and entry.last is not None:
+    @property
+    def logged(self) -> dict[str, torch.Tensor]:
+        """``trainer.logged_metrics``."""
+        self._publish()
+        return self._logged
+
+    def _publish(self) -> None:
+        """Values are published lazily: when somebody looks, not at every step."""
+        training = self.active is self.training
+        for entry in self.active.values():
+            if not entry.fresh:
+                continue
+            if entry.on_step and entry.last is not None:
                 entry.fresh = False
-                self._set(entry, entry.last, on_step=True)
+                self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
+                self._count(entry, entry.step_name) if training else None
+            elif entry.hook in _EPOCH_HOOKS and self.batch is None:  # seen at once; counts when its epoch is over
+                self._set(entry, entry.epoch_name, entry.epoch_value(), decides=True)
 
     def clear(self) -> None:
         """A new call of the trainer begins."""
         self.training.clear()
         self.evaluation.clear()
         self._touched.clear()
-        self._callback, self._progress_bar, self.logged = {}, {}, {}
+        self._callback, self._progress_bar, self._logged = {}, {}, {}
         self.versions.clear()
 
     # ---- resuming within an epoch ----------------------------------------------------------------------------------
@@ -311,7 +356,7 @@ class Metrics:
         return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Continue from what `state_dict` gave; a second one, another rank's, is added to the first."""
         for saved in state["epoch"]:
             hook, name, dataloader_idx = saved["key"]
             entry = LoggedValue(

@@ -65,8 +65,10 @@ class OptimizerSlot:
     gradient_clip_algorithm: str = "norm"
     #: Successful updates so far.
     update_step: int = 0
-    #: Backward passes in the open window; 0: none is open, and the next one clears the gradients first.
+    #: Backward passes in the open window.
     pending: int = 0
+    #: A window is open: its gradients were cleared and not yet stepped.
+    open: bool = False
     #: False: the pending gradients are this rank's alone.
     synchronized: bool = True
     #: What ``LiteModule.optimizers()`` gives for it.
@@ -84,6 +86,7 @@ class OptimizerSlot:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from what `state_dict` gave."""
         self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
+        self.open = self.pending > 0
 
 
 def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) -> list[tuple[Any, OptimizerSlot]]:
@@ -136,9 +139,9 @@ _MISSING = object()
 
 
 def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
-    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; None for None."""
+    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; empty for None."""
     if output is None:
-        return None
+        return {}
     if not steps:  # manual optimization
         return output if isinstance(output, Mapping) else {"loss": output.detach()}
     if steps[0][1].name is None:

@@ -122,7 +122,7 @@ class RunHistoryRecorder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The loss as the training step returned it: its share in an accumulation window is undone."""
-        if outputs is not None:
+        if outputs:
             loss = outputs["loss"] * trainer.accumulate_grad_batches
             pl_module.log("train_loss_epoch", loss, on_step=False, on_epoch=True, logger=False)
 

@@ -25,7 +25,8 @@ def check_settings(settings: dict[str, Any]) -> None:
         MisconfigurationException: naming each argument, its value and what is allowed.
     """
     errors = [message for name, rule in _RULES.items() if (message := rule(name, settings[name]))]
-    if settings["check_val_every_n_epoch"] is None and isinstance(settings["val_check_interval"], float):
+    given = settings["val_check_interval"]
+    if settings["check_val_every_n_epoch"] is None and isinstance(given, float) and given != 1.0:
         errors.append(
             "`val_check_interval` should be an integer when `check_val_every_n_epoch=None`, "
             f"found {settings['val_check_interval']!r}"

@@ -171,7 +171,6 @@ class Trainer(TrainerProperties):
         self.hooks: dict[str, list] = {}
         self.slots: dict[Any, Any] = {}
         self.lr_scheduler_configs: list = []
-        self.num_sanity_val_batches: list = []
         self.given_loaders: dict[str, Any] = {}
         self.return_predictions = True
         self.resumed_random_states: list | None = None
@@ -301,6 +300,7 @@ class Trainer(TrainerProperties):
             given, datamodule = dict.fromkeys(given), next(iter(given.values()))
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
+        assembly.check_module(self.lightning_module if model is None else model)
         fitting = fn == TrainerFn.FITTING
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
         self.should_stop = self.stopped_by_signal = self._stop_was_agreed = False
@@ -318,10 +318,11 @@ class Trainer(TrainerProperties):
                         del checkpoint  # its tensors are in the model and optimizers now
                     if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
                         sanity_check(self)
-                    self.train_data.loader or self.train_data.setup()
-                    if self._validates_in_fit():
-                        self.evaluation_loops["val"].setup_if_due()
-                    assembly.check_intervals(self)
+                    if self.limit_train_batches != 0:
+                        self.train_data.loader or self.train_data.setup()
+                        if self._validates_in_fit():
+                            self.evaluation_loops["val"].setup_if_due()
+                        assembly.check_intervals(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
@@ -334,10 +335,10 @@ class Trainer(TrainerProperties):
                 self.stop_by(error)
                 self.call("on_stop_training_error")
                 result = None if fitting else []
-            for logger in self.loggers:
-                logger.finalize("success")
             self.call("on_fit_end") if fitting else None
             self.call("teardown", fn.value)
+            for logger in self.loggers:
+                logger.finalize("success")
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             self._end_by(exception)
@@ -415,6 +416,7 @@ class Trainer(TrainerProperties):
         for hook in self.transfer_hooks:
             batch = hook(batch, dataloader_idx)
         return batch
+        self.metrics.hook = "transfer_batch_to_device"
 
     def ends_epoch(self, response: Any) -> bool:
         """`on_train_batch_start` returned -1 (on any rank)."""
@@ -430,14 +432,13 @@ class Trainer(TrainerProperties):
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Hand values to the loggers as numbers: the one place where logging reads from the device."""
-        if not metrics:
+        if not metrics or not self.loggers:
             return
         self.metrics.logged.update(metrics)
-        if not self.loggers:
-            return
         numbers = {name: float(value) for name, value in metrics.items()}
-        step = numbers.pop("step", self.logging_step) if step is None else step
-        numbers.setdefault("epoch", self.current_epoch)
+        if step is None and (step := numbers.pop("step", None)) is None:  # a logged "step" is the axis, as in Lightning
+            numbers.setdefault("epoch", self.current_epoch)
+            step = self.logging_step
         for logger in self.loggers:
             logger.log_metrics(numbers, step=int(step))
 

@@ -213,8 +213,6 @@ class TrainerProperties(RunInformation):
     @property
     def num_val_batches(self) -> list[int | float]:
         """Validation batches of each loader."""
-        if self.state.stage == RunningStage.SANITY_CHECKING:
-            return self.num_sanity_val_batches
         return self.evaluation_loops["val"].num_batches
 
     @property
@@ -228,6 +226,18 @@ class TrainerProperties(RunInformation):
         return self.evaluation_loops["predict"].num_batches
 
     @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """Batches of each validation loader in the sanity check."""
+        steps = math.inf if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
+        return [min(steps, count) for count in self.num_val_batches]
+
+    @property
+    def enable_validation(self) -> bool:
+        """A fit has validation: a step for it, and a limit above 0."""
+        module = self.lightning_module
+        return self.limit_val_batches != 0 and module is not None and self.is_overridden("validation_step", module)
+
+    @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps that this fit will make in all; for schedulers that must know. Asks for the training loader.
 
@@ -235,10 +245,10 @@ class TrainerProperties(RunInformation):
         """
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
-        if self.train_data.loader is None:
+        if self.train_data.loader is None and self.limit_train_batches != 0:
             self.train_data.setup()
         if self.num_training_batches == math.inf:
-            return self.max_steps if self.max_steps != -1 else math.inf
+            return self.max_steps
         total = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
         return min(total, self.max_steps) if self.max_steps != -1 else total
 
@@ -252,8 +262,6 @@ class TrainerProperties(RunInformation):
     @property
     def logged_metrics(self) -> dict[str, torch.Tensor]:
         """What the loggers got or will get."""
-        if self.state.stage == RunningStage.TRAINING:
-            self.metrics.logged.update(self.metrics.step_values())
         return self.metrics.logged
 
     @property

@@ -153,7 +153,9 @@ class Callback:
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """`outputs` is what the training step returned, as a dict with `loss`, or None."""
+        """`outputs`: what the training step returned, as a dict with `loss`; empty where it returned None, None where
+        the batch was skipped.
+        """
 
     def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
         """`loss` is what is propagated: divided by the accumulation window."""

@@ -150,7 +150,9 @@ class ProgressBar(Callback):
     @property
     def total_val_batches_current_dataloader(self) -> int | float:
         """Validation batches of the loader in work; in a sanity check those that it takes."""
-        return self.trainer.num_val_batches[self._current_eval_dataloader_idx or 0]
+        trainer = self.trainer
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        return counts[self._current_eval_dataloader_idx or 0]
 
     @property
     def total_test_batches_current_dataloader(self) -> int | float:

@@ -5,6 +5,7 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,7 +43,7 @@ class Strategy:
 
     def wrap(self, trainer: Any, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """After the optimizers are made: what the loop calls as the training step."""
-        return module.training_step
+        return training_step_of(module)
 
     def to_device(self, batch: Any, device: torch.device | None = None) -> Any:
         """The batch on this process's device: the one place where data moves. Asynchronous from pinned memory."""
@@ -57,9 +58,6 @@ class Strategy:
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def before_forward(self, closes: bool) -> None:
-        """Told before each training forward whether it will close the plain optimizer's window."""
-
     def vote(self, trainer: Any, steps: list, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: is every loss finite, did a signal arrive?"""
         if trainer.signals.received is None and not trainer.detect_anomaly:
@@ -70,12 +68,16 @@ class Strategy:
                 return GO_ON
         return vote_alone(trainer, steps)
 
-    def synchronizes(self, slot: Any, closes: bool) -> bool:
-        """True when the backward pass that just ran left gradients that all ranks share."""
-        return True
-
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace gradients by their means over the ranks."""
+
+    def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
+        """Pending gradients for a checkpoint: each rank's on rank zero, or one for all where they are `shared`."""
+        return [{name: gradient.clone() for name, gradient in own.items()}]
+
+    def local_gradient(self, gradient: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """A gradient from a checkpoint, as the parameter holds it."""
+        return gradient.to(parameter.device)
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
@@ -87,8 +89,8 @@ class Strategy:
         """Each rank's value, in the order of ranks, on all ranks. Plain values only: they are pickled."""
         return [value]
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank zero's value."""
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """One rank's value, rank zero's by default."""
         return value
 
     def any(self, flag: bool) -> bool:
@@ -133,5 +135,19 @@ class Strategy:
         """Do what needs the checkpoints handed over so far safely on disk; at once, unless they are still written."""
         action()
 
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def fail(self, exception: BaseException) -> BaseException:
+        """An exception ends the call: returns what to raise."""
+        return exception
+
     def teardown(self) -> None:
         """The call is over."""
+
+
+def training_step_of(module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    """A module's training step; one that takes the batch alone is not given its index."""
+    step = module.training_step
+    if len(inspect.signature(step).parameters) == 1:
+        return lambda batch, batch_idx: step(batch)
+    return step
