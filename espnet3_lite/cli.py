@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.log_lines import kept_in, show_on_terminal
 from espnet3_lite.version import __version__
 
 _EPILOG = """examples:
@@ -33,13 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 for a mistake in the configuration, with its message alone; 128 plus a signal's number.
     """
     parsed = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING if parsed.quiet else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stdout,
-    )
-    logging.captureWarnings(True)
+    show_on_terminal(parsed.quiet)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a recipe's own modules, as with `python script.py`
     try:
@@ -112,7 +106,9 @@ def _add_train(commands: Any) -> None:
 def _train(parsed: argparse.Namespace) -> None:
     from espnet3_lite import experiment
 
-    trainer = experiment.train(_config(parsed), fresh=parsed.fresh)
+    config = _config(parsed)
+    with kept_in(experiment.prepare(config, fresh=parsed.fresh)):
+        trainer = experiment.train(config)
     if trainer.trainer.is_global_zero:
         print(experiment.report(trainer))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,9 +23,9 @@ from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.initialization import initialize
-from espnet3_lite.targets import instantiate
 from espnet3_lite.schema import check_config
 from espnet3_lite.seed import seed_everything
+from espnet3_lite.targets import instantiate
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ def _build_by_task(task: str, settings: dict[str, Any]) -> torch.nn.Module:
         task_class = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ImportError(
-            f"task: {task} needs espnet2, which cannot be imported here ({error}). Install espnet, or leave `task` empty "
-            f"and give `model` a `_target_`"
+            f"task: {task} needs espnet2, which cannot be imported here ({error}). Install espnet, or leave `task` "
+            f"empty and give `model` a `_target_`"
         ) from error
     defaults = vars(task_class.get_parser().parse_args([])) if hasattr(task_class, "get_parser") else {}
     return task_class.build_model(Namespace(**{**defaults, **settings}))
@@ -80,23 +81,36 @@ def build(config: Config) -> ESPnetTrainer:
     )
 
 
-def train(config: Config, fresh: bool = False) -> ESPnetTrainer:
-    """Train, or go on with a training that was cut.
+def prepare(config: Config, fresh: bool = False) -> Path:
+    """Make the run's folder, and write the configuration into it: before the first log line, which is kept there too.
 
     Args:
         config: A loaded configuration.
-        fresh: Put an old run in `exp_dir` aside and start anew.
+        fresh: Put an old run in `exp_dir` aside, so that a new one begins.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: every mistake in the configuration; then nothing was written or put aside.
+    """
+    check_config(config)
+    exp_dir = Path(config.get("exp_dir") or "exp")
+    if is_global_zero():
+        if fresh:
+            put_aside(exp_dir)
+        exp_dir.mkdir(parents=True, exist_ok=True)
+        (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
+    return exp_dir
+
+
+def train(config: Config) -> ESPnetTrainer:
+    """Train, or go on with a training that was cut, in the folder that `prepare` made.
 
     Returns:
         The trainer, after its run.
     """
-    exp_dir = Path(config.get("exp_dir") or "exp")
-    if fresh and is_global_zero():
-        put_aside(exp_dir)
     trainer = build(config)
-    if is_global_zero():
-        exp_dir.mkdir(parents=True, exist_ok=True)
-        (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
@@ -165,24 +179,29 @@ def load_weights(module: ESPnetModule, path: Path) -> None:
 
 
 def report(trainer: ESPnetTrainer) -> str:
-    """What a run left behind: where it ended, its metrics, and what was written where."""
+    """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
     run, exp_dir = trainer.trainer, trainer.exp_dir
     lines = [f"trained {run.current_epoch} epochs, {run.global_step} steps"]
     lines += [f"  {name} {float(value):.4g}" for name, value in sorted(run.callback_metrics.items()) if "/" in name]
+    for callback in run.checkpoint_callbacks:
+        if callback.monitor and callback.best_model_path:
+            place = Path(callback.best_model_path).name
+            lines.append(f"  best {callback.monitor} {float(callback.best_model_score):.4g} in {place}")
     lines.append(f"written to {exp_dir}:")
     kinds = {
         "config.yaml": "the configuration",
+        "train.log": "what was logged",
         "last.ckpt": "the full state; `train` goes on from it",
         "epoch*.ckpt": "the best checkpoints",
-        "*.ave_*best.pth": "their average: a plain state dict of the model",
+        "*.ave_*best.pth": "an average of the best: a plain state dict of the model",
         "status.json": "how the run ended",
     }
     for pattern, meaning in kinds.items():
         found = sorted(path.name for path in exp_dir.glob(pattern))
-        if found:
-            names = found[0] if len(found) == 1 else f"{found[0]} ... ({len(found)})"
-            lines.append(f"  {names:<44} {meaning}")
-    lines += [f"  {log.log_dir:<44} logs" for log in run.loggers if getattr(log, "log_dir", None)]
+        shown = found if len(found) <= 2 else [f"{found[0]} ... ({len(found)})"]
+        lines += [f"  {name:<44} {meaning}" for name in shown]
+    folders = [os.path.relpath(log.log_dir, exp_dir) for log in run.loggers if getattr(log, "log_dir", None)]
+    lines += [f"  {name:<44} every logged value" for name in folders]
     return "\n".join(lines)
 
 
@@ -219,7 +238,7 @@ def average_run(exp_dir: Path) -> list[Path]:
 
 
 def collect(config: Config) -> None:
-    """ESPnet3's stage `collect_stats`: the model's normalisation is left out, since its statistics are yet to be made."""
+    """ESPnet3's stage `collect_stats`: the model's normalisation, whose statistics are yet to be made, is left out."""
     model = config.get("model")
     for key in ("normalize", "normalize_conf"):
         if model and key in model:

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parent.parent / "espnet3_lite"
 COLUMN = (
     ("__main__",),
     ("cli",),
-    ("experiment",),
+    ("experiment", "log_lines"),
     ("espnet",),
     ("trainer",),
     ("assembly", "trainer_state"),

@@ -1,0 +1,71 @@
+"""Where the commands' log lines go: the terminal, above the progress bars, and a run's ``train.log``.
+
+For `cli.py` alone: whoever imports the package sets up logging as they like.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet3_lite.distributed.rank import is_global_zero
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+class AboveBars(logging.StreamHandler):
+    """Writes lines to a terminal so that a progress bar that is drawn there moves down, and is not written over.
+
+    >>> AboveBars().level
+    0
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the bars, write the line, draw them again; in a log file, where no bar is drawn, write the line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+def show_on_terminal(quiet: bool) -> None:
+    """Send log lines and warnings to stdout: INFO and above on rank zero, warnings alone elsewhere or if `quiet`."""
+    handler = AboveBars(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    level = logging.WARNING if quiet or not is_global_zero() else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    warnings.formatwarning = one_line
+
+
+def one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line; with its place in the code, unless that is ours, which tells a user nothing.
+
+    >>> one_line("`x` is deprecated", FutureWarning, "model.py", 7)
+    'FutureWarning: `x` is deprecated (model.py:7)'
+    """
+    place = "" if filename.startswith(_PACKAGE) else f" ({filename}:{lineno})"
+    return f"{category.__name__}: {message}{place}"
+
+
+@contextmanager
+def kept_in(exp_dir: Path) -> Iterator[None]:
+    """Within the block, append rank zero's log lines to ``train.log`` in a run's folder as well."""
+    if not is_global_zero():
+        yield
+        return
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
