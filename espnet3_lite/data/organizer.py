@@ -113,16 +113,18 @@ class DataOrganizer:
         return {"train": train, "valid": self.valid}
 
     def log_summary(self, log: logging.Logger | None = None) -> None:
-        """Log, at INFO, each data set with its length, transform and preprocessor."""
+        """Log, at INFO, a line for each data set: its length, transform and preprocessor; several have a sum."""
         log = log or logger
         for split, combined in (("train", self.train), ("valid", self.valid)):
             if combined is None:
                 log.info("%s: no data set", split)
                 continue
-            log.info("%s: %d samples", split, len(combined))
-            parts = zip(combined.datasets, combined.lengths, combined.transforms, strict=True)
-            for dataset, length, (transform, preprocessor) in parts:
-                _log_dataset(log, split, dataset, length, transform, preprocessor)
+            parts = list(zip(combined.datasets, combined.lengths, combined.transforms, strict=True))
+            if len(parts) > 1:
+                log.info("%s: %d samples in %d data sets", split, len(combined), len(parts))
+            for index, (dataset, length, (transform, preprocessor)) in enumerate(parts):
+                name = f"{split}[{index}]" if len(parts) > 1 else split
+                _log_dataset(log, name, dataset, length, transform, preprocessor)
         for name, test in self.test_sets.items():
             _log_dataset(log, f"test[{name}]", test.dataset, len(test), test.transform, test.preprocessor)
 
@@ -244,11 +246,8 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 def _log_dataset(
     log: logging.Logger, split: str, dataset: Any, length: int, transform: Callable, preprocessor: Callable
 ) -> None:
-    names = [getattr(f, "__qualname__", type(f).__qualname__) for f in (transform, preprocessor)]
-    log.info(
-        "%s: %s with %d samples, transform %s, preprocessor %s",
-        split,
-        type(dataset).__qualname__,
-        length,
-        *names,
-    )
+    line = f"{split}: {length} samples of {type(dataset).__qualname__}"
+    for role, function in (("transform", transform), ("preprocessor", preprocessor)):
+        if function is not do_nothing:
+            line += f", {role} {getattr(function, '__qualname__', type(function).__qualname__)}"
+    log.info("%s", line)

@@ -146,15 +146,24 @@ def test_summary(entries, recipe, caplog):
         DataOrganizer(**entries, test=test, preprocessor=Suffix()).log_summary()
         DataOrganizer().log_summary(logging.getLogger("mine"))
     assert [record.getMessage() for record in caplog.records] == [
-        "train: 8 samples",
-        "train: Digits with 8 samples, transform shout, preprocessor Suffix",
-        "valid: 3 samples",
-        "valid: Digits with 3 samples, transform do_nothing, preprocessor Suffix",
-        "test[eval]: Digits with 11 samples, transform do_nothing, preprocessor Suffix",
+        "train: 8 samples of Digits, transform shout, preprocessor Suffix",
+        "valid: 3 samples of Digits, preprocessor Suffix",
+        "test[eval]: 11 samples of Digits, preprocessor Suffix",
         "train: no data set",
         "valid: no data set",
     ]
     assert caplog.records[-1].name == "mine"
+
+
+def test_summary_of_several_data_sets_has_their_sum(entries, caplog):
+    with caplog.at_level(logging.INFO):
+        DataOrganizer(**{**entries, "train": entries["train"] + entries["valid"]}).log_summary()
+    assert [record.getMessage() for record in caplog.records] == [
+        "train: 11 samples in 2 data sets",
+        "train[0]: 8 samples of Digits",
+        "train[1]: 3 samples of Digits",
+        "valid: 3 samples of Digits",
+    ]
 
 
 @pytest.mark.parametrize(
