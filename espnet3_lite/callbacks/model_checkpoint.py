@@ -1,23 +1,20 @@
-"""`ModelCheckpoint`: when a checkpoint is saved, under which name, and which ones stay.
+"""`ModelCheckpoint`: when a checkpoint is saved, and when an older one goes.
 
-What a checkpoint holds is `resume.py`'s, how it comes to disk `checkpoint_io.py`'s, how files are named and found
-`checkpoint_files.py`'s.
+Which ones are best is kept in `checkpoint_ranking.py`, names and folders in `checkpoint_files.py`. What a checkpoint
+holds is `resume.py`'s, how it comes to disk `checkpoint_io.py`'s.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
 
 from espnet3_lite import checkpoint_io
-from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
+from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.settings import parse_duration
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 OURS = "espnet3_lite"
 
 
-class ModelCheckpoint(CheckpointFiles):
+class ModelCheckpoint(CheckpointRanking):
     """Saves checkpoints: the newest, or the best by a logged metric. Names and rules are Lightning's.
 
     All ranks decide by the same number and save together; rank zero writes, links and removes. A file is removed only
@@ -95,13 +92,13 @@ class ModelCheckpoint(CheckpointFiles):
         enable_version_counter: bool = True,
         keep_newest: int = 1,
     ):
-        super().__init__(dirpath, filename, auto_insert_metric_name, enable_version_counter, save_weights_only)
-        self.monitor = monitor
+        super().__init__(
+            monitor, mode, save_top_k, dirpath, filename, auto_insert_metric_name, enable_version_counter,
+            save_weights_only,
+        )  # fmt: skip
         self.verbose = verbose
         self.save_last = save_last
-        self.save_top_k = save_top_k
         self.save_on_exception = save_on_exception
-        self.mode = mode
         self.train_time_interval = parse_duration(train_time_interval)
         if every_n_train_steps is None and every_n_epochs is None and train_time_interval is None:
             every_n_epochs = 1
@@ -111,14 +108,6 @@ class ModelCheckpoint(CheckpointFiles):
         self.keep_newest = keep_newest
         self._check_arguments()
 
-        #: The metric at the last save; of each file that stays, by path; the best; and the worst of those that stay.
-        self.current_score: torch.Tensor | None = None
-        self.best_k_models: dict[str, torch.Tensor] = {}
-        self.best_model_path = ""
-        self.best_model_score: torch.Tensor | None = None
-        self.kth_best_model_path = ""
-        self.kth_value = torch.tensor(float("inf" if mode == "min" else "-inf"))
-        self.last_model_path = ""
         self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         self._last_global_step_saved = 0  # nothing to save before the first step
         self._batches_at_save = 0
@@ -128,8 +117,6 @@ class ModelCheckpoint(CheckpointFiles):
         self._warned = False
 
     def _check_arguments(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise MisconfigurationException(f"ModelCheckpoint: `mode` can be min, max but got {self.mode!r}")
         if self.save_last not in (None, True, False, "link"):
             raise MisconfigurationException(
                 f"ModelCheckpoint(save_last={self.save_last!r}): use True, False, None or 'link'"
@@ -294,7 +281,7 @@ class ModelCheckpoint(CheckpointFiles):
             self._save_newest(trainer, candidates)
             self._save_last(trainer, candidates)
         else:
-            self._write_last(trainer, candidates)
+            self._write_last(trainer, candidates, link=False)
 
     def _candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What a name or a decision may be made of: the callback metrics, `epoch` and `step`."""
@@ -333,15 +320,6 @@ class ModelCheckpoint(CheckpointFiles):
             self._older = kept[len(kept) - stay :] if stay < len(kept) else kept
             self._remove(trainer, [older for older in kept if older not in self._older], path)
 
-    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
-        """Would `current`, ``()``, be among the best `save_top_k`? A tie is not better."""
-        if current is None or self.save_top_k == 0:
-            return False
-        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
-            return True
-        worst = self.best_k_models[self._worst()]
-        return bool(current < worst if self.mode == "min" else current > worst)
-
     def _save_if_best(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         # Collective where each rank has a value of its own: all ranks decide by the same number.
         current = trainer.strategy.agreed_metric(self.monitor, candidates[self.monitor])
@@ -368,34 +346,15 @@ class ModelCheckpoint(CheckpointFiles):
         self._save_file(trainer, path)
         self._remove(trainer, doomed, path)
 
-    @property
-    def _k(self) -> int:
-        return len(self.best_k_models) if self.save_top_k == -1 else self.save_top_k
-
-    def _rank(self, path: str, current: torch.Tensor) -> None:
-        """Take a file and its score among the best."""
-        self.current_score = self.best_k_models[path] = current
-        if len(self.best_k_models) == self._k:
-            self.kth_best_model_path = self._worst()
-            self.kth_value = self.best_k_models[self.kth_best_model_path]
-        best = min if self.mode == "min" else max
-        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get)
-        self.best_model_score = self.best_k_models[self.best_model_path]
-
-    def _worst(self) -> str:
-        """Of the files that stay, the one to go next; the first of several that are equal."""
-        worst = max if self.mode == "min" else min
-        return worst(self.best_k_models, key=self.best_k_models.get)
-
     def _save_last(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         if self.save_last:
-            self._write_last(trainer, candidates)
+            self._write_last(trainer, candidates, link=self.save_last == "link")
 
-    def _write_last(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+    def _write_last(self, trainer: Trainer, candidates: dict[str, Any], link: bool) -> None:
         path = self._free_path(trainer, candidates, self.CHECKPOINT_NAME_LAST, reuse=(self.last_model_path,))
         previous, self.last_model_path = self.last_model_path, path
         saved = self._last_checkpoint_saved
-        if self.save_last == "link" and saved and self.save_top_k != 0:
+        if link and saved and self.save_top_k != 0:
             if trainer.is_global_zero:
                 trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(saved, path))
         else:
@@ -422,30 +381,10 @@ class ModelCheckpoint(CheckpointFiles):
             train_time_interval=self.train_time_interval,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's nine entries."""
-        names = (
-            "monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models",
-            "kth_best_model_path", "kth_value", "last_model_path",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the files of the folder; in another folder only `best_model_path` is known."""
-        saved_dirpath = state_dict.get("dirpath", self.dirpath)
-        if saved_dirpath == self.dirpath:
-            self.best_model_score = state_dict["best_model_score"]
-            for name in ("current_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
-                setattr(self, name, state_dict.get(name, getattr(self, name)))
-        else:
-            warnings.warn(
-                f"The dirpath has changed from {saved_dirpath!r} to {self.dirpath!r}, therefore `best_model_score`, "
-                f"`kth_best_model_path`, `kth_value`, `last_model_path` and `best_k_models` won't be reloaded. Only "
-                f"`best_model_path` will be reloaded.",
-                stacklevel=2,
-            )
-        self.best_model_path = state_dict["best_model_path"]
-        if saved_dirpath == self.dirpath and self.keep_newest > 1:
+        super().load_state_dict(state_dict)
+        if self.keep_newest > 1 and state_dict.get("dirpath") == self.dirpath:
             found = map(str, self._existing(self.dirpath, self.filename or self._default_filename))
             self._older = [path for path in found if path != self.best_model_path]
 
@@ -462,9 +401,3 @@ class ModelCheckpoint(CheckpointFiles):
         if noted is not None:
             self._last_global_step_saved = noted["last_global_step_saved"]
             self._waits_for_validation = noted["waits_for_validation"]
-
-    def to_yaml(self, filepath: str | os.PathLike | None = None) -> None:
-        """Write `best_k_models`, path to score, to a YAML file; by default ``best_k_models.yaml`` in `dirpath`."""
-        scores = {path: float(score) for path, score in self.best_k_models.items()}
-        path = Path(filepath) if filepath is not None else Path(self.dirpath) / "best_k_models.yaml"
-        path.write_text(yaml.safe_dump(scores), encoding="utf-8")
