@@ -1,4 +1,4 @@
-"""`get_default_callbacks`: what they are, which files they leave, and that a stopped and resumed run is the same run."""
+"""`get_default_callbacks`: what they are, which files they leave; a stopped and resumed run is the same run."""
 
 import json
 import os
@@ -209,8 +209,9 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_same_run(settings, hook, n
     assert best[0] == best[1]
 
 
-def test_after_a_signal_a_ranked_callback_saves_the_state_unranked(tmp_path):
-    best = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=1)
+@pytest.mark.parametrize("save_last", [None, True, "link"])
+def test_after_a_signal_a_ranked_callback_saves_the_state_unranked(tmp_path, save_last):
+    best = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=1, save_last=save_last)
     settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2}
     with pytest.raises(SystemExit), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from saving_lab import run_case
 from torch.utils.data import DataLoader
 
@@ -132,30 +131,7 @@ def test_batches_are_listened_to_only_where_they_matter():
         assert callback._listener("on_train_batch_end") == callback.on_train_batch_end
 
 
-# ---- names ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "metrics", "call", "expected"),
-    [  # recorded from Lightning
-        ({}, {"epoch": 3, "step": 10}, {}, "epoch=3-step=10.ckpt"),
-        ({"auto_insert_metric_name": False}, {"epoch": 3, "step": 10}, {}, "3-10.ckpt"),
-        ({"filename": "{epoch:03d}"}, {"epoch": 5}, {}, "epoch=005.ckpt"),
-        ({"filename": "{epoch}-{val_loss:.2f}"}, {"epoch": 2, "val_loss": 0.123456}, {}, "epoch=2-val_loss=0.12.ckpt"),
-        ({"filename": "{epoch}-{val_loss:.2f}"}, {"epoch": 2}, {"filename": "{epoch:d}"}, "epoch=2.ckpt"),
-        ({"filename": "{missing:d}"}, {}, {}, "missing=0.ckpt"),
-        ({"filename": "{a/b:.1f}x{a}"}, {"a/b": torch.tensor(1.25), "a": 2}, {}, "a/b=1.2xa=2.ckpt"),
-        (
-            {"filename": "e{epoch}_l{v/l:.2f}", "auto_insert_metric_name": False},
-            {"epoch": 1, "v/l": 3.0}, {}, "e1_l3.00.ckpt",
-        ),
-        ({"filename": "{epoch}"}, {"epoch": 1}, {"ver": 3}, "epoch=1-v3.ckpt"),
-        ({"filename": "{epoch}"}, {"epoch": 1}, {"prefix": "test"}, "test-epoch=1.ckpt"),
-        ({"filename": "plain"}, {}, {"ver": 1, "prefix": "p"}, "p-plain-v1.ckpt"),
-    ],
-)  # fmt: skip
-def test_names(arguments, metrics, call, expected):
-    assert ModelCheckpoint(**arguments).format_checkpoint_name(metrics, **call) == expected
+# ---- names -------------------------------------------------------------------------------------------------------
 
 
 def test_names_use_the_documented_class_attributes(tmp_path):
@@ -170,12 +146,6 @@ def test_names_use_the_documented_class_attributes(tmp_path):
     fit(callback)
     assert sorted(os.listdir(tmp_path)) == ["epoch-2-newest.state", "x.state", "x_v5.state", "x_v6.state"]
     assert Mine().format_checkpoint_name({"epoch": 1, "step": 2}) == "epoch-1_step-2.state"
-
-
-def test_a_format_that_does_not_fit_is_named():
-    callback = ModelCheckpoint(filename="{valid/loss:02d}")
-    with pytest.raises(MisconfigurationException, match=r"'\{valid/loss:02d\}' cannot show 0.5"):
-        callback.format_checkpoint_name({"valid/loss": 0.5})
 
 
 def test_default_folder_is_in_the_loggers(tmp_path):
@@ -235,16 +205,6 @@ def test_decisions_use_the_number_that_the_ranks_agree_on(tmp_path):
     assert callback.best_model_path == str(tmp_path / "valid" / "loss=5.ckpt")
 
 
-def test_best_k_models_as_yaml(tmp_path):
-    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=2)
-    fit(callback)
-    expected = {str(tmp_path / "epoch=1-step=4.ckpt"): 1.0, str(tmp_path / "epoch=2-step=6.ckpt"): 2.0}
-    callback.to_yaml()
-    callback.to_yaml(tmp_path / "elsewhere.yaml")
-    for name in ("best_k_models.yaml", "elsewhere.yaml"):
-        assert yaml.safe_load((tmp_path / name).read_text()) == expected
-
-
 def test_a_missing_metric_is_an_error_after_the_first_validation(tmp_path):
     message = r"monitor='valid/los'.*could not find the monitored key.*did you mean 'valid/loss'\?"
     for save_on_train_epoch_end in (True, False):
@@ -270,16 +230,6 @@ def test_manual_optimization_saves_by_steps(tmp_path):
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
-
-
-def test_another_folder_keeps_only_the_best_path(tmp_path):
-    first = ModelCheckpoint(tmp_path / "one", monitor="valid/loss", save_top_k=2)
-    fit(first)
-    second = ModelCheckpoint(tmp_path / "two", monitor="valid/loss", save_top_k=2)
-    with pytest.warns(UserWarning, match="The dirpath has changed from .*one' to .*two', therefore"):
-        second.load_state_dict(first.state_dict())
-    assert second.best_model_path == first.best_model_path
-    assert (second.best_k_models, second.best_model_score, second.kth_best_model_path) == ({}, None, "")
 
 
 def test_fewer_may_stay_after_a_resume(tmp_path):

@@ -1,0 +1,108 @@
+"""The best checkpoints by a metric: which they are, which is the next to go, and their part in a checkpoint's state.
+
+When something is saved or removed is decided in `model_checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
+from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer import Trainer
+
+
+class CheckpointRanking(CheckpointFiles):
+    """A callback's files by score: the part of `ModelCheckpoint` that remembers.
+
+    Args:
+        monitor: As in `ModelCheckpoint`; so are the others.
+        mode: ``min`` or ``max``.
+        save_top_k: How many stay.
+        files: The arguments of `CheckpointFiles`.
+
+    Raises:
+        MisconfigurationException: another mode.
+    """
+
+    def __init__(self, monitor: str | None, mode: str, save_top_k: int, *files: Any):
+        super().__init__(*files)
+        if mode not in ("min", "max"):
+            raise MisconfigurationException(f"ModelCheckpoint: `mode` can be min, max but got {mode!r}")
+        self.monitor = monitor
+        self.mode = mode
+        self.save_top_k = save_top_k
+        #: The metric at the last save; of each file that stays, by path; the best; and the worst of those that stay.
+        self.current_score: torch.Tensor | None = None
+        self.best_k_models: dict[str, torch.Tensor] = {}
+        self.best_model_path = ""
+        self.best_model_score: torch.Tensor | None = None
+        self.kth_best_model_path = ""
+        self.kth_value = torch.tensor(float("inf" if mode == "min" else "-inf"))
+        self.last_model_path = ""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Would `current`, ``()``, be among the best `save_top_k`? A tie is not better."""
+        if current is None or self.save_top_k == 0:
+            return False
+        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
+            return True
+        worst = self.best_k_models[self._worst()]
+        return bool(current < worst if self.mode == "min" else current > worst)
+
+    @property
+    def _k(self) -> int:
+        return len(self.best_k_models) if self.save_top_k == -1 else self.save_top_k
+
+    def _rank(self, path: str, current: torch.Tensor) -> None:
+        """Take a file and its score among the best."""
+        self.current_score = self.best_k_models[path] = current
+        if len(self.best_k_models) == self._k:
+            self.kth_best_model_path = self._worst()
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        best = min if self.mode == "min" else max
+        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get)
+        self.best_model_score = self.best_k_models[self.best_model_path]
+
+    def _worst(self) -> str:
+        """Of the files that stay, the one to go next; the first of several that are equal."""
+        worst = max if self.mode == "min" else min
+        return worst(self.best_k_models, key=self.best_k_models.get)
+
+    def to_yaml(self, filepath: str | os.PathLike | None = None) -> None:
+        """Write `best_k_models`, path to score, to a YAML file; by default ``best_k_models.yaml`` in `dirpath`."""
+        scores = {path: float(score) for path, score in self.best_k_models.items()}
+        path = Path(filepath) if filepath is not None else Path(self.dirpath) / "best_k_models.yaml"
+        path.write_text(yaml.safe_dump(scores), encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's nine entries."""
+        names = (
+            "monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models",
+            "kth_best_model_path", "kth_value", "last_model_path",
+        )  # fmt: skip
+        return {**{name: getattr(self, name) for name in names}, "best_k_models": dict(self.best_k_models)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the files of the folder; in another folder only `best_model_path` is known."""
+        saved_dirpath = state_dict.get("dirpath", self.dirpath)
+        if saved_dirpath == self.dirpath:
+            self.best_model_score = state_dict["best_model_score"]
+            for name in ("current_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+                setattr(self, name, state_dict.get(name, getattr(self, name)))
+        else:
+            warnings.warn(
+                f"The dirpath has changed from {saved_dirpath!r} to {self.dirpath!r}, therefore `best_model_score`, "
+                f"`kth_best_model_path`, `kth_value`, `last_model_path` and `best_k_models` won't be reloaded. Only "
+                f"`best_model_path` will be reloaded.",
+                stacklevel=2,
+            )
+        self.best_model_path = state_dict["best_model_path"]

@@ -1,0 +1,68 @@
+"""The ranking of checkpoints by score, on its own. That it is Lightning's is shown in `test_model_checkpoint.py`."""
+
+import pytest
+import torch
+import yaml
+
+from espnet3_lite.callbacks import ModelCheckpoint
+
+
+def ranked(folder, scores, **arguments):
+    """A callback that has saved files `a`, `b`, ... with these scores."""
+    callback = ModelCheckpoint(folder, monitor="valid/loss", **arguments)
+    for name, score in zip("abcdef", scores, strict=False):
+        callback._rank(str(folder / f"{name}.ckpt"), torch.tensor(score))
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("mode", "save_top_k", "scores", "current", "expected"),
+    [
+        ("min", 2, [3.0], 9.0, True),
+        ("min", 2, [3.0, 1.0], 2.0, True),
+        ("min", 2, [3.0, 1.0], 3.0, False),
+        ("min", 2, [3.0, 1.0], float("nan"), False),
+        ("max", 2, [3.0, 1.0], 2.0, True),
+        ("max", 2, [3.0, 1.0], 1.0, False),
+        ("min", -1, [3.0, 1.0], 9.0, True),
+        ("min", 0, [], 1.0, False),
+        ("min", 1, [], None, False),
+    ],
+)
+def test_who_is_among_the_best(mode, save_top_k, scores, current, expected, tmp_path):
+    callback = ranked(tmp_path, scores, mode=mode, save_top_k=save_top_k)
+    assert callback.check_monitor_top_k(None, None if current is None else torch.tensor(current)) is expected
+
+
+def test_best_and_worst(tmp_path):
+    callback = ranked(tmp_path, [3.0, 1.0, 3.0], save_top_k=3)
+    assert (callback.best_model_path, float(callback.best_model_score)) == (str(tmp_path / "b.ckpt"), 1.0)
+    assert (callback.kth_best_model_path, float(callback.kth_value)) == (str(tmp_path / "a.ckpt"), 3.0)  # the first
+    assert float(callback.current_score) == 3.0
+
+
+def test_best_k_models_as_yaml(tmp_path):
+    callback = ranked(tmp_path, [0.5, 0.25], save_top_k=2)
+    callback.to_yaml()
+    callback.to_yaml(tmp_path / "elsewhere.yaml")
+    for name in ("best_k_models.yaml", "elsewhere.yaml"):
+        read = yaml.safe_load((tmp_path / name).read_text())
+        assert read == {str(tmp_path / "a.ckpt"): 0.5, str(tmp_path / "b.ckpt"): 0.25}
+
+
+def test_state_goes_there_and_back(tmp_path):
+    first, second = ranked(tmp_path, [3.0, 1.0], save_top_k=2), ModelCheckpoint(tmp_path, monitor="valid/loss")
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    first._rank("later.ckpt", torch.tensor(0.0))
+    assert "later.ckpt" not in state["best_k_models"]
+
+
+def test_another_folder_keeps_only_the_best_path(tmp_path):
+    first = ranked(tmp_path / "one", [3.0, 1.0], save_top_k=2)
+    second = ModelCheckpoint(tmp_path / "two", monitor="valid/loss", save_top_k=2)
+    with pytest.warns(UserWarning, match="The dirpath has changed from .*one' to .*two', therefore"):
+        second.load_state_dict(first.state_dict())
+    assert second.best_model_path == first.best_model_path
+    assert (second.best_k_models, second.best_model_score, second.kth_best_model_path) == ({}, None, "")
