@@ -206,3 +206,44 @@ def test_the_base_logger_saves_when_it_is_finalized():
     logger.finalize("success")
     assert saved == ["saved"]
     assert (logger.save_dir, logger.log_dir, logger.experiment) == (None, None, None)
+
+
+def test_a_cut_run_goes_on_in_its_file_without_what_came_after_the_checkpoint(tmp_path):
+    first = CSVLogger(tmp_path, name="run")
+    first.log_metrics({"loss": 3.0}, step=0)
+    first.log_metrics({"loss": 2.0}, step=1)
+    state = first.state_dict()
+    assert (tmp_path / "run/version_0/metrics.csv").read_text() == "loss,step\n3.0,0\n2.0,1\n"
+    assert state == {"logger": "CSVLogger", "root_dir": str(tmp_path / "run"), "version": 0, "rows": 2}
+    first.log_metrics({"acc": 0.5}, step=1)
+    first.log_metrics({"loss": 1.0}, step=2)
+    first.save()
+
+    second = CSVLogger(tmp_path, name="run")
+    assert second.version == 1
+    second.load_state_dict(state)
+    assert second.version == 0
+    second.log_metrics({"acc": 0.75}, step=1)
+    second.finalize("success")
+    assert (tmp_path / "run/version_0/metrics.csv").read_text() == "acc,loss,step\n,3.0,0\n,2.0,1\n0.75,,1\n"
+    assert not (tmp_path / "run/version_1").exists()
+
+
+def test_another_folder_or_version_is_another_log(tmp_path):
+    first = CSVLogger(tmp_path, name="run")
+    first.log_metrics({"loss": 3.0}, step=0)
+    state = first.state_dict()
+    elsewhere, asked_for = CSVLogger(tmp_path, name="other"), CSVLogger(tmp_path, name="run", version=7)
+    elsewhere.load_state_dict(state)
+    asked_for.load_state_dict(state)
+    assert (elsewhere.version, asked_for.version) == (0, 7)
+
+
+def test_rows_that_are_gone_meanwhile_are_told(tmp_path):
+    first = CSVLogger(tmp_path, name="run")
+    first.log_metrics({"loss": 3.0}, step=0)
+    first.log_metrics({"loss": 2.0}, step=1)
+    state = first.state_dict()
+    (tmp_path / "run/version_0/metrics.csv").write_text("loss,step\n3.0,0\n")
+    with pytest.warns(UserWarning, match="had 2 rows when the checkpoint was made, now 1"):
+        CSVLogger(tmp_path, name="run").load_state_dict(state)

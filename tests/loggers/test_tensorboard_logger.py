@@ -146,3 +146,23 @@ def test_importing_the_loggers_needs_no_tensorboard():
     script = "import sys; sys.modules['tensorboard'] = None; import espnet3_lite.loggers; print('imported')"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout == "imported\n", run.stderr
+
+
+def test_a_cut_run_goes_on_in_its_folder_without_the_later_points(tmp_path):
+    first = TensorBoardLogger(tmp_path, name="run")
+    for step in range(3):
+        first.log_metrics({"loss": 3.0 - step}, step=step)
+        if step == 1:
+            state = first.state_dict()
+    first.finalize("success")
+    assert (state["version"], state["last_step"]) == (0, 1)
+
+    second = TensorBoardLogger(tmp_path, name="run")
+    second.load_state_dict(state)
+    second.log_metrics({"loss": 0.25}, step=2)
+    second.finalize("success")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 0.25)]
+    assert not (tmp_path / "run" / "version_1").exists()
