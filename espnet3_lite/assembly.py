@@ -16,7 +16,7 @@ import torch
 from espnet3_lite import checkpoint_io, resume
 from espnet3_lite.callbacks.base import HOOKS, Callback, Checkpoint
 from espnet3_lite.distributed.launch import under_torchrun
-from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
+from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.manual import ManualOptimizer
 from espnet3_lite.module import LiteModule
@@ -161,7 +161,9 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     fitting, stage = trainer.state.fn == "fit", trainer.state.fn.value
     provided, model = model is not None, model if model is not None else trainer.lightning_module
     trainer.lightning_module = model = getattr(model, "_orig_mod", model)
-    path = select_checkpoint(trainer, ckpt_path, provided)
+    trainer.agree_on_log_dir()
+    # Rank zero's answer for all, which it gives after all that it had to write is written. Collective: all ranks.
+    path = trainer.strategy.broadcast_object(select_checkpoint(trainer, ckpt_path, provided))
     trainer.ckpt_path = path
     trainer.given_loaders, trainer.datamodule = given, datamodule if datamodule is not None else trainer.datamodule
     if not fitting or trainer.train_data.loader is not None:
@@ -191,7 +193,9 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     checkpoint = None
     if path is not None:
         checkpoint = checkpoint_io.load_checkpoint(path)
-        resume.restore_callbacks(trainer, checkpoint) if fitting else None
+        if fitting:
+            resume.restore_loggers(trainer, checkpoint)
+            resume.restore_callbacks(trainer, checkpoint)
         resume.restore_module(trainer, checkpoint)
         rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                        "checkpoint at %s", path)  # fmt: skip
@@ -210,7 +214,9 @@ def select_checkpoint(trainer: Any, ckpt_path: Any, model_provided: bool) -> str
         ValueError: ``"best"`` or ``"last"`` where there is none.
     """
     fn = trainer.state.fn.value
-    if ckpt_path is None and fn == "fit":
+    if fn == "fit" and times_restarted():
+        return newest_checkpoint(trainer) or ckpt_path  # torchrun started this run anew after a failure
+    if fn == "fit" and ckpt_path is None:
         return newest_checkpoint(trainer) if trainer.auto_resume else None
     if ckpt_path is None:
         if model_provided or trainer.lightning_module is None or trainer.checkpoint_callback is None:
@@ -239,14 +245,16 @@ def select_checkpoint(trainer: Any, ckpt_path: Any, model_provided: bool) -> str
 
 
 def newest_checkpoint(trainer: Any) -> str | None:
-    """The newest intact checkpoint that the checkpoint callbacks know of."""
+    """The newest intact checkpoint that the checkpoint callbacks know of. Rank zero looks; the others are told later."""
+    if not trainer.is_global_zero:
+        return None
     candidates: list[Path] = []
     for callback in trainer.checkpoint_callbacks:
         finder: Callable | None = getattr(callback, "resume_candidates", None)
         candidates += finder(trainer) if finder is not None else []
     candidates = sorted(set(candidates), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     found = checkpoint_io.newest_intact(candidates)
-    return trainer.strategy.broadcast_object(None if found is None else os.fspath(found))
+    return None if found is None else os.fspath(found)
 
 
 def _forget_loaders(trainer: Any, fitting: bool) -> None:

@@ -11,11 +11,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.samplers import global_seed
+from espnet3_lite.distributed.shares import (
+    DrawnOrder,
+    OwnLoader,
+    SharedLoader,
+    how_dealt,
+    is_map_style,
+    length_of,
+    order_is_agreed,
+    rebuild,
+    set_epoch,
+)
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.seed import collect_random_state, restore_random_state
+
+_END = object()
 
 
 def request_loaders(trainer: Any, prefix: str) -> Any:
@@ -48,14 +62,6 @@ def has_loaders(trainer: Any, prefix: str) -> bool:
     return trainer.given_loaders.get(prefix) is not None or any(
         source is not None and trainer.is_overridden(f"{prefix}_dataloader", source) for source in sources
     )
-
-
-def length_of(loader: Any) -> int | float:
-    """Batches in a loader; infinity where it does not say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):  # an iterable data set without __len__
-        return math.inf
 
 
 def limited(length: int | float, limit: int | float, name: str) -> int | float:
@@ -93,8 +99,13 @@ class TrainData:
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.loader: Any = None
-        self.num_batches: int | float = 0
+        self.num_batches: int | float = math.inf  # not known yet
+        #: The index of the batch that `start_epoch` begins with: not 0 in a run that resumes within an epoch.
+        self.first_batch = 0
         self._loaded_in_epoch = 0
+        #: What iterates over the epoch in work; where its first batch stands, in samples (or batches) over all ranks.
+        self._loader_in_use: Any = None
+        self._first_item = 0
         #: The random state from which this epoch's order was drawn, and the loader's own generator's.
         self.epoch_random_state: dict | None = None
         self._generator_state: torch.Tensor | None = None
@@ -124,24 +135,79 @@ class TrainData:
         if every and epoch - self._loaded_in_epoch >= every:
             self.setup()
 
+    # ---- an epoch --------------------------------------------------------------------------------------------------
+
     def start_epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Any, bool]]:
-        """Iterate over (batch, is it the epoch's last), from batch `skip` on; what is skipped is not loaded."""
-        if self.resume_state is not None:
-            self._restore(self.resume_state)
-            self.resume_state = None
+        """Iterate over (batch, is it the epoch's last).
+
+        Args:
+            epoch: From 0.
+            skip: Leave out that many batches, which are over already; what has indices is not loaded. In a run that
+                resumes, the checkpoint's own position counts, which another number of ranks may have reached.
+        """
+        state, self.resume_state = self.resume_state, None
+        if state is not None:
+            self._restore(state)
         self.epoch_random_state = collect_random_state()
         self._generator_state = generator.get_state() if (generator := _generator_of(self.loader)) else None
-        set_epoch(self.loader, epoch)
-        loader = skip_batches(self.loader, skip) if skip else self.loader
+        self.first_batch, self._first_item = skip, 0
+        self._loader_in_use = loader = self._resumed_loader(state) if skip else self.loader
+        set_epoch(loader, epoch)
+        if skip and isinstance(loader, SharedLoader):
+            self._first_item = skip * loader.step_size if state is None else state["position"]
+            self.first_batch = self._go_on_at(loader, self._first_item)
+        elif skip and isinstance(loader, OwnLoader):
+            loader.start_at(skip)
+        elif skip:
+            loader = _without_first(loader, skip)
         batches = iter(loader)
+        if skip:  # what was left out may have drawn random numbers: before the run's own are put back
+            batches = itertools.chain([first for first in (next(batches, _END),) if first is not _END], batches)
+        if self.num_batches != math.inf:
+            return _counted(batches, self.first_batch, int(self.num_batches))
+        if isinstance(loader, OwnLoader):
+            return ((batch, False) for batch in batches)  # the vote finds out which is the last
+        return _look_ahead(batches)
+
+    def _go_on_at(self, loader: SharedLoader, position: int) -> int:
+        """Let the epoch go on at `position`; returns the index of the batch there, so that the last one's is kept."""
+        loader.sampler.position = position
+        remaining = len(loader)
         if self.num_batches == math.inf:
-            return _look_ahead(batches)
-        return _counted(batches, skip, int(self.num_batches))
+            self.num_batches = position // loader.step_size + remaining
+        elif self.num_batches * loader.step_size < position + remaining * loader.step_size:  # `limit_train_batches`
+            remaining = max(0, -(-(int(self.num_batches) * loader.step_size - position) // loader.step_size))
+        return int(self.num_batches) - remaining
+
+    @property
+    def replaying(self) -> bool:
+        """This rank has no data for the step in work, and takes part with zero weight."""
+        return getattr(self._loader_in_use, "replaying", False)
+
+    @property
+    def ended(self) -> bool:
+        """This rank has no batch after the one in work; others may have."""
+        return getattr(self._loader_in_use, "ended", False)
+
+    # ---- its position ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of the epoch in work was drawn from."""
-        stateful = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
-        return {"random": self.epoch_random_state, "generator": self._generator_state, "loader": stateful}
+        """What the order of the epoch in work was drawn from, and how much of it is over, whatever the number of ranks.
+
+        All ranks call it. `position` counts samples over all ranks (whole batches where batches are dealt out), and is
+        None for a loader without indices.
+        """
+        loader, strategy = self.loader, self.trainer.strategy
+        position, drawn = None, False
+        if (dealt := _dealt(self._loader_in_use, strategy)) is not None:
+            step_size, drawn = dealt
+            position = self._first_item + (self.trainer.fit_loop.batches_done - self.first_batch) * step_size
+        given = getattr(loader, "given", loader)
+        own = strategy.gather_objects(given.state_dict()) if hasattr(given, "state_dict") else None  # collective
+        return {
+            "random": self.epoch_random_state, "generator": self._generator_state, "loader": own,
+            "position": position, "drawn": drawn, "seed": global_seed(),
+        }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Draw the same order as the epoch that was cut."""
@@ -149,8 +215,19 @@ class TrainData:
         generator = _generator_of(self.loader)
         if generator is not None and state["generator"] is not None:
             generator.set_state(state["generator"])
-        if state["loader"] is not None and hasattr(self.loader, "load_state_dict"):
-            self.loader.load_state_dict(state["loader"])
+        given = getattr(self.loader, "given", self.loader)
+        if state["loader"] is not None and hasattr(given, "load_state_dict"):
+            given.load_state_dict(state["loader"][self.trainer.global_rank % len(state["loader"])])
+
+    def _resumed_loader(self, state: dict[str, Any] | None) -> Any:
+        """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
+        strategy, loader = self.trainer.strategy, self.loader
+        given = loader.given if isinstance(loader, SharedLoader) else loader
+        if not is_map_style(given) or hasattr(given, "load_state_dict"):
+            return loader
+        if state is None or state["position"] is None:
+            return loader if isinstance(loader, SharedLoader) else SharedLoader(given, strategy, drawn=True)
+        return SharedLoader(given, strategy, drawn=state["drawn"], seed=state["seed"])
 
 
 def _is_batches(loader: Any) -> bool:
@@ -159,6 +236,7 @@ def _is_batches(loader: Any) -> bool:
 
 
 def _generator_of(loader: Any) -> torch.Generator | None:
+    loader = getattr(loader, "given", loader)
     return getattr(loader, "generator", None) or getattr(getattr(loader, "sampler", None), "generator", None)
 
 
@@ -178,30 +256,21 @@ def _look_ahead(batches: Iterator) -> Iterator[tuple[Any, bool]]:
         batch = following
 
 
-class _SkippingBatchSampler:
-    """A batch sampler without its first batches; their indices are drawn and dropped, nothing is loaded."""
-
-    def __init__(self, batch_sampler: Any, skip: int):
-        self.batch_sampler, self.skip = batch_sampler, skip
-
-    def __iter__(self) -> Iterator:
-        return itertools.islice(iter(self.batch_sampler), self.skip, None)
-
-    def __len__(self) -> int:
-        return max(0, len(self.batch_sampler) - self.skip)
-
-
-def skip_batches(loader: Any, skip: int) -> Any:
-    """The same loader without its first batches. A map-style `DataLoader` skips indices; others must be read through."""
+def _without_first(loader: Any, skip: int) -> Any:
+    """What has no indices must be read through, unless it knows its own position."""
     if hasattr(loader, "load_state_dict"):
-        return loader  # it knows its own position
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        if isinstance(loader, (list, tuple)):
-            return loader[skip:]
-        return itertools.islice(iter(loader), skip, None)
-    if loader.batch_sampler is None:
-        return rebuild(loader, sampler=_SkippingBatchSampler(loader.sampler, skip), batch_size=None)
-    return rebuild(loader, batch_sampler=_SkippingBatchSampler(loader.batch_sampler, skip))
+        return loader
+    return loader[skip:] if isinstance(loader, (list, tuple)) else itertools.islice(iter(loader), skip, None)
+
+
+def _dealt(loader: Any, strategy: Any) -> tuple[int, bool] | None:
+    """Items of a step over all ranks, and whether their order was drawn from the random state; None without indices."""
+    if isinstance(loader, SharedLoader):
+        return loader.step_size, isinstance(loader.order, DrawnOrder)
+    if strategy.world_size == 1 and is_map_style(loader):
+        items, step_size, _ = how_dealt(loader)
+        return step_size, not order_is_agreed(items)
+    return None
 
 
 def without_shuffling(loader: Any) -> Any:
@@ -211,24 +280,3 @@ def without_shuffling(loader: Any) -> Any:
     rank_zero_warn("overfit_batches: shuffling of the training loader is turned off")
     sampler = SequentialSampler(loader.dataset)
     return rebuild(loader, sampler=sampler, batch_size=loader.batch_size, drop_last=loader.drop_last)
-
-
-def rebuild(loader: DataLoader, **changes: Any) -> DataLoader:
-    """A `DataLoader` like the given one, but for its sampler."""
-    names = (
-        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
-        "persistent_workers",
-    )  # fmt: skip
-    settings = {name: getattr(loader, name) for name in names}
-    if loader.num_workers > 0:
-        settings["prefetch_factor"] = loader.prefetch_factor
-    return DataLoader(loader.dataset, **{**settings, **changes})
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell every part of a loader that wants to know (samplers that shuffle by epoch)."""
-    parts = (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")))
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    for part in (*parts, getattr(batch_sampler, "sampler", None)):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)

@@ -95,6 +95,8 @@ def manual_backward(trainer: Any, loss: torch.Tensor, *args: Any, **kwargs: Any)
     """``loss.backward(...)`` with the scaler and the two hooks."""
     if trainer.precision.scaler is not None:
         loss = trainer.precision.scaler.scale(loss)
+    if trainer.train_data.replaying:
+        loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
     loss.backward(*args, **kwargs)
     trainer.call("on_after_backward")

@@ -80,12 +80,11 @@ class LoggedValue:
         if self.reduce == "mean":
             value = value * batch_size
             self.weight = self.weight + batch_size
-        if self.total is None:
-            self.total = value
-        elif self.reduce in ("mean", "sum"):
-            self.total = self.total + value
-        else:
-            self.total = getattr(torch, f"{self.reduce}imum")(self.total, value)
+        self.total = value if self.total is None else self.combined(self.total, value)
+
+    def combined(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Two sums (minima, maxima) as one, ``()``."""
+        return first + second if self.reduce in ("mean", "sum") else getattr(torch, f"{self.reduce}imum")(first, second)
 
     def epoch_value(self) -> torch.Tensor | None:
         """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the default dtype."""
@@ -163,6 +162,7 @@ class Metrics:
         if self.hook not in _DEFAULTS:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
+            )
         if "/dataloader_idx_" in name:
             raise MisconfigurationException(
                 f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of the "
@@ -174,7 +174,6 @@ class Metrics:
                     f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
                     f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
                 )
-            )
         on_step, on_epoch, step_possible = _DEFAULTS[self.hook]
         given_step, given_epoch = arguments[2], arguments[3]
         if given_step and not step_possible:
@@ -208,12 +207,12 @@ class Metrics:
             f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
             f"log a number or a tensor with a single element"
         )
+
     def start_evaluation(self) -> None:
         """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
         self._publish()
         self.active = self.evaluation
         self.evaluation.clear()
-
 
     def start_batch(self, batch: Any) -> None:
         """A new batch is in work."""
@@ -260,7 +259,8 @@ class Metrics:
     def end_epoch(self, entries: dict[tuple, LoggedValue]) -> dict[str, torch.Tensor]:
         """Reduce an epoch's values over all ranks, publish them, and begin anew.
 
-        All ranks call this: it is one gather, with more than one rank.
+        All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only its
+        values are meant.
 
         Returns:
             What the loggers get: name to value, ``()``.
@@ -358,12 +358,16 @@ class Metrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave; a second one, another rank's, is added to the first."""
         for saved in state["epoch"]:
-            hook, name, dataloader_idx = saved["key"]
-            entry = LoggedValue(
-                name, hook, tuple(saved["arguments"]), saved["on_step"], saved["on_epoch"], dataloader_idx
-            )
-            entry.last, entry.total, entry.weight = saved["last"], saved["total"], saved["weight"]
-            self.training[(hook, name, dataloader_idx)] = entry
+            hook, name, dataloader_idx = key = tuple(saved["key"])
+            entry = self.training.get(key)
+            if entry is None:
+                arguments = tuple(saved["arguments"])
+                entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"], dataloader_idx)
+                self.training[key] = entry
+            entry.last = saved["last"]
+            if saved["total"] is not None:
+                entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
+                entry.weight = entry.weight + saved["weight"]
         self._callback.update(state["callback"])
         self.versions.update(state["versions"])
 

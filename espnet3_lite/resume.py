@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from espnet3_lite import lightning_format
-from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.version import CHECKPOINT_FORMAT
@@ -87,26 +87,28 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(collect_random_state()),  # collective: all ranks
         "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
-        "metrics": trainer.metrics.state_dict(),
+        "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict()),  # collective: all ranks
         "optimizers": [
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
             for slot in trainer.slots.values()
         ],
+        "loggers": [logger.state_dict() for logger in trainer.loggers],
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
         "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
     }
 
 
-def _pending_gradients(trainer: Any, slot: Any) -> dict[str, torch.Tensor]:
-    """The gradients of an open window, by parameter name; averaged over the ranks, so that one copy is all of them."""
+def _pending_gradients(trainer: Any, slot: Any) -> list[dict[str, torch.Tensor]]:
+    """The gradients of an open window, by parameter name: each rank's own, or one for all where they are shared.
+
+    Averaging them now would be cheaper to keep, and would change the last bits of the step to come.
+    """
     if not slot.pending:
-        return {}
-    if not slot.synchronized:
-        trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks save together
-        slot.synchronized = True
+        return []
     mine = {id(parameter) for parameter in slot.parameters}
     named = trainer.lightning_module.named_parameters()
-    return {name: p.grad.detach().clone() for name, p in named if id(p) in mine and p.grad is not None}
+    own = {name: p.grad.detach() for name, p in named if id(p) in mine and p.grad is not None}
+    return trainer.strategy.gather_gradients(own, slot.synchronized)  # collective: all ranks save together
 
 
 # ---- restoring -----------------------------------------------------------------------------------------------------
@@ -142,6 +144,18 @@ def restore_callbacks(trainer: Any, checkpoint: dict[str, Any]) -> None:
             callback.load_state_dict(states[callback.state_key])
 
 
+def restore_loggers(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Go on with the logs of the run that was cut. All ranks call it, before anything is logged.
+
+    Only where a run finds its own checkpoint: one that is told where to begin is another run, with logs of its own.
+    """
+    states = checkpoint.get("loops", {}).get(OURS, {}).get("loggers", ())
+    if trainer.auto_resume or times_restarted():
+        for logger, state in zip(trainer.loggers, states, strict=False):
+            logger.load_state_dict(state)
+        trainer.agree_on_log_dir()
+
+
 def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
     """Optimizers, schedulers, counters, random state: the run goes on where the checkpoint stands.
 
@@ -173,16 +187,26 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
         loop.epoch, loop.batches_done = loop.epoch + 1, 0
     else:
         loop.resumed_within_epoch = loop.batches_done > 0
-        trainer.metrics.load_state_dict(ours["metrics"])
+        for part in ours["metrics"][trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
+            trainer.metrics.load_state_dict(part)
     trainer.resumed_random_states = ours["random"]
     if loop.resumed_within_epoch:
         trainer.train_data.resume_state = ours["train_data"]
     by_name = {state["name"]: state for state in ours["optimizers"]}
-    parameters = dict(trainer.lightning_module.named_parameters())
     for slot in trainer.slots.values():
         if slot.name in by_name:
             slot.load_state_dict(by_name[slot.name])
-            for name, gradient in by_name[slot.name]["gradients"].items():
-                parameters[name].grad = gradient.to(parameters[name].device)
+            _restore_gradients(trainer, slot, by_name[slot.name]["gradients"])
     for config, version in zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], strict=True):
         config.seen_version = version
+
+
+def _restore_gradients(trainer: Any, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:
+    """Give each rank its own pending gradients again; all of them their mean where the number of ranks changed."""
+    slot.synchronized = len(parts) == 1 or len(parts) != trainer.world_size
+    mine = parts if slot.synchronized else [parts[trainer.global_rank]]
+    parameters = dict(trainer.lightning_module.named_parameters())
+    for name in dict.fromkeys(name for part in mine for name in part):
+        gradients = [part[name] for part in mine if name in part]
+        gradient = gradients[0] if len(mine) == 1 else torch.stack(gradients).sum(0) / len(mine)
+        parameters[name].grad = trainer.strategy.local_gradient(gradient, parameters[name])

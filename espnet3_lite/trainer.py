@@ -341,9 +341,12 @@ class Trainer(TrainerProperties):
                 logger.finalize("success")
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
-            self._end_by(exception)
+            reported = self.strategy.fail(exception)
+            self._end_by(reported)
             if isinstance(exception, KeyboardInterrupt):
                 raise SystemExit(128 + 2) from exception
+            if reported is not exception:
+                raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
         finally:
             self.signals.uninstall()
@@ -413,10 +416,10 @@ class Trainer(TrainerProperties):
     def transfer_batch(self, batch: Any, dataloader_idx: int) -> Any:
         """A batch on its way to the device: the three hooks of the data module, else of the module."""
         batch = self.precision.convert_batch(batch)
+        self.metrics.hook = "transfer_batch_to_device"
         for hook in self.transfer_hooks:
             batch = hook(batch, dataloader_idx)
         return batch
-        self.metrics.hook = "transfer_batch_to_device"
 
     def ends_epoch(self, response: Any) -> bool:
         """`on_train_batch_start` returned -1 (on any rank)."""

@@ -177,11 +177,21 @@ class TrainerProperties(RunInformation):
 
     @property
     def log_dir(self) -> str | None:
-        """Where the first logger writes, else `default_root_dir`. All ranks know the same."""
+        """Where rank zero's first logger writes, else `default_root_dir`. Other ranks know it once a call has begun."""
+        if self._log_dir_of_rank_zero is not None:
+            return self._log_dir_of_rank_zero
         directory = None
         if self.logger is not None:
             directory = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
-        return self.strategy.broadcast_object(directory or self.default_root_dir)
+        return directory or self.default_root_dir
+
+    _log_dir_of_rank_zero: str | None = None
+
+    def agree_on_log_dir(self) -> None:
+        """At the start of a call: let all ranks know where rank zero logs."""
+        if self.world_size > 1:
+            self._log_dir_of_rank_zero = None
+            self._log_dir_of_rank_zero = self.strategy.broadcast_object(self.log_dir)  # collective: all ranks
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
@@ -216,16 +226,6 @@ class TrainerProperties(RunInformation):
         return self.evaluation_loops["val"].num_batches
 
     @property
-    def num_test_batches(self) -> list[int | float]:
-        """Test batches of each loader."""
-        return self.evaluation_loops["test"].num_batches
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        """Batches of each loader of `predict`."""
-        return self.evaluation_loops["predict"].num_batches
-
-    @property
     def num_sanity_val_batches(self) -> list[int | float]:
         """Batches of each validation loader in the sanity check."""
         steps = math.inf if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
@@ -236,6 +236,16 @@ class TrainerProperties(RunInformation):
         """A fit has validation: a step for it, and a limit above 0."""
         module = self.lightning_module
         return self.limit_val_batches != 0 and module is not None and self.is_overridden("validation_step", module)
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        """Test batches of each loader."""
+        return self.evaluation_loops["test"].num_batches
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        """Batches of each loader of `predict`."""
+        return self.evaluation_loops["predict"].num_batches
 
     @property
     def estimated_stepping_batches(self) -> int | float:

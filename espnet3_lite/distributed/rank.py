@@ -35,6 +35,11 @@ def is_global_zero() -> bool:
     return global_rank() == 0
 
 
+def times_restarted() -> int:
+    """How often torchrun has started this run anew after a failure (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def rank_zero_only(function):
     """Decorate a function to do nothing, and return None, on all ranks but zero."""
 

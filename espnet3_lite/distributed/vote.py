@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
+from espnet3_lite.exceptions import MisconfigurationException
+
 
 class Verdict(NamedTuple):
     """The vote's outcome, equal on all ranks.
@@ -16,6 +20,7 @@ class Verdict(NamedTuple):
         signal: A signal arrived somewhere.
         stop: Somebody wants to stop.
         scale: What this rank's losses are multiplied by; 1 for one process.
+        instead: What a rank without data contributes; None on the others.
     """
 
     skip: bool = False
@@ -24,9 +29,12 @@ class Verdict(NamedTuple):
     signal: bool = False
     stop: bool = False
     scale: float = 1.0
+    instead: list | None = None
 
-    def weigh(self, steps: list) -> list:
+    def weigh(self, steps: Sequence) -> Sequence:
         """The losses with this rank's share in the mean over all ranks."""
+        if self.instead is not None:
+            return self.instead
         if self.scale == 1.0:
             return steps
         return [(loss if loss is None else loss * self.scale, slot) for loss, slot in steps]
@@ -43,13 +51,78 @@ def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
     return Verdict(skip=bad, reason=describe_bad_losses(trainer, steps) if bad else "", signal=signal)
 
 
-def describe_bad_losses(trainer: Any, steps: list) -> str:
-    """Which losses are not finite, on which utterances, and which buffers the forward pass spoilt."""
+def vote_together(strategy: Any, trainer: Any, steps: Sequence, is_last: bool) -> Verdict:
+    """Several processes' verdict: one all-reduce of one small vector, which is read once.
+
+    The vector counts the ranks on which a loss is not finite, no batch follows, a signal arrived, a stop is wanted, and
+    there is data; then, for each optimizer, the ranks with data whose model returned a loss for it; then, at each
+    rank's own place, its weight: the module's `batch_weight`, or 1 where it has none; 0 for a rank without data.
+
+    Raises:
+        MisconfigurationException: on all ranks, where models returned losses for different optimizers.
+    """
+    data, slots, rank = trainer.train_data, list(trainer.slots.values()), strategy.rank
+    active = not data.replaying
+    losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
+    weight = getattr(trainer.lightning_module, "batch_weight", None) if active else 0.0
+    flags = (0.0, is_last or data.ended, trainer.signals.received is not None, trainer.should_stop, active)
+    vector = torch.tensor(
+        [*flags, *(slot.name in losses for slot in slots), *[0.0] * strategy.world_size],
+        dtype=torch.float64,
+        device=strategy.device,
+    )
+    if losses and not trainer.detect_anomaly:
+        finite = torch.stack([loss.detach().isfinite().all() for loss in losses.values()]).all()
+        vector[0] = finite.logical_not()
+    vector[len(flags) + len(slots) + rank] = 1.0 if weight is None else weight
+    # Collective: all ranks have run this batch's training step and do nothing else in between. A CPU-GPU sync point.
+    bad, last, signal, stop, with_data, *rest = strategy.sum_in_place(vector).tolist()
+    counts, weights = rest[: len(slots)], rest[len(slots) :]
+    if any(count not in (0.0, with_data) for count in counts):
+        raise MisconfigurationException(_different_optimizers(strategy, losses))
+    total = sum(weights)
+    returned = [slot for slot, count in zip(slots, counts, strict=True) if count]
+    reason = ""
+    if bad:
+        reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
+    elif not math.isfinite(total):
+        reason = f"the ranks' weights are {weights}"
+    return Verdict(
+        skip=bool(reason),
+        reason=reason,
+        last=True if last == strategy.world_size else None,
+        signal=signal > 0,
+        stop=stop > 0,
+        scale=weights[rank] * strategy.world_size / total if total else 0.0,
+        instead=None if active else strategy.empty_steps(trainer, steps, returned),
+    )
+
+
+def _different_optimizers(strategy: Any, losses: dict[str | None, Any]) -> str:
+    """All ranks have seen that they differ, so all take part in this exchange; each rank with data says what it has."""
+    names = strategy.gather_objects([name if name is not None else "the optimizer" for name in losses])  # collective
+    each = "; ".join(f"rank {rank}: {', '.join(map(str, found)) or 'none'}" for rank, found in enumerate(names))
+    return (
+        f"the ranks' models returned losses for different optimizers in the same batch ({each}). All ranks must train "
+        f"the same optimizers in a batch: choose them by `global_step` or by a counter that does not depend on the data"
+    )
+
+
+def _describe_bad_ranks(strategy: Any, trainer: Any, steps: Sequence) -> str:
+    """Which ranks have a bad loss, and why. All ranks skip this batch, so all take part in this exchange."""
+    reasons = strategy.gather_objects(describe_bad_losses(trainer, steps))  # collective
+    return "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
+
+
+def describe_bad_losses(trainer: Any, steps: Sequence) -> str:
+    """Which losses are not finite, on which utterances, and which buffers the forward pass spoilt; else nothing."""
     bad = [
-        f"{'loss' if slot.name is None else f'loss of {slot.name!r}'} is {float(loss)}"
+        f"{'loss' if slot.name is None else f'loss of {slot.name!r}'} is {float(loss.detach())}"
         for loss, slot in steps
         if loss is not None and not math.isfinite(loss.detach())
     ]
+    if not bad:
+        return ""
     batch = trainer.metrics.batch
     uids = f" (utterances {', '.join(map(str, batch[0]))})" if is_utterance_batch(batch) else ""
     spoilt = [

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from espnet3_lite.atomic_files import beside
-from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, times_restarted
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -67,6 +67,22 @@ class Logger(ABC):
     def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
         """Write out what is held back. Default: nothing is."""
 
+    def state_dict(self) -> dict:
+        """Called when a checkpoint is made: plain values that say which log this is and how far it goes. Default: none.
+
+        Whatever was logged so far must be on disk when this returns.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:  # noqa: B027 - most loggers know no going on
+        """Go on with the log of a run that was cut, where the checkpoint stands: drop what was logged after it.
+
+        Called before anything is logged, on all ranks, in a run that finds its own checkpoint (``auto_resume``).
+
+        Args:
+            state: What `state_dict` gave.
+        """
+
     def finalize(self, status: str) -> None:
         """Called once at the end of a run. Default: `save`.
 
@@ -104,7 +120,7 @@ class FolderLogger(Logger):
     def __init__(self, save_dir: str | Path, name: str | None, version: int | str | None, prefix: str):
         self._save_dir = os.fspath(save_dir)
         self._name = name or ""
-        self._version = version
+        self._given_version = self._version = version
         self._prefix = prefix
 
     @property
@@ -137,6 +153,23 @@ class FolderLogger(Logger):
             return None
         return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
 
+    @rank_zero_only
+    def state_dict(self) -> dict:
+        """Which log this is."""
+        return {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir), "version": self.version}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on in that folder, if it is one of this logger's, and not another version was asked for."""
+        mine = {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir)}
+        if mine.items() <= state.items() and self._given_version in (None, state["version"]):
+            self._version = state["version"]
+            if is_global_zero():
+                self._go_on(state)
+
+    @abstractmethod
+    def _go_on(self, state: dict) -> None:
+        """Open this run's files for more, without what was logged after `state_dict` gave `state`."""
+
     def _next_version(self) -> int:
         if not os.path.isdir(self.root_dir):
             return 0
@@ -145,7 +178,8 @@ class FolderLogger(Logger):
             for entry in os.scandir(self.root_dir)
             if entry.is_dir() and entry.name.startswith("version_") and entry.name.split("_")[1].isdigit()
         ]
-        return max(numbers, default=-1) + 1
+        newest = max(numbers, default=-1)
+        return newest if times_restarted() and numbers else newest + 1  # a restarted run goes on in its own folder
 
     def _with_prefix(self, metrics: Mapping[str, object]) -> Mapping[str, object]:
         if not self._prefix:

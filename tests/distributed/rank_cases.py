@@ -1,0 +1,287 @@
+"""What the ranks do in the tests of `tests/distributed`: each function is a case, for one process and for several.
+
+    torchrun --nproc-per-node 2 rank_cases.py FOLDER CASE [CASE ...]
+
+Each rank writes ``FOLDER/rank<R>.json``: case to result.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def rank_and_size():
+    """This process's number and how many there are, before a trainer has joined the group."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share(batch_size):
+    """A process's part of a batch that all processes share."""
+    return batch_size // rank_and_size()[1]
+
+
+def fit(module, count=25, batch_size=8, loader=None, val_count=0, bad=(), shuffle=True, **settings):
+    trainer = trainer_of(**settings)
+    loader = loader_of(count, share(batch_size), shuffle, bad) if loader is None else loader
+    trainer.fit(module, loader, loader_of(val_count, share(6), False) if val_count else None)
+    return report(trainer, module)
+
+
+# ---- equal to one process ------------------------------------------------------------------------------------------
+
+
+def single():
+    return fit(Module(Model(), SINGLE), val_count=13)
+
+
+def single_float32():
+    return fit(Module(Model().float(), SINGLE), precision="32-true")
+
+
+def single_accumulating():
+    return fit(Module(Model(), SINGLE), count=27, accumulate_grad_batches=3, gradient_clip_val=0.05)
+
+
+def single_unused():
+    return fit(Module(Model(), SINGLE), count=27, strategy="ddp_find_unused_parameters_true")
+
+
+def named():
+    return fit(Module(Model([["second", "first"]]), several()))
+
+
+def named_float32():
+    return fit(Module(Model([["second", "first"]]).float(), several()), precision="32-true")
+
+
+def named_accumulating():
+    """Partial lists, one optimizer that accumulates over epochs' ends and clips, one that never gets a loss."""
+    model = Model([["first", "second"], ["second"], ["first"], ["second", "first"]])
+    return fit(Module(model, several(accum_grad_steps=3, gradient_clip_val=0.05)), count=27, max_epochs=3)
+
+
+def named_other_order():
+    """The ranks' models list the optimizers in different orders."""
+    order = ["second", "first"] if rank_and_size()[0] == 0 else ["first", "second"]
+    return fit(Module(Model([order]), several()))
+
+
+# ---- batches that are skipped --------------------------------------------------------------------------------------
+
+
+def with_warnings(run):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run()
+    return {**result, "warnings": [str(w.message) for w in caught if "skipped" in str(w.message)]}
+
+
+def nan_single():
+    """Sample 12 is the second rank's alone: samples 8 to 11 are the first one's."""
+    return with_warnings(lambda: fit(Module(Model(), SINGLE), shuffle=False, bad=[12]))
+
+
+def nan_accumulating():
+    """The skipped batch is the one that closes a window."""
+    return with_warnings(lambda: fit(Module(Model(), SINGLE), shuffle=False, bad=[12], accumulate_grad_batches=2))
+
+
+def nan_named():
+    return with_warnings(lambda: fit(Module(Model([["second", "first"]]), several()), shuffle=False, bad=[12]))
+
+
+def different_optimizers():
+    """The second rank's model returns another list in its second batch."""
+    names = [["second", "first"], ["second"] if rank_and_size()[0] else ["second", "first"]]
+    try:
+        fit(Module(Model(names), several()))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+# ---- uneven data ---------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    """Batches of one sample; each rank has as many as `counts` says, with numbers of its own."""
+
+    def __init__(self, counts, sized):
+        rank, world_size = rank_and_size()
+        each = [range(sum(counts[:r]), sum(counts[: r + 1])) for r in range(len(counts))]
+        self.numbers = each[rank] if world_size > 1 else range(sum(counts))
+        if sized:
+            self.__class__ = SizedStream
+
+    def __iter__(self):
+        data = loader_of(40, 1, False).dataset
+        return (data[number] for number in self.numbers)
+
+
+class SizedStream(Stream):
+    def __len__(self):
+        return len(self.numbers)
+
+
+def uneven(counts, sized=False, **settings):
+    from rank_lab import collate
+
+    model = Model()
+    loader = DataLoader(Stream(counts, sized), batch_size=1, collate_fn=collate)
+    return fit(Module(model, SINGLE), loader=loader, max_epochs=2, **settings)
+
+
+def stream_7_and_5():
+    return uneven([7, 5])
+
+
+def stream_7_and_5_accumulating():
+    return uneven([7, 5], accumulate_grad_batches=2)
+
+
+def stream_sized():
+    return uneven([5, 7], sized=True)
+
+
+def stream_3_and_0():
+    return uneven([3, 0])
+
+
+def dealt_by_user():
+    """Map-style loaders of the user's own, 7 and 5 batches long, two optimizers."""
+    rank, world_size = rank_and_size()
+    ids = range(12) if world_size == 1 else [range(7), range(7, 12)][rank]
+    from rank_lab import collate
+
+    data = loader_of(12, 1).dataset
+    loader = DataLoader(torch.utils.data.Subset(data, list(ids)), batch_size=1, collate_fn=collate)
+    return fit(Module(Model([["second", "first"]]), several()), loader=loader, use_distributed_sampler=False)
+
+
+# ---- orders --------------------------------------------------------------------------------------------------------
+
+
+def orders():
+    """What the ranks see of loaders of all kinds, in one epoch each."""
+    from rank_lab import Samples, collate
+
+    from espnet3_lite.data.iterators import SequenceIterFactory
+
+    data = Samples(11)
+    batches = [[0, 1, 2], [3], [4, 5], [6, 7, 8, 9], [10]]
+    factory = SequenceIterFactory(data, batches, shuffle=True, seed=4, collate_fn=collate)
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * 11, 11, generator=None)
+    loaders = {
+        "sequential": DataLoader(data, batch_size=2, collate_fn=collate),
+        "shuffled": DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate),
+        "drop_last": DataLoader(data, batch_size=2, drop_last=True, collate_fn=collate),
+        "weighted": DataLoader(data, batch_size=2, sampler=weighted, collate_fn=collate),
+        "per_gpu": factory.build_loader("per_gpu"),
+        "global": factory.build_loader("global"),
+        "user_batches": DataLoader(data, batch_sampler=batches, collate_fn=collate),
+        "no_batches": DataLoader(data, batch_size=None, collate_fn=lambda sample: collate([sample])),
+        "list": [collate([data[i] for i in batch]) for batch in batches],
+        "workers": DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate, num_workers=1),
+    }
+    seen = {}
+    for name, loader in loaders.items():
+        module = Module(Model(), SINGLE)
+        torch.manual_seed(7 + rank_and_size()[0])  # what is drawn must be rank zero's
+        fit(module, loader=loader, max_epochs=1)
+        seen[name] = module.trained
+    return seen
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+
+
+def values():
+    """Values that each rank has its own of, and one that they share; buffers; a wish to stop on one rank."""
+    rank, _ = rank_and_size()
+    module = Module(Model(), SINGLE)
+    stopped = []
+
+    def stop(trainer, _, batch_idx):
+        if rank == 1 and batch_idx == 1:
+            trainer.should_stop = True
+        stopped.append(batch_idx)
+
+    trainer = trainer_of(max_epochs=5, callbacks=[Note(stop)])
+    trainer.fit(module, loader_of(24, share(4)))
+    strategy = trainer.strategy
+    third = torch.tensor(1 / 3)
+    return {
+        "own": float(strategy.agreed_metric("train/loss", torch.tensor(float(rank)))),
+        "same": torch.equal(strategy.agreed_metric("valid/loss", third), third),
+        "reduced": [float(strategy.reduce(torch.tensor(rank + 1.0), how)) for how in ("mean", "sum", "min", "max")],
+        "gathered": strategy.gather_objects(rank),
+        "any": [strategy.any(rank == 1), strategy.any(False)],
+        "batches": stopped,
+        "steps": trainer.global_step,
+    }
+
+
+class Counting:
+    """Counts torch.distributed's functions while it is open, by name and number of elements."""
+
+    def __init__(self):
+        self.calls, self._originals = [], {}
+
+    def __enter__(self):
+        for name in ("all_reduce", "broadcast", "all_gather", "all_gather_object", "barrier", "broadcast_object_list"):
+            original = self._originals[name] = getattr(dist, name)
+
+            def counted(*args, _name=name, _original=original, **kwargs):
+                size = args[0].numel() if args and isinstance(args[0], torch.Tensor) else 0
+                self.calls.append([_name, size])
+                return _original(*args, **kwargs)
+
+            setattr(dist, name, counted)
+        return self
+
+    def __exit__(self, *_):
+        for name, original in self._originals.items():
+            setattr(dist, name, original)
+
+
+def collectives():
+    """All collectives between two batches of a fit, by the profiler and by torch's Python functions."""
+    found = {}
+    for name, module, settings in (
+        ("single", Module(Model(), SINGLE), {}),
+        ("accumulating", Module(Model(), SINGLE), {"accumulate_grad_batches": 4}),
+        ("named", Module(Model([["second", "first"]]), several()), {}),
+    ):
+        counting = Counting()
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        counts = []
+
+        def window(trainer, _, batch_idx, counting=counting, profiler=profiler):
+            if batch_idx == 3:  # after the first batches, in which DDP arranges its buckets
+                counting.__enter__()
+                profiler.__enter__()
+            elif batch_idx == 7:  # four batches later
+                profiler.__exit__(None, None, None)
+                counting.__exit__()
+
+        fit(module, count=48, batch_size=4, max_epochs=1, callbacks=[Note(window)], **settings)
+        for event in profiler.key_averages():
+            if event.key.startswith("gloo:"):
+                counts.append([event.key, event.count])
+        found[name] = {"python": counting.calls, "gloo": counts}
+    return found
+
+
+def main(folder, *names):
+    results = {name: globals()[name]() for name in names}
+    Path(folder, f"rank{rank_and_size()[0]}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
