@@ -23,8 +23,7 @@ def _train_step_start(method: Callable) -> Callable:
 
 def _train_step_end(method: Callable) -> Callable:
     def listener(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        skipped = outputs is None and trainer.fit_loop.consecutive_skips > 0
-        output = {"loss": torch.tensor(math.nan)} if skipped else as_dict(outputs)
+        output = {"loss": torch.tensor(math.nan)} if outputs is None else as_dict(outputs)  # None: it was skipped
         method(trainer, batch=batch, batch_output=output)
 
     return listener

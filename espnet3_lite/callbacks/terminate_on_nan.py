@@ -29,7 +29,7 @@ class TerminateOnNaNCallback(TrainerCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Was the batch skipped? With manual optimization nobody has looked: read the loss."""
         if trainer.automatic_optimization:
-            bad = outputs is None and trainer.fit_loop.consecutive_skips > 0
+            bad = outputs is None
         else:
             bad = trainer.strategy.any(bool(_is_bad(outputs)))  # collective: all ranks end the batch
         if bad:

@@ -1,0 +1,65 @@
+"""What a trainer carries is moved; the model is not. (The meta device stands for a GPU.)"""
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from espnet3_lite import LiteModule, Trainer
+from espnet3_lite.callbacks import MoveModulesToDeviceCallback
+
+
+class Module(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Distilling(Trainer):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.teacher = nn.Linear(1, 1)
+        self.name = "no module"
+
+    @property
+    def device(self):
+        return torch.device("meta")
+
+
+def test_a_fit_and_an_evaluation_move_them():
+    settings = {
+        "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "callbacks": MoveModulesToDeviceCallback(), "accelerator": "cpu",
+    }  # fmt: skip
+    callback, module = MoveModulesToDeviceCallback(), Module()
+    trainer = Distilling(**settings)
+    trainer.lightning_module = module
+    assert trainer.teacher.weight.device.type == "cpu"
+    callback.on_training_run_start(trainer)
+    assert (trainer.teacher.weight.device.type, module.layer.weight.device.type) == ("meta", "cpu")
+    trainer.teacher = nn.Linear(1, 1)
+    callback.on_evaluation_run_start(trainer)
+    assert trainer.teacher.weight.device.type == "meta"
+
+
+def test_the_events_reach_it():
+    moved = []
+
+    class Noting(MoveModulesToDeviceCallback):
+        def _move(self, trainer):
+            moved.append(trainer.state.fn.value)
+
+    trainer = Trainer(max_epochs=1, callbacks=Noting(), logger=False, enable_checkpointing=False, accelerator="cpu",
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    loader = DataLoader(torch.ones(1, 1))
+    trainer.fit(Module(), loader, loader)
+    trainer.validate(Module(), loader, verbose=False)
+    assert moved == ["fit", "validate"]
