@@ -21,7 +21,7 @@ class CSVLogger(FolderLogger):
     """Writes ``<save_dir>/<name>/version_N/metrics.csv`` and ``hparams.yaml``, as Lightning's does.
 
     One row a call; the columns are all metrics so far and ``step``, in alphabetical order. Only rank zero
-    writes.
+    writes. A run that was killed and goes on by itself goes on in the same file: each row is there once.
 
     Args:
         save_dir: The folder of all experiments.
@@ -102,6 +102,16 @@ class CSVLogger(FolderLogger):
         self.experiment.save()
 
     @rank_zero_only
+    def state_dict(self) -> dict:
+        """Which log this is, and how many rows it has, all of them on disk."""
+        if self._experiment is not None:
+            self.save()
+        return {**super().state_dict(), "rows": self._experiment.rows_logged if self._experiment is not None else 0}
+
+    def _go_on(self, state: dict) -> None:
+        self._experiment = ExperimentWriter(self.log_dir, keep_rows=state["rows"])
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the rows that are held back; a logger that was never used makes no folder."""
         if self._experiment is not None:
@@ -113,9 +123,13 @@ class ExperimentWriter:
 
     Rows are appended; the file is written anew only when a metric comes that it has no column for, and then
     beside its name, so that a crash loses no row that was on disk.
+
+    Args:
+        log_dir: The folder, which is made.
+        keep_rows: How many rows of a `metrics.csv` that is there already to go on after. Default None: it is replaced.
     """
 
-    def __init__(self, log_dir: str):
+    def __init__(self, log_dir: str, keep_rows: int | None = None):
         self.log_dir = log_dir
         self.metrics_file_path = os.path.join(log_dir, "metrics.csv")
         self.metrics: list[dict[str, object]] = []
@@ -123,7 +137,11 @@ class ExperimentWriter:
         self.hparams: dict[str, object] = {}
         self.rows_logged = 0
         os.makedirs(log_dir, exist_ok=True)
-        if os.path.exists(self.metrics_file_path):
+        if not os.path.exists(self.metrics_file_path):
+            return
+        if keep_rows is not None:
+            self._keep(keep_rows)
+        else:
             rank_zero_warn(
                 f"{self.metrics_file_path} exists and is replaced. To keep it, give CSVLogger another `version`, or "
                 "none, for the next free number."
@@ -156,17 +174,31 @@ class ExperimentWriter:
                 csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
         self.metrics = []
 
+    def _keep(self, count: int) -> None:
+        """Drop all rows but the first `count`, and columns that these have nothing in."""
+        rows = self._rows_on_disk()[:count]
+        if len(rows) < count:
+            rank_zero_warn(f"{self.metrics_file_path} had {count} rows when the checkpoint was made, now {len(rows)}")
+        self.rows_logged = len(rows)
+        columns = sorted({name for row in rows for name, value in row.items() if value != ""})
+        self._write(columns, [{name: row[name] for name in columns} for row in rows])
+
     def _rewrite(self, columns: list[str]) -> None:
         """Write all rows, those on disk and those held back, with new columns."""
-        rows: list[dict[str, object]] = []
-        if os.path.exists(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+        self._write(columns, [*self._rows_on_disk(), *self.metrics])
+
+    def _rows_on_disk(self) -> list[dict[str, object]]:
+        if not os.path.exists(self.metrics_file_path):
+            return []
+        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, columns: list[str], rows: list[dict[str, object]]) -> None:
         with beside(Path(self.metrics_file_path)) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, columns)
                 table.writeheader()
-                table.writerows([*rows, *self.metrics])
+                table.writerows(rows)
             os.replace(temporary, self.metrics_file_path)
         self.metrics_keys = columns
 

@@ -67,6 +67,7 @@ class TensorBoardLogger(FolderLogger):
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._kwargs = kwargs
         self._experiment: SummaryWriter | None = None
+        self._last_step = -1
         self.hparams: dict[str, object] = {}
 
     @property
@@ -102,6 +103,7 @@ class TensorBoardLogger(FolderLogger):
         Raises:
             ValueError: If a value is none of these.
         """
+        self._last_step = self._last_step if step is None else step
         for name, value in self._with_prefix(metrics).items():
             if isinstance(value, dict):
                 self.experiment.add_scalars(name, value, step)
@@ -170,6 +172,18 @@ class TensorBoardLogger(FolderLogger):
         self.experiment.flush()
         if not os.path.exists(os.path.join(self.log_dir, HPARAMS_FILE)):
             write_hyperparams(self.log_dir, self.hparams)
+
+    @rank_zero_only
+    def state_dict(self) -> dict:
+        """Which log this is, and its last step, all on disk."""
+        if self._experiment is not None:
+            self._experiment.flush()
+        return {**super().state_dict(), "last_step": self._last_step}
+
+    def _go_on(self, state: dict) -> None:
+        self._last_step = state["last_step"]
+        # TensorBoard then forgets the points of later steps that the cut run wrote.
+        self._kwargs = {**self._kwargs, "purge_step": self._last_step + 1}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
