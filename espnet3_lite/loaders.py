@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.distributed.samplers import global_seed
+from espnet3_lite.distributed.samplers import EpochSampler, global_seed
 from espnet3_lite.distributed.shares import (
     DrawnOrder,
     OwnLoader,
@@ -275,7 +275,7 @@ def _dealt(loader: Any, strategy: Any) -> tuple[int, bool] | None:
 
 def without_shuffling(loader: Any) -> Any:
     """The loader in the data set's order (`overfit_batches`: the same batches each epoch)."""
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, (RandomSampler, EpochSampler)):
         return loader
     rank_zero_warn("overfit_batches: shuffling of the training loader is turned off")
     sampler = SequentialSampler(loader.dataset)

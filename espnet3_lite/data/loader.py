@@ -16,6 +16,7 @@ from espnet3_lite.data.dataset import CombinedDataset, EpochShards
 from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
 from espnet3_lite.data.samplers import build_batch_sampler
 from espnet3_lite.distributed.rank import global_rank, world_size
+from espnet3_lite.distributed.samplers import EpochSampler
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.targets import find_target, instantiate
 
@@ -135,6 +136,9 @@ class DataLoaderBuilder:
             raise MisconfigurationException("the config has both `sampler` and `batch_sampler`; keep one of them")
         arguments = {key: value for key, value in block.items() if key not in _NOT_FOR_TORCH}
         _check_keys(where, arguments, DataLoader)
+        if not samplers and arguments.pop("shuffle", False):
+            # Not torch's own shuffling: a run may then go on in mid-epoch with another number of ranks.
+            samplers["sampler"] = EpochSampler(dataset)
         return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
     def _factory_loader(self, block: dict[str, Any], distribution: str, where: str) -> DataLoader | FactoryLoader:

@@ -5,13 +5,14 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
 from espnet3_lite.config import Config
 from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.data.dataset import CombinedDataset, EpochShards, ShardedDataset
 from espnet3_lite.data.iterators import EpochBatchSampler, FactoryLoader
 from espnet3_lite.data.loader import DataLoaderBuilder
+from espnet3_lite.distributed.samplers import EpochSampler
 from espnet3_lite.exceptions import MisconfigurationException
 
 FACTORY = "espnet3_lite.data.iterators.SequenceIterFactory"
@@ -77,7 +78,11 @@ def test_plain_loader(dataset):
 def test_espnets_own_keys_do_not_reach_torch(dataset):
     block = {"batch_size": 2, "shuffle": True, "total_shards": 1, "dist_world_size": 1, "batch_distribution": "per_gpu"}
     loader = build(dataset, config(**block))
-    assert isinstance(loader.sampler, RandomSampler) and loader.batch_size == 2
+    assert isinstance(loader.sampler, EpochSampler) and loader.batch_size == 2
+    first = list(loader.sampler)
+    loader.sampler.set_epoch(1)
+    assert sorted(first) == sorted(loader.sampler) == list(range(len(dataset)))
+    assert first != list(loader.sampler)
 
 
 def test_sampler_at_the_top_of_the_config(dataset):
