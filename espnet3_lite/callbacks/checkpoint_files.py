@@ -172,10 +172,14 @@ class CheckpointFiles(Checkpoint):
         return list(files.values())
 
     def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
-        """Remove files of this callback's folder, but never what was just saved nor what this run resumed from."""
+        """Remove files of this callback's folder, but never what was just saved, nor what the user resumed from.
+
+        (What ``auto_resume`` chose is a file like any other: it may go when its turn comes.)
+        """
         if not trainer.is_global_zero:
             return
-        keep = {Path(path).absolute() for path in (saved, trainer.ckpt_path) if path is not None}
+        named_by_user = None if trainer.auto_resume else trainer.ckpt_path
+        keep = {Path(path).absolute() for path in (saved, named_by_user) if path is not None}
         for path in map(Path, paths):
             if path.absolute() not in keep and Path(self.dirpath).absolute() in path.absolute().parents:
                 trainer.strategy.when_saved(lambda path=path: checkpoint_io.remove_checkpoint(path))

@@ -163,6 +163,16 @@ class ModelCheckpoint(CheckpointRanking):
         ):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A run that died while it saved left a link or a removal undone: the run that goes on does it."""
+        goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.keep_newest > 1
+        # Collective: all ranks load the same state, and rank zero knows what is on its disk.
+        if goes_on and trainer.strategy.broadcast_object(os.path.exists(self.best_model_path)):
+            self._last_checkpoint_saved = self.best_model_path
+            if self.save_last == "link":
+                self._save_last(trainer, self._candidates(trainer))
+            self._keep_newest(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The time interval begins."""
         self._last_time_checked = time.monotonic()
@@ -315,10 +325,14 @@ class ModelCheckpoint(CheckpointRanking):
         previous, self.best_model_path = self.best_model_path, path
         self._save_file(trainer, path)
         if self.save_top_k == 1:
-            kept = [older for older in (*self._older, previous) if older not in ("", path)]
-            stay = self.keep_newest - 1
-            self._older = kept[len(kept) - stay :] if stay < len(kept) else kept
-            self._remove(trainer, [older for older in kept if older not in self._older], path)
+            self._older = [older for older in (*self._older, previous) if older not in ("", path)]
+            self._keep_newest(trainer)
+
+    def _keep_newest(self, trainer: Trainer) -> None:
+        """Remove all but the newest `keep_newest`."""
+        surplus = max(0, len(self._older) - (self.keep_newest - 1))
+        self._remove(trainer, self._older[:surplus], self.best_model_path)
+        self._older = self._older[surplus:]
 
     def _save_if_best(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         # Collective where each rank has a value of its own: all ranks decide by the same number.
@@ -385,8 +399,10 @@ class ModelCheckpoint(CheckpointRanking):
         """Go on with the files of the folder; in another folder only `best_model_path` is known."""
         super().load_state_dict(state_dict)
         if self.keep_newest > 1 and state_dict.get("dirpath") == self.dirpath:
-            found = map(str, self._existing(self.dirpath, self.filename or self._default_filename))
-            self._older = [path for path in found if path != self.best_model_path]
+            found = [str(path) for path in self._existing(self.dirpath, self.filename or self._default_filename)]
+            position = found.index(self.best_model_path) if self.best_model_path in found else len(found)
+            # Newer than what this run goes on from are only files that are damaged, or were given up: the first to go.
+            self._older = found[position + 1 :] + found[:position]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Note what Lightning's state has no place for, so that a resumed run saves when an uninterrupted one would."""

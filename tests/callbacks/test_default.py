@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from espnet3_lite import Callback, LiteModule, Trainer, get_default_callbacks
+from espnet3_lite import Callback, LiteModule, Trainer, checkpoint_io, get_default_callbacks
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
@@ -221,3 +221,37 @@ def test_after_a_signal_a_ranked_callback_saves_the_state_unranked(tmp_path, sav
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=0-step=6.ckpt", "last.ckpt"]
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 8
     assert list(best.best_k_models) == [str(tmp_path / "epoch=0-step=6.ckpt")]
+
+
+class Crash(BaseException):
+    """Nothing that anybody catches: the process is gone."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [*(("save_checkpoint", number) for number in (2, 5, 8)), *(("link_or_copy", number) for number in (1, 2, 4)),
+     *(("remove_checkpoint", number) for number in (1, 2, 4))],
+)  # fmt: skip
+def test_a_run_that_dies_while_it_saves_and_is_resumed_is_the_same_run(moment, after, number, tmp_path, monkeypatch):
+    """Four epochs: eight files, four links, four removals. It dies before or after one of them."""
+    whole, _ = run(tmp_path / "whole")
+    calls, real = [0], getattr(checkpoint_io, moment)
+
+    def dying(*arguments):
+        calls[0] += 1
+        if calls[0] == number and not after:
+            raise Crash
+        real(*arguments)
+        if calls[0] == number:
+            raise Crash
+
+    monkeypatch.setattr(checkpoint_io, moment, dying)
+    with pytest.raises(Crash):
+        run(tmp_path / "cut")
+    monkeypatch.setattr(checkpoint_io, moment, real)
+    resumed, _ = run(tmp_path / "cut", auto_resume=True)
+    assert outcome(resumed, tmp_path / "cut") == outcome(whole, tmp_path / "whole")
+    files = [{path.name for path in (tmp_path / part).glob("*.*") if path.is_file()} for part in ("whole", "cut")]
+    assert files[0] == files[1]
+    assert (tmp_path / "cut" / "last.ckpt").samefile(tmp_path / "cut" / f"step{whole.global_step}.ckpt")
