@@ -243,6 +243,10 @@ class RunInformation:
 
         Returns:
             ``(all ranks' batches, ...)``, of a ``()`` tensor ``(ranks,)``; with one process `tensor` as it is.
+
+        Raises:
+            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may differ
+                by a batch. What every rank reaches is the evaluation's end.
         """
         if self.world_size == 1:
             return tensor
@@ -250,6 +254,12 @@ class RunInformation:
 
     def _gather_one(self, tensor: torch.Tensor) -> torch.Tensor:
         parts = self.strategy.gather_objects(tensor.detach().cpu())  # collective: the ranks' batches may differ in size
+        if not all(isinstance(part, torch.Tensor) for part in parts):
+            raise RuntimeError(
+                "trainer.gather was called on some ranks only. (Each sample is evaluated once, so one rank may have a "
+                "batch less than another.) Collect on each rank, and gather when the evaluation is over: in "
+                "on_eval_epoch_end"
+            )
         return torch.cat([torch.atleast_1d(part) for part in parts]).to(tensor.device)
 
     @property

@@ -159,6 +159,9 @@ def test_gather_joins_the_ranks_batches(monkeypatch):
     assert trainer.gather({"a": mine})["a"].tolist() == [[1.0] * 3, [1.0] * 3, [0.0] * 3]
     monkeypatch.setattr(trainer.strategy, "gather_objects", lambda value: [value, value + 1])
     assert trainer.gather(torch.tensor(1)).tolist() == [1, 2]
+    monkeypatch.setattr(trainer.strategy, "gather_objects", lambda value: [value, {"another": "exchange"}])
+    with pytest.raises(RuntimeError, match="called on some ranks only"):
+        trainer.gather(mine)
 
 
 def test_a_trainer_that_overrides_the_batch_s_loss():
