@@ -31,9 +31,10 @@ from espnet3_lite.settings import check_settings, parse_duration, refuse_unknown
 from espnet3_lite.signals import SignalFlag
 from espnet3_lite.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer_state import TrainerProperties
+from espnet3_lite.trial import TrialRuns
 
 
-class Trainer(TrainerProperties):
+class Trainer(TrialRuns, TrainerProperties):
     """Trains a `LiteModule`.
 
     Args:

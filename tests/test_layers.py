@@ -26,6 +26,7 @@ COLUMN = (
     ("experiment", "log_lines"),
     ("espnet",),
     ("trainer",),
+    ("trial",),
     ("assembly", "trainer_state"),
     ("loop", "evaluation", "resume", "run_history"),
     ("loaders", "scheduling", "lightning_format"),

@@ -16,7 +16,6 @@ from torch import nn
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_only
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.module import LiteModule
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _METHODS = {
     "random_structured": torch_prune.RandomStructured,
     "random_unstructured": torch_prune.RandomUnstructured,
 }
-_CONTAINERS = (LiteModule, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 #: The checkpoint's entry for a run that resumes.
 _STATE = "pruning"
 
@@ -167,7 +166,7 @@ class ModelPruning(Callback):
         Raises:
             MisconfigurationException: they are not pairs, or not in the module.
         """
-        modules = [module for module in pl_module.modules() if not isinstance(module, _CONTAINERS)]
+        modules = [part for part in pl_module.modules() if part is not pl_module and not isinstance(part, _CONTAINERS)]
         if not parameters_to_prune:
             names = parameter_names or ModelPruning.PARAMETER_NAMES
             return [(module, name) for name in names for module in modules if _is_parameter(module, name)]

@@ -79,7 +79,7 @@ def test_the_int8_module_is_near_the_float_one(observer_type, modules_to_fuse):
         exact = keep.module(x)
     # Single outliers are cut off where the observed range ends; on the average int8 is near.
     error = (module(x) - exact).abs().mean() / (exact.max() - exact.min())
-    assert error.item() < 0.02
+    assert error.item() < 0.03
     assert (module(x).argmax(1) == exact.argmax(1)).float().mean().item() > 0.95
     assert (module(x).argmax(1) == y).float().mean().item() > 0.9
     assert (type(module.norm) is torch.nn.Identity) == (modules_to_fuse is not None)
