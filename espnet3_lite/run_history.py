@@ -245,8 +245,8 @@ class RunInformation:
             ``(all ranks' batches, ...)``, of a ``()`` tensor ``(ranks,)``; with one process `tensor` as it is.
 
         Raises:
-            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may differ
-                by a batch. What every rank reaches is the evaluation's end.
+            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may
+                differ by a batch. What every rank reaches is the evaluation's end.
         """
         if self.world_size == 1:
             return tensor

@@ -108,34 +108,33 @@ class MetricsLogger(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the batch's values; write the line where its window is full."""
+        add = self._window.add
         for name, value in self._logged_anew(trainer).items():
-            self._take(name.removeprefix("train/"), value)
+            add(name.removeprefix("train/"), value)
         for index, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
-                self._take(f"optim{index}_lr{position}", group["lr"])
+                add(f"optim{index}_lr{position}", group["lr"])
         self._batch_ended = time.perf_counter()
-        self._take("train_time", self._batch_ended - self._batch_started)
+        add("train_time", self._batch_ended - self._batch_started)
         every = self.log_every_n_steps
         if every and (batch_idx + 1) % every == 0:
             place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
             self._write(trainer, place, self._window.means())
-            self._start_window()
+            self._close_window()
 
-    def _take(self, name: str, value: Any) -> None:
-        self._window.add(name, value)
-        self._epoch.add(name, value)
+    def _close_window(self) -> None:
+        """What is in the window is the epoch's; of the times only the whole batch's."""
+        self._epoch.merge(self._window, without=("iter_time", "forward_time", "backward_time"))
+        self._window, self._first_batch = RunningMeans(), None
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """The epoch's summary; values that are logged on epochs alone are in it as they are."""
+        self._close_window()
         means = self._epoch.means()
         for name, value in self._logged_anew(trainer).items():
             means.setdefault(name.removeprefix("train/"), float(value))
         self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means)
-        self._start_window()
         self._epoch = RunningMeans()
-
-    def _start_window(self) -> None:
-        self._window, self._first_batch = RunningMeans(), None
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
@@ -207,6 +206,13 @@ class RunningMeans:
             numbers = torch.stack([self._sums[name] for name in names]).tolist()  # the one sync point
             self._sums.update(zip(names, numbers, strict=True))
         return self._sums
+
+    def merge(self, other: RunningMeans, without: tuple[str, ...] = ()) -> None:
+        """Take all values of another, but for some names."""
+        for name, total in other._read().items():
+            if name not in without:
+                self._sums[name] = self._sums.get(name, 0.0) + total
+                self._counts[name] = self._counts.get(name, 0) + other._counts[name]
 
     def means(self) -> dict[str, float]:
         """The mean of each name's values."""
