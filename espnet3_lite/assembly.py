@@ -385,7 +385,9 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
     scaled = trainer.precision.scaler is not None
     trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
     needs_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in slots.values())
-    trainer.closure_wanted = not named and (needs_closure or trainer.is_overridden("optimizer_step", model))
+    parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step")
+    trainer.overridden_methods = {name for name in parts_of_a_step if trainer.is_overridden(name, model)}
+    trainer.closure_wanted = not named and (needs_closure or "optimizer_step" in trainer.overridden_methods)
 
 
 class _NoOptimizer(torch.optim.Optimizer):
@@ -393,6 +395,7 @@ class _NoOptimizer(torch.optim.Optimizer):
 
     def __init__(self) -> None:
         super().__init__([torch.nn.Parameter(torch.zeros(0))], {})
+        self.param_groups.clear()
 
     def step(self, closure: Any = None) -> Any:
         return closure() if closure is not None else None

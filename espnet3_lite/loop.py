@@ -19,11 +19,13 @@ Which optimizer is in `optimization.py`, which process in `distributed/`, evalua
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from espnet3_lite import scheduling
+from espnet3_lite.closure import step_with_closure
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.exceptions import StopTrainingError
@@ -85,13 +87,18 @@ class FitLoop:
         trainer = self.trainer
         if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
             rank_zero_info("`Trainer.fit` stopped: No training batches.")
-        elif trainer.max_steps != -1 and self.global_step >= trainer.max_steps:
+        elif self.global_step >= self.max_steps:
             rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
         elif trainer.max_epochs != -1 and self.epoch >= trainer.max_epochs:
             rank_zero_info("`Trainer.fit` stopped: `max_epochs=%d` reached.", trainer.max_epochs)
         elif not (trainer.stop_is_agreed and self.can_stop()):
             return False
         return True
+
+    @property
+    def max_steps(self) -> int | float:
+        """The trainer's limit; a batch that steps several times by hand may jump over it."""
+        return self.trainer.max_steps if self.trainer.max_steps != -1 else math.inf
 
     def can_stop(self) -> bool:
         """False while `min_epochs` or `min_steps` is not reached."""
@@ -100,28 +107,140 @@ class FitLoop:
         return epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
 
     def train_epoch(self) -> None:
-        """One epoch, or what is left of it after a resume."""
-        trainer, call, data = self.trainer, self.trainer.call, self.trainer.train_data
+        """One epoch, or what is left of it after a resume: each batch from the loader to its validation.
+
+        The body is one piece, and what an epoch does not change is looked up before it: so the trainer's own work in a
+        step is a few microseconds (`benchmarks/step.py`).
+        """
+        trainer, call, module = self.trainer, self.trainer.call, self.trainer.lightning_module
+        batches = self.begin_epoch()
+        metrics, strategy, slots = trainer.metrics, trainer.strategy, trainer.slots
+        several, plain = strategy.world_size > 1, trainer.precision.plain
+        optimizes = trainer.automatic_optimization and not self.forward_only
+        overridden, max_steps = trainer.overridden_methods, self.max_steps
+
+        for batch, self.is_last_batch in batches:
+            batch_idx, hooks, scaler = self.batches_done, trainer.hooks, trainer.precision.scaler
+            if trainer.transfers_batches:
+                batch = trainer.transfer_batch(batch, 0)
+            metrics.start_batch(batch)
+            if hooks["on_train_batch_start"] and trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):
+                self.is_last_batch = True  # the module's hook returned -1
+                self.close_batch()
+                break
+
+            accumulate = trainer.accumulate_grad_batches
+            closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0  # the plain optimizer's window
+            if several:
+                strategy.before_forward(closes)
+            metrics.hook = "training_step"
+            if plain:
+                output = trainer.training_step(batch, batch_idx)
+            else:
+                with trainer.precision.forward_context():
+                    output = trainer.training_step(batch, batch_idx)
+            losses = steps = route(output, slots, accumulate) if optimizes else ()
+
+            # All that the ranks must agree on, before backward: one all-reduce, or none for one process.
+            verdict = strategy.vote(trainer, steps, self.is_last_batch)
+            closing: list[OptimizerSlot] = []
+            if verdict is not GO_ON:
+                self.heed(verdict, batch_idx)
+                closes = closes or self.is_last_batch
+                losses = () if verdict.skip else verdict.weigh(steps)
+                if verdict.skip and closes:  # nothing is added to a window; what is pending in it is stepped now
+                    closing = [slot for slot in slots.values() if slot.name is None and slot.pending]
+
+            # All backward passes, in the list's order. With several optimizers each is restricted to its own
+            # parameters: no other gradient is even computed. A graph that others may share is kept until the last one.
+            for position, (loss, slot) in enumerate(losses, start=1):
+                if not slot.open or (slot.name is None and batch_idx % accumulate == 0):
+                    if hooks["on_before_zero_grad"]:
+                        call("on_before_zero_grad", slot.optimizer)
+                    if "optimizer_zero_grad" in overridden:
+                        module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
+                    else:
+                        slot.optimizer.zero_grad()
+                    slot.open, slot.pending = True, 0
+                if loss is not None:
+                    self.backward(loss, slot, retain_graph=position < len(losses))
+                    slot.pending += 1
+                    slot.synchronized = not several or strategy.synchronizes(slot)
+                if closes if slot.name is None else slot.pending >= slot.window:
+                    closing.append(slot)
+
+            # Then all steps, in the list's order.
+            if several:
+                strategy.share_gradients(closing)
+            if scaler is not None and not any(slot.pending for slot in closing):
+                scaler = None  # no backward pass: nothing to unscale
+            stepped: list[OptimizerSlot] = []
+            for slot in closing:
+                if trainer.closure_wanted and losses:
+                    finite = step_with_closure(self, slot, losses[0][0], verdict, batch, batch_idx)
+                else:
+                    finite = self.prepare_step(slot, batch_idx)
+                    if scaler is not None and slot.pending:
+                        scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
+                    elif finite:
+                        slot.optimizer.step()
+                slot.open, slot.pending = False, 0
+                if finite:
+                    slot.update_step += 1
+                    stepped.append(slot)
+            if scaler is not None:
+                trainer.precision.update_scaler(slots.values())
+            if stepped:
+                self.global_step += 1
+                self.gradient_failed = False
+                if trainer.lr_scheduler_configs:
+                    scheduling.step_after_update(trainer, stepped, batch_idx)
+            if self.consecutive_skips and not verdict.skip and not self.gradient_failed:
+                self.consecutive_skips = 0
+
+            self.close_batch()
+            if hooks["on_train_batch_end"]:
+                outputs = None if verdict.skip else outputs_of(output, steps)
+                call("on_train_batch_end", outputs, batch, batch_idx)
+            if several and trainer.train_data.replaying:
+                metrics.discard_batch()  # what was logged for another rank's data, or a second time
+            logs = stepped or not trainer.automatic_optimization
+            if logs and trainer.loggers and trainer.should_log_step:
+                trainer.log_metrics(metrics.step_values())
+            if trainer.validates:
+                self.validate_if_due(batch_idx)
+            else:
+                self.validated = True
+            if logs:
+                self.batches_stepped += 1
+            if self.is_last_batch or self.global_step >= max_steps or self.stops_within_epoch():
+                break
+        if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
+            self.end_epoch()
+
+    def begin_epoch(self) -> Iterable[tuple[Any, bool]]:
+        """The epoch's batches, each with whether it is the last; none where a resumed run finds the epoch over."""
+        trainer, data = self.trainer, self.trainer.train_data
         data.reload_if_due()
         resumed, self.resumed_within_epoch = self.resumed_within_epoch, False
         if not resumed:
             trainer.restore_random_state()  # of a run that resumes between two epochs
             self.batches_done, self.validated, self.epoch_ended = 0, False, False
-            call("on_train_epoch_start")
-        max_steps, batches = trainer.max_steps, data.start_epoch(self.epoch, skip=self.batches_done)
+            trainer.call("on_train_epoch_start")
+        batches = data.start_epoch(self.epoch, skip=self.batches_done)
         self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
-        trainer.restore_random_state()  # of a run that resumes here: the loader drew its own before, as in the first run
+        trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
         if resumed and self.batches_done and not self.validated:
             self.validate_if_due(self.batches_done - 1)
-        over = resumed and self.is_last_batch
-        while not over and self.global_step != max_steps and not (trainer.stop_is_agreed and self.can_stop()):
-            try:
-                batch, self.is_last_batch = next(batches)
-            except StopIteration:
-                break
-            over = self.train_batch(batch, self.batches_done) or trainer.stops_now
-        if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
-            self.end_epoch()
+        over = (resumed and self.is_last_batch) or self.global_step >= self.max_steps or self.stops_within_epoch()
+        return () if over else batches
+
+    def stops_within_epoch(self) -> bool:
+        """After a batch: no further one, since a signal came or somebody wanted to stop?"""
+        trainer = self.trainer
+        if not (trainer.should_stop or trainer.stopped_by_signal or trainer.stop_error):
+            return False  # nearly always
+        return trainer.stops_now or (trainer.stop_is_agreed and self.can_stop())
 
     def end_epoch(self) -> None:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
@@ -144,99 +263,7 @@ class FitLoop:
         self.epoch += 1
         self.batches_done, self.epoch_ended = 0, False
 
-    # ---- one batch -------------------------------------------------------------------------------------------------
-
-    def train_batch(self, batch: Any, batch_idx: int) -> bool:
-        """One batch, from the loader to its validation. Returns True when the epoch is over."""
-        trainer, call, hooks = self.trainer, self.trainer.call, self.trainer.hooks
-        if trainer.transfers_batches:
-            batch = trainer.transfer_batch(batch, 0)
-        trainer.metrics.start_batch(batch)
-        if hooks["on_train_batch_start"] and trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):
-            self.is_last_batch = True  # the module's hook returned -1
-            self.close_batch()
-            return True
-
-        slots, scaler, strategy = trainer.slots, trainer.precision.scaler, trainer.strategy
-        accumulate = trainer.accumulate_grad_batches
-        closes = (batch_idx + 1) % accumulate == 0 or self.is_last_batch  # the plain optimizer's window
-        if strategy.world_size > 1:
-            strategy.before_forward(closes)
-        trainer.metrics.hook = "training_step"
-        if trainer.precision.plain:
-            output = trainer.training_step(batch, batch_idx)
-        else:
-            with trainer.precision.forward_context():
-                output = trainer.training_step(batch, batch_idx)
-        optimizes = trainer.automatic_optimization and not self.forward_only
-        steps = route(output, slots, accumulate) if optimizes else ()
-
-        # All that the ranks must agree on, before backward: one all-reduce, or none for one process.
-        verdict = strategy.vote(trainer, steps, self.is_last_batch)
-        losses = steps
-        if verdict is not GO_ON:
-            self.heed(verdict, batch_idx)
-            closes = closes or self.is_last_batch
-            losses = verdict.weigh(steps)
-        if verdict.skip:  # nothing is added to a window; one that closes now is stepped with what is pending
-            closing = [slot for slot in slots.values() if slot.name is None and closes and slot.pending]
-        else:
-            # With several optimizers a backward pass is restricted to its own parameters: no other gradient is even
-            # computed. A graph that a later pass may share is kept until the last one.
-            for position, (loss, slot) in enumerate(losses, start=1):
-                if not slot.open or (slot.name is None and batch_idx % accumulate == 0):
-                    if hooks["on_before_zero_grad"]:
-                        call("on_before_zero_grad", slot.optimizer)
-                    trainer.lightning_module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
-                    slot.open, slot.pending = True, 0
-                if loss is not None:
-                    self.backward(loss, slot, retain_graph=position < len(losses))
-                    slot.pending += 1
-                    slot.synchronized = strategy.world_size == 1 or strategy.synchronizes(slot)
-            closing = [slot for _, slot in losses if (closes if slot.name is None else slot.pending >= slot.window)]
-
-        if strategy.world_size > 1:
-            strategy.share_gradients(closing)
-        if scaler is not None and not any(slot.pending for slot in closing):
-            scaler = None  # no backward pass: nothing to unscale
-        stepped: list[OptimizerSlot] = []
-        for slot in closing:
-            if trainer.closure_wanted and not verdict.skip:
-                self.step_with_closure(slot, losses[0][0], verdict, batch, batch_idx)
-                stepped.append(slot)
-                continue
-            finite = self.prepare_step(slot, batch_idx)
-            if scaler is not None and slot.pending:
-                scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
-            elif finite:
-                slot.optimizer.step()
-            slot.open, slot.pending = False, 0
-            if finite:
-                slot.update_step += 1
-                stepped.append(slot)
-        if scaler is not None:
-            trainer.precision.update_scaler(slots.values())
-        if stepped:
-            self.global_step += 1
-            self.gradient_failed = False
-            if trainer.lr_scheduler_configs:
-                scheduling.step_after_update(trainer, stepped, batch_idx)
-        if self.consecutive_skips and not verdict.skip and not self.gradient_failed:
-            self.consecutive_skips = 0
-
-        self.close_batch()
-        if hooks["on_train_batch_end"]:
-            outputs = None if verdict.skip else outputs_of(output, steps)
-            call("on_train_batch_end", outputs, batch, batch_idx)
-        if strategy.world_size > 1 and trainer.train_data.replaying:
-            trainer.metrics.discard_batch()  # what was logged for another rank's data, or a second time
-        logs = bool(stepped) or not trainer.automatic_optimization
-        if logs and trainer.loggers and trainer.should_log_step:
-            trainer.log_metrics(trainer.metrics.step_values())
-        self.validate_if_due(batch_idx)
-        if logs:
-            self.batches_stepped += 1
-        return self.is_last_batch
+    # ---- parts of a batch ------------------------------------------------------------------------------------------
 
     def heed(self, verdict: Verdict, batch_idx: int) -> None:
         """Follow a vote that says more than "go on"."""
@@ -269,9 +296,11 @@ class FitLoop:
             loss = trainer.precision.scaler.scale(loss)
         if trainer.hooks["on_before_backward"]:
             call("on_before_backward", loss)
-        if slot.name is None:
+        if slot.name is None and "backward" in trainer.overridden_methods:
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
+        elif slot.name is None:
+            loss.backward()
         else:
             loss.backward(inputs=slot.parameters, retain_graph=retain_graph)
         if trainer.hooks["on_after_backward"]:
@@ -295,30 +324,6 @@ class FitLoop:
             self.gradient_failed = True  # until a step succeeds
             self.skip(batch_idx, f"the gradient norm{name} is {norm}")
         return False
-
-    def step_with_closure(self, slot: OptimizerSlot, loss: Any, verdict: Verdict, batch: Any, batch_idx: int) -> None:
-        """An optimizer that evaluates the loss several times (LBFGS), or a module's own `optimizer_step`."""
-        trainer, module = self.trainer, self.trainer.lightning_module
-        calls = 0
-
-        def closure() -> torch.Tensor | None:
-            nonlocal calls, loss
-            calls += 1
-            if calls > 1:
-                trainer.metrics.hook = "training_step"
-                with trainer.precision.forward_context(), torch.enable_grad():
-                    steps = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
-                    (loss, _), *_ = verdict.weigh(steps)
-                trainer.call("on_before_zero_grad", slot.optimizer)
-                module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
-                self.backward(loss, slot, retain_graph=False)
-            self.prepare_step(slot, batch_idx)
-            return loss
-
-        trainer.metrics.hook = "optimizer_step"
-        module.optimizer_step(self.epoch, batch_idx, slot.optimizer, closure)
-        slot.update_step += 1
-        slot.open, slot.pending = False, 0
 
     def close_batch(self) -> None:
         """Count the batch; epoch schedulers without a metric step with the epoch's last one."""

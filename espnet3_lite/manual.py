@@ -5,6 +5,7 @@ What Lightning documents: ``self.optimizers()``, ``self.manual_backward(loss)``,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,16 +42,16 @@ class ManualOptimizer:
             What the closure returned.
         """
         trainer = self._trainer
-        result = closure() if closure is not None else None
         slot = trainer.slot_of(self.optimizer)
-        trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks run the same training_step
-        trainer.call("on_before_optimizer_step", self.optimizer)
-        trainer.metrics.hook = "training_step"
+
+        def prepare() -> None:
+            trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks run the same training_step
+            trainer.call("on_before_optimizer_step", self.optimizer)
+            trainer.metrics.hook = "training_step"
+
+        result = _step(self.optimizer, trainer.precision.scaler, closure, prepare, kwargs)
         if trainer.precision.scaler is not None:
-            trainer.precision.scaler.step(self.optimizer, **kwargs)
             trainer.precision.scaler.update()
-        else:
-            self.optimizer.step(**kwargs)
         slot.update_step += 1
         trainer.fit_loop.global_step += 1
         return result
@@ -58,6 +59,39 @@ class ManualOptimizer:
     def toggle_model(self, sync_grad: bool = True) -> Toggled:
         """A context in which only this optimizer's parameters require gradients."""
         return Toggled(self._trainer.lightning_module, self.optimizer)
+
+
+class PreparingOptimizer(ManualOptimizer):
+    """What an overridden `optimizer_step` gets: its `step` calls `on_before_optimizer_step` and clips, then steps.
+
+    Args:
+        optimizer: The one that it stands for.
+        trainer: For its gradient scaler.
+        prepare: Called between the closure and the step, each time.
+    """
+
+    def __init__(self, optimizer: Optimizer, trainer: Any, prepare: Callable[[], None]):
+        super().__init__(optimizer, trainer)
+        self.__dict__["_prepare"] = prepare
+
+    def step(self, closure: Any = None, **kwargs: Any) -> Any:
+        """As the optimizer's own; the loop counts."""
+        return _step(self.optimizer, self._trainer.precision.scaler, closure, self._prepare, kwargs)
+
+
+def _step(optimizer: Optimizer, scaler: Any, closure: Any, prepare: Callable[[], None], arguments: dict) -> Any:
+    """Closure, `prepare`, step. The optimizer calls the first two itself, as often as it likes, but for a scaler."""
+
+    def prepared() -> Any:
+        result = closure() if closure is not None else None
+        prepare()
+        return result
+
+    if scaler is None:
+        return optimizer.step(closure=prepared, **arguments)
+    result = prepared()
+    scaler.step(optimizer, **arguments)
+    return result
 
 
 class Toggled:

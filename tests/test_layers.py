@@ -29,7 +29,7 @@ COLUMN = (
     ("trial",),
     ("assembly", "trainer_state"),
     ("loop", "evaluation", "resume", "run_history"),
-    ("loaders", "scheduling", "lightning_format"),
+    ("loaders", "scheduling", "lightning_format", "closure"),
     ("callbacks", "loggers", "module"),
     (
         "manual",
@@ -62,7 +62,7 @@ BESIDE = (
     ("schedulers",),
 )
 #: What everybody may use.
-GROUND = ("atomic_files", "distributed.rank", "exceptions", "version")
+GROUND = ("atomic_files", "distributed.rank", "distributed.samplers", "exceptions", "version")
 #: The first lines of the column, which put both together.
 MEETING_POINT = ("__main__", "cli", "experiment", "espnet")
 
@@ -237,6 +237,6 @@ def test_few_frames_lie_between_fit_and_the_optimizers_step():
     trainer.fit(Module(), [torch.ones(1, 2)] * 2)
     (stack,) = set(map(tuple, stacks))
     assert stack == (
-        ("loop.py", "train_batch"), ("loop.py", "train_epoch"), ("loop.py", "run"), ("trainer.py", "_run"),
+        ("loop.py", "train_epoch"), ("loop.py", "run"), ("trainer.py", "_run"),
     )  # fmt: skip
     assert len(stack) <= 4 and len({file for file, _ in stack}) <= 2

@@ -1,0 +1,47 @@
+"""Steps by closure: optimizers that evaluate the loss several times (LBFGS), and a module's own `optimizer_step`.
+
+The loop has run forward and backward already; the closure's first call gives that loss, further calls run both again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from espnet3_lite.distributed.vote import Verdict
+from espnet3_lite.manual import PreparingOptimizer
+from espnet3_lite.optimization import OptimizerSlot, route
+
+
+def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdict, batch: Any, batch_idx: int) -> bool:
+    """An optimizer that evaluates the loss several times (LBFGS), or a module's own `optimizer_step`.
+
+    Forward and backward ran already, for the vote: the closure's first call gives their loss.
+
+    Returns:
+        False where a gradient was not finite.
+    """
+    trainer, module = loop.trainer, loop.trainer.lightning_module
+    calls, finite = 0, True
+
+    def closure() -> torch.Tensor | None:
+        nonlocal calls, loss
+        calls += 1
+        if calls > 1:
+            trainer.metrics.hook = "training_step"
+            with trainer.precision.forward_context(), torch.enable_grad():
+                steps = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
+                (loss, _), *_ = verdict.weigh(steps)
+            trainer.call("on_before_zero_grad", slot.optimizer)
+            module.optimizer_zero_grad(loop.epoch, batch_idx, slot.optimizer)
+            loop.backward(loss, slot, retain_graph=False)
+        return loss
+
+    def prepare() -> None:
+        nonlocal finite
+        finite = loop.prepare_step(slot, batch_idx) and finite
+
+    trainer.metrics.hook = "optimizer_step"
+    module.optimizer_step(loop.epoch, batch_idx, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
+    return finite
