@@ -259,7 +259,9 @@ class TrainerProperties(RunInformation):
             self.train_data.setup()
         if self.num_training_batches == math.inf:
             return self.max_steps
-        total = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
+        schedule = next(iter(self._of_type("GradientAccumulationScheduler")), None)
+        window = schedule.get_accumulate_grad_batches if schedule else lambda epoch: self.accumulate_grad_batches
+        total = sum(math.ceil(self.num_training_batches / window(epoch)) for epoch in range(max(self.max_epochs, 1)))
         return min(total, self.max_steps) if self.max_steps != -1 else total
 
     # ---- values ----------------------------------------------------------------------------------------------------

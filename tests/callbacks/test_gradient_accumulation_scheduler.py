@@ -38,13 +38,15 @@ def fit(*callbacks, module=None, ckpt_path=None, **settings):
 
 def test_windows_by_epoch(tmp_path):
     """Six batches; from epoch 1 windows of four, from epoch 3 of two: 6 + 2 + 2 + 3 steps."""
-    steps, values = [], []
+    steps, values, estimated = [], [], []
     note = LambdaCallback(
+        on_fit_start=lambda trainer, module: estimated.append(trainer.estimated_stepping_batches),
         on_train_epoch_end=lambda trainer, module: steps.append(trainer.global_step),
         on_train_end=lambda trainer, module: values.append(module.weight.item()),
     )
     fit(GradientAccumulationScheduler({1: 4, 3: 2}), note, ModelCheckpoint(tmp_path))
     assert steps == [6, 8, 10, 13]
+    assert estimated == [13]
     assert values == [-15 - 15 / 4 - 15 / 4 - 15 / 2]  # each loss is divided by its epoch's window
 
 
