@@ -77,11 +77,26 @@ class _Segments(Kind):
         )
 
 
-KINDS: dict[str, Kind] = {"audio": _Audio(), "text": _Text(), "segments": _Segments(), "number": _Number()}
+class _Array(Kind):
+    """Any array or tensor: images, features, labels. Ours; ESPnet3 has none."""
+
+    def accepts(self, value, field):
+        return isinstance(value, (np.ndarray, Tensor))
+
+
+KINDS: dict[str, Kind] = {
+    "audio": _Audio(),
+    "text": _Text(),
+    "segments": _Segments(),
+    "number": _Number(),
+    "array": _Array(),
+}
+#: Names that ESPnet3 leaves free: a recipe that was written for it may give them a meaning of its own.
+_OURS = {"array"}
 
 
 def register_kind(name: str, kind: Kind, *, replace: bool = False) -> None:
-    """Let a `Field` name a kind of the user's own.
+    """Let a `Field` name a kind of the user's own. ``array``, which is ours, may be redefined without asking.
 
     Raises:
         TypeError: `kind` is no instance of `Kind`.
@@ -89,7 +104,7 @@ def register_kind(name: str, kind: Kind, *, replace: bool = False) -> None:
     """
     if not isinstance(kind, Kind):
         raise TypeError(f"kind {name!r} must be an instance of Kind, got {kind!r}")
-    if name in KINDS and not replace:
+    if name in KINDS.keys() - _OURS and not replace:
         raise ValueError(f"kind {name!r} is registered already; pass replace=True to redefine it")
     KINDS[name] = kind
 
@@ -100,7 +115,7 @@ class Field:
 
     Args:
         name: the key in the item; a Python identifier.
-        kind: ``audio``, ``text``, ``segments``, ``number``, or a registered one.
+        kind: ``audio``, ``text``, ``segments``, ``number``, ``array``, or a registered one.
         label: shown to people. Default: the name, spelt as words.
         optional: whether an item may lack it. Default False.
         channels: number of audio channels; kept, not checked.

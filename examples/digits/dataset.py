@@ -5,19 +5,9 @@
 
 import numpy as np
 
-from espnet3_lite.data.contract import BaseDataset, Field, Kind, register_kind
+from espnet3_lite.compat import BaseDataset, Field
 
 SIZES = {"train": 1197, "valid": 300, "test": 300}
-
-
-class Array(Kind):
-    """A kind of `Field` of our own: ESPnet3 knows audio, text, segments and numbers, but no images."""
-
-    def accepts(self, value, field) -> bool:
-        return isinstance(value, np.ndarray)
-
-
-register_kind("array", Array(), replace=True)
 
 
 class Dataset(BaseDataset):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet3_lite.data.contract import BaseDataset, Field
+from espnet3_lite.compat import BaseDataset, Field
 from espnet3_lite.exceptions import MisconfigurationException
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
