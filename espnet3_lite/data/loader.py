@@ -15,6 +15,7 @@ from espnet3_lite.data.collate import takes_ids
 from espnet3_lite.data.dataset import CombinedDataset, EpochShards
 from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
 from espnet3_lite.data.samplers import build_batch_sampler
+from espnet3_lite.data.worker_seeds import SeededInWorkers
 from espnet3_lite.distributed.rank import global_rank, world_size
 from espnet3_lite.distributed.samplers import EpochSampler
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -71,7 +72,7 @@ class DataLoaderBuilder:
             whose `batch_sampler` is an `EpochBatchSampler`: before each epoch, call its ``set_epoch``; its
             `batch_distribution` says how ranks share a batch. With any other factory, a `FactoryLoader`, on
             each rank with that rank's batches. Where the data set is sharded, ``loader.dataset.set_epoch``
-            must be called too.
+            must be called too. A `DataLoader` with workers has its data set in a `SeededInWorkers`.
 
         Raises:
             MisconfigurationException: the block is missing, contradicts itself, or has an unknown key.
@@ -139,6 +140,8 @@ class DataLoaderBuilder:
         if not samplers and arguments.pop("shuffle", False):
             # Not torch's own shuffling: a run may then go on in mid-epoch with another number of ranks.
             samplers["sampler"] = EpochSampler(dataset)
+        if arguments.get("num_workers"):
+            dataset = SeededInWorkers(dataset)
         return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
     def _factory_loader(self, block: dict[str, Any], distribution: str, where: str) -> DataLoader | FactoryLoader:
@@ -164,6 +167,8 @@ class DataLoaderBuilder:
             batches = list(batches)[global_rank() :: world_size()]
         arguments = {**factory, "collate_fn": collate_fn}
         del arguments["batches"]
+        if ours and arguments.get("num_workers"):
+            dataset = SeededInWorkers(dataset)
         built = instantiate(arguments, dataset, batches=batches)
         loader = built.build_loader(distribution) if ours else FactoryLoader(built)
         (loader.batch_sampler if ours else loader).set_epoch(self.epoch)
