@@ -181,17 +181,14 @@ class BaseFinetuning(Callback):
             if index in self._internal_optimizer_metadata:
                 groups = self._internal_optimizer_metadata[index]
                 optimizer.param_groups = _exchange_parameters(groups, parameters)
-        trainable = _trainable(pl_module)
         if self._frozen is not None:
             for name, parameter in parameters.items():
                 parameter.requires_grad = name not in self._frozen["parameters"]
             for name, module in _batch_norms(pl_module):
                 module.track_running_stats = name not in self._frozen["statistics"]
-        _wrap_anew_if_changed(trainer, pl_module, trainable)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Call `finetune_function` for each optimizer, and note what it did, for a run that resumes."""
-        trainable = _trainable(pl_module)
         for index, optimizer in enumerate(trainer.optimizers):
             before = len(optimizer.param_groups)
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
@@ -200,7 +197,6 @@ class BaseFinetuning(Callback):
             "parameters": [name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad],
             "statistics": [name for name, module in _batch_norms(pl_module) if not module.track_running_stats],
         }
-        _wrap_anew_if_changed(trainer, pl_module, trainable)
 
     def _note_groups(self, pl_module: Any, index: int, before: int, groups: list[dict[str, Any]]) -> None:
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
@@ -230,16 +226,6 @@ def _exchange_parameters(groups: list[dict[str, Any]], mapping: dict[Any, Any]) 
 
 def _batch_norms(pl_module: Module) -> list[tuple[str, _BatchNorm]]:
     return [(name, module) for name, module in pl_module.named_modules() if isinstance(module, _BatchNorm)]
-
-
-def _trainable(pl_module: Module) -> list[bool]:
-    return [parameter.requires_grad for parameter in pl_module.parameters()]
-
-
-def _wrap_anew_if_changed(trainer: Any, pl_module: Module, before: list[bool]) -> None:
-    """DDP shares the gradients of what was trainable when it was made; all ranks reach this together."""
-    if _trainable(pl_module) != before:
-        trainer.training_step = trainer.strategy.wrap(trainer, pl_module)
 
 
 def multiplicative(epoch: int) -> float:
