@@ -143,7 +143,7 @@ class Timer(Callback):
     def _stop_if_over(self, trainer: Trainer) -> None:
         if self.duration is None:
             return
-        over = trainer.strategy.broadcast_object(self.time_elapsed() >= self.duration)  # collective: rank zero's clock
+        over = self.time_elapsed() >= self.duration  # this rank's clock: the next vote makes its wish everybody's
         if over and not trainer.should_stop and self.verbose:
             elapsed = timedelta(seconds=int(self.time_elapsed()))
             rank_zero_info("Time limit reached. Elapsed time is %s. Signaling Trainer to stop.", elapsed)
