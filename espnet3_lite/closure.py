@@ -23,7 +23,7 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
         False where a gradient was not finite.
     """
     trainer, module = loop.trainer, loop.trainer.lightning_module
-    calls, finite = 0, True
+    calls, prepared, finite = 0, False, True
 
     def closure() -> torch.Tensor | None:
         nonlocal calls, loss
@@ -39,9 +39,11 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
         return loss
 
     def prepare() -> None:
-        nonlocal finite
-        finite = loop.prepare_step(slot, batch_idx) and finite
+        nonlocal prepared, finite
+        prepared, finite = True, loop.prepare_step(slot, batch_idx) and finite
 
     trainer.metrics.hook = "optimizer_step"
     module.optimizer_step(loop.epoch, batch_idx, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
+    if trainer.precision.scaler is not None and not prepared:
+        trainer.precision.scaler.unscale_(slot.optimizer)  # no step was wanted; the scaler must have looked all the same
     return finite

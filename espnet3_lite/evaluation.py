@@ -93,9 +93,9 @@ class EvaluationLoop:
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation)  # what belongs to no loader
             logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
-            if end_of_epoch and trainer.automatic_optimization:
+            if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.automatic_optimization:
                 with torch.enable_grad():
-                    scheduling.step_epoch_monitored(trainer)
+                    scheduling.step_after_validation(trainer, end_of_epoch)
             if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
                 trainer.log_metrics(logged)
             if in_fit and trainer.state.stage == RunningStage.VALIDATING:

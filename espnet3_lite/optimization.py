@@ -48,6 +48,8 @@ class LRSchedulerConfig:
     slot: OptimizerSlot | None = field(default=None, repr=False)
     #: How often the metric had been logged when this scheduler stepped last.
     seen_version: int = 0
+    #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
+    waits: bool = False
 
 
 @dataclass(eq=False)

@@ -95,6 +95,7 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "loggers": [logger.state_dict() for logger in trainer.loggers],
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
         "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
+        "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
     }
 
 
@@ -197,8 +198,9 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
         if slot.name in by_name:
             slot.load_state_dict(by_name[slot.name])
             _restore_gradients(trainer, slot, by_name[slot.name]["gradients"])
-    for config, version in zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], strict=True):
-        config.seen_version = version
+    states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
+    for config, version, waits in states:
+        config.seen_version, config.waits = version, waits
 
 
 def _restore_gradients(trainer: Any, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:

@@ -10,16 +10,25 @@ from espnet3_lite.optimization import LRSchedulerConfig, OptimizerSlot
 
 
 def step_after_update(trainer: Any, stepped: list[OptimizerSlot], batch_idx: int) -> None:
-    """`interval: step` schedulers of the optimizers that have just been updated; monitored ones wait for a value."""
+    """`interval: step` schedulers of the optimizers that have just been updated; monitored ones may wait for a value."""
     for config in trainer.lr_scheduler_configs:
         if config.interval == "step" and config.slot in stepped:
             # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
             count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
-            if count % config.frequency == 0:
-                if config.monitor is None:
-                    _step(trainer, config, None)
-                else:
-                    step_monitored(trainer, config)
+            due = count % config.frequency == 0
+            if config.monitor is not None:
+                config.waits = due and not step_monitored(trainer, config)
+            elif due:
+                _step(trainer, config, None)
+
+
+def step_after_validation(trainer: Any, end_of_epoch: bool) -> None:
+    """Monitored schedulers, before a checkpoint of this validation is written: those that wait, those of the epoch."""
+    for config in trainer.lr_scheduler_configs:
+        if config.waits:
+            config.waits = not step_monitored(trainer, config)
+    if end_of_epoch:
+        step_epoch_monitored(trainer)
 
 
 def step_with_epoch(trainer: Any) -> None:
@@ -36,14 +45,16 @@ def step_epoch_monitored(trainer: Any) -> None:
             step_monitored(trainer, config)
 
 
-def step_monitored(trainer: Any, config: LRSchedulerConfig) -> None:
-    """Step by the metric if it was logged anew since the last step; else wait."""
+def step_monitored(trainer: Any, config: LRSchedulerConfig) -> bool:
+    """Step by the metric if it was logged anew since the last step. False where it was not."""
     metrics = trainer.metrics
     value = metrics.callback.get(config.monitor)
     version = metrics.versions.get(config.monitor, 0)
-    if version > config.seen_version:
-        config.seen_version = version
-        _step(trainer, config, trainer.strategy.agreed_metric(config.monitor, value))
+    if version <= config.seen_version:
+        return False
+    config.seen_version = version
+    _step(trainer, config, trainer.strategy.agreed_metric(config.monitor, value))
+    return True
 
 
 def require_monitored(trainer: Any) -> None:

@@ -2,5 +2,6 @@
 
 import trainer_cases_log
 import trainer_cases_loop
+import trainer_cases_optimization
 
-__all__ = ["trainer_cases_log", "trainer_cases_loop"]
+__all__ = ["trainer_cases_log", "trainer_cases_loop", "trainer_cases_optimization"]
