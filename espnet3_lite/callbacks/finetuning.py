@@ -179,9 +179,12 @@ class BaseFinetuning(Callback):
         parameters = dict(pl_module.named_parameters())
         for index, optimizer in enumerate(trainer.optimizers):
             if index in self._internal_optimizer_metadata:
-                groups = self._internal_optimizer_metadata[index]
-                optimizer.param_groups = _exchange_parameters(groups, parameters)
-        if self._frozen is not None:
+                before = len(optimizer.param_groups)
+                groups = _exchange_parameters(self._internal_optimizer_metadata[index], parameters)
+                optimizer.param_groups = groups
+                for parameter in (parameter for group in groups[before:] for parameter in group["params"]):
+                    parameter.requires_grad = True  # a group that was added holds what was unfrozen
+        if self._frozen is not None:  # written by us: exactly what was frozen then
             for name, parameter in parameters.items():
                 parameter.requires_grad = name not in self._frozen["parameters"]
             for name, module in _batch_norms(pl_module):

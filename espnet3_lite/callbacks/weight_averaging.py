@@ -158,8 +158,7 @@ class WeightAveraging(Callback):
             return
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["state_dict"] = trainer.strategy.module_state_dict(self._average_model.module)
-        own = self._average_model.state_dict()
-        checkpoint["averaging_state"] = {name: own[name] for name in own if not name.startswith("module.")}
+        checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep the average until the fit starts, and let the trainer load the weights in training."""

@@ -109,6 +109,19 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
         assert resumed.backbone[0].weight.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:2 of the parameters to unfreeze")
+def test_a_file_of_lightnings_unfreezes_what_had_been_added(tmp_path):
+    """Its callback's state lacks our entry; in Lightning the backbone of a resumed run stays frozen."""
+    whole, resumed, path = Model(), Model(seed=5), tmp_path / "three.ckpt"
+    fit(Model(), BackboneFinetuning(2), max_epochs=3).save_checkpoint(path)
+    fit(whole, BackboneFinetuning(2))
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["callbacks"]["BackboneFinetuning"]["frozen"]
+    torch.save(checkpoint, path)
+    fit(resumed, BackboneFinetuning(2), ckpt_path=path)
+    assert_equal(weights(resumed), weights(whole))
+
+
 def test_what_is_unfrozen_without_an_optimizers_knowledge_is_so_after_a_resume(tmp_path):
     class Unfreeze(BaseFinetuning):
         def freeze_before_training(self, pl_module):
