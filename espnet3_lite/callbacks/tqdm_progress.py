@@ -358,4 +358,12 @@ def _bar_for(stream: Any) -> type[tqdm]:
         from tqdm.notebook import tqdm as notebook_bar
 
         return notebook_bar
-    return Tqdm if stream.isatty() else LogLines
+    return Tqdm if stream.isatty() and _has_width(stream) else LogLines
+
+
+def _has_width(stream: Any) -> bool:
+    """False for a terminal that says it has no columns (``docker exec -t``, `script`): a bar would be cut to nothing."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:  # it does not say
+        return True

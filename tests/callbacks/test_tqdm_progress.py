@@ -275,6 +275,13 @@ def test_a_notebook_gets_bars_with_and_without_widgets(monkeypatch):
     assert module_under_test._bar_for(stream) is LogLines
 
 
+@pytest.mark.parametrize(("columns", "kind"), [(0, LogLines), (80, Tqdm)])
+def test_a_terminal_without_columns_gets_lines(columns, kind, monkeypatch):
+    stream = SimpleNamespace(isatty=lambda: True, fileno=lambda: 2)
+    monkeypatch.setattr(module_under_test.os, "get_terminal_size", lambda _: SimpleNamespace(columns=columns))
+    assert module_under_test._bar_for(stream) is kind
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
