@@ -362,7 +362,7 @@ def _bar_for(stream: Any) -> type[tqdm]:
 
 
 def _has_width(stream: Any) -> bool:
-    """False for a terminal that says it has no columns (``docker exec -t``, `script`): a bar would be cut to nothing."""
+    """False for a terminal that says it has no columns (as under ``docker exec -t``), where a bar is cut to nothing."""
     try:
         return os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:  # it does not say

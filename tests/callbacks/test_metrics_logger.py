@@ -1,5 +1,6 @@
 """The lines that people read: ESPnet3's own, value by value, and what resuming and skipping do to them."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
 from espnet3_lite.callbacks.metrics_logger import RunningMeans
 
@@ -72,6 +73,24 @@ def test_lines_are_those_of_espnet3(name, lines):
     # `lr-Adam` is LearningRateMonitor's, which does not take part here.
     assert lines() == [re.sub(r"lr-Adam=[-+.e\d]+, ", "", line) for line in theirs]
     assert len(theirs) == 3 * epochs
+
+
+@pytest.mark.parametrize("name", ["b1_single_plateau_epoch", "g1_callbacks_two_criteria"])
+def test_lines_of_a_whole_run_are_those_of_espnet3(name, lines, tmp_path):
+    """With all default callbacks, so with LearningRateMonitor's values, whose scheduler steps with epochs here."""
+    spec = importlib.util.spec_from_file_location("scenarios", GOLDEN / "scenarios.py")
+    scenarios = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scenarios)
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    loaders = [
+        DataLoader(scenarios.build_dataset(name, split), batch_size=4, collate_fn=scenarios.collate)
+        for split in ("train", "valid")
+    ]
+    module = ESPnetModule(scenarios.build_model(name), golden["config"])
+    settings = {**golden["config"]["trainer"], "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = ESPnetTrainer(module, tmp_path, settings, golden["config"]["best_model_criterion"])
+    trainer.fit(train_dataloaders=loaders[0], val_dataloaders=loaders[1])
+    assert lines() == [line for _, _, line in golden["log_lines"] if "epoch:" in line]
 
 
 class Module(LiteModule):
