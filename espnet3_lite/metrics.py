@@ -165,8 +165,8 @@ class Metrics:
             )
         if "/dataloader_idx_" in name:
             raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of the "
-                f"name, or use `add_dataloader_idx=False` with names of your own"
+                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of "
+                f"the name, or use `add_dataloader_idx=False` with names of your own"
             )
         for hook, logged, index in self.active:
             if (hook, logged) == (self.hook, name) and index != self.dataloader_idx and not arguments[7]:
@@ -259,8 +259,8 @@ class Metrics:
     def end_epoch(self, entries: dict[tuple, LoggedValue]) -> dict[str, torch.Tensor]:
         """Reduce an epoch's values over all ranks, publish them, and begin anew.
 
-        All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only its
-        values are meant.
+        All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only
+        its values are meant.
 
         Returns:
             What the loggers get: name to value, ``()``.
@@ -344,7 +344,7 @@ class Metrics:
         self._callback, self._progress_bar, self._logged = {}, {}, {}
         self.versions.clear()
 
-    # ---- resuming within an epoch ----------------------------------------------------------------------------------
+    # ---- resuming --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The training epoch's sums so far, and the published values."""
@@ -355,8 +355,13 @@ class Metrics:
         ]  # fmt: skip
         return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave; a second one, another rank's, is added to the first."""
+    def load_published(self, state: dict[str, Any]) -> None:
+        """The published values of what `state_dict` gave, with the counts by which schedulers know new from old."""
+        self._callback.update(state["callback"])
+        self.versions.update(state["versions"])
+
+    def load_epoch(self, state: dict[str, Any]) -> None:
+        """Continue its epoch's sums; a second state, another rank's, is added to the first."""
         for saved in state["epoch"]:
             hook, name, dataloader_idx = key = tuple(saved["key"])
             entry = self.training.get(key)
@@ -368,8 +373,6 @@ class Metrics:
             if saved["total"] is not None:
                 entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
                 entry.weight = entry.weight + saved["weight"]
-        self._callback.update(state["callback"])
-        self.versions.update(state["versions"])
 
 
 def _reduction(name: str, reduce: str | Callable) -> str:

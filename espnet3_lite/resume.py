@@ -80,6 +80,7 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "batches_seen": loop.batches_seen,
         "batches_done": loop.batches_done,
         "batches_stepped": loop.batches_stepped,
+        "uncounted": loop.uncounted,
         "consecutive_skips": loop.consecutive_skips,
         "is_last_batch": loop.is_last_batch,
         "validated": loop.validated,
@@ -94,8 +95,8 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         ],
         "loggers": [logger.state_dict() for logger in trainer.loggers],
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
-        "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
         "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
+        "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
     }
 
 
@@ -166,8 +167,8 @@ def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
         raise MisconfigurationException(
             "Trying to restore optimizer state but checkpoint contains only the model. This is probably due to "
-            "`ModelCheckpoint.save_weights_only` being set to `True`. Resume from a full checkpoint (last.ckpt), or load "
-            "the weights alone with LiteModule.load_from_checkpoint"
+            "`ModelCheckpoint.save_weights_only` being set to `True`. Resume from a full checkpoint (last.ckpt), or "
+            "load the weights alone with LiteModule.load_from_checkpoint"
         )
     lightning_format.restore_optimizers(trainer, checkpoint)
     if trainer.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -181,15 +182,17 @@ def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
 def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     loop = trainer.fit_loop
-    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "consecutive_skips"):
+    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips"):
         setattr(loop, name, int(ours[name]))
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
+    parts = ours["metrics"]
+    trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
     if ours["epoch_ended"]:
         loop.epoch, loop.batches_done = loop.epoch + 1, 0
     else:
         loop.resumed_within_epoch = loop.batches_done > 0
-        for part in ours["metrics"][trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
-            trainer.metrics.load_state_dict(part)
+        for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
+            trainer.metrics.load_epoch(part)
     trainer.resumed_random_states = ours["random"]
     if loop.resumed_within_epoch:
         trainer.train_data.resume_state = ours["train_data"]

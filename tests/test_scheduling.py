@@ -1,0 +1,48 @@
+"""When monitored schedulers step: by a new value only, and the same in a run that was cut."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from espnet3_lite import LiteModule, Trainer
+
+EPOCHS = 8
+
+
+class Flat(LiteModule):
+    """A validation loss that never improves: each step by it brings the plateau's end nearer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/loss", 1.0)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "valid/loss"}}
+
+
+def rate_after(epochs, folder, every=1, resume=False):
+    last = folder / "last.ckpt"
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=epochs, check_val_every_n_epoch=every, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Flat(), DataLoader(torch.ones(4, 1)), DataLoader(torch.ones(2, 1)), ckpt_path=last if resume else None)
+    trainer.save_checkpoint(last)
+    return trainer.optimizers[0].param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, 2**-3), (2, 2**-1), (3, 1.0)])
+def test_a_plateau_ends_at_the_same_epoch_in_a_run_that_was_cut(tmp_path, every, expected):
+    assert rate_after(EPOCHS, tmp_path, every) == expected
+    for cut in range(1, EPOCHS):
+        rate_after(cut, tmp_path, every)
+        assert rate_after(EPOCHS, tmp_path, every, resume=True) == expected, f"cut after epoch {cut}"
