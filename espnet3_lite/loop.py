@@ -52,6 +52,7 @@ class FitLoop:
         self.batches_done = 0
         #: The loggers' axis: batches that stepped before the one in work.
         self.batches_stepped = 0
+        self.uncounted = 0  # 1 from a step until its validation is over, when it is counted in there
         self.consecutive_skips = 0
         self.gradient_failed = False
         self.is_last_batch = False
@@ -199,20 +200,21 @@ class FitLoop:
                 self.consecutive_skips = 0
 
             self.close_batch()
+            self.uncounted = int(bool(stepped) or not trainer.automatic_optimization)
+            saves = hooks["on_train_batch_end:monitoring"]
+            outputs = outputs_of(output, steps) if (saves or hooks["on_train_batch_end"]) and not verdict.skip else None
             if hooks["on_train_batch_end"]:
-                outputs = None if verdict.skip else outputs_of(output, steps)
                 call("on_train_batch_end", outputs, batch, batch_idx)
             if several and trainer.train_data.replaying:
                 metrics.discard_batch()  # what was logged for another rank's data, or a second time
-            logs = stepped or not trainer.automatic_optimization
-            if logs and trainer.loggers and trainer.should_log_step:
+            if self.uncounted and trainer.loggers and trainer.should_log_step:
                 trainer.log_metrics(metrics.step_values())
+            if saves:  # when nothing is left to do for this batch that a resumed run would not do
+                call("on_train_batch_end:monitoring", outputs, batch, batch_idx)
+            self.validated = not trainer.validates
             if trainer.validates:
                 self.validate_if_due(batch_idx)
-            else:
-                self.validated = True
-            if logs:
-                self.batches_stepped += 1
+            self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
             if self.is_last_batch or self.global_step >= max_steps or self.stops_within_epoch():
                 break
         if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
@@ -232,6 +234,7 @@ class FitLoop:
         trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
         if resumed and self.batches_done and not self.validated:
             self.validate_if_due(self.batches_done - 1)
+        self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
         over = (resumed and self.is_last_batch) or self.global_step >= self.max_steps or self.stops_within_epoch()
         return () if over else batches
 
@@ -253,12 +256,10 @@ class FitLoop:
             scheduling.step_epoch_monitored(trainer)  # by a training metric; the others stepped after validation
             if trainer.validation_ran:
                 scheduling.require_monitored(trainer)
+        trainer.log_metrics(logged, ago=1)  # before a checkpoint is saved: who resumes there does not do it again
         call("on_train_epoch_end:monitoring")
-        logged.update(metrics.end_epoch(metrics.training))
-        self.batches_stepped -= 1  # an epoch's means stand at its last step
-        trainer.log_metrics(logged)
+        trainer.log_metrics(metrics.end_epoch(metrics.training), ago=1)
         metrics.forget_steps()
-        self.batches_stepped += 1
         trainer.agree_to_stop(strategy.any(trainer.should_stop))  # collective: all ranks end the epoch
         self.epoch += 1
         self.batches_done, self.epoch_ended = 0, False
@@ -340,11 +341,9 @@ class FitLoop:
         trainer = self.trainer
         if trainer.stops_now:
             return  # what is due is the resumed run's
-        if not trainer.validation_is_due(batch_idx, self.is_last_batch):
-            self.validated = True
-            return
-        if not any(slot.pending for slot in trainer.slots.values()):  # never what is pending
-            trainer.lightning_module.on_validation_model_zero_grad()
-        trainer.validate_within_fit()
+        if trainer.validation_is_due(batch_idx, self.is_last_batch):
+            if not any(slot.pending for slot in trainer.slots.values()):  # never what is pending
+                trainer.lightning_module.on_validation_model_zero_grad()
+            trainer.validate_within_fit()
+            trainer.agree_to_stop(trainer.strategy.any(trainer.should_stop))  # collective: all ranks have validated
         self.validated = True
-        trainer.agree_to_stop(trainer.strategy.any(trainer.should_stop))  # collective: all ranks have validated

@@ -434,15 +434,21 @@ class Trainer(TrialRuns, TrainerProperties):
         optimizer = getattr(optimizer, "optimizer", optimizer)
         return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Hand values to the loggers as numbers: the one place where logging reads from the device."""
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None, ago: int = 0) -> None:
+        """Hand values to the loggers as numbers: the one place where logging reads from the device.
+
+        Args:
+            metrics: Values by name.
+            step: Where they stand on the loggers' axis; by default at the present step, or `ago` steps before it.
+            ago: An epoch's means stand at its last step.
+        """
         if not metrics or not self.loggers:
             return
         self.metrics.logged.update(metrics)
         numbers = {name: float(value) for name, value in metrics.items()}
         if step is None and (step := numbers.pop("step", None)) is None:  # a logged "step" is the axis, as in Lightning
             numbers.setdefault("epoch", self.current_epoch)
-            step = self.logging_step
+            step = self.logging_step - ago
         for logger in self.loggers:
             logger.log_metrics(numbers, step=int(step))
 
@@ -530,4 +536,7 @@ class Trainer(TrialRuns, TrainerProperties):
 
 _MISSING = object()
 #: Events in which a `StopTrainingError` waits until all have been told, and the run until the next batch.
-_AFTER_THE_FACT = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_epoch_end:monitoring")
+_AFTER_THE_FACT = (
+    "on_train_batch_end", "on_train_batch_end:monitoring", "on_validation_end", "on_train_epoch_end",
+    "on_train_epoch_end:monitoring",
+)  # fmt: skip

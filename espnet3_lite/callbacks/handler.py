@@ -63,13 +63,13 @@ class CallbackHandler:
     def rebuild(self) -> None:
         """Fill the table anew; needed only when `callbacks` was changed by hand."""
         self.listeners = {event: self._find(event) for event in HOOKS}
-        decides = (Checkpoint, MonitoringCallback)
-        early, late = [], []  # before the module's own `on_train_epoch_end`, and after it
-        for callback in self.callbacks:
-            (late if isinstance(callback, decides) else early).append(callback._listener("on_train_epoch_end"))
-            late.append(callback._listener("on_train_epoch_end:monitoring"))
-        self.listeners["on_train_epoch_end"] = [listener for listener in early if listener is not None]
-        self.listeners["on_train_epoch_end:monitoring"] = [listener for listener in late if listener is not None]
+        for event, late_ones in _LATE.items():
+            early, late = [], []  # before the module's own hook, and after it
+            for callback in self.callbacks:
+                (late if isinstance(callback, late_ones) else early).append(callback._listener(event))
+                late.append(callback._listener(f"{event}:monitoring"))
+            self.listeners[event] = [listener for listener in early if listener is not None]
+            self.listeners[f"{event}:monitoring"] = [listener for listener in late if listener is not None]
         if self.trainer is not None:
             self.trainer.prepare_hooks()
 
@@ -107,3 +107,7 @@ class CallbackHandler:
 def _place(callback: Callback) -> int:
     """0 for ordinary callbacks, 1 for those that save, 2 for the average, which reads what was saved."""
     return getattr(callback, "place", 1 if isinstance(callback, Checkpoint) else 0)
+
+
+#: Called after the module's own hook: what decides by an epoch's metrics, and what saves a finished batch or epoch.
+_LATE = {"on_train_batch_end": (Checkpoint,), "on_train_epoch_end": (Checkpoint, MonitoringCallback)}
