@@ -22,16 +22,14 @@ from espnet3_lite.data.collect_stats import collect_stats
 from espnet3_lite.data.dataset import CombinedDataset
 from espnet3_lite.data.loader import DataLoaderBuilder
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.targets import instantiate
+from espnet3_lite.lightning_format import RUNTIME_STATE
 from espnet3_lite.module import LiteModule
 from espnet3_lite.optimization import OptimizationStep, step_takes_metric
 from espnet3_lite.schema import check_config
+from espnet3_lite.targets import instantiate
 from espnet3_lite.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-#: Where ESPnet3 keeps its named optimizers' counters in a checkpoint.
-RUNTIME_STATE = "espnet3_optimizer_runtime_state"
 
 
 class ESPnetModule(LiteModule):

@@ -5,9 +5,14 @@ Lightning counts how often a thing was ready, started, processed and completed; 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+
+#: Where ESPnet3 keeps its named optimizers' counters in a checkpoint.
+RUNTIME_STATE = "espnet3_optimizer_runtime_state"
 
 
 def _progress(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
@@ -36,40 +41,57 @@ def dump_loops(trainer: Any) -> dict[str, Any]:
     epochs = {"ready": loop.epoch + begun, "completed": loop.epoch, "started": loop.epoch + begun}
     epochs["processed"] = loop.epoch + over
     open_batch = 1 if done and not loop.validated and not over else 0
-    manual = not trainer.automatic_optimization
-    automatic_steps = 0 if manual else steps
-    steps_here = min(done, automatic_steps)
-    val_batches = sum(count for count in trainer.num_val_batches if count != float("inf"))
+    if not begun and loop.epoch and trainer.num_training_batches != math.inf:
+        done = int(trainer.num_training_batches)  # between epochs Lightning still has the last one's
+    # ESPnet3's several optimizers step by hand, and each step counts.
+    by_hand = not trainer.automatic_optimization or has_named_optimizers(trainer)
+    manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
+    manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
+    steps_here = min(done, steps)
     fit_loop = {
-        "state_dict": {},
+        "state_dict": _dump_loader(trainer),
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
         "epoch_loop.batch_progress": _batch_progress(batches, done, loop.is_last_batch, open_batch),
         "epoch_loop.scheduler_progress": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
             "optimizer": {
-                "step": {
-                    "total": _two(automatic_steps, automatic_steps),
-                    "current": _two(steps_here, steps_here),
-                },
+                "step": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
                 "zero_grad": {
-                    "total": {"ready": automatic_steps, "completed": automatic_steps, "started": automatic_steps},
+                    "total": {"ready": steps, "completed": steps, "started": steps},
                     "current": {"ready": steps_here, "completed": steps_here, "started": steps_here},
                 },
             }
         },
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": {
-            "total": _two(steps if manual else 0, steps if manual else 0),
-            "current": _two(0, 0),
+            "total": _two(manual_steps, manual_steps),
+            "current": _two(manual_steps, manual_steps),
         },
         "epoch_loop.val_loop.state_dict": {},
-        "epoch_loop.val_loop.batch_progress": _batch_progress(val_batches, val_batches, True),
+        "epoch_loop.val_loop.batch_progress": _dump_validation(trainer),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
     idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, False)}
     predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, None)}
     return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": dict(idle), "predict_loop": predict}
+
+
+def has_named_optimizers(trainer: Any) -> bool:
+    """True where the configuration's `optimizers` names them, as opposed to a module that steps several by hand."""
+    return trainer.automatic_optimization and bool(trainer.slots) and None not in trainer.slots
+
+
+def _dump_loader(trainer: Any) -> dict[str, Any]:
+    """The state of a training loader that has one, where Lightning looks for it: it skips no data by itself."""
+    given = getattr(trainer.train_data.loader, "given", trainer.train_data.loader)
+    return {"combined_loader": [given.state_dict()]} if hasattr(given, "state_dict") else {}
+
+
+def _dump_validation(trainer: Any) -> dict[str, Any]:
+    """A validation is over, or has not begun."""
+    count = sum(count for count in trainer.num_val_batches if count != math.inf) if trainer.validation_ran else 0
+    return _batch_progress(int(count), int(count), bool(count))
 
 
 def restore_optimizers(trainer: Any, checkpoint: dict[str, Any]) -> None:
@@ -102,28 +124,82 @@ def restore_optimizers(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def restore_loops(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Read the counters of a file that Lightning wrote.
+    """Go on where a file that Lightning wrote stands: epoch, batch, steps, named optimizers, the loader's own state.
 
-    Lightning's ``global_step`` counts optimizer steps. One step a batch with one optimizer; ESPnet3's several named
-    optimizers step by themselves, and each step counts: then the batches that stepped are the closest to our count.
+    The epoch goes on with the batch after those that the file counts, in the data too (Lightning begins the data anew,
+    unless the loader itself can resume). What an epoch's end still lacks is done: the validation, if the file was
+    saved with the last batch, and the hooks. Random numbers and the epoch's means are not in Lightning's files.
     """
     loop = trainer.fit_loop
     fit = checkpoint["loops"]["fit_loop"]
     epochs = fit["epoch_progress"]["current"]
-    batches = fit["epoch_loop.batch_progress"]
-    total, current = batches["total"], batches["current"]
-    loop.batches_seen = int(total["processed"])
-    loop.global_step = int(checkpoint["global_step"])
-    if len(trainer.slots) > 1:
-        loop.global_step = loop.batches_seen
+    batches, validation = fit["epoch_loop.batch_progress"], fit["epoch_loop.val_loop.batch_progress"]["total"]
+    current = batches["current"]
     loop.epoch = int(epochs["processed"])
-    over = epochs["processed"] > epochs["completed"] or epochs["ready"] == epochs["processed"]
+    within_epoch = epochs["started"] > epochs["processed"]
+    loop.batches_seen = int(batches["total"]["processed"])
+    loop.batches_done = int(current["processed"]) if within_epoch else 0
     loop.is_last_batch = bool(batches["is_last_batch"])
-    loop.batches_done = 0 if over else int(current["processed"])
-    if loop.is_last_batch and not over and epochs["started"] > epochs["processed"]:
-        # saved within the last batch's validation: the epoch's end is still to come
-        loop.validated = True
-    stepped = int(fit["epoch_loop.state_dict"].get("_batches_that_stepped", loop.global_step))
-    loop.batches_stepped = max(stepped, loop.global_step if len(trainer.slots) == 1 else stepped)
     loop.resumed_within_epoch = loop.batches_done > 0
-    loop.validated = loop.validated or current["completed"] == current["processed"]
+    hooks_are_over = current["completed"] == current["processed"]
+    loop.validated = hooks_are_over and validation["completed"] == validation["ready"]
+    loop.global_step = int(checkpoint["global_step"])
+    loop.batches_stepped = int(fit["epoch_loop.state_dict"].get("_batches_that_stepped", loop.global_step))
+    if has_named_optimizers(trainer):
+        _restore_named(trainer, checkpoint.get(RUNTIME_STATE) or {})
+    states = fit.get("state_dict", {}).get("combined_loader")
+    if loop.resumed_within_epoch and states:
+        trainer.train_data.resume_from_loader_state(states[0])
+
+
+def _restore_named(trainer: Any, counters: dict[str, dict[str, int]]) -> None:
+    """Named optimizers' counters, and our `global_step`: ESPnet3 counts the updates of all of them.
+
+    A window that is open stays so, with its count: ESPnet3 saves no gradients, and its next update, like ours, has those
+    of the window's remaining passes alone.
+
+    Raises:
+        MisconfigurationException: the file names other optimizers.
+    """
+    loop, slots = trainer.fit_loop, trainer.slots
+    if set(counters) != set(slots):
+        raise MisconfigurationException(
+            f"the checkpoint has counters of the optimizers {sorted(counters)}, this run has {sorted(slots)}; resume "
+            f"with the configuration that wrote it"
+        )
+    for name, slot in slots.items():
+        slot.update_step = int(counters[name]["update_step"])
+        slot.pending = int(counters[name]["accum_counter"])
+        if slot.pending:
+            rank_zero_warn(
+                f"optimizers.{name}: the checkpoint was saved after {slot.pending} of the {slot.window} backward passes "
+                f"of an update, and does not hold their gradients (ESPnet3 saves none): this update lacks them"
+            )
+    loop.global_step = batches_that_stepped(
+        loop.batches_seen, [(slot.window, slot.update_step, slot.pending) for slot in slots.values()]
+    )
+    loop.batches_stepped = loop.global_step - (1 if loop.batches_done and not loop.is_last_batch else 0)
+
+
+def batches_that_stepped(batches: int, optimizers: list[tuple[int, int, int]]) -> int:
+    """In how many batches at least one named optimizer stepped, from each one's count of updates.
+
+    Exact where each batch trains all of them, and where each trains one; else, which no count can tell, the most that
+    is possible.
+
+    Args:
+        batches: Training batches so far.
+        optimizers: Of each: its window, its updates, the passes in its open window.
+
+    >>> batches_that_stepped(6, [(1, 6, 0), (1, 6, 0)])  # both in each batch
+    6
+    >>> batches_that_stepped(6, [(2, 3, 0), (3, 2, 0)])  # both in each batch; steps in batches 2, 3, 4 and 6
+    4
+    >>> batches_that_stepped(8, [(2, 2, 0), (2, 2, 0)])  # taking turns
+    4
+    """
+    updates = [update_step for _, update_step, _ in optimizers]
+    if all(window * steps + pending == batches for window, steps, pending in optimizers):
+        windows = {window for window, _, _ in optimizers}
+        return batches if 1 in windows else sum(any(n % w == 0 for w in windows) for n in range(1, batches + 1))
+    return min(sum(updates), batches)

@@ -154,12 +154,13 @@ class TrainData:
         self._loader_in_use = loader = self._resumed_loader(state) if skip else self.loader
         set_epoch(loader, epoch)
         if skip and isinstance(loader, SharedLoader):
-            self._first_item = skip * loader.step_size if state is None else state["position"]
+            known = state is not None and state["position"] is not None
+            self._first_item = state["position"] if known else skip * loader.step_size
             self.first_batch = self._go_on_at(loader, self._first_item)
         elif skip and isinstance(loader, OwnLoader):
             loader.start_at(skip)
-        elif skip:
-            loader = _without_first(loader, skip)
+        elif skip and (state is None or state["loader"] is None or not hasattr(loader, "load_state_dict")):
+            loader = _without_first(loader, skip)  # the others know their own position
         batches = iter(loader)
         if skip:  # what was left out may have drawn random numbers: before the run's own are put back
             batches = itertools.chain([first for first in (next(batches, _END),) if first is not _END], batches)
@@ -207,6 +208,13 @@ class TrainData:
         return {
             "random": self.epoch_random_state, "generator": self._generator_state, "loader": own,
             "position": position, "drawn": drawn, "seed": global_seed(),
+        }  # fmt: skip
+
+    def resume_from_loader_state(self, state: dict[str, Any]) -> None:
+        """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""
+        self.resume_state = {
+            "random": collect_random_state(), "generator": None, "loader": [state], "position": None, "drawn": True,
+            "seed": None,
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -257,9 +265,7 @@ def _look_ahead(batches: Iterator) -> Iterator[tuple[Any, bool]]:
 
 
 def _without_first(loader: Any, skip: int) -> Any:
-    """What has no indices must be read through, unless it knows its own position."""
-    if hasattr(loader, "load_state_dict"):
-        return loader
+    """What has no indices must be read through."""
     return loader[skip:] if isinstance(loader, (list, tuple)) else itertools.islice(iter(loader), skip, None)
 
 

@@ -92,7 +92,8 @@ class CheckpointRanking(CheckpointFiles):
         return {**{name: getattr(self, name) for name in names}, "best_k_models": dict(self.best_k_models)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the files of the folder; in another folder only `best_model_path` is known."""
+        """Go on with the files of the folder, also where it moved; in another one only `best_model_path` is known."""
+        state_dict = self.relocated(state_dict)
         saved_dirpath = state_dict.get("dirpath", self.dirpath)
         if saved_dirpath == self.dirpath:
             self.best_model_score = state_dict["best_model_score"]
@@ -106,3 +107,40 @@ class CheckpointRanking(CheckpointFiles):
                 stacklevel=2,
             )
         self.best_model_path = state_dict["best_model_path"]
+
+    def relocated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state for the folder's new place, if the files it speaks of are there: the folder was moved or copied.
+
+        Of the best files those that are not there are left out.
+        """
+        before = state_dict.get("dirpath")
+        if before in (None, self.dirpath) or self.dirpath is None:
+            return state_dict
+
+        def moved(path: str) -> str:
+            inside = os.path.relpath(path, before)
+            return path if inside.startswith(os.pardir) else os.path.join(self.dirpath, inside)
+
+        state = dict(state_dict)
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        state.update({name: moved(state[name]) for name in names if state.get(name)})
+        best = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
+        state["best_k_models"] = {path: score for path, score in best.items() if os.path.exists(path)}
+        if not state["best_k_models"] and not any(os.path.exists(state.get(name) or "") for name in names):
+            return state_dict
+        if len(state["best_k_models"]) < len(best):
+            state.update(self._summary_of(state["best_k_models"]))
+        return {**state, "dirpath": self.dirpath}
+
+    def _summary_of(self, best_k_models: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """What a state says of the best files, where only some of them are left."""
+        best, worst = (min, max) if self.mode == "min" else (max, min)
+        summary: dict[str, Any] = {"kth_best_model_path": "", "best_model_path": "", "best_model_score": None}
+        summary["kth_value"] = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
+        if best_k_models:
+            path = best(best_k_models, key=best_k_models.get)
+            summary.update(best_model_path=path, best_model_score=best_k_models[path])
+        if best_k_models and len(best_k_models) == self.save_top_k:
+            path = worst(best_k_models, key=best_k_models.get)
+            summary.update(kth_best_model_path=path, kth_value=best_k_models[path])
+        return summary

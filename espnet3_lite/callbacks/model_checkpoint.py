@@ -396,9 +396,9 @@ class ModelCheckpoint(CheckpointRanking):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the files of the folder; in another folder only `best_model_path` is known."""
+        """Go on with the files of the folder, also where it moved; in another one only `best_model_path` is known."""
         super().load_state_dict(state_dict)
-        if self.keep_newest > 1 and state_dict.get("dirpath") == self.dirpath:
+        if self.keep_newest > 1 and os.path.dirname(self.best_model_path) == self.dirpath:
             found = [str(path) for path in self._existing(self.dirpath, self.filename or self._default_filename)]
             position = found.index(self.best_model_path) if self.best_model_path in found else len(found)
             # Newer than what this run goes on from are only files that are damaged, or were given up: the first to go.

@@ -1,0 +1,214 @@
+"""Checkpoints both ways: ESPnet3's files under Lightning resume here, and ours have what Lightning reads.
+
+`golden/espnet3_checkpoints` holds, for each case of `golden/checkpoint_lab.py`, a file that ESPnet3 (or Lightning with a
+plain module) saved, and how the uninterrupted run and the run resumed from it went on there.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from espnet3_lite import (
+    Callback,
+    ESPnetModule,
+    ESPnetTrainer,
+    LiteModule,
+    MisconfigurationException,
+    OptimizationStep,
+    Trainer,
+)
+from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.checkpoint_io import load_checkpoint
+from espnet3_lite.lightning_format import RUNTIME_STATE, batches_that_stepped
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORDED = GOLDEN / "espnet3_checkpoints"
+spec = importlib.util.spec_from_file_location("checkpoint_lab", GOLDEN / "checkpoint_lab.py")
+lab = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lab)
+
+
+def make(case, exp_dir):
+    if case["base"] == "module":
+        saves = ModelCheckpoint(
+            exp_dir, "at{step}", save_top_k=-1, auto_insert_metric_name=False,
+            every_n_train_steps=case.get("every_n_train_steps"),
+        )  # fmt: skip
+        trainer = Trainer(
+            accelerator="cpu", logger=False, enable_model_summary=False, enable_progress_bar=False,
+            max_epochs=case.get("trainer", {}).get("max_epochs", 4), callbacks=[saves],
+        )  # fmt: skip
+        module = lab.plain_module(LiteModule, case.get("manual", False))
+        return trainer, lambda **kwargs: trainer.fit(module, **kwargs)
+    config = lab.config_of(case, exp_dir)
+    module = ESPnetModule(lab.scenarios.build_model(case["base"], OptimizationStep), config)
+    settings = {
+        **config["trainer"], "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "precision": case.get("precision"),
+    }  # fmt: skip
+    trainer = ESPnetTrainer(module, exp_dir, settings, config["best_model_criterion"])
+    return trainer.trainer, trainer.fit
+
+
+OURS = SimpleNamespace(make=make, recorder=lambda: lab.make_recorder(Callback), appends=False)
+
+
+def recorded(name):
+    return json.loads((RECORDED / f"{name}.json").read_text())
+
+
+def resume(name, exp_dir, **changes):
+    return lab.run_case(OURS, name, exp_dir, resume=RECORDED / f"{name}.ckpt", **changes)
+
+
+def assert_same_batches(found, expected, counts=True):
+    assert [(b["epoch"], b["batch_idx"]) for b in found] == [(b["epoch"], b["batch_idx"]) for b in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["parameters"] == pytest.approx(theirs["parameters"], rel=1e-12, abs=1e-12)
+        assert ours["rates"] == pytest.approx(theirs["rates"], rel=1e-12)
+        if counts:
+            assert ours["global_step"] == theirs["global_step"]
+
+
+def assert_same_validations(found, expected):
+    assert [validation["epoch"] for validation in found] == [validation["epoch"] for validation in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-6, abs=1e-6)
+
+
+def assert_same_end(found, expected):
+    assert found["parameters"] == pytest.approx(expected["parameters"], rel=1e-12, abs=1e-12)
+    assert (found["epoch"], found["global_step"]) == (expected["epoch"], expected["global_step"])
+    assert found["stopping"] == [pytest.approx(values, rel=1e-6) for values in expected["stopping"]]
+
+
+# ---- Lightning's files here ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "warmup", "accumulate", "plateau", "criteria", "early_stopping", "scaler", "batch_end", "validation_end",
+        "last_validation_end", "fit_end", "module", "module_mid_epoch", "module_manual",
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_as_it_did_in_lightning(name, tmp_path):
+    """Parameters and rates after each batch, counts, validations, epochs, early stopping: as the resumed run there."""
+    expected = recorded(name)["resumed"]
+    found = resume(name, tmp_path)
+    assert_same_batches(found["batches"], expected["batches"])
+    assert_same_validations(found["validations"], expected["validations"])
+    assert found["epochs"] == expected["epochs"]
+    assert_same_end(found, expected)
+
+
+def test_saved_with_the_last_batch(tmp_path):
+    """Lightning leaves out this epoch's validation and end; here they follow, as in the run that was not cut."""
+    whole, resumed = recorded("last_batch_end")["whole"], recorded("last_batch_end")["resumed"]
+    found = resume("last_batch_end", tmp_path)
+    assert_same_batches(found["batches"], whole["batches"][6:])
+    assert_same_validations(found["validations"], whole["validations"][1:])
+    assert found["epochs"] == whole["epochs"][1:] == [1, 2, 3]
+    assert resumed["epochs"] == [2, 3]
+    assert_same_end(found, whole)
+
+
+def test_the_loader_without_a_state_goes_on_with_the_next_batch_too(tmp_path, monkeypatch):
+    """Lightning would begin the data anew, and warns; here the position is a count of batches."""
+    monkeypatch.delattr(lab.ResumableLoader, "load_state_dict")
+    monkeypatch.delattr(lab.ResumableLoader, "state_dict")
+    whole = recorded("validation_end")["whole"]
+    found = resume("validation_end", tmp_path)
+    assert_same_batches(found["batches"], whole["batches"][7:])
+    assert_same_end(found, whole)
+
+
+@pytest.mark.parametrize("name", ["gan", "gan_mid_epoch"])
+def test_named_optimizers_go_on(name, tmp_path):
+    """As in ESPnet3, but `global_step` counts batches that stepped, where ESPnet3 counts each optimizer's updates."""
+    expected = recorded(name)["resumed"]
+    found = resume(name, tmp_path)
+    assert_same_batches(found["batches"], expected["batches"], counts=False)
+    assert_same_validations(found["validations"], expected["validations"])
+    assert found["parameters"] == pytest.approx(expected["parameters"], rel=1e-12, abs=1e-12)
+    assert found["epoch"] == expected["epoch"]
+    for ours, theirs in zip(found["batches"], expected["batches"], strict=True):
+        assert 2 * ours["global_step"] == theirs["global_step"]
+
+
+def test_schedulers_in_another_order_than_the_optimizers(tmp_path):
+    """A file has their states in the order of `schedulers`: each comes to its own optimizer again.
+
+    The parameters differ from the first batch on: ESPnet3 steps the schedulers by the optimizers' order, so that the
+    discriminator's second `step` already uses its next rate (SEMANTICS, Stepping several optimizers).
+    """
+    expected = recorded("gan_order")["resumed"]
+    found = resume("gan_order", tmp_path)
+    for ours, theirs in zip(found["batches"], expected["batches"], strict=True):
+        assert ours["rates"] == pytest.approx(theirs["rates"], rel=1e-12)
+    assert expected["batches"][0]["rates"] == pytest.approx([0.02 * (1 - 0.8 * 7 / 30), 0.03 * (1 - 0.5 * 7 / 30)])
+
+
+def test_named_optimizers_counters(tmp_path):
+    case = lab.CASES["gan"]
+    trainer, fit = make(case, tmp_path)
+    train, valid = lab.loaders_of(case)
+    fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=RECORDED / "gan.ckpt")
+    assert {name: slot.update_step for name, slot in trainer.slots.items()} == {"generator": 12, "discriminator": 12}
+    written = load_checkpoint(tmp_path / "last.ckpt")
+    assert written[RUNTIME_STATE]["generator"] == {"accum_counter": 0, "update_step": 12}
+    manual = written["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+    assert manual["total"]["completed"] == 24 == recorded("gan")["whole"]["global_step"]
+
+
+def test_an_open_window_keeps_its_count_and_says_what_it_lacks(tmp_path):
+    """ESPnet3 saves no gradients. Its next update lacks them, and so does ours: two epochs equal to the last bit.
+
+    The third ends with an open window, which ESPnet3's validation clears and ours does not (SEMANTICS): there they part.
+    """
+    expected = recorded("gan_open_window")["resumed"]
+    message = "optimizers.generator: the checkpoint was saved after 1 of the 2 backward passes"
+    with pytest.warns(UserWarning, match=message):
+        found = resume("gan_open_window", tmp_path, max_epochs=3)
+    assert_same_batches(found["batches"], expected["batches"][:10], counts=False)
+    steps = [batch["global_step"] for batch in found["batches"]]
+    assert steps[:5] == [5, 5, 6, 7, 8]  # 4 before: at most, since models may take turns (here: 3 D, 1 G in 4 batches)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    checkpoint = load_checkpoint(RECORDED / "gan.ckpt")
+    checkpoint[RUNTIME_STATE] = {"generator": {}, "vocoder": {}}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    trainer, fit = make(lab.CASES["gan"], tmp_path)
+    train, valid = lab.loaders_of(lab.CASES["gan"])
+    with pytest.raises(MisconfigurationException, match=r"\['generator', 'vocoder'\].*\['discriminator', 'generator'\]"):
+        fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=tmp_path / "other.ckpt")
+
+
+def test_batches_that_stepped_from_counts_of_updates():
+    assert batches_that_stepped(10, [(1, 10, 0), (5, 2, 0)]) == 10
+    assert batches_that_stepped(11, [(2, 5, 1), (3, 3, 2)]) == 7  # 2 3 4 6 8 9 10
+    assert batches_that_stepped(10, [(1, 9, 0), (1, 4, 0)]) == 10  # unknown: the most possible
+    assert batches_that_stepped(0, [(1, 0, 0), (1, 0, 0)]) == 0
+
+
+# ---- best-K lists --------------------------------------------------------------------------------------------------
+
+
+def test_best_files_of_a_folder_that_moved(tmp_path):
+    """ESPnet3's half-trained folder, copied to another place: its best files go on counting, and leave when beaten."""
+    name, first = "criteria", tmp_path / "first"
+    lab.run_case(OURS, name, first, max_epochs=4)  # the files that ESPnet3's own folder would hold
+    moved = tmp_path / "moved"
+    shutil.copytree(first, moved, symlinks=True)
+    shutil.copyfile(RECORDED / f"{name}.ckpt", moved / "last.ckpt")
+    found = lab.run_case(OURS, name, moved, resume=moved / "last.ckpt")
+    expected = recorded(name)["whole"]["best"]
+    assert found["best"] == {monitor: pytest.approx(files, rel=1e-6) for monitor, files in expected.items()}
+    kept = {file for files in expected.values() for file in files}
+    assert {path.name for path in moved.glob("epoch*.ckpt")} == kept
