@@ -19,7 +19,7 @@ _HOME = {
     "get_default_callbacks": "callbacks.default",
     "seed_everything": "seed",
     "load_config": "config",
-    "instantiate": "targets",
+    "instantiate": "config.targets",
     "collect_stats": "data.collect_stats",
     "average_checkpoints": "checkpoint_io",
     "MisconfigurationException": "exceptions",

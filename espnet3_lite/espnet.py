@@ -17,6 +17,8 @@ import torch
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.callbacks.default import get_default_callbacks
 from espnet3_lite.config import Config
+from espnet3_lite.config.schema import check_config
+from espnet3_lite.config.targets import instantiate
 from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.data.collect_stats import collect_stats
 from espnet3_lite.data.dataset import CombinedDataset
@@ -25,8 +27,6 @@ from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.lightning_format import RUNTIME_STATE
 from espnet3_lite.module import LiteModule
 from espnet3_lite.optimization import OptimizationStep, step_takes_metric
-from espnet3_lite.schema import check_config
-from espnet3_lite.targets import instantiate
 from espnet3_lite.trainer import Trainer
 
 logger = logging.getLogger(__name__)

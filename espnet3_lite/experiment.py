@@ -19,13 +19,13 @@ import torch
 from espnet3_lite.callbacks.base import HOOKS
 from espnet3_lite.checkpoint_io import average_checkpoints, load_checkpoint
 from espnet3_lite.config import Config
+from espnet3_lite.config.schema import check_config
+from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.initialization import initialize
-from espnet3_lite.schema import check_config
 from espnet3_lite.seed import seed_everything
-from espnet3_lite.targets import instantiate
 
 logger = logging.getLogger(__name__)
 

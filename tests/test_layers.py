@@ -52,13 +52,7 @@ COLUMN = (
 BESIDE = (
     ("compat",),
     ("data",),
-    ("schema",),
-    ("schema_rules", "schema_fields"),
-    ("targets",),
     ("config",),
-    ("config_overrides", "config_files"),
-    ("config_interpolation",),
-    ("config_yaml",),
     ("schedulers",),
 )
 #: What everybody may use.

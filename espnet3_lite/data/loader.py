@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from espnet3_lite.config.targets import find_target, instantiate
 from espnet3_lite.data.collate import takes_ids
 from espnet3_lite.data.dataset import CombinedDataset, EpochShards
 from espnet3_lite.data.iterators import FactoryLoader, SequenceIterFactory
@@ -19,7 +20,6 @@ from espnet3_lite.data.worker_seeds import SeededInWorkers
 from espnet3_lite.distributed.rank import global_rank, world_size
 from espnet3_lite.distributed.samplers import EpochSampler
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.targets import find_target, instantiate
 
 _DISTRIBUTIONS = ("per_gpu", "global")
 # Keys of a loader's block that say something else than how torch's DataLoader is made.

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet3_lite.config.targets import find_target, instantiate
 from espnet3_lite.data.dataset import CombinedDataset, DatasetWithTransform, checked_callable, do_nothing
 from espnet3_lite.data.recipe import instantiate_dataset_reference
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.targets import find_target, instantiate
 
 logger = logging.getLogger(__name__)
 _SPLITS = ("train", "valid", "test")

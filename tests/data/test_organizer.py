@@ -39,7 +39,7 @@ def test_splits_and_samples(entries, recipe):
 
 def test_from_a_config_with_instances_nested_or_not(entries):
     block = {"_target_": "espnet3_lite.data.organizer.DataOrganizer", "preprocessor": SPELL, **entries}
-    from espnet3_lite.targets import instantiate
+    from espnet3_lite.config.targets import instantiate
 
     for recursive in (False, True):
         if recursive:  # Hydra then builds the preprocessor first, so its own arguments must be complete

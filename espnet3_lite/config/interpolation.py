@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet3_lite.config_yaml import KeyPath, format_path, parse_value
+from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 _OPENING = re.compile(r"(\\*)\$\{")

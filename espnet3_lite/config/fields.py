@@ -1,7 +1,7 @@
 """The keys of a training configuration as data: what each may be, what is known, what is refused.
 
 Here: tables, and the kinds of value they name. Not here: code that reads them (`schema`), and what keys say
-    about each other (`schema_rules`).
+    about each other (`rules`).
 """
 
 import re

@@ -1,7 +1,7 @@
 """The check of a whole training configuration, before anything is built: all mistakes at once.
 
-Here: `check_config`, and the checks of single keys against the tables in `schema_fields`. Next door: what
-    keys say about each other (`schema_rules`). Not here: reading files (`config`), building (`targets`).
+Here: `check_config`, and the checks of single keys against the tables in `fields`. Next door: what
+    keys say about each other (`rules`). Not here: reading files (`config`), building (`targets`).
 """
 
 import re
@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from espnet3_lite.config import Config, ConfigList
-from espnet3_lite.config_interpolation import InterpolationError, is_interpolated
-from espnet3_lite.config_yaml import KeyPath, format_path
+from espnet3_lite.config.container import Config, ConfigList
+from espnet3_lite.config.fields import CLOSED, FIELDS, INSTEAD, MORE_KEYS, REFUSED, TRAINER_ARGUMENTS
+from espnet3_lite.config.interpolation import InterpolationError, is_interpolated
+from espnet3_lite.config.rules import RULES, UNRESOLVED
+from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.schema_fields import CLOSED, FIELDS, INSTEAD, MORE_KEYS, REFUSED, TRAINER_ARGUMENTS
-from espnet3_lite.schema_rules import RULES, UNRESOLVED
 
 _TOP_LEVEL = frozenset(path.partition(".")[0] for path in FIELDS)
 
@@ -37,7 +37,7 @@ class Report:
     Attributes:
         config: What is checked.
         settings: Its training keys as plain dicts and lists, null left out, interpolations resolved (where
-            that fails, which is reported by itself, `schema_rules.UNRESOLVED`).
+            that fails, which is reported by itself, `rules.UNRESOLVED`).
         errors: One text for each mistake.
     """
 
@@ -88,7 +88,7 @@ def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_A
 
     Args:
         config: A `Config` (errors then give file and line) or a mapping.
-        trainer_arguments: The names that ``trainer`` may hold besides those of `schema_fields.FIELDS`.
+        trainer_arguments: The names that ``trainer`` may hold besides those of `fields.FIELDS`.
         module: The model, where it is already built: ``model`` may then be absent, and the parameters that
             each of several optimizers selects are checked too.
 
@@ -98,7 +98,7 @@ def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_A
     >>> check_config({"model": {"_target_": "torch.nn.Identity"}, "trainer": {"max_epoch": 3}})
     Traceback (most recent call last):
         ...
-    espnet3_lite.schema.ConfigError: 2 errors in the configuration:
+    espnet3_lite.config.schema.ConfigError: 2 errors in the configuration:
       trainer.max_epoch: unknown key (its value is 3); did you mean 'max_epochs'?
       optimizer: is missing; give one optimizer, or several by name in 'optimizers'
     """

@@ -1,7 +1,7 @@
 """``_target_``: from a mapping that names a class or function to what it builds, as Hydra's `instantiate`.
 
 A target is any importable Python name, so a configuration may run any code that is installed, exactly as
-Hydra's may: read a stranger's configuration before you use it. (YAML tags run nothing; see `config_yaml`.)
+Hydra's may: read a stranger's configuration before you use it. (YAML tags run nothing; see `yaml_text`.)
 
 Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this
     package's class of the same name (`OURS` says which). Where espnet itself is installed,
@@ -16,8 +16,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from espnet3_lite.config import Config, ConfigList, path_of
-from espnet3_lite.config_yaml import KeyPath, format_path
+from espnet3_lite.config.container import Config, ConfigList, path_of
+from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 _HOME = ("callbacks", "loggers", "schedulers", "compat")
@@ -58,7 +58,7 @@ def find_target(name: str) -> Any:
     >>> find_target("torch.optim.Adm")
     Traceback (most recent call last):
         ...
-    espnet3_lite.targets.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
+    espnet3_lite.config.targets.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
         raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from espnet3_lite.config import load_config
-from espnet3_lite.config_overrides import apply_override
+from espnet3_lite.config.overrides import apply_override
 from espnet3_lite.exceptions import MisconfigurationException
 
 BASE = {"a": {"b": 1, "l": [1, {"p": 3}]}, "n": None}

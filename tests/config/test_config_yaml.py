@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet3_lite.config_yaml import parse_value, read_yaml, write_yaml
+from espnet3_lite.config.yaml_text import parse_value, read_yaml, write_yaml
 from espnet3_lite.exceptions import MisconfigurationException
 
 OMEGACONF_SCALARS = [

@@ -3,7 +3,7 @@
 import pytest
 
 from espnet3_lite.config import load_config
-from espnet3_lite.config_files import find_template
+from espnet3_lite.config.files import find_template
 from espnet3_lite.exceptions import MisconfigurationException
 
 

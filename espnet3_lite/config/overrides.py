@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from espnet3_lite.config_interpolation import find_key, is_interpolated, split_reference
-from espnet3_lite.config_yaml import KeyPath, format_path, parse_value
+from espnet3_lite.config.interpolation import find_key, is_interpolated, split_reference
+from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 _OVERRIDE = re.compile(r"(?P<sign>~|\+\+|\+|)(?P<key>[^=+~]+)(?P<value>=.*|)", re.DOTALL)

@@ -1,7 +1,7 @@
 """Files behind a configuration: ``defaults`` lists, names that depend on the file, a recipe's template.
 
 Here: what ESPnet3 does with files before anything is resolved. Not here: merging (`config`), YAML text
-    (`config_yaml`).
+    (`yaml_text`).
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from espnet3_lite.config_yaml import KeyPath, read_yaml
+from espnet3_lite.config.yaml_text import KeyPath, read_yaml
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 Layer = tuple[dict, dict[KeyPath, str]]

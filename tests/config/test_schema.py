@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from espnet3_lite.config import Config, load_config
+from espnet3_lite.config.fields import FIELDS, TRAINER_ARGUMENTS
+from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.schema import ConfigError, check_config
-from espnet3_lite.schema_fields import FIELDS, TRAINER_ARGUMENTS
 
 EMPTY = ""
 ONE = """

@@ -1,7 +1,7 @@
 """What the keys of a training configuration say about each other: one function a rule.
 
 A rule gets the report (its ``settings`` to read, its `add` to complain) and the model where it is built. Not
-here: what one key alone may be (`schema_fields`).
+here: what one key alone may be (`fields`).
 """
 
 import importlib.util
@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from espnet3_lite.config_yaml import KeyPath
+from espnet3_lite.config.targets import TargetError, find_target, unknown_arguments
+from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.targets import TargetError, find_target, unknown_arguments
 
 UNRESOLVED = object()
 """Stands in the settings for a value whose interpolation failed."""

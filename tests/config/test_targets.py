@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from espnet3_lite.config import Config
-from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.targets import (
+from espnet3_lite.config.targets import (
     OURS,
     InstantiationError,
     TargetError,
@@ -17,6 +16,7 @@ from espnet3_lite.targets import (
     instantiate,
     unknown_arguments,
 )
+from espnet3_lite.exceptions import MisconfigurationException
 
 
 class Box:

@@ -3,7 +3,7 @@
 import pytest
 
 from espnet3_lite.config import Config
-from espnet3_lite.config_interpolation import RESOLVERS, InterpolationError
+from espnet3_lite.config.interpolation import RESOLVERS, InterpolationError
 
 BASE = {
     "a": {"b": 3, "c": [10, 20, {"d": "x"}], "n": None, "t": True, "f": 0.5, "s": "txt"},

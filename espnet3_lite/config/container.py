@@ -4,8 +4,8 @@
 >>> config.trainer.max_epochs, config["trainer"]["log"]
 (3, 'exp/one/log')
 
-Here: `Config`, `load_config`, merging. Next door: `config_yaml` (text), `config_interpolation` (``${...}``),
-`config_overrides` (``key=value``). Not here: what the keys mean (`schema`) and what they build
+Here: `Config`, `load_config`, merging. Next door: `yaml_text` (text), `interpolation` (``${...}``),
+`overrides` (``key=value``). Not here: what the keys mean (`schema`) and what they build
 (`targets`).
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Mutable
 from pathlib import Path
 from typing import Any
 
-from espnet3_lite.config_files import read_with_defaults, write_in_names
-from espnet3_lite.config_interpolation import (
+from espnet3_lite.config.files import read_with_defaults, write_in_names
+from espnet3_lite.config.interpolation import (
     InterpolationError,
     Reference,
     is_interpolated,
@@ -23,8 +23,8 @@ from espnet3_lite.config_interpolation import (
     plain_value,
     resolve,
 )
-from espnet3_lite.config_overrides import apply_override
-from espnet3_lite.config_yaml import KeyPath, format_path, write_yaml
+from espnet3_lite.config.overrides import apply_override
+from espnet3_lite.config.yaml_text import KeyPath, format_path, write_yaml
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 
@@ -111,7 +111,7 @@ class Config(_View, MutableMapping):
     >>> config.modle
     Traceback (most recent call last):
         ...
-    espnet3_lite.config.ConfigKeyError: the configuration has no key 'modle'; did you mean 'model'?
+    espnet3_lite.config.container.ConfigKeyError: the configuration has no key 'modle'; did you mean 'model'?
     """
 
     __slots__ = ()
@@ -264,7 +264,7 @@ def load_config(*paths: str | Path, overrides: Iterable[str] = ()) -> Config:
     Args:
         paths: Files, merged in order: a later one is laid over the earlier ones (a recipe's over a
             template's). A file may name others in a ``defaults`` list, as ESPnet3's may.
-        overrides: ``"key.path=value"`` and its kin, applied last; see `config_overrides`.
+        overrides: ``"key.path=value"`` and its kin, applied last; see `overrides`.
 
     Returns:
         The configuration. ``${self_name:}`` is the last file's name without its suffix; paths in
