@@ -450,13 +450,15 @@ def write_status(trainer: Any, exception: BaseException | None = None) -> None:
     """How the call stands or ended, for people and schedulers: a small JSON file, where the trainer was given one."""
     if trainer.status_file is None or not trainer.is_global_zero:
         return
-    signal = trainer.signals.received
+    signal = None
+    if trainer.stopped_by_signal:
+        signal = trainer.signals.received.name if trainer.signals.received is not None else "on another rank"
     status = {
         "call": trainer.state.fn.value,
         "status": trainer.state.status.value,
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
-        "signal": signal.name if signal is not None and trainer.stopped_by_signal else None,
+        "signal": signal,
         "error": f"{type(exception).__name__}: {exception}" if exception is not None else None,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

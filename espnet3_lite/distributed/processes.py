@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from espnet3_lite.distributed import shares
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
+from espnet3_lite.distributed.rank import times_restarted
 from espnet3_lite.distributed.strategy import Strategy
 from espnet3_lite.distributed.vote import Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
@@ -192,7 +193,8 @@ def join_process_group(device: torch.device) -> dist.Store:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
     else:
         store = dist.HashStore()
-    _store = dist.PrefixStore("espnet3_lite", store)
+    # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
+    _store = dist.PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", store)
     if not dist.is_initialized():
         on_gpu = device.type == "cuda"
         if on_gpu:

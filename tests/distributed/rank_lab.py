@@ -12,18 +12,14 @@ from torch.utils.data import DataLoader
 from espnet3_lite import Callback, ESPnetModule, OptimizationStep, Trainer
 from espnet3_lite.distributed.samplers import EpochSampler
 
-CASES = Path(__file__).with_name("rank_cases.py")
 
-
-def torchrun(processes, *arguments, timeout=120, restarts=0, environment=None, background=False):
-    """Start `rank_cases.py` under torchrun; returns the ended process, or the running one."""
+def torchrun(processes, script, *arguments, timeout=120, restarts=0, environment=None):
+    """Run one of this folder's scripts under torchrun; returns the ended process, its output in `stdout`."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "--max-restarts", str(restarts), str(CASES), *map(str, arguments),
+        "--max-restarts", str(restarts), str(Path(__file__).with_name(script)), *map(str, arguments),
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    if background:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **(environment or {})}
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=timeout
     )

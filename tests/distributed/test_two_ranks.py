@@ -17,7 +17,7 @@ OTHERS = ["different_optimizers", "orders", "values", "collectives"]
 def two(tmp_path_factory):
     """Each rank's results of all cases."""
     folder = tmp_path_factory.mktemp("two")
-    run = torchrun(2, folder, *EQUAL, *UNEVEN, *OTHERS)
+    run = torchrun(2, "rank_cases.py", folder, *EQUAL, *UNEVEN, *OTHERS)
     assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
 

@@ -1,0 +1,81 @@
+"""One training under torchrun to which something happens: a signal, a kill, an exception. For `rank_lab.torchrun`.
+
+    torchrun --nproc-per-node 2 rank_run.py FOLDER '{"signal": "SIGTERM", "rank": 1, "at": [1, 2]}'
+
+The run saves in ``FOLDER/checkpoints``; each rank writes ``FOLDER/rank<R>.json`` when its run ends in order, and a line
+``<epoch> <uids>`` of ``FOLDER/seen-<R>of<N>-<attempt>.txt`` for each batch that it trained on.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of
+
+from espnet3_lite.callbacks import ModelCheckpoint
+
+
+class NoisyModel(Model):
+    """With dropout: what is drawn in a step must be the same after a resume."""
+
+    def forward(self, x, y):
+        return super().forward(torch.nn.functional.dropout(x, 0.2, self.training), y)
+
+
+class Run:
+    """The training, and what happens to it after batch `at` (epoch, batch) on one rank."""
+
+    def __init__(self, folder, settings):
+        self.folder, self.settings = Path(folder), settings
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+    def happen(self, trainer, module, batch_idx):
+        seen = self.folder / f"seen-{self.rank}of{self.world_size}-{self.attempt}.txt"
+        if not trainer.train_data.replaying:
+            with open(seen, "a") as file:
+                file.write(f"{trainer.current_epoch} {' '.join(module.trained[-1])}\n")
+        here = [trainer.current_epoch, batch_idx] == self.settings.get("at") and self.rank == self.settings.get("rank")
+        if not here or self.attempt != "0":
+            return
+        if "signal" in self.settings:
+            os.kill(os.getpid(), getattr(signal, self.settings["signal"]))
+        elif self.settings["error"] == "now":
+            raise ValueError("the data of this rank are broken")
+        elif self.settings["error"] == "while others work":
+            self.settings["sleep"] = True
+            raise ValueError("the data of this rank are broken")
+
+    def others_work(self, trainer, module, batch_idx):
+        """The other ranks are busy for longer than torchrun waits; only a signal that kills them helps."""
+        if self.settings.get("error") == "while others work" and self.rank != self.settings["rank"]:
+            if [trainer.current_epoch, batch_idx] == self.settings["at"]:
+                time.sleep(600)
+
+    def start(self):
+        torch.manual_seed(11 + self.rank)
+        names = self.settings.get("named")
+        module = Module(NoisyModel(names), several(accum_grad_steps=3) if names else SINGLE)
+        saving = ModelCheckpoint(
+            self.folder / "checkpoints", filename="step{step}", auto_insert_metric_name=False, every_n_train_steps=2,
+            save_last="link", keep_newest=2, enable_version_counter=False,
+        )  # fmt: skip
+        trainer = trainer_of(
+            max_epochs=3, enable_checkpointing=True, callbacks=[Note(self.happen), Note(self.others_work), saving],
+            auto_resume=self.settings.get("resume", False), accumulate_grad_batches=1 if names else 3,
+            default_root_dir=self.folder, strategy=self.settings.get("strategy", "auto"),
+        )  # fmt: skip
+        trainer.status_file = self.folder / "run_status.json"
+        trainer.fit(module, loader_of(40, self.settings.get("batch_size", 4)), loader_of(7, 2, False))
+        result = {**report(trainer, module), "resumed_from": trainer.ckpt_path}
+        (self.folder / f"rank{self.rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    Run(sys.argv[1], json.loads(sys.argv[2])).start()
