@@ -85,6 +85,7 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "is_last_batch": loop.is_last_batch,
         "validated": loop.validated,
         "epoch_ended": loop.epoch_ended,
+        "validation_ran": trainer.validation_ran,
         "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(collect_random_state()),  # collective: all ranks
         "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
@@ -116,17 +117,18 @@ def _pending_gradients(trainer: Any, slot: Any) -> list[dict[str, torch.Tensor]]
 # ---- restoring -----------------------------------------------------------------------------------------------------
 
 
-def restore_module(trainer: Any, checkpoint: dict[str, Any], strict: bool | None = None) -> None:
-    """Weights, module and data hooks."""
+def restore_module(trainer: Any, checkpoint: dict[str, Any], fitting: bool) -> None:
+    """Hooks and states of module, data, loggers and callbacks, then the weights, which all of them may have changed."""
     module = trainer.lightning_module
+    module.on_load_checkpoint(checkpoint)
     if trainer.datamodule is not None:
         state = checkpoint.get(type(trainer.datamodule).__qualname__)
         if state is not None:
             trainer.datamodule.load_state_dict(state)
-    module.on_load_checkpoint(checkpoint)
-    trainer.strategy.load_module_state_dict(
-        module, checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
-    )
+    if fitting:
+        restore_loggers(trainer, checkpoint)
+        restore_callbacks(trainer, checkpoint)
+    trainer.strategy.load_module_state_dict(module, checkpoint["state_dict"], strict=module.strict_loading)
 
 
 def restore_callbacks(trainer: Any, checkpoint: dict[str, Any]) -> None:
@@ -185,6 +187,7 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips"):
         setattr(loop, name, int(ours[name]))
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
+    trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]
     trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
     if ours["epoch_ended"]:
