@@ -192,11 +192,8 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     trainer.precision.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
     checkpoint = None
     if path is not None:
-        checkpoint = checkpoint_io.load_checkpoint(path)
-        if fitting:
-            resume.restore_loggers(trainer, checkpoint)
-            resume.restore_callbacks(trainer, checkpoint)
-        resume.restore_module(trainer, checkpoint)
+        checkpoint = trainer.strategy.load_checkpoint(path)
+        resume.restore_module(trainer, checkpoint, fitting)
         rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                        "checkpoint at %s", path)  # fmt: skip
     trainer.strategy.setup(trainer, model)

@@ -24,7 +24,7 @@ import torch
 from espnet3_lite.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
 from espnet3_lite.averaging import StateDict, average_state_dicts
 from espnet3_lite.checkpoint_types import harmless_globals, plain, settle
-from espnet3_lite.exceptions import CheckpointError
+from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
 
 __all__ = [
     "CheckpointError",
@@ -118,6 +118,8 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
     path = Path(path)
     if path.is_dir():
         return _load_sharded(path)
+    if not path.exists():
+        raise CheckpointNotFoundError(f"{path}: does not exist")
     damage = _file_damage(path)
     if damage:
         raise CheckpointError(damage)

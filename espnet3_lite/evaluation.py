@@ -44,6 +44,9 @@ class EvaluationLoop:
         limit = getattr(trainer, f"limit_{self.prefix}_batches")
         self.given = request_loaders(trainer, self.prefix)
         several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
+        if limit == 0:
+            self.given, self.loaders, self.num_batches = None, [], []
+            return
         loaders = list(self.given) if several else [self.given]
         self.loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
         name = f"limit_{self.prefix}_batches"
@@ -56,7 +59,7 @@ class EvaluationLoop:
         if not self.loaders or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
             self.setup()
 
-    def run(self, num_batches: list[int | float] | None = None, end_of_epoch: bool = False) -> list[Any]:
+    def run(self, num_batches: list[int | float] | None = None, end_of_epoch: bool = False) -> list[Any] | None:
         """One pass over all loaders.
 
         Args:
@@ -70,7 +73,7 @@ class EvaluationLoop:
             self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
         )  # fmt: skip
         if sum(self.num_batches if num_batches is None else num_batches) == 0:
-            return []
+            return None if self.prefix == "predict" else []
         in_fit = trainer.state.fn == "fit"
         if not in_fit:
             self._seen.clear()

@@ -25,6 +25,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or written; the message names the file and what is wrong with it."""
 
 
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint of that name."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: ``"; did you mean 'max_epochs'?"``, or nothing.
 

@@ -53,7 +53,7 @@ class HyperparametersMixin:
         if len(args) == 1 and not isinstance(args[0], str):
             values = dict(args[0]) if isinstance(args[0], dict) else dict(vars(args[0]))
         else:
-            values = _init_arguments(frame or inspect.currentframe().f_back, type(self))
+            values = _init_arguments(frame or inspect.currentframe().f_back, self)
             if unknown := set(args) - set(values):
                 raise MisconfigurationException(
                     f"{type(self).__name__}.save_hyperparameters: {sorted(unknown)} are not arguments of __init__, "
@@ -85,25 +85,29 @@ class HyperparametersMixin:
         return cls(**{k: v for k, v in arguments.items() if takes_any or k in parameters})
 
 
-def _init_arguments(frame: Any, owner: type) -> dict[str, Any]:
-    """The arguments with which the ``__init__`` methods running in `frame` and its subclasses' callers were called."""
+def _init_arguments(frame: Any, instance: Any) -> dict[str, Any]:
+    """The arguments of the `instance`'s ``__init__``, and of its subclasses', that run in `frame` and its callers."""
     found: dict[str, Any] = {}
-    instance = None
-    while frame is not None and frame.f_code.co_name == "__init__":
+    while frame is not None and not _initializes(frame, instance):
+        frame = frame.f_back  # a helper that ``__init__`` calls
+    if frame is None:
+        raise MisconfigurationException(
+            f"{type(instance).__name__}.save_hyperparameters() must be called from __init__"
+        )
+    while _initializes(frame, instance):
         names = inspect.getargvalues(frame)
-        this = frame.f_locals.get(names.args[0]) if names.args else None
-        if instance is None:
-            instance = this
-        if this is not instance:
-            break
         arguments = {name: frame.f_locals[name] for name in [*names.args[1:], *_keyword_only(frame)]}
         if names.keywords:
             arguments.update(frame.f_locals[names.keywords])
         found = {**found, **arguments}  # an outer frame is a subclass's __init__: its values are the user's
         frame = frame.f_back
-    if instance is None:
-        raise MisconfigurationException(f"{owner.__name__}.save_hyperparameters() must be called from __init__")
     return found
+
+
+def _initializes(frame: Any, instance: Any) -> bool:
+    """True for a frame that runs an ``__init__`` of this very object."""
+    code = frame.f_code
+    return code.co_name == "__init__" and bool(code.co_argcount) and frame.f_locals.get(code.co_varnames[0]) is instance
 
 
 def _keyword_only(frame: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from espnet3_lite import checkpoint_io
@@ -64,7 +65,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         raise NotImplementedError("training_step")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Compute and `log` metrics of one validation batch. `dataloader_idx` is given where there are several loaders."""
+        """Compute and `log` metrics of one validation batch. `dataloader_idx` is given for several loaders."""
         raise NotImplementedError("validation_step")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -315,13 +316,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        saved = dict(checkpoint.get("hyper_parameters", {}))
-        if hparams_file is not None:
-            import yaml
-
-            with open(hparams_file, encoding="utf-8") as file:
-                saved = yaml.safe_load(file) or {}
-        module = cls._from_hyperparameters(saved, kwargs)
+        module = cls._from_hyperparameters(_saved(checkpoint, "hyper_parameters", hparams_file), kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
         return module
@@ -334,8 +329,8 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 class LiteDataModule(HyperparametersMixin):
     """Data on its own: the loaders and the data hooks of a `LiteModule`, to share between models.
 
-    Its hooks are called before the module's: `prepare_data`, `setup`, `teardown`, the loaders, and the three that move a
-    batch. `state_dict` and `load_state_dict` are kept in checkpoints.
+    Its hooks are called before the module's: `prepare_data`, `setup`, `teardown`, the loaders, and the three that move
+    a batch. `state_dict` and `load_state_dict` are kept in checkpoints.
 
     Example:
         >>> class Digits(LiteDataModule):
@@ -358,6 +353,24 @@ class LiteDataModule(HyperparametersMixin):
 
     trainer: Any = None
 
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
+    ) -> LiteDataModule:
+        """Build the data module from its saved hyperparameters, and load its state.
+
+        Args:
+            checkpoint_path: A file that we or Lightning wrote.
+            map_location: Where to put tensors; the CPU by default.
+            hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
+            kwargs: Arguments of ``__init__``, instead of saved ones.
+        """
+        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
+        data = cls._from_hyperparameters(_saved(checkpoint, "datamodule_hyper_parameters", hparams_file), kwargs)
+        if cls.__qualname__ in checkpoint:
+            data.load_state_dict(checkpoint[cls.__qualname__])
+        return data
+
     def on_exception(self, exception: BaseException) -> None:
         """The run ends by `exception`."""
 
@@ -367,3 +380,11 @@ class LiteDataModule(HyperparametersMixin):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+def _saved(checkpoint: Mapping[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
+    """The saved hyperparameters: a YAML file's where one is given."""
+    if hparams_file is None:
+        return dict(checkpoint.get(key, {}))
+    with open(hparams_file, encoding="utf-8") as file:
+        return yaml.safe_load(file) or {}

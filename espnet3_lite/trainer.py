@@ -337,6 +337,8 @@ class Trainer(TrialRuns, TrainerProperties):
                 self.call("on_stop_training_error")
                 result = None if fitting else []
             self.call("on_fit_end") if fitting else None
+            if self.datamodule is not None:
+                self.datamodule.teardown(fn.value)
             self.call("teardown", fn.value)
             for logger in self.loggers:
                 logger.finalize("success")

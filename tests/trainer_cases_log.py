@@ -63,8 +63,10 @@ def log_when(lab, hook, arguments):
         f"{hook},{on_step},{on_epoch}": {"hook": hook, "on_step": on_step, "on_epoch": on_epoch}
         for hook, on_step, on_epoch in (
             ("training_step", False, False), ("training_step", False, None), ("validation_step", None, False),
-            ("on_train_epoch_end", True, None), ("on_train_epoch_end", None, False), ("on_validation_start", True, None),
-            ("on_validation_epoch_end", True, True), ("on_train_start", True, False), ("on_train_epoch_start", True, None),
+            ("on_train_epoch_end", True, None), ("on_train_epoch_end", None, False),
+            ("on_validation_start", True, None),
+            ("on_validation_epoch_end", True, True), ("on_train_start", True, False),
+            ("on_train_epoch_start", True, None),
         )
     }
 )  # fmt: skip
@@ -123,7 +125,8 @@ def log_where_it_cannot_elsewhere(lab, hook):
         trainer.test(module, loader(2), verbose=False) if "test" in hook else trainer.predict(module, loader(2))
 
 
-@cases(**{f"{hook},{fx}": {"hook": hook, "fx": fx} for hook in ("training_step", "validation_step", "on_train_epoch_end")
+@cases(**{f"{hook},{fx}": {"hook": hook, "fx": fx}
+          for hook in ("training_step", "validation_step", "on_train_epoch_end")
           for fx in ("mean", "sum", "min", "max", "MEAN", "avg")},
        **{f"training_step,{n}": {"hook": "training_step", "fx": f} for n, f in (
            ("torch.mean", torch.mean), ("torch.sum", torch.sum), ("torch.max", torch.max), ("torch.min", torch.min),
@@ -191,7 +194,8 @@ def log_batch_size_found(lab, make):
 _VALUES = {
     "int": 3, "bool": True, "float": 0.1, "float32": torch.tensor(0.1, dtype=torch.float32), "int64": torch.tensor(7),
     "one": torch.tensor([2.5]), "half": torch.tensor(0.5, dtype=torch.float16), "nested": torch.tensor([[1.5]]),
-    "nan": float("nan"), "inf": float("inf"), "bool_tensor": torch.tensor(True), "grad": torch.ones((), requires_grad=True),
+    "nan": float("nan"), "inf": float("inf"), "bool_tensor": torch.tensor(True),
+    "grad": torch.ones((), requires_grad=True),
 }  # fmt: skip
 
 

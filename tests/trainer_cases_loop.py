@@ -3,8 +3,8 @@
 import datetime
 
 import torch
-from trainer_lab import Rows, SizedStream, Stream, case, cases, loader
 from torch.utils.data import DataLoader
+from trainer_lab import Rows, SizedStream, Stream, case, cases, loader
 
 # ---- how long ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Cases of `trainer_lab`: what `configure_optimizers` may return, when learning rates change, overridden and manual steps."""
+"""Cases of `trainer_lab`: shapes of `configure_optimizers`, learning rates, overridden and manual steps, precision."""
 
 import torch
 from torch.optim import SGD, Adam
@@ -97,7 +97,7 @@ def scheduler(lab, interval, frequency, settings):
             ("", {}), ("half", {"val_check_interval": 0.5}), ("every2", {"check_val_every_n_epoch": 2}),
             ("accumulate", {"accumulate_grad_batches": 2}),
         )
-        # Lightning steps by a value that it has seen before, or raises before the first validation; we wait for a new one.
+        # Lightning steps by a value seen before, or raises before the first validation; we wait for a new one.
         if not (monitor == "val_loss" and (interval == "step" or n in ("half", "every2")))
         and not (interval == "step" and monitor in ("train_epoch", "end"))
     }
@@ -211,7 +211,8 @@ def learning_rate_reads(lab):
 
         def training_step(self, batch, batch_idx):
             lab.note("read", self.lr_schedulers().get_last_lr(), self.optimizers().param_groups[0]["lr"],
-                     isinstance(self.optimizers(), SGD), type(self.optimizers(use_pl_optimizer=False)).__name__)  # fmt: skip
+                     isinstance(self.optimizers(), SGD),
+                     type(self.optimizers(use_pl_optimizer=False)).__name__)  # fmt: skip
             return self.loss(batch)
 
     lab.fit(Reads(), train=2, max_epochs=2)
@@ -372,7 +373,7 @@ def returned_none_with_an_overridden_step(lab):
 
 
 def manual(lab, step, optimizers=1, schedulers=0):
-    """A module that steps for itself: `step(module, batch, batch_idx)`; its second half trains with the second optimizer."""
+    """A module that steps for itself by `step(module, batch, batch_idx)`; a second optimizer has its second half."""
 
     class Manual(lab.Module):
         def __init__(self):

@@ -1,7 +1,7 @@
 """A laboratory in which one and the same case runs with Lightning or with espnet3_lite, and notes what a user sees.
 
-A case is a function of a `Lab`: it builds a module and a trainer from the lab's classes, calls `fit` and its sisters, and
-notes what it likes. Run with Lightning by `golden/make_lightning_trainer.py`, the notes become data; run with
+A case is a function of a `Lab`: it builds a module and a trainer from the lab's classes, calls `fit` and its sisters,
+and notes what it likes. Run with Lightning by `golden/make_lightning_trainer.py`, the notes become data; run with
 espnet3_lite by `test_trainer.py`, they must be the same. Nothing here imports either.
 """
 
@@ -30,8 +30,8 @@ _EVALUATION = tuple(
 )
 HOOKS = (
     "setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start", "on_train_epoch_start",
-    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
-    "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end", *_EVALUATION, "teardown", "on_exception",
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end", *_EVALUATION, "teardown", "on_exception",
 )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ class Lab:
             missing = [word for word in words if word.lower() not in text]
             if missing:
                 raise AssertionError(f"{missing} not in the message: {error}") from error
-            self.note("error", type(error).__name__)
+            self.note("error", "FileNotFoundError" if isinstance(error, FileNotFoundError) else type(error).__name__)
         else:
             self.note("error", None)
 
