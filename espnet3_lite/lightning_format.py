@@ -47,7 +47,7 @@ def dump_loops(trainer: Any) -> dict[str, Any]:
     by_hand = not trainer.automatic_optimization or has_named_optimizers(trainer)
     manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
     manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
-    steps_here = min(done, steps)
+    steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # rounded up: the last batch closes a window
     fit_loop = {
         "state_dict": _dump_loader(trainer),
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
@@ -144,9 +144,12 @@ def restore_loops(trainer: Any, checkpoint: dict[str, Any]) -> None:
     hooks_are_over = current["completed"] == current["processed"]
     loop.validated = hooks_are_over and validation["completed"] == validation["ready"]
     loop.global_step = int(checkpoint["global_step"])
-    loop.batches_stepped = int(fit["epoch_loop.state_dict"].get("_batches_that_stepped", loop.global_step))
     if has_named_optimizers(trainer):
         _restore_named(trainer, checkpoint.get(RUNTIME_STATE) or {})
+    # The loggers' axis: Lightning, too, counts the batch that was saved only after its validation.
+    loop.batches_stepped = loop.global_step if trainer.automatic_optimization else loop.batches_seen
+    loop.uncounted = 1 if loop.resumed_within_epoch else 0
+    loop.batches_stepped -= loop.uncounted
     states = fit.get("state_dict", {}).get("combined_loader")
     if loop.resumed_within_epoch and states:
         trainer.train_data.resume_from_loader_state(states[0])
@@ -155,8 +158,8 @@ def restore_loops(trainer: Any, checkpoint: dict[str, Any]) -> None:
 def _restore_named(trainer: Any, counters: dict[str, dict[str, int]]) -> None:
     """Named optimizers' counters, and our `global_step`: ESPnet3 counts the updates of all of them.
 
-    A window that is open stays so, with its count: ESPnet3 saves no gradients, and its next update, like ours, has those
-    of the window's remaining passes alone.
+    A window that is open stays so, with its count: ESPnet3 saves no gradients, and its next update, like ours, has
+    those of the window's remaining passes alone.
 
     Raises:
         MisconfigurationException: the file names other optimizers.
@@ -168,17 +171,15 @@ def _restore_named(trainer: Any, counters: dict[str, dict[str, int]]) -> None:
             f"with the configuration that wrote it"
         )
     for name, slot in slots.items():
-        slot.update_step = int(counters[name]["update_step"])
-        slot.pending = int(counters[name]["accum_counter"])
+        slot.load_state_dict({"update_step": counters[name]["update_step"], "pending": counters[name]["accum_counter"]})
         if slot.pending:
             rank_zero_warn(
-                f"optimizers.{name}: the checkpoint was saved after {slot.pending} of the {slot.window} backward passes "
-                f"of an update, and does not hold their gradients (ESPnet3 saves none): this update lacks them"
+                f"optimizers.{name}: the checkpoint was saved after {slot.pending} of the {slot.window} backward "
+                f"passes of an update, and does not hold their gradients (ESPnet3 saves none): this update lacks them"
             )
     loop.global_step = batches_that_stepped(
         loop.batches_seen, [(slot.window, slot.update_step, slot.pending) for slot in slots.values()]
     )
-    loop.batches_stepped = loop.global_step - (1 if loop.batches_done and not loop.is_last_batch else 0)
 
 
 def batches_that_stepped(batches: int, optimizers: list[tuple[int, int, int]]) -> int:

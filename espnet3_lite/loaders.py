@@ -161,7 +161,7 @@ class TrainData:
             loader.start_at(skip)
         elif skip and (state is None or state["loader"] is None or not hasattr(loader, "load_state_dict")):
             loader = _without_first(loader, skip)  # the others know their own position
-        batches = iter(loader)
+        batches = begin(loader)
         if skip:  # what was left out may have drawn random numbers: before the run's own are put back
             batches = itertools.chain([first for first in (next(batches, _END),) if first is not _END], batches)
         if self.num_batches != math.inf:
@@ -236,6 +236,18 @@ class TrainData:
         if state is None or state["position"] is None:
             return loader if isinstance(loader, SharedLoader) else SharedLoader(given, strategy, drawn=True)
         return SharedLoader(given, strategy, drawn=state["drawn"], seed=state["seed"])
+
+
+def begin(loader: Any) -> Iterator[Any]:
+    """Iterate over a loader, which draws its workers' seed from the random state now.
+
+    Where its workers have stayed from an epoch before (`persistent_workers`), torch would draw none. A run that resumes
+    has new workers: for its random numbers to be the same ones, a seed is drawn in either case.
+    """
+    given = getattr(loader, "loader", loader)
+    if getattr(given, "persistent_workers", False) and getattr(given, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=given.generator)
+    return iter(loader)
 
 
 def _is_batches(loader: Any) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints both ways: ESPnet3's files under Lightning resume here, and ours have what Lightning reads.
 
-`golden/espnet3_checkpoints` holds, for each case of `golden/checkpoint_lab.py`, a file that ESPnet3 (or Lightning with a
-plain module) saved, and how the uninterrupted run and the run resumed from it went on there.
+`golden/espnet3_checkpoints` holds, for each case of `golden/checkpoint_lab.py`, a file that ESPnet3 (or Lightning with
+a plain module) saved, and how the uninterrupted run and the run resumed from it went on there.
 """
 
 import importlib.util
@@ -55,7 +55,7 @@ def make(case, exp_dir):
     return trainer.trainer, trainer.fit
 
 
-OURS = SimpleNamespace(make=make, recorder=lambda: lab.make_recorder(Callback), appends=False)
+OURS = SimpleNamespace(make=make, recorder=lambda: lab.make_recorder(Callback), ours=True)
 
 
 def recorded(name):
@@ -166,10 +166,30 @@ def test_named_optimizers_counters(tmp_path):
     assert manual["total"]["completed"] == 24 == recorded("gan")["whole"]["global_step"]
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "end"),
+    [("warmup", 6, 12), ("batch_end", 5, 12), ("validation_end", 7, 20), ("gan", 6, 12), ("gan_mid_epoch", 7, 20),
+     ("module_manual", 6, 12)],
+)  # fmt: skip
+def test_the_loggers_axis_goes_on(name, first, end, tmp_path):
+    """It counts batches that stepped; Lightning's files have the batch that saved them not counted yet."""
+    trainer, fit = make(lab.CASES[name], tmp_path)
+    axis = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            axis.append(trainer.logging_step)
+
+    trainer.callback_handler.add_callback(Watch())
+    train, valid = lab.loaders_of(lab.CASES[name])
+    fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=RECORDED / f"{name}.ckpt")
+    assert axis == list(range(first, end))
+
+
 def test_an_open_window_keeps_its_count_and_says_what_it_lacks(tmp_path):
     """ESPnet3 saves no gradients. Its next update lacks them, and so does ours: two epochs equal to the last bit.
 
-    The third ends with an open window, which ESPnet3's validation clears and ours does not (SEMANTICS): there they part.
+    The third ends with an open window, which ESPnet3's validation clears and ours does not: there they part.
     """
     expected = recorded("gan_open_window")["resumed"]
     message = "optimizers.generator: the checkpoint was saved after 1 of the 2 backward passes"
@@ -186,7 +206,9 @@ def test_another_configuration_is_refused(tmp_path):
     torch.save(checkpoint, tmp_path / "other.ckpt")
     trainer, fit = make(lab.CASES["gan"], tmp_path)
     train, valid = lab.loaders_of(lab.CASES["gan"])
-    with pytest.raises(MisconfigurationException, match=r"\['generator', 'vocoder'\].*\['discriminator', 'generator'\]"):
+    with pytest.raises(
+        MisconfigurationException, match=r"\['generator', 'vocoder'\].*\['discriminator', 'generator'\]"
+    ):
         fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=tmp_path / "other.ckpt")
 
 
@@ -212,3 +234,61 @@ def test_best_files_of_a_folder_that_moved(tmp_path):
     assert found["best"] == {monitor: pytest.approx(files, rel=1e-6) for monitor, files in expected.items()}
     kept = {file for files in expected.values() for file in files}
     assert {path.name for path in moved.glob("epoch*.ckpt")} == kept
+
+
+# ---- our files in Lightning ----------------------------------------------------------------------------------------
+# That Lightning and ESPnet3 go on from them is shown by `golden/check_lightning_reads_ours.py`, run by hand.
+
+
+def kept_checkpoint(name, folder):
+    """What we save where Lightning saved the recorded file."""
+    lab.run_case(OURS, name, folder / name, keep=folder / "kept")
+    return load_checkpoint(folder / "kept" / lab.file_of(name, OURS))
+
+
+#: What Lightning's resume does not look at: how often schedulers stepped; whether an earlier epoch was validated.
+NOT_READ = ("epoch_loop.scheduler_progress", "epoch_loop.val_loop.batch_progress")
+
+
+@pytest.mark.parametrize("name", lab.CASES)
+def test_our_files_count_as_lightnings_do(name, tmp_path):
+    found, expected = kept_checkpoint(name, tmp_path), load_checkpoint(RECORDED / f"{name}.ckpt")
+    assert set(found) == set(expected)
+    assert found["epoch"] == expected["epoch"]
+    loops = {key: value for key, value in found["loops"].items() if key != "espnet3_lite"}
+    assert set(loops) == set(expected["loops"])
+    fit, expected_fit = loops["fit_loop"], expected["loops"]["fit_loop"]
+    assert set(fit) == set(expected_fit)
+    for key in expected_fit:
+        if key not in NOT_READ and (name, key) != ("gan_open_window", "epoch_loop.state_dict"):  # our count of steps
+            assert fit[key] == expected_fit[key], key
+    for key in ("validate_loop", "test_loop", "predict_loop"):
+        assert loops[key] == expected["loops"][key]
+    validation = fit["epoch_loop.val_loop.batch_progress"]["total"]
+    assert validation["ready"] == validation["processed"] == validation["completed"]  # never in the middle of one
+    assert fit["epoch_loop.val_loop.batch_progress"]["is_last_batch"] == (validation["ready"] > 0)
+
+
+@pytest.mark.parametrize("name", lab.CASES)
+def test_our_files_hold_what_lightnings_do(name, tmp_path):
+    found, expected = kept_checkpoint(name, tmp_path), load_checkpoint(RECORDED / f"{name}.ckpt")
+    assert found["pytorch-lightning_version"] == expected["pytorch-lightning_version"]
+    for key, state in expected["callbacks"].items():
+        assert set(found["callbacks"][key]) == set(state)
+    assert [set(state) for state in found["lr_schedulers"]] == [set(state) for state in expected["lr_schedulers"]]
+    for ours, theirs in zip(found["optimizer_states"], expected["optimizer_states"], strict=True):
+        assert set(ours) == set(theirs)
+        assert [set(group) for group in ours["param_groups"]] == [set(group) for group in theirs["param_groups"]]
+        assert set(ours["state"]) == set(theirs["state"])
+    assert list(found["state_dict"]) == list(expected["state_dict"])
+    for key in (RUNTIME_STATE, "MixedPrecision", "hparams_name", "hyper_parameters"):
+        assert found.get(key) == expected.get(key)
+    if not name.startswith("gan"):
+        assert found["global_step"] == expected["global_step"]
+
+
+def test_the_average_loads_into_the_model_with_plain_torch(tmp_path):
+    lab.run_case(OURS, "criteria", tmp_path)
+    for name in ("valid.loss.ave_3best.pth", "valid.acc.ave_2best.pth"):
+        model = lab.scenarios.build_model("g1_callbacks_two_criteria")
+        model.load_state_dict(torch.load(tmp_path / name, weights_only=True), strict=True)

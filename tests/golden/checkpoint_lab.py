@@ -1,7 +1,7 @@
 """Cases of runs that are cut and resumed, and what is noted of them; the trainer's classes are arguments.
 
-`make_espnet3_checkpoints.py` runs them with ESPnet3 and Lightning, ``test_lightning_checkpoints.py`` with espnet3_lite, and
-`check_lightning_reads_ours.py` with both. Nothing here imports any of them.
+`make_espnet3_checkpoints.py` runs them with ESPnet3 and Lightning, ``test_lightning_checkpoints.py`` with
+espnet3_lite, and `check_lightning_reads_ours.py` with both. Nothing here imports any of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _EACH_BATCH = {**_SAVE, "every_n_train_steps": 1}
 _EACH_VALIDATION = {**_SAVE, "monitor": "valid/acc", "save_on_train_epoch_end": False}
 
 #: Of each case: the scenario whose model, data and configuration it takes, or "module" (`plain_module`); changes to its
-#: configuration, to the trainer's block, to its data; and the file from which it is resumed: one of those it saves.
+#: configuration, to the trainer's block, to its data; and the file from which it is resumed: one of those it saves. (It
+#: bears ESPnet3's count of each optimizer's updates; `our_file` our count of the batches that stepped.)
 CASES: dict[str, dict[str, Any]] = {
     "warmup": {"base": _SINGLE, "config": {"scheduler": _WARMUP}, "file": "step6.ckpt"},
     "accumulate": {"base": "a2_single_accum_clip", "file": "step4.ckpt"},
@@ -52,9 +53,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "last_validation_end": {"base": _SINGLE, "trainer": {"callbacks": [_EACH_VALIDATION]}, "file": "at6.ckpt"},
     "fit_end": {"base": _SINGLE, "max_epochs_first": 2, "file": "after.ckpt"},
-    "gan": {"base": _GAN, "file": "step12.ckpt"},
+    "gan": {"base": _GAN, "file": "step12.ckpt", "our_file": "step6.ckpt"},
     "gan_order": {
-        "base": _GAN, "file": "step12.ckpt",
+        "base": _GAN, "file": "step12.ckpt", "our_file": "step6.ckpt",
         "config": {"schedulers": {
             "discriminator": {"scheduler": {**_LINEAR, "end_factor": 0.5}, "interval": "step"},
             "generator": {"scheduler": _LINEAR, "interval": "step"},
@@ -62,16 +63,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "gan_open_window": {"base": "d1_gan_partial", "trainer": {"max_epochs": 4}, "file": "step4.ckpt"},
     "gan_mid_epoch": {
-        "base": _GAN, "data": {"n_train": 20}, "file": "at14.ckpt",
+        "base": _GAN, "data": {"n_train": 20}, "file": "at14.ckpt", "our_file": "at7.ckpt",
         "trainer": {"callbacks": [{**_EACH_VALIDATION, "monitor": "valid/g_loss"}], "val_check_interval": 2},
     },
     "module": {"base": "module", "file": "at6.ckpt"},
     "module_mid_epoch": {"base": "module", "file": "at5.ckpt", "every_n_train_steps": 1},
     "module_manual": {"base": "module", "file": "at10.ckpt", "manual": True},
 }  # fmt: skip
-
-#: Their file names and counts are not Lightning's: ESPnet3 counts each optimizer's update, we the batches that stepped.
-GANS = [name for name in CASES if name.startswith("gan")]
 
 
 class NoData:
@@ -168,7 +166,7 @@ def plain_module(base: type, manual: bool = False, width: int = 6, rate: float =
 
 
 def make_recorder(base: type) -> Any:
-    """A callback that notes what a run does: parameters, rates and counts after each batch, values of each validation."""
+    """A callback that notes parameters, rates and counts after each batch, and the values of each validation."""
 
     class Recorder(base):
         def __init__(self):
@@ -217,6 +215,11 @@ def keep_a_copy(trainer: Any, name: str, copy_to: Path) -> None:
     trainer.save_checkpoint = save_and_copy
 
 
+def file_of(name: str, library: SimpleNamespace) -> str:
+    """The name of the file from which a case is resumed, as a library writes it."""
+    return CASES[name].get("our_file", CASES[name]["file"]) if library.ours else CASES[name]["file"]
+
+
 def run_case(
     library: SimpleNamespace, name: str, exp_dir: Path, resume: Path | None = None, keep: Path | None = None,
     max_epochs: int | None = None,
@@ -224,7 +227,7 @@ def run_case(
     """Run a case from its start, or from a checkpoint, and tell what happened.
 
     Args:
-        library: `make(case, exp_dir)` gives (trainer, fit); `Callback` is its base class.
+        library: `make(case, exp_dir)` gives (trainer, fit), `recorder()` a callback; `ours` says which it is.
         name: A key of `CASES`.
         exp_dir: The run's folder.
         resume: A checkpoint to go on from.
@@ -239,13 +242,14 @@ def run_case(
     torch.manual_seed(0)
     trainer, fit = library.make(case, exp_dir)
     recorder = library.recorder()
-    trainer.callbacks.append(recorder) if library.appends else trainer.callback_handler.add_callback(recorder)
+    trainer.callback_handler.add_callback(recorder) if library.ours else trainer.callbacks.append(recorder)
+    file = file_of(name, library)
     if keep is not None:
-        keep_a_copy(trainer, case["file"], keep)
+        keep_a_copy(trainer, file, keep)
     train, valid = loaders_of(case)
     fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=resume)
     if "max_epochs_first" in case and keep is not None:
-        trainer.save_checkpoint(exp_dir / case["file"])
+        trainer.save_checkpoint(exp_dir / file)
     return {
         "batches": recorder.batches, "validations": recorder.validations, "epochs": recorder.epochs,
         "epoch": trainer.current_epoch, "global_step": trainer.global_step,

@@ -72,7 +72,7 @@ def espnet3_library():
         return trainer, lambda **kwargs: trainer.fit(module, **kwargs)
 
     recorder = lambda: lab.make_recorder(lightning.Callback)  # noqa: E731
-    return lab, SimpleNamespace(make=make, recorder=recorder, appends=True)
+    return lab, SimpleNamespace(make=make, recorder=recorder, ours=False)
 
 
 def without_folder(value, folder, replacement):
@@ -91,7 +91,7 @@ def record(lab, library, name):
     """One case: the whole run, its checkpoint, and the run resumed from it in the same folder."""
     with tempfile.TemporaryDirectory() as folder:
         exp_dir = Path(folder).resolve() / name
-        kept, file = exp_dir.with_suffix(".kept"), lab.CASES[name]["file"]
+        kept, file = exp_dir.with_suffix(".kept"), lab.file_of(name, library)
         first = lab.run_case(library, name, exp_dir, keep=kept)
         shutil.rmtree(exp_dir)
         kept.rename(exp_dir)
@@ -112,7 +112,9 @@ def main():
     for name in sys.argv[1:] or lab.CASES:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             whole, resumed = record(lab, library, name)
-        ends = [None if run is None else (run["epoch"], run["global_step"], len(run["batches"])) for run in (whole, resumed)]
+        ends = [
+            None if run is None else (run["epoch"], run["global_step"], len(run["batches"])) for run in (whole, resumed)
+        ]
         same = whole is not None and whole["parameters"] == resumed["parameters"]
         print(f"{name:22} {ends} stopping {resumed['stopping']} same end: {same}")
 
