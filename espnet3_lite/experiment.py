@@ -109,12 +109,21 @@ def train(config: Config) -> ESPnetTrainer:
 
     Returns:
         The trainer, after its run.
+
+    Raises:
+        SystemExit: a signal or Ctrl-C ended the run (128 plus the signal's number).
     """
     trainer = build(config)
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
-    trainer.fit(**fit)
+    try:
+        trainer.fit(**fit)
+    except SystemExit:  # a signal or Ctrl-C, after all was saved
+        last = trainer.exp_dir / "last.ckpt"
+        if is_global_zero() and last.exists():
+            logger.info("the run was cut by a signal; the same command goes on from %s", last)
+        raise
     return trainer
 
 

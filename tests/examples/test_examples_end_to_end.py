@@ -68,6 +68,8 @@ def test_a_cut_run_of_digits_ends_with_the_same_bits(tmp_path, sklearn, signal_n
         assert {"last.ckpt", "valid.acc.ave_3best.pth", "valid.loss.ave_3best.pth"} <= {p.name for p in cut.iterdir()}
         status = json.loads((cut / "status.json").read_text())
         assert (status["status"], status["signal"], status["epoch"]) == ("interrupted", signal_name, 4)
+        log = (cut / "train.log").read_text()
+        assert log.endswith(f"the run was cut by a signal; the same command goes on from {cut / 'last.ckpt'}\n")
         assert torch.load(cut / "last.ckpt", weights_only=True)["global_step"] == status["global_step"] > 4 * 38
     run(*arguments)
     ends = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, cut)]
