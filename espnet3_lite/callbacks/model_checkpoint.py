@@ -114,6 +114,7 @@ class ModelCheckpoint(CheckpointRanking):
         self._last_checkpoint_saved = ""
         self._last_time_checked: float | None = None
         self._waits_for_validation = False
+        self._saves_for_resuming = False
         self._warned = False
 
     def _check_arguments(self) -> None:
@@ -287,11 +288,13 @@ class ModelCheckpoint(CheckpointRanking):
         if self not in chosen or trainer.fast_dev_run or self._batches_at_save == trainer.fit_loop.batches_seen:
             return
         candidates = self._candidates(trainer)
+        self._saves_for_resuming = True  # that save is none of the run's own: the resumed run must not know of it
         if self.monitor is None and self.save_top_k != 0:
             self._save_newest(trainer, candidates)
             self._save_last(trainer, candidates)
         else:
             self._write_last(trainer, candidates, link=False)
+        self._saves_for_resuming = False
 
     def _candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What a name or a decision may be made of: the callback metrics, `epoch` and `step`."""
@@ -376,7 +379,7 @@ class ModelCheckpoint(CheckpointRanking):
         self._remove(trainer, [previous] if previous else [], path)
 
     def _save_file(self, trainer: Trainer, path: str) -> None:
-        if not trainer.stopped_by_signal:  # that save is none of the run's own: the resumed run must not know of it
+        if not self._saves_for_resuming:
             self._last_global_step_saved = trainer.global_step
         self._batches_at_save = trainer.fit_loop.batches_seen
         self._last_checkpoint_saved = path
