@@ -190,13 +190,13 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     trainer.call("setup", stage)
     model.configure_model()
     trainer.precision.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
+    trainer.strategy.setup(trainer, model)  # likewise: a sharded model takes only its own parts
     checkpoint = None
     if path is not None:
         checkpoint = trainer.strategy.load_checkpoint(path)
         resume.restore_module(trainer, checkpoint, fitting)
         rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                        "checkpoint at %s", path)  # fmt: skip
-    trainer.strategy.setup(trainer, model)
     if fitting:
         configure_optimizers(trainer, model)
         trainer.training_step = trainer._with_override(trainer.strategy.wrap(trainer, model))
@@ -242,7 +242,7 @@ def select_checkpoint(trainer: Any, ckpt_path: Any, model_provided: bool) -> str
 
 
 def newest_checkpoint(trainer: Any) -> str | None:
-    """The newest intact checkpoint that the checkpoint callbacks know of. Rank zero looks; the others are told later."""
+    """The newest intact checkpoint that the checkpoint callbacks know of. Rank zero looks and tells the others."""
     if not trainer.is_global_zero:
         return None
     candidates: list[Path] = []

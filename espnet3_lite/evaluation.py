@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 
 from espnet3_lite import scheduling
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.loaders import length_of, limited, request_loaders, set_epoch
+from espnet3_lite.loaders import begin, length_of, limited, request_loaders, set_epoch
 from espnet3_lite.optimization import OptimizationStep
 from espnet3_lite.states import RunningStage
 
@@ -42,11 +44,11 @@ class EvaluationLoop:
         """Ask for the loaders, and count their batches."""
         trainer = self.trainer
         limit = getattr(trainer, f"limit_{self.prefix}_batches")
-        self.given = request_loaders(trainer, self.prefix)
-        several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
         if limit == 0:
             self.given, self.loaders, self.num_batches = None, [], []
             return
+        self.given = request_loaders(trainer, self.prefix)
+        several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
         loaders = list(self.given) if several else [self.given]
         self.loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
         name = f"limit_{self.prefix}_batches"
@@ -82,7 +84,8 @@ class EvaluationLoop:
         trainer.strategy.sync_buffers(module)
         metrics.start_evaluation()
         by_loader: list[dict[str, torch.Tensor]] = []
-        frozen = torch.inference_mode if trainer.inference_mode and not in_fit else torch.no_grad
+        inference_mode = trainer.inference_mode and trainer.strategy.inference_mode and not in_fit
+        frozen = torch.inference_mode if inference_mode else torch.no_grad
         with frozen():
             getattr(module, f"on_{word}_model_eval")()
             call(f"on_{word}_start")
@@ -128,15 +131,20 @@ class EvaluationLoop:
         set_epoch(loader, trainer.current_epoch)
         if count == 0:
             return outputs
-        for batch_idx, batch in enumerate(loader):
+        for batch_idx, batch in enumerate(itertools.islice(begin(loader), None if count == math.inf else int(count))):
             if trainer.transfers_batches:
                 batch = trainer.transfer_batch(batch, index)
             metrics.start_batch(batch)
             place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
-            call(f"on_{word}_batch_start", *place)
+            replaying = getattr(loader, "replaying", False)  # with FSDP: for the other ranks' sake, after all of ours
+            if not replaying:
+                call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
             with contextlib.nullcontext() if trainer.precision.plain else trainer.precision.forward_context():
                 output = step(*(place if takes is None else place[:takes]))
+            if replaying:
+                metrics.discard_batch()
+                continue
             if (flag := _is_finite(output)) is not None:
                 metrics.mask_batch(flag)
                 finite.append((batch_idx, flag))
@@ -147,9 +155,7 @@ class EvaluationLoop:
             self._seen[index] += 1
             if keep:
                 outputs.append(output)
-            if batch_idx + 1 >= count:
-                break
-        _warn_about_left_out(finite, word)
+        _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
 
     def abandon(self) -> None:
@@ -200,13 +206,13 @@ def _is_finite(output: Any) -> torch.Tensor | None:
     return None
 
 
-def _warn_about_left_out(finite: list[tuple[int, torch.Tensor]], word: str) -> None:
-    """One read from the device for the whole loader: which batches had a loss that is not finite?"""
-    if not finite:
-        return
-    flags = torch.stack([flag for _, flag in finite]).tolist()
+def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:
+    """One read from the device for the whole loader: which batches had a loss that is not finite, on which rank?"""
+    flags = torch.stack([flag for _, flag in finite]).tolist() if finite else []
     bad = [str(batch_idx) for (batch_idx, _), good in zip(finite, flags, strict=True) if not good]
-    if bad:
-        rank_zero_warn(
-            f"{word} batches {', '.join(bad)} have a loss that is not finite; they are left out of the means"
-        )
+    by_rank = strategy.gather_objects(bad)  # collective: all ranks end a loader together
+    for rank, batches in enumerate(by_rank):
+        where = f" of rank {rank}" if len(by_rank) > 1 else ""
+        if batches:
+            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite; they are left "
+                           f"out of the means")  # fmt: skip

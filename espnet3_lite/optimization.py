@@ -187,11 +187,16 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
         return None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if algorithm in (None, "norm"):
-        return torch.nn.utils.clip_grad_norm_(parameters, value)
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
     if algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, value)
         return None
     raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:
@@ -206,7 +211,7 @@ def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:
     if slot.name is None:
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
-        norm = torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None]))
     if slot.name is None and trainer.clips_by_itself:
         trainer.metrics.hook = "configure_gradient_clipping"
         module.configure_gradient_clipping(optimizer, value, algorithm)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from espnet3_lite.distributed.processes import SeveralProcesses
+from espnet3_lite.distributed.processes import SeveralProcesses, buffers_put_back
 from espnet3_lite.distributed.strategy import training_step_of
 
 
@@ -61,15 +61,12 @@ class DDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's, through DDP. A rank without data runs it too, and puts the buffers back."""
-        module = self._step.module
-        replaying = self.trainer.train_data.replaying
-        buffers = [buffer.clone() for buffer in module.buffers()] if replaying else []
         local = self._wrapped is not None and not self._synchronizing
-        with self._wrapped.no_sync() if local else contextlib.nullcontext():
-            output = (self._wrapped or self._step)(batch, batch_idx)
-        for buffer, before in zip(module.buffers(), buffers, strict=False):
-            buffer.copy_(before)
-        return output
+        with (
+            buffers_put_back(self._step.module if self.trainer.train_data.replaying else None),
+            self._wrapped.no_sync() if local else contextlib.nullcontext(),
+        ):
+            return (self._wrapped or self._step)(batch, batch_idx)
 
     def empty_steps(self, trainer: Any, steps: Sequence, returned: list) -> list:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""

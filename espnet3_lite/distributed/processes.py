@@ -6,10 +6,11 @@ Every method that talks to other ranks says so; all ranks must call it, in the s
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -168,6 +169,16 @@ class SeveralProcesses(Strategy):
 
             get_error_handler().record_exception(exception)  # for torchrun's own report
         return exception
+
+
+@contextlib.contextmanager
+def buffers_put_back(module: torch.nn.Module | None) -> Iterator[None]:
+    """What a forward pass does to the buffers of `module` is undone; None: nothing is."""
+    before = [buffer.clone() for buffer in module.buffers()] if module is not None else []
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers() if before else (), before, strict=True):
+            buffer.copy_(value)
 
 
 class OtherRankError(RuntimeError):

@@ -29,6 +29,8 @@ class Strategy:
     """
 
     name = "single"
+    #: `validate`, `test` and `predict` may run in `torch.inference_mode`.
+    inference_mode = True
     world_size = 1
     rank = 0
 
@@ -126,6 +128,10 @@ class Strategy:
     ) -> None:
         """Load what `optimizer_state_dict` gave."""
         optimizer.load_state_dict(state)
+
+    def load_checkpoint(self, path: Any) -> dict[str, Any]:
+        """Read it, whatever wrote it."""
+        return checkpoint_io.load_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write it; all ranks call, rank zero writes."""

@@ -278,7 +278,109 @@ def collectives():
     return found
 
 
+# ---- FSDP2 ---------------------------------------------------------------------------------------------------------
+
+
+def fsdp(**settings):
+    """On one process: what it is compared with."""
+    several_ranks = {"strategy": "fsdp"} if rank_and_size()[1] > 1 else {}
+    return fit(Module(Model(), SINGLE), val_count=13, gradient_clip_val=0.05, **several_ranks, **settings)
+
+
+def fsdp_accumulating():
+    return fsdp(count=27, accumulate_grad_batches=3)
+
+
+def fsdp_nan():
+    return fsdp(shuffle=False, bad=[12])
+
+
+def fsdp_stream():
+    return uneven([7, 5], strategy="fsdp") if rank_and_size()[1] > 1 else uneven([7, 5])
+
+
+def fsdp_refuses():
+    """Several optimizers, and a parameter without a dimension."""
+    errors = []
+    scalar = Model()
+    scalar.scale = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    for module in (Module(Model([["second", "first"]]), several()), Module(scalar, SINGLE)):
+        try:
+            fit(module, strategy="fsdp")
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    return errors
+
+
+def fsdp_units():
+    """Layers in a list are sharded one by one; the rest, with the tied parameter, as one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    class Deep(Model):
+        def __init__(self):
+            super().__init__()
+            layers = [torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh()) for _ in range(3)]
+            self.layers = torch.nn.ModuleList(layers).double()
+            self.layers[2][0].weight = self.layers[0][0].weight
+
+        def forward(self, x, y):
+            for layer in self.layers:
+                x = layer(x)
+            return super().forward(x, y)
+
+    torch.manual_seed(0)
+    module = Module(Deep(), SINGLE)
+    result = fit(module, max_epochs=1, **({"strategy": "fsdp"} if rank_and_size()[1] > 1 else {}))
+    result["units"] = [name for name, part in module.named_modules() if isinstance(part, FSDPModule)]
+    return result
+
+
+def sharded_folder(in_background):
+    return Path(FOLDER, f"background-{in_background}.ckpt")
+
+
+def fsdp_saving(in_background=False):
+    """A run that saves within its second epoch, in an accumulation window, and one that goes on from there."""
+    settings = {"count": 27, "accumulate_grad_batches": 3, "strategy": "fsdp", "max_epochs": 3}
+    folder = sharded_folder(in_background)
+    on_disk = []
+
+    def save(trainer, module, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint(folder)
+            trainer.strategy.when_saved(lambda: on_disk.append((folder / ".metadata").exists()))
+
+    whole_run = fit(Module(Model(), SINGLE), callbacks=[Note(save)], async_save=in_background, **settings)
+    return {"whole": whole_run, "resumed": fsdp_resumed(in_background), "on_disk": on_disk}
+
+
+def fsdp_saving_in_background():
+    return fsdp_saving(in_background=True)
+
+
+def fsdp_resumed(in_background=False):
+    """Goes on from a folder that two ranks wrote, on any number of ranks."""
+    strategy = "fsdp" if rank_and_size()[1] > 1 else "auto"
+    trainer = trainer_of(accumulate_grad_batches=3, strategy=strategy, max_epochs=3)
+    module = Module(Model(), SINGLE)
+    trainer.fit(module, loader_of(27, share(8)), ckpt_path=sharded_folder(in_background))
+    return report(trainer, module)
+
+
+def fsdp_from_a_file():
+    """A plain file, which one process wrote, in the middle of a run."""
+    trainer = trainer_of(accumulate_grad_batches=3, strategy="fsdp", max_epochs=3)
+    module = Module(Model(), SINGLE)
+    trainer.fit(module, loader_of(27, share(8)), ckpt_path=Path(FOLDER, "plain.ckpt"))
+    return report(trainer, module)
+
+
+FOLDER = "."  # where cases write
+
+
 def main(folder, *names):
+    global FOLDER
+    FOLDER = folder
     results = {name: globals()[name]() for name in names}
     Path(folder, f"rank{rank_and_size()[0]}.json").write_text(json.dumps(results))
 

@@ -132,10 +132,15 @@ def trainer_of(**settings):
     return Trainer(**{**defaults, **settings})
 
 
+def whole(tensor):
+    """A sharded tensor put together. Collective."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def report(trainer, module):
     """What a test compares: parameters, counters, metrics, and who saw what."""
     return {
-        "parameters": [parameter.detach().double().flatten().tolist() for parameter in module.parameters()],
+        "parameters": [whole(parameter).detach().double().flatten().tolist() for parameter in module.parameters()],
         "global_step": trainer.global_step,
         "updates": {str(name): slot.update_step for name, slot in trainer.slots.items()},
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},

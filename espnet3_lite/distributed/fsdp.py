@@ -1,0 +1,213 @@
+"""FSDP2: every rank holds a part of each parameter, of its gradient and of its optimizer's state (`fully_shard`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from espnet3_lite import checkpoint_io
+from espnet3_lite.distributed.processes import SeveralProcesses, buffers_put_back
+from espnet3_lite.distributed.sharded_saving import ShardedOptimizerState, ShardedSaver, read_checkpoint
+from espnet3_lite.distributed.strategy import training_step_of
+from espnet3_lite.distributed.vote import Verdict
+from espnet3_lite.exceptions import MisconfigurationException
+
+_STEPS = ("training_step", "validation_step", "test_step")
+
+
+class FSDPStrategy(SeveralProcesses):
+    """Sharded training of one optimizer's parameters; checkpoints are folders that all ranks write.
+
+    The module is sharded in `units`: the items of its `ModuleList`s, and all that remains as one. A module that shards
+    parts of itself, with `fully_shard` in `configure_model`, is left to decide. Gradients are reduced after every
+    backward pass, also within an accumulation window: a rank never holds a whole gradient.
+
+    Args:
+        device: This process's.
+    """
+
+    name = "fsdp"
+    equal_batches = True  # a forward pass gathers parameters, and so needs all ranks
+    inference_mode = False  # gathered parameters outlive a forward pass, and training must be able to use them
+
+    def __init__(self, device: torch.device):
+        super().__init__(device)
+        self._saver: ShardedSaver | None = None
+        self._module: torch.nn.Module | None = None
+
+    def setup(self, trainer: Any, module: torch.nn.Module) -> None:
+        """Shard the module. Collective.
+
+        Raises:
+            MisconfigurationException: a parameter that cannot be sharded.
+        """
+        self._saver = ShardedSaver(in_background=trainer.async_save)
+        self._module = module
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            self.trainer, self.failed = trainer, False  # sharded by an earlier call, or by `configure_model`
+        else:
+            super().setup(trainer, module)
+        scalars = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
+        if scalars:
+            raise MisconfigurationException(
+                f"strategy='fsdp' cannot shard parameters without a dimension: {', '.join(scalars)}. Give them the "
+                f"shape (1,)"
+            )
+        if not isinstance(module, FSDPModule):
+            if not any(isinstance(part, FSDPModule) for part in module.modules()):
+                for unit in units(module):
+                    fully_shard(unit)
+            fully_shard(module)
+            for name in _STEPS:
+                if trainer.is_overridden(name, module):
+                    _register(module, name)
+
+    def wrap(self, trainer: Any, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+        """What the loop calls as the training step.
+
+        Raises:
+            MisconfigurationException: several optimizers.
+        """
+        if len(trainer.slots) > 1:
+            raise MisconfigurationException(
+                f"strategy='fsdp' trains one optimizer, this run has {len(trainer.slots)} "
+                f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would "
+                f"leave no gradients on them. Use strategy='ddp'"
+            )
+        self._step = training_step_of(module)
+        return self.training_step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """The module's. A rank without data runs it too, and puts the buffers back."""
+        with buffers_put_back(self._module if self.trainer.train_data.replaying else None):
+            return self._step(batch, batch_idx)
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    def before_forward(self, closes: bool) -> None:
+        """Nothing: gradients are reduced in every batch."""
+
+    def vote(self, trainer: Any, steps: Sequence, is_last: bool) -> Verdict:
+        """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
+        self._saver.poll()
+        verdict = super().vote(trainer, steps, is_last)
+        if verdict.skip:
+            for part in self._module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+        return verdict
+
+    def empty_steps(self, trainer: Any, steps: Sequence, returned: list) -> list:
+        """The same backward pass as on the other ranks, of a loss that weighs nothing."""
+        return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
+
+    def synchronizes(self, slot: Any) -> bool:
+        """Always."""
+        return True
+
+    def average_gradients(self, parameters: Any) -> None:
+        """They are averaged already."""
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """A file as it is; of a sharded checkpoint each rank reads its own parts. Collective."""
+        if not Path(path).is_dir():
+            return checkpoint_io.load_checkpoint(path)
+        if not checkpoint_io.is_intact(path):
+            return checkpoint_io.load_checkpoint(path)  # which says what is wrong with it
+        return read_checkpoint(path, self._module)
+
+    def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
+        """Whole tensors or parts of them. Collective."""
+        own = module.state_dict()
+        module.load_state_dict({key: _as(value, own.get(key)) for key, value in state.items()}, strict=strict)
+
+    def load_optimizer_state_dict(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any] | ShardedOptimizerState
+    ) -> None:
+        """Whole tensors, or a sharded checkpoint's. Collective."""
+        if isinstance(state, ShardedOptimizerState):
+            optimizer.load_state_dict(state.read(optimizer))
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        whole = {
+            number: {key: _as(value, parameter) for key, value in state["state"].get(number, {}).items()}
+            for number, parameter in zip(numbers, parameters, strict=True)
+        }
+        optimizer.load_state_dict({**state, "state": {number: found for number, found in whole.items() if found}})
+
+    def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
+        """Pending gradients, whole. Collective."""
+        return [{name: gradient.full_tensor().cpu() for name, gradient in own.items()}]
+
+    def local_gradient(self, gradient: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """This rank's part of a whole gradient. Collective."""
+        return _as(gradient, parameter)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
+        """Write a folder, all ranks together. Collective."""
+        self._saver.save(checkpoint, path)
+
+    def when_saved(self, action: Callable[[], None]) -> None:
+        """Do what needs the checkpoints handed over so far safely on disk."""
+        self._saver.when_saved(action)
+
+    def teardown(self) -> None:
+        """See what is being written through to its end, unless another rank has gone."""
+        if self._saver is not None and not self.failed:
+            self._saver.finish()
+        self._saver = None
+
+
+def units(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """What is gathered and freed on its own: the items of the outermost `ModuleList`s, which are a network's layers.
+
+    An item that is no more than one layer of torch's stays with the rest, as does one whose parameters are used
+    elsewhere too.
+
+    >>> layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3)])
+    >>> [type(unit).__name__ for unit in units(torch.nn.Sequential(layers, torch.nn.Linear(2, 2)))]
+    ['Sequential', 'Sequential', 'Sequential']
+    """
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    inner = {id(part) for outer in lists for part in outer.modules() if part is not outer}
+    items = [item for outer in lists if id(outer) not in inner for item in outer]
+    used: dict[int, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        used[id(parameter)] = used.get(id(parameter), 0) + 1
+    return [
+        item
+        for item in dict.fromkeys(items)
+        if any(True for _ in item.children())
+        and all(used[id(parameter)] == 1 for parameter in item.parameters())
+        and any(True for _ in item.parameters())
+    ]
+
+
+def _register(module: torch.nn.Module, name: str) -> None:
+    """Let FSDP gather parameters for a method, whose signature stays readable."""
+    original = getattr(module, name)
+    register_fsdp_forward_method(module, name)
+    registered = getattr(module, name)
+
+    @functools.wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return registered(*args, **kwargs)
+
+    setattr(module, name, step)
+
+
+def _as(value: Any, like: Any) -> Any:
+    """A whole tensor sharded as `like` is; anything else as it is."""
+    if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and not isinstance(value, DTensor):
+        if value.shape == like.shape:
+            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value

@@ -1,0 +1,128 @@
+"""FSDP2 on two real processes: equal to one process, and its sharded checkpoints read by anybody."""
+
+import pytest
+import rank_cases
+import torch
+from rank_lab import SINGLE, Model, Module, Note, loader_of, report, results_of, torchrun, trainer_of
+
+from espnet3_lite import average_checkpoints, checkpoint_io
+
+CASES = ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_stream", "fsdp_refuses", "fsdp_units"]
+SAVING = ["fsdp_saving", "fsdp_saving_in_background"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fsdp")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """One process's whole run with accumulation; it leaves ``plain.ckpt`` from within its second epoch."""
+
+    def save(trainer, module, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint(folder / "plain.ckpt")
+
+    trainer = trainer_of(accumulate_grad_batches=3, max_epochs=3, callbacks=[Note(save)])
+    module = Module(Model(), SINGLE)
+    trainer.fit(module, loader_of(27, 8))
+    return report(trainer, module)
+
+
+@pytest.fixture(scope="module")
+def two(folder, alone):
+    """Each rank's results of all cases."""
+    run = torchrun(2, "rank_cases.py", folder, *CASES, *SAVING, "fsdp_from_a_file")
+    assert run.returncode == 0, run.stdout
+    return results_of(folder, 2)
+
+
+def flat(parameters):
+    return [number for values in parameters for number in values]
+
+
+def close(parameters):
+    return pytest.approx(flat(parameters), abs=1e-12, rel=0)
+
+
+@pytest.mark.parametrize("case", ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_units"])
+def test_two_ranks_reach_the_parameters_of_one_process(two, case):
+    expected = getattr(rank_cases, case)()
+    first, second = (result[case] for result in two)
+    assert first["parameters"] == second["parameters"]
+    assert flat(first["parameters"]) == close(expected["parameters"])
+    assert first["global_step"] == second["global_step"] == expected["global_step"] > 0
+    for name, value in expected["metrics"].items():
+        if name.startswith("valid/"):
+            assert first["metrics"][name] == second["metrics"][name] == pytest.approx(value, abs=1e-12)
+
+
+def test_ranks_of_different_lengths_run_equally_often(two):
+    first, second = (result["fsdp_stream"] for result in two)
+    assert (len(first["trained"]), len(second["trained"])) == (14, 10)
+    assert first["parameters"] == second["parameters"] and first["global_step"] == 14
+
+
+def test_what_cannot_be_sharded_is_refused_on_all_ranks(two):
+    assert two[0]["fsdp_refuses"] == two[1]["fsdp_refuses"]
+    several, scalar = two[0]["fsdp_refuses"]
+    assert (
+        "MisconfigurationException: strategy='fsdp' trains one optimizer, this run has 3 (second, first, unused)"
+        in several
+    )
+    assert "cannot shard parameters without a dimension: model.scale" in scalar
+
+
+def test_layers_are_sharded_one_by_one_except_where_they_are_tied(two):
+    assert two[0]["fsdp_units"]["units"] == ["", "model.layers.1"]
+
+
+@pytest.mark.parametrize("case", SAVING)
+def test_a_sharded_checkpoint_goes_on_bit_for_bit(two, case):
+    for result in two:
+        assert result[case]["resumed"]["parameters"] == result[case]["whole"]["parameters"]
+        assert result[case]["resumed"]["global_step"] == result[case]["whole"]["global_step"]
+        assert result[case]["on_disk"] == [True]
+    together = [result[case]["resumed"]["trained"] for result in two]
+    assert len(flat(together[0] + together[1])) == 27 - 16 + 27
+
+
+def test_one_process_goes_on_from_a_sharded_checkpoint(two, folder, alone, monkeypatch):
+    monkeypatch.setattr(rank_cases, "FOLDER", folder)
+    result = rank_cases.fsdp_resumed()
+    assert flat(result["parameters"]) == close(two[0]["fsdp_saving"]["whole"]["parameters"])
+    assert flat(result["parameters"]) == close(alone["parameters"])
+
+
+def test_sharded_ranks_go_on_from_a_plain_file(two, alone):
+    assert two[0]["fsdp_from_a_file"]["parameters"] == two[1]["fsdp_from_a_file"]["parameters"]
+    assert flat(two[0]["fsdp_from_a_file"]["parameters"]) == close(alone["parameters"])
+
+
+def test_a_sharded_checkpoint_becomes_a_plain_one(two, folder):
+    checkpoint_io.consolidate(folder / "background-True.ckpt", folder / "consolidated.ckpt")
+    consolidated = checkpoint_io.load_checkpoint(folder / "consolidated.ckpt")
+    plain = checkpoint_io.load_checkpoint(folder / "plain.ckpt")
+    assert consolidated.keys() == plain.keys() and consolidated["state_dict"].keys() == plain["state_dict"].keys()
+    for name, value in plain["state_dict"].items():
+        assert torch.allclose(consolidated["state_dict"][name], value, rtol=0, atol=1e-12)
+    assert consolidated["optimizer_states"][0]["state"].keys() == plain["optimizer_states"][0]["state"].keys()
+    assert consolidated["optimizer_states"][0]["param_groups"] == plain["optimizer_states"][0]["param_groups"]
+
+
+def test_sharded_checkpoints_are_averaged(two, folder):
+    averaged = average_checkpoints([folder / "background-True.ckpt", folder / "background-False.ckpt"])
+    one = checkpoint_io.load_checkpoint(folder / "background-False.ckpt")["state_dict"]
+    assert averaged.keys() == one.keys()
+    assert torch.allclose(averaged["first.weight"], one["first.weight"], rtol=0, atol=1e-15)
+
+
+@pytest.mark.slow
+def test_three_ranks_go_on_from_a_sharded_checkpoint_of_two(two, folder):
+    run = torchrun(3, "rank_cases.py", folder, "fsdp_resumed")
+    assert run.returncode == 0, run.stdout
+    results = [result["fsdp_resumed"] for result in results_of(folder, 3)]
+    assert results[0]["parameters"] == results[1]["parameters"] == results[2]["parameters"]
+    ids = [uid for result in results for batch in result["trained"] for uid in batch]
+    assert len(ids) == 27 - 16 + 27 and len(set(ids)) == 27
