@@ -25,7 +25,7 @@ import pytest
 
 from espnet3_lite import load_config
 from espnet3_lite.callbacks.base import HOOKS
-from espnet3_lite.cli import _parser
+from espnet3_lite.cli import _parse
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("examples/*/README.md"))]
@@ -113,7 +113,7 @@ def test_our_commands_are_such_that_the_parser_takes_them(block):
     for command in commands_of(block):
         arguments = arguments_of(command)
         if arguments is not None:
-            _parser().parse_args(arguments)
+            _parse(arguments)
             missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).exists()]
             assert missing == []
 
