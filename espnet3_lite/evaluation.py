@@ -121,8 +121,8 @@ class EvaluationLoop:
         takes = positional_arguments(step)
         if takes is not None and takes < 3 and len(self.loaders) > 1:
             raise RuntimeError(
-                f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step takes "
-                f"no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
+                f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step "
+                f"takes no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
             )
         keep = self.prefix == "predict" and trainer.return_predictions
         outputs: list[Any] = []

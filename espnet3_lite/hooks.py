@@ -20,7 +20,7 @@ class ModuleHooks:
         """At the end of a call."""
 
     def prepare_data(self) -> None:
-        """Download or convert data: called once per machine (local rank 0), the other ranks wait. Keep no state here."""
+        """Download or convert data: called once per machine (local rank 0), the others wait. Keep no state here."""
 
     def configure_model(self) -> None:
         """Create layers that are too large to create in ``__init__``; called once, after `setup`."""

@@ -114,8 +114,8 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     steps = [output] if isinstance(output, OptimizationStep) else output
     if not isinstance(steps, (list, tuple)) or not all(isinstance(step, OptimizationStep) for step in steps):
         raise MisconfigurationException(
-            f"with several optimizers ({', '.join(map(repr, slots))}) the loss must be an OptimizationStep or a list of "
-            f"them, which says what each loss trains; got {_describe(output)}"
+            f"with several optimizers ({', '.join(map(repr, slots))}) the loss must be an OptimizationStep or a list "
+            f"of them, which says what each loss trains; got {_describe(output)}"
         )
     if not steps:
         raise MisconfigurationException(

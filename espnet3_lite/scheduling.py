@@ -10,7 +10,7 @@ from espnet3_lite.optimization import LRSchedulerConfig, OptimizerSlot
 
 
 def step_after_update(trainer: Any, stepped: list[OptimizerSlot], batch_idx: int) -> None:
-    """`interval: step` schedulers of the optimizers that have just been updated; monitored ones may wait for a value."""
+    """`interval: step` schedulers of the optimizers just updated; monitored ones may wait for a value."""
     for config in trainer.lr_scheduler_configs:
         if config.interval == "step" and config.slot in stepped:
             # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.

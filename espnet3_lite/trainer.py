@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from espnet3_lite import assembly, resume
+from espnet3_lite import assembly, connection, resume
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info
@@ -300,13 +300,13 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             given, datamodule = dict.fromkeys(given), next(iter(given.values()))
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
-        assembly.check_module(self.lightning_module if model is None else model)
+        connection.check_module(self.lightning_module if model is None else model)
         fitting = fn == TrainerFn.FITTING
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
         self.should_stop = self.stopped_by_signal = self._stop_was_agreed = False
         self.stop_error, result = None, None
         try:
-            checkpoint = assembly.connect(self, model, given, datamodule, ckpt_path)
+            checkpoint = connection.connect(self, model, given, datamodule, ckpt_path)
             self.signals.install()
             assembly.write_status(self)
             try:
@@ -316,13 +316,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
                     if checkpoint is not None:
                         resume.restore_training(self, checkpoint)
                         del checkpoint  # its tensors are in the model and optimizers now
-                    if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
-                        sanity_check(self)
-                    if self.limit_train_batches != 0:
-                        self.train_data.loader or self.train_data.setup()
-                        if self._validates_in_fit():
-                            self.evaluation_loops["val"].setup_if_due()
-                        assembly.check_intervals(self)
+                    self._prepare_data()
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
@@ -358,6 +352,16 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         if self.stopped_by_signal:
             raise SystemExit(0 if under_torchrun() else 128 + (self.signals.received or 0))
         return result
+
+    def _prepare_data(self) -> None:
+        """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
+        if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
+            sanity_check(self)
+        if self.limit_train_batches != 0:
+            self.train_data.loader or self.train_data.setup()
+            if self._validates_in_fit():
+                self.evaluation_loops["val"].setup_if_due()
+            connection.check_intervals(self)
 
     def _end_by(self, exception: BaseException) -> None:
         """Tell callbacks, loggers and everybody else that the call ends by an exception."""

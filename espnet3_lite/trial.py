@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from espnet3_lite import assembly
+from espnet3_lite import connection
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.evaluation import EvaluationLoop
 from espnet3_lite.loaders import TrainData, request_loaders
@@ -41,7 +41,7 @@ class Trial:
         trial.resumed_random_states, trial.validation_ran, trial.return_predictions = None, False, False
         trial.callback_handler = CallbackHandler()
         trial.callback_handler.trainer = trial
-        assembly.find_hooks(trial, trial.lightning_module, trial.datamodule)
+        connection.find_hooks(trial, trial.lightning_module, trial.datamodule)
 
     @property
     def prefix(self) -> str:
@@ -63,7 +63,7 @@ class Trial:
             loop.setup()
             loop.run()
             return
-        assembly.configure_optimizers(trial, module)  # by the run's own limits
+        connection.configure_optimizers(trial, module)  # by the run's own limits
         trial.training_step = trial.strategy.wrap(trial, module)
         trial.limit_train_batches, trial.val_check_interval = 1.0, 1.0
         trial.limit_val_batches = steps if trial.limit_val_batches else 0
@@ -73,7 +73,7 @@ class Trial:
         trial.train_data.setup()
         if trial.validates:
             trial.evaluation_loops["val"].setup()
-        assembly.check_intervals(trial)
+        connection.check_intervals(trial)
         trial.fit_loop.run()
 
     def close(self) -> None:
@@ -107,6 +107,6 @@ class TrialRuns:
             if self.evaluation_loops["val"].loaders:
                 self.evaluation_loops["val"].setup()
             if before_training:
-                assembly.configure_optimizers(self, self.lightning_module)
+                connection.configure_optimizers(self, self.lightning_module)
                 self.training_step = self.strategy.wrap(self, self.lightning_module)
-            assembly.check_intervals(self)
+            connection.check_intervals(self)

@@ -367,7 +367,9 @@ MISUSES = {
         TWO, lambda g, d: [OptimizationStep(g, GENERATOR), OptimizationStep(d, GENERATOR)],
         "'generator'. stands twice",
     ),
-    "a tensor among them": (TWO, lambda g, d: [OptimizationStep(g, GENERATOR), d], "list of .'OptimizationStep', 'Tensor'."),
+    "a tensor among them": (
+        TWO, lambda g, d: [OptimizationStep(g, GENERATOR), d], "list of .'OptimizationStep', 'Tensor'.",
+    ),
     "step with one optimizer": (
         {"optimizer": BLOCK["optimizer"]}, lambda g, d: OptimizationStep(g + d, GENERATOR),
         "with one optimizer the training step must return the loss itself, not OptimizationStep",

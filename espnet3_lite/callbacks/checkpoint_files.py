@@ -160,7 +160,7 @@ class CheckpointFiles(Checkpoint):
     def resume_candidates(self, trainer: Trainer) -> list[Path]:
         """The files in this callback's folder that a fit may go on from; two names of one file count once.
 
-        Which of them is the newest one that is intact is found by ``assembly.newest_checkpoint``.
+        Which of them is the newest one that is intact is found by ``connection.newest_checkpoint``.
         """
         if self.save_weights_only:
             return []
