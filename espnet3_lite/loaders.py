@@ -162,7 +162,7 @@ class TrainData:
         elif skip and (state is None or state["loader"] is None or not hasattr(loader, "load_state_dict")):
             loader = _without_first(loader, skip)  # the others know their own position
         batches = begin(loader)
-        if skip:  # what was left out may have drawn random numbers: before the run's own are put back
+        if skip or state is not None:  # the order, and what was left out, draw before the run's own state is put back
             batches = itertools.chain([first for first in (next(batches, _END),) if first is not _END], batches)
         if self.num_batches != math.inf:
             return _counted(batches, self.first_batch, int(self.num_batches))

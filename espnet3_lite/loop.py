@@ -56,9 +56,14 @@ class FitLoop:
         self.consecutive_skips = 0
         self.gradient_failed = False
         self.is_last_batch = False
+        #: Its last batch is over.
+        self.last_is_done = False
         #: Where a checkpoint of this moment stands: its validation is over; its epoch is over.
         self.validated = False
         self.epoch_ended = False
+        #: The order of its batches was drawn; its monitored schedulers have not stepped yet, though it is over.
+        self.epoch_begun = False
+        self.schedulers_due = False
         #: Read from a checkpoint: what the next run begins with.
         self.resumed_within_epoch = False
         #: Set by a callback: this epoch's batches go forward only (to recompute BatchNorm statistics).
@@ -227,9 +232,10 @@ class FitLoop:
         resumed, self.resumed_within_epoch = self.resumed_within_epoch, False
         if not resumed:
             trainer.restore_random_state()  # of a run that resumes between two epochs
-            self.batches_done, self.validated, self.epoch_ended = 0, False, False
+            self.batches_done, self.validated, self.epoch_ended, self.last_is_done = 0, False, False, False
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, skip=self.batches_done)
+        self.epoch_begun = True
         self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
         trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
         if resumed and self.batches_done and not self.validated:
@@ -249,10 +255,12 @@ class FitLoop:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
         trainer, call, metrics, strategy = self.trainer, self.trainer.call, self.trainer.metrics, self.trainer.strategy
         self.epoch_ended = True
+        self.schedulers_due = trainer.automatic_optimization and self.is_last_batch
         logged = metrics.end_epoch(metrics.training)
         call("on_train_epoch_end")
         logged.update(metrics.end_epoch(metrics.training))  # what these hooks logged
-        if trainer.automatic_optimization and self.is_last_batch:
+        if self.schedulers_due:
+            self.schedulers_due = False
             scheduling.step_epoch_monitored(trainer)  # by a training metric; the others stepped after validation
             if trainer.validation_ran:
                 scheduling.require_monitored(trainer)
@@ -262,7 +270,7 @@ class FitLoop:
         metrics.forget_steps()
         trainer.agree_to_stop(strategy.any(trainer.should_stop))  # collective: all ranks end the epoch
         self.epoch += 1
-        self.batches_done, self.epoch_ended = 0, False
+        self.batches_done, self.epoch_ended, self.epoch_begun = 0, False, False
 
     # ---- parts of a batch ------------------------------------------------------------------------------------------
 
@@ -330,7 +338,7 @@ class FitLoop:
         """Count the batch; epoch schedulers without a metric step with the epoch's last one."""
         self.batches_seen += 1
         self.batches_done += 1
-        self.validated = False
+        self.validated, self.last_is_done = False, self.is_last_batch
         if self.is_last_batch and self.trainer.automatic_optimization:
             scheduling.step_with_epoch(self.trainer)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from espnet3_lite import lightning_format
+from espnet3_lite import lightning_format, scheduling
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.seed import collect_random_state
+from espnet3_lite.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
 
 #: The key inside ``loops`` that holds what is ours alone.
@@ -82,12 +83,14 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "batches_stepped": loop.batches_stepped,
         "uncounted": loop.uncounted,
         "consecutive_skips": loop.consecutive_skips,
-        "is_last_batch": loop.is_last_batch,
+        "is_last_batch": loop.last_is_done,
         "validated": loop.validated,
+        "epoch_begun": loop.epoch_begun,
         "epoch_ended": loop.epoch_ended,
+        "schedulers_due": loop.schedulers_due,
         "validation_ran": trainer.validation_ran,
         "world_size": trainer.world_size,
-        "random": trainer.strategy.gather_objects(collect_random_state()),  # collective: all ranks
+        "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
         "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict()),  # collective: all ranks
         "optimizers": [
@@ -99,6 +102,14 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
         "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
         "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
     }
+
+
+def _random_state(trainer: Any) -> dict[str, Any]:
+    """From where a run goes on: a validation in work is run again from its beginning."""
+    validating = trainer.state.fn == "fit" and trainer.state.stage == RunningStage.VALIDATING
+    if validating and not trainer.fit_loop.validated:
+        return trainer.random_before_validation
+    return collect_random_state()
 
 
 def _pending_gradients(trainer: Any, slot: Any) -> list[dict[str, torch.Tensor]]:
@@ -184,16 +195,14 @@ def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
 def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     loop = trainer.fit_loop
-    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips"):
-        setattr(loop, name, int(ours[name]))
+    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted",
+        "consecutive_skips"): setattr(loop, name, int(ours[name]))
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
     trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]
     trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
-    if ours["epoch_ended"]:
-        loop.epoch, loop.batches_done = loop.epoch + 1, 0
-    else:
-        loop.resumed_within_epoch = loop.batches_done > 0
+    if not ours["epoch_ended"]:
+        loop.resumed_within_epoch = bool(ours["epoch_begun"])
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
             trainer.metrics.load_epoch(part)
     trainer.resumed_random_states = ours["random"]
@@ -207,6 +216,10 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
     for config, version, waits in states:
         config.seen_version, config.waits = version, waits
+    if ours["epoch_ended"]:
+        if ours["schedulers_due"]:
+            scheduling.step_epoch_monitored(trainer)
+        loop.epoch, loop.batches_done = loop.epoch + 1, 0
 
 
 def _restore_gradients(trainer: Any, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:

@@ -1,0 +1,168 @@
+"""A checkpoint saved at any hook of a run goes on to the same bits: weights, rates, metrics, batches, random numbers."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from espnet3_lite import Callback, LiteModule, Trainer
+
+EPOCHS, BATCHES = 3, 5
+#: Hooks at whose end a checkpoint stands between two batches, or within a validation that is then run again.
+PLACES = (
+    "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_validation_start",
+    "on_validation_epoch_start", "on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end",
+    "on_validation_end", "on_train_epoch_end", "on_train_end",
+)  # fmt: skip
+
+
+class Rows(Dataset):
+    """Notes which rows are loaded."""
+
+    def __init__(self, count):
+        self.rows, self.loaded = torch.randn(count, 3, generator=torch.Generator().manual_seed(5)), []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return self.rows[index]
+
+
+class Module(LiteModule):
+    """Dropout and BatchNorm, a scheduler by steps and one by a metric; logs on steps and over epochs."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.first, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)
+        self.norm, self.dropout = torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.3)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.batches = []
+
+    def loss(self, batch):
+        return (self.last(self.dropout(self.norm(self.first(batch)))) - 1).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append((self.current_epoch, batch_idx, batch.sum().item()))
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_epoch=True, prog_bar=True)
+        self.log("largest", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.2)
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97), "interval": "step"},
+            {"scheduler": plateau, "monitor": "val_loss"},
+        ]
+
+
+class Trace(Callback):
+    """What the run comes to, after each batch and each epoch."""
+
+    def __init__(self):
+        self.lines = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.lines.append((trainer.current_epoch, batch_idx, trainer.global_step, rate, outputs["loss"].item()))
+
+    def on_validation_end(self, trainer, pl_module):
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.lines.append((trainer.current_epoch, "validation", values))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.lines.append((trainer.current_epoch, "epoch", values))
+
+
+class Saves(Callback):
+    """Saves a checkpoint at each call of each of these hooks."""
+
+    def __init__(self, folder):
+        self.folder, self.saved = folder, []
+
+
+def _saving(place):
+    def save(self, trainer, pl_module, *_):
+        if trainer.sanity_checking:
+            return  # training has not begun
+        path = self.folder / f"{len(self.saved)}.ckpt"
+        self.saved.append((place, path))
+        trainer.save_checkpoint(path)
+
+    return save
+
+
+for place in PLACES:
+    setattr(Saves, place, _saving(place))
+
+
+def run(tmp_path, callbacks=(), ckpt_path=None, seed=3, workers=0, **settings):
+    """One run: the module, its trace, the rows that were loaded."""
+    torch.manual_seed(seed)
+    data, trace, module = Rows(BATCHES * 4), Trace(), Module()
+    trainer = Trainer(
+        max_epochs=EPOCHS, accumulate_grad_batches=2, val_check_interval=2, callbacks=[trace, *callbacks], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        default_root_dir=tmp_path, **settings,
+    )  # fmt: skip
+    train = DataLoader(data, batch_size=4, shuffle=True, num_workers=workers)
+    trainer.fit(module, train, DataLoader(Rows(6), batch_size=3), ckpt_path=ckpt_path)
+    return module, trainer, trace.lines, data.loaded
+
+
+def state_of(module, trainer):
+    """All that a run ends with, as one comparable list."""
+    optimizer = trainer.optimizers[0].state_dict()["state"]
+    return {
+        **module.state_dict(),
+        **{f"{index} {name}": value for index, entry in optimizer.items() for name, value in entry.items()},
+        "random": torch.get_rng_state(),
+        **{f"metric {name}": value for name, value in trainer.callback_metrics.items()},
+        "rate": torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]),
+        "counters": torch.tensor([trainer.global_step, trainer.current_epoch, trainer.fit_loop.batches_seen]),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts, how it ended, and where a second one like it saved."""
+    folder = tmp_path_factory.mktemp("saved")
+    plain = run(folder)
+    end, saves = state_of(*plain[:2]), Saves(folder)
+    return plain, end, run(folder, [saves]), saves.saved
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_saving_changes_nothing(whole):
+    (_, _, lines, loaded), end, (module, trainer, other_lines, other_loaded), saved = whole
+    assert other_lines == lines
+    assert other_loaded == loaded
+    assert module.batches == whole[0][0].batches
+    assert len(saved) > 80 and {place for place, _ in saved} == set(PLACES)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_resumed_anywhere_it_comes_to_the_same(whole, place, tmp_path):
+    (module, _, lines, loaded), end, _, saved = whole
+    for path in [path for name, path in saved if name == place]:
+        resumed, trainer, its_lines, its_loaded = run(tmp_path, ckpt_path=path, seed=99)
+        begun = torch.load(path, weights_only=True)["loops"]["espnet3_lite"]["batches_seen"]
+        assert its_lines == lines[len(lines) - len(its_lines) :], path.name
+        assert resumed.batches == module.batches[begun:], path.name
+        assert its_loaded == loaded[4 * begun :], "samples that were over were loaded again"
+        found = state_of(resumed, trainer)
+        if trainer.fit_loop.batches_seen == begun:  # nothing was left to draw random numbers
+            found["random"] = end["random"]
+        assert_same(found, end)
