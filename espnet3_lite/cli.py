@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.log_lines import kept_in, show_on_terminal
 from espnet3_lite.version import __version__
 
@@ -30,19 +30,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; ``sys.argv[1:]`` by default.
 
     Raises:
-        SystemExit: 2 for a mistake in the configuration, with its message alone; 128 plus a signal's number.
+        SystemExit: 2 for a mistake in the configuration or the command, 1 for a checkpoint that is missing, damaged or
+            cannot be written, with the message alone; 128 plus a signal's number.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     show_on_terminal(parsed.quiet)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a recipe's own modules, as with `python script.py`
     try:
         parsed.command(parsed)
-    except (MisconfigurationException, FileNotFoundError) as error:
+    except (MisconfigurationException, CheckpointError) as error:
         if parsed.traceback:
             raise
         print(f"espnet3-lite: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(1 if isinstance(error, CheckpointError) else 2) from error
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    unknown = [word for word in others if word.startswith("-") or not hasattr(parsed, "config")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if others:  # key=value after an option, where argparse takes no more of them
+        parsed.config += others
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +97,10 @@ def _config(parsed: argparse.Namespace) -> Any:
     overrides = [word for word in parsed.config if not _is_file(word)]
     if not files:
         raise MisconfigurationException(f"no configuration file among {parsed.config}; name a YAML file first")
-    return load_config(*files, overrides=overrides)
+    try:
+        return load_config(*files, overrides=overrides)
+    except FileNotFoundError as error:
+        raise MisconfigurationException(str(error)) from error
 
 
 def _is_file(word: str) -> bool:

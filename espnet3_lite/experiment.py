@@ -23,7 +23,7 @@ from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointNotFoundError, MisconfigurationException
 from espnet3_lite.initialization import initialize
 from espnet3_lite.seed import seed_everything
 
@@ -168,14 +168,16 @@ def best_weights(exp_dir: Path, monitor: str) -> Path:
     """The average by `monitor` in a run's folder, else its last checkpoint.
 
     Raises:
-        FileNotFoundError: the folder has neither.
+        CheckpointNotFoundError: the folder has neither.
     """
     candidates = sorted(exp_dir.glob(f"{monitor.replace('/', '.')}.ave_*best.pth"), key=lambda p: p.stat().st_mtime_ns)
     if candidates:
         return candidates[-1]
     if (exp_dir / "last.ckpt").exists():
         return exp_dir / "last.ckpt"
-    raise FileNotFoundError(f"{exp_dir} holds no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint")
+    raise CheckpointNotFoundError(
+        f"{exp_dir} holds no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint"
+    )
 
 
 def load_weights(module: ESPnetModule, path: Path) -> None:
@@ -230,14 +232,14 @@ def average_run(exp_dir: Path) -> list[Path]:
     """Average the best-K checkpoints of each criterion that are on disk now.
 
     Raises:
-        FileNotFoundError: there are none.
+        CheckpointNotFoundError: there are none.
     """
     groups: dict[str, list[Path]] = {}
     for path in sorted(exp_dir.glob("epoch*_step*_*.ckpt")):
         monitor = re.sub(r"-v\d+$", "", path.stem.split("_", 2)[2])
         groups.setdefault(monitor, []).append(path)
     if not groups:
-        raise FileNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
+        raise CheckpointNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
     outputs = []
     for monitor, paths in groups.items():
         output = exp_dir / f"{monitor}.ave_{len(paths)}best.pth"
