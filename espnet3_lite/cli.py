@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.log_lines import kept_in, show_on_terminal
 from espnet3_lite.version import __version__
+
+logger = logging.getLogger(__name__)
 
 _EPILOG = """examples:
   espnet3-lite train conf/training.yaml
@@ -92,15 +95,32 @@ def _add(commands: Any, name: str, function: Any, summary: str, details: str = "
 
 def _config(parsed: argparse.Namespace) -> Any:
     from espnet3_lite.config import load_config
+    from espnet3_lite.config.files import find_template
 
     files = [word for word in parsed.config if _is_file(word)]
     overrides = [word for word in parsed.config if not _is_file(word)]
     if not files:
         raise MisconfigurationException(f"no configuration file among {parsed.config}; name a YAML file first")
+    template = find_template(files[0])
+    if template is not None and template.resolve() not in [Path(file).resolve() for file in files]:
+        logger.info("%s is laid over its template, %s", files[0], template)
+        files = [str(template), *files]
     try:
-        return load_config(*files, overrides=overrides)
+        config = load_config(*files, overrides=overrides)
     except FileNotFoundError as error:
         raise MisconfigurationException(str(error)) from error
+    _make_importable(Path(files[-1]), config.get("recipe_dir"))
+    return config
+
+
+def _make_importable(file: Path, recipe_dir: str | None) -> None:
+    """A recipe's ``src`` and ``dataset`` import from wherever it is started, and ``egs3.<corpus>`` where it is one."""
+    folders = [Path(recipe_dir)] if recipe_dir else []
+    for parent in file.resolve().parents:
+        folders += [parent.parent] if parent.name in ("conf", "egs3") else []
+    for folder in map(str, map(Path.resolve, folders)):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _is_file(word: str) -> bool:

@@ -4,14 +4,19 @@
 
     from espnet3_lite.compat import LightningModule, Trainer, ESPnetLightningModule, BaseDataset, Field
 
-Configuration files need not even that: a ``_target_`` under Lightning's or ESPnet3's packages is looked up here by its last
-part. Each name is imported when it is first used.
+All callbacks, loggers and schedulers are here too. Configuration files need not even that: a ``_target_`` under
+Lightning's or ESPnet3's packages is looked up here by its last part. Each name is imported when it is first used.
 """
 
 import importlib
 from typing import Any
 
 from espnet3_lite.data.stand_ins import HOMES as _DATA_HOMES
+
+
+def _names_in(package: str) -> list[str]:
+    return importlib.import_module(f"espnet3_lite.{package}").__all__
+
 
 _HOME = {
     # Lightning
@@ -31,8 +36,10 @@ _HOME = {
     "AverageCheckpointsCallback": ("callbacks.average_checkpoints", "AverageCheckpointsCallback"),
     "MetricsLogger": ("callbacks.metrics_logger", "MetricsLogger"),
     "get_default_callbacks": ("callbacks.default", "get_default_callbacks"),
+    "AbsESPnetModel": ("espnet_task", "AbsESPnetModel"),
     "initialize": ("initialization", "initialize"),
     **{name: (f"data.{home}", name) for name, home in _DATA_HOMES.items()},
+    **{name: (home, name) for home in ("callbacks", "loggers", "schedulers") for name in _names_in(home)},
 }
 
 __all__ = list(_HOME)

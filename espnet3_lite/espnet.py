@@ -1,7 +1,7 @@
 """ESPnet3's contract on top of the trainer: ``loss, stats, weight = model(**batch)``, and its ``training.yaml``.
 
-`ESPnetModule` translates what such a model returns; `ESPnetTrainer` gives the trainer ESPnet3's default callbacks. Building
-both from a file is `experiment.py`'s.
+`ESPnetModule` translates what such a model returns; `ESPnetTrainer` gives the trainer ESPnet3's default callbacks.
+Building both from a file is `experiment.py`'s.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class ESPnetModule(LiteModule):
     """Wraps an ESPnet model and its configuration.
 
     Args:
-        model: Called as ``model(**batch)`` with the dict of a batch ``(uids, dict)``; returns ``(loss, stats, weight)``: the
-            loss, ``()``, or with named `optimizers` an `OptimizationStep` or a list of them; a dict of values to log
-            (None is left out); the weight of this batch in means (None: its size).
-        config: A dict or a loaded config with `optimizer` (and `scheduler`, `scheduler_interval`, `scheduler_monitor`) or
-            `optimizers` (and `schedulers`), `dataset`, `dataloader`, and, for statistics, `stats_dir`.
+        model: Called as ``model(**batch)`` with the dict of a batch ``(uids, dict)``; returns ``(loss, stats,
+            weight)``: the loss, ``()``, or with named `optimizers` an `OptimizationStep` or a list of them; a dict of
+            values to log (None is left out); the weight of this batch in means (None: its size).
+        config: A dict or a loaded config with `optimizer` (and `scheduler`, `scheduler_interval`, `scheduler_monitor`)
+            or `optimizers` (and `schedulers`), `dataset`, `dataloader`, and, for statistics, `stats_dir`.
 
     Raises:
         MisconfigurationException: from `configure_optimizers`, with every mistake in the configuration.
@@ -181,7 +181,8 @@ class ESPnetModule(LiteModule):
         scheduler = instantiate(config, optimizer=optimizer)
         if settings["monitor"] is not None and not step_takes_metric(scheduler):
             raise MisconfigurationException(
-                f"{type(scheduler).__name__}.step takes no metric, but monitor={settings['monitor']!r} is set; remove it"
+                f"{type(scheduler).__name__}.step takes no metric, but monitor={settings['monitor']!r} is set; "
+                f"remove it"
             )
         return {"scheduler": scheduler, **settings}
 
@@ -206,10 +207,19 @@ class ESPnetModule(LiteModule):
         return builder.build(mode=mode)
 
     def test_loader(self, dataset: Any) -> Any:
-        """A loader over a test set, made as the validation loader is; samples without an id get their index."""
+        """A loader over a test set, made as the validation loader is; samples without an id get their index.
+
+        Where that one's batches come from shape files, which know nothing of test sets: the same number of utterances
+        a batch, in order.
+        """
         if not hasattr(dataset, "use_espnet_collator"):
             dataset = CombinedDataset([dataset], [(None, None)])
-        return self._loader(dataset, "valid")
+        factory = self.config.dataloader.valid.get("iter_factory")
+        if factory is None:
+            return self._loader(dataset, "valid")
+        plain = {"batch_size": (factory.get("batches") or {}).get("batch_size") or 1, "shuffle": False}
+        builder = DataLoaderBuilder(dataset, {"dataloader": {"valid": plain}}, collate_fn=self._collate_fn())
+        return builder.build("valid")
 
     def _collate_fn(self) -> Any:
         """``dataloader.collate_fn``, or ESPnet's padding."""

@@ -1,11 +1,11 @@
 """From a configuration file to a run: the model, its initialisation, the trainer, and where a run goes on.
 
-The commands (`cli.py`) are thin around this; ESPnet3 does the same in its training stage.
+The commands (`cli.py`) are thin around this; ESPnet3 does the same in its training stage. While a run lasts, imports of
+ESPnet's names in a recipe's ``src/`` give ours, unless espnet is installed.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -21,8 +21,10 @@ from espnet3_lite.checkpoint_io import average_checkpoints, load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
+from espnet3_lite.data.stand_ins import espnet_stand_ins
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
+from espnet3_lite.espnet_task import build_task_model, write_task_config
 from espnet3_lite.exceptions import CheckpointNotFoundError, MisconfigurationException
 from espnet3_lite.initialization import initialize
 from espnet3_lite.seed import seed_everything
@@ -34,30 +36,16 @@ def build_model(config: Config) -> torch.nn.Module:
     """The model of ``model:``, by its ``_target_``, or by ESPnet2's ``task`` where that is installed.
 
     Raises:
-        ImportError: `task` is given and espnet2 is not installed.
+        MisconfigurationException: `task` is given and espnet is not installed.
     """
     settings = config.model.to_container()
     settings.pop("freeze_param", None)  # the wrapper's, not the model's
     if config.get("task"):
-        return _build_by_task(config.task, settings)
+        return build_task_model(config.task, settings)
     return instantiate(settings)
 
 
-def _build_by_task(task: str, settings: dict[str, Any]) -> torch.nn.Module:
-    from argparse import Namespace
-
-    module, _, name = task.rpartition(".")
-    try:
-        task_class = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ImportError(
-            f"task: {task} needs espnet2, which cannot be imported here ({error}). Install espnet, or leave `task` "
-            f"empty and give `model` a `_target_`"
-        ) from error
-    defaults = vars(task_class.get_parser().parse_args([])) if hasattr(task_class, "get_parser") else {}
-    return task_class.build_model(Namespace(**{**defaults, **settings}))
-
-
+@espnet_stand_ins()
 def build(config: Config) -> ESPnetTrainer:
     """Check the whole configuration, seed, build model and trainer.
 
@@ -81,6 +69,7 @@ def build(config: Config) -> ESPnetTrainer:
     )
 
 
+@espnet_stand_ins()
 def prepare(config: Config, fresh: bool = False) -> Path:
     """Make the run's folder, and write the configuration into it: before the first log line, which is kept there too.
 
@@ -100,10 +89,14 @@ def prepare(config: Config, fresh: bool = False) -> Path:
         if fresh:
             put_aside(exp_dir)
         exp_dir.mkdir(parents=True, exist_ok=True)
-        (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
+        if config.get("task"):
+            write_task_config(config.task, config.to_container(), exp_dir / "config.yaml")
+        else:
+            (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
     return exp_dir
 
 
+@espnet_stand_ins()
 def train(config: Config) -> ESPnetTrainer:
     """Train, or go on with a training that was cut, in the folder that `prepare` made.
 
@@ -113,6 +106,7 @@ def train(config: Config) -> ESPnetTrainer:
     Raises:
         SystemExit: a signal or Ctrl-C ended the run (128 plus the signal's number).
     """
+    torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
     trainer = build(config)
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
     if not fit.get("ckpt_path"):
@@ -142,6 +136,7 @@ def put_aside(exp_dir: Path) -> Path | None:
     return aside
 
 
+@espnet_stand_ins()
 def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list[dict[str, float]]:
     """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
     trainer = build(config)
@@ -248,6 +243,7 @@ def average_run(exp_dir: Path) -> list[Path]:
     return outputs
 
 
+@espnet_stand_ins()
 def collect(config: Config) -> None:
     """ESPnet3's stage `collect_stats`: the model's normalisation, whose statistics are yet to be made, is left out."""
     model = config.get("model")

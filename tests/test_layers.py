@@ -92,7 +92,7 @@ def imports_of(node, inside_function=False):
         if isinstance(child, ast.Import):
             yield from ((alias.name, inside_function) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, "imports inside the package are written in full"
+            assert not (ours and child.level), "imports inside the package are written in full"
             yield from ((f"{child.module}.{alias.name}", inside_function) for alias in child.names)
         yield from imports_of(child, inside_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 

@@ -40,9 +40,12 @@ _MODULES = tuple(
     for package, names in {
         "espnet3.components.data": "base_dataset collect_stats data_organizer dataloader dataset dataset_builder "
         "dataset_module",
+        "espnet3.components": "callbacks.default_callbacks modeling.lightning_module modeling.optimization_spec "
+        "schedulers.linear_warmup_decay trainers.trainer",
         "espnet3.contract": "data field kinds",
         "espnet3.utils": "config_utils",
-        "espnet2.train": "collate_fn preprocessor",
+        "espnet2.train": "abs_espnet_model collate_fn preprocessor",
+        "espnet2.schedulers": "abs_scheduler noam_lr warmup_lr warmup_step_lr",
         "espnet2.iterators": "sequence_iter_factory",
         "espnet2.samplers": "abs_sampler build_batch_sampler folded_batch_sampler length_batch_sampler "
         "num_elements_batch_sampler sorted_batch_sampler unsorted_batch_sampler",
@@ -54,7 +57,7 @@ _MODULES = tuple(
 
 @contextmanager
 def espnet_stand_ins() -> Iterator[None]:
-    """While inside, importing the names in `HOMES` from espnet2's and espnet3's modules gives ours.
+    """While inside, importing ESPnet's names (those of `espnet3_lite.compat`) from its modules gives ours.
 
     A package that is installed, or stood in for already, is left alone.
 
@@ -88,7 +91,7 @@ def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
 
 
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty package for each of `_MODULES` and what it is in; attributes come from `HOMES`."""
+    """Finds an empty package for each of `_MODULES` and what it is in; attributes come from `compat`."""
 
     def __init__(self, roots: Sequence[str]):
         self.roots = roots
@@ -109,6 +112,7 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _ours(name: str) -> Any:
-    if name not in HOMES:
+    everything = importlib.import_module("espnet3_lite.compat")  # `HOMES`, and what models and callbacks need
+    if name not in everything.__all__:
         raise AttributeError(f"espnet3_lite has nothing that stands in for {name!r}")
-    return getattr(importlib.import_module(f"espnet3_lite.data.{HOMES[name]}"), name)
+    return getattr(everything, name)
