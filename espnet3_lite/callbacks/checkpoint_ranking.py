@@ -144,3 +144,39 @@ class CheckpointRanking(CheckpointFiles):
             path = worst(best_k_models, key=best_k_models.get)
             summary.update(kth_best_model_path=path, kth_value=best_k_models[path])
         return summary
+
+
+def check_arguments(callback: Any) -> None:
+    """What the arguments of a `ModelCheckpoint` may be, alone and together.
+
+    Raises:
+        MisconfigurationException: naming each argument, its value and what would do.
+    """
+    if callback.save_last not in (None, True, False, "link"):
+        raise MisconfigurationException(
+            f"ModelCheckpoint(save_last={callback.save_last!r}): use True, False, None or 'link'"
+        )
+    for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
+        if getattr(callback, name) < least:
+            raise MisconfigurationException(
+                f"Invalid value for {name}={getattr(callback, name)}. Must be >= {least} (ModelCheckpoint)"
+            )
+    if (
+        bool(callback.every_n_train_steps) + bool(callback.every_n_epochs) + (callback.train_time_interval is not None)
+        > 1
+    ):
+        raise MisconfigurationException(
+            f"Combination of parameters every_n_train_steps={callback.every_n_train_steps}, every_n_epochs="
+            f"{callback.every_n_epochs} and train_time_interval={callback.train_time_interval} should be mutually "
+            f"exclusive; use one ModelCheckpoint for each"
+        )
+    if callback.monitor is None and callback.save_top_k not in (-1, 0, 1):
+        raise MisconfigurationException(
+            f"ModelCheckpoint(save_top_k={callback.save_top_k}, monitor=None) is not a valid configuration. No "
+            f"quantity for top_k to track; give `monitor`, or `keep_newest={callback.save_top_k}` for the newest ones"
+        )
+    if callback.keep_newest > 1 and (callback.monitor is not None or callback.save_top_k != 1):
+        raise MisconfigurationException(
+            f"ModelCheckpoint(keep_newest={callback.keep_newest}) goes with monitor=None and save_top_k=1, got monitor="
+            f"{callback.monitor!r} and save_top_k={callback.save_top_k}"
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite import checkpoint_io
-from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking
+from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.settings import parse_duration
@@ -106,7 +106,7 @@ class ModelCheckpoint(CheckpointRanking):
         self.every_n_epochs = every_n_epochs or 0
         self.save_on_train_epoch_end = save_on_train_epoch_end
         self.keep_newest = keep_newest
-        self._check_arguments()
+        check_arguments(self)
 
         self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         self._last_global_step_saved = 0  # nothing to save before the first step
@@ -116,33 +116,6 @@ class ModelCheckpoint(CheckpointRanking):
         self._waits_for_validation = False
         self._saves_for_resuming = False
         self._warned = False
-
-    def _check_arguments(self) -> None:
-        if self.save_last not in (None, True, False, "link"):
-            raise MisconfigurationException(
-                f"ModelCheckpoint(save_last={self.save_last!r}): use True, False, None or 'link'"
-            )
-        for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
-            if getattr(self, name) < least:
-                raise MisconfigurationException(
-                    f"Invalid value for {name}={getattr(self, name)}. Must be >= {least} (ModelCheckpoint)"
-                )
-        if bool(self.every_n_train_steps) + bool(self.every_n_epochs) + (self.train_time_interval is not None) > 1:
-            raise MisconfigurationException(
-                f"Combination of parameters every_n_train_steps={self.every_n_train_steps}, every_n_epochs="
-                f"{self.every_n_epochs} and train_time_interval={self.train_time_interval} should be mutually "
-                f"exclusive; use one ModelCheckpoint for each"
-            )
-        if self.monitor is None and self.save_top_k not in (-1, 0, 1):
-            raise MisconfigurationException(
-                f"ModelCheckpoint(save_top_k={self.save_top_k}, monitor=None) is not a valid configuration. No "
-                f"quantity for top_k to track; give `monitor`, or `keep_newest={self.save_top_k}` for the newest ones"
-            )
-        if self.keep_newest > 1 and (self.monitor is not None or self.save_top_k != 1):
-            raise MisconfigurationException(
-                f"ModelCheckpoint(keep_newest={self.keep_newest}) goes with monitor=None and save_top_k=1, got monitor="
-                f"{self.monitor!r} and save_top_k={self.save_top_k}"
-            )
 
     # ---- when -----------------------------------------------------------------------------------------------------
 
