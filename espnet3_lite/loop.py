@@ -48,22 +48,16 @@ class FitLoop:
         #: Batches in which at least one optimizer stepped (with manual optimization: optimizer steps).
         self.global_step = 0
         #: Training batches seen in all, and within the epoch.
-        self.batches_seen = 0
-        self.batches_done = 0
+        self.batches_seen = self.batches_done = 0
         #: The loggers' axis: batches that stepped before the one in work.
         self.batches_stepped = 0
         self.uncounted = 0  # 1 from a step until its validation is over, when it is counted in there
-        self.consecutive_skips = 0
-        self.gradient_failed = False
-        self.is_last_batch = False
-        #: Its last batch is over.
-        self.last_is_done = False
-        #: Where a checkpoint of this moment stands: its validation is over; its epoch is over.
-        self.validated = False
-        self.epoch_ended = False
-        #: The order of its batches was drawn; its monitored schedulers have not stepped yet, though it is over.
-        self.epoch_begun = False
-        self.schedulers_due = False
+        self.consecutive_skips, self.gradient_failed = 0, False
+        #: The batch in work is its epoch's last; that one is over.
+        self.is_last_batch = self.last_is_done = False
+        #: Where a checkpoint of this moment stands: its validation is over; its epoch is over; the order of the epoch's
+        #: batches was drawn; its monitored schedulers have not stepped yet, though it is over.
+        self.validated = self.epoch_ended = self.epoch_begun = self.schedulers_due = False
         #: Read from a checkpoint: what the next run begins with.
         self.resumed_within_epoch = False
         #: Set by a callback: this epoch's batches go forward only (to recompute BatchNorm statistics).
@@ -108,8 +102,7 @@ class FitLoop:
 
     def can_stop(self) -> bool:
         """False while `min_epochs` or `min_steps` is not reached."""
-        trainer = self.trainer
-        epochs = self.epoch + (1 if self.epoch_ended else 0)
+        trainer, epochs = self.trainer, self.epoch + (1 if self.epoch_ended else 0)
         return epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
 
     def train_epoch(self) -> None:
