@@ -92,8 +92,8 @@ def imports_of(node, inside_function=False):
         if isinstance(child, ast.Import):
             yield from ((alias.name, inside_function) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            assert not (ours and child.level), "imports inside the package are written in full"
-            yield from ((f"{child.module}.{alias.name}", inside_function) for alias in child.names)
+            home = "." * child.level + (child.module or "")
+            yield from ((f"{home}.{alias.name}", inside_function) for alias in child.names)
         yield from imports_of(child, inside_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
@@ -101,6 +101,7 @@ def ours_imported_by(name):
     """The modules of the package that a module imports, each by its own name."""
     found = set()
     for full, _ in imports_of(TREES[name]):
+        assert not full.startswith("."), f"{name}: imports inside the package are written in full"
         if full.split(".")[0] == "espnet3_lite":
             inner = full.removeprefix("espnet3_lite").removeprefix(".")
             while inner and inner not in SOURCES:
