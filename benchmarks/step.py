@@ -2,9 +2,9 @@
 
     python benchmarks/step.py [--peers]
 
-``bare``: forward, backward, step. ``features``: progress bar, loss log, NaN check, clipping by norm and a step scheduler, on
-both sides. Each repetition trains both for as many steps, in alternation; printed are the minimum and the median over the
-repetitions, and their ratios. ``--peers`` adds Lightning and Accelerate where they are installed.
+``bare``: forward, backward, step. ``features``: progress bar, loss log, NaN check, clipping by norm and a step
+scheduler, on both sides. Each repetition trains both for as many steps, in alternation; printed are the minimum and the
+median over the repetitions, and their ratios. ``--peers`` adds Lightning and Accelerate where they are installed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from espnet3_lite import Callback, LiteModule, Trainer
-#from espnet3_lite.callbacks import TQDMProgressBar
+from espnet3_lite.callbacks import TQDMProgressBar
 
 WIDTH, BATCH = 32, 16
 CLIP, GAMMA, REFRESH = 1.0, 0.9999, 50
