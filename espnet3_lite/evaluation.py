@@ -167,6 +167,7 @@ class EvaluationLoop:
         """Every submodule as it was: what the user had frozen stays in evaluation mode."""
         for part, training in self._modes.items():
             part.training = training
+        self._modes.clear()
 
 
 def sanity_check(trainer: Any) -> None:

@@ -373,4 +373,6 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             self.datamodule.on_exception(exception)
         for logger in self.loggers:
             logger.finalize("failed")
+        if self.state.stage != RunningStage.TRAINING:
+            self.evaluation_loops[self.state.stage.dataloader_prefix].abandon()
         assembly.write_status(self, exception)

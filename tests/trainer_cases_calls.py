@@ -487,8 +487,8 @@ def freeze_and_unfreeze(lab):
 def module_properties(lab):
     module = lab.Module()
     lab.note("alone", module.current_epoch, module.global_step, module.global_rank, module.local_rank,
-             str(module.device), str(module.dtype), module.logger, module.loggers, module.automatic_optimization, module.strict_loading,
-             module.example_input_array, module.on_gpu)  # fmt: skip
+             str(module.device), str(module.dtype), module.logger, module.loggers, module.automatic_optimization,
+             module.strict_loading, module.example_input_array, module.on_gpu)  # fmt: skip
     with lab.error("trainer"):
         module.trainer  # noqa: B018
 

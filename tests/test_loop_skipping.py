@@ -1,0 +1,233 @@
+"""Batches that are left out: a loss or a gradient that is not finite changes nothing, and is counted and named."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite.callbacks.base import HOOKS
+
+NAN, INF = math.nan, math.inf
+
+
+def rows(count):
+    return torch.sin(torch.arange(count * 4, dtype=torch.float64).reshape(count, 2, 2))
+
+
+class Line(LiteModule):
+    """Multiplies the loss of the batches named in `factors`."""
+
+    def __init__(self, factors=None, gradient_only=False):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1, dtype=torch.float64)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[0.5, -0.25]]))
+            self.layer.bias.fill_(0.125)
+        self.factors, self.gradient_only = factors or {}, gradient_only
+
+    def loss(self, batch):
+        return (self.layer(batch) - 1).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        factor = self.factors.get(batch_idx, 1.0)
+        loss = self.loss(batch)
+        if self.gradient_only and factor != 1.0:  # the loss stays finite
+            self.layer.weight.register_hook(lambda gradient: gradient * factor)
+            loss = self.loss(batch)
+        else:
+            loss = loss * factor
+        self.log("loss", loss, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Calls(Callback):
+    """All calls, with the batch of those that have one."""
+
+    def __init__(self):
+        self.calls = []
+        for hook in HOOKS:
+            if hook.startswith("on_") and "checkpoint" not in hook and hook != "on_stop_training_error":
+                setattr(self, hook, lambda *arguments, hook=hook: self.calls.append((hook, arguments)))
+
+
+def fit(tmp_path, module, batches, callbacks=(), **settings):
+    """Train on these batches, one after the other; gives the trainer."""
+    trainer = Trainer(
+        **{"max_epochs": 1, **settings}, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return trainer
+
+
+def weights(module):
+    return torch.cat([module.layer.weight.flatten(), module.layer.bias]).detach()
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_a_skipped_batch_changes_nothing(tmp_path, value, bad):
+    module, clean = Line({bad: value}), Line()
+    with pytest.warns(UserWarning, match=rf"epoch 0, batch {bad}: loss is {value}; skipped on all workers"):
+        trainer = fit(tmp_path, module, rows(5))
+    reference = fit(tmp_path, clean, [row for index, row in enumerate(rows(5)) if index != bad])
+    assert torch.equal(weights(module), weights(clean))
+    assert trainer.global_step == reference.global_step == 4
+    assert trainer.optimizers[0].param_groups[0]["lr"] == reference.optimizers[0].param_groups[0]["lr"]
+    assert trainer.callback_metrics["loss_epoch"] == reference.callback_metrics["loss_epoch"]
+    assert trainer.callback_metrics["loss_step"] == reference.callback_metrics["loss_step"]
+
+
+def test_of_its_hooks_only_three_are_called(tmp_path):
+    calls, per_batch = Calls(), {}
+    with pytest.warns(UserWarning, match="skipped"):
+        fit(tmp_path, Line({1: NAN}), rows(3), [calls])
+    for hook, arguments in calls.calls:
+        if hook == "on_train_batch_start":
+            current = per_batch.setdefault(arguments[-1], [])
+        if hook.startswith("on_train_batch") or hook.startswith(("on_before", "on_after")):
+            current.append(hook)
+    assert per_batch[1] == ["on_train_batch_start", "on_train_batch_end"]
+    assert per_batch[0] == per_batch[2] == [
+        "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+        "on_before_optimizer_step", "on_train_batch_end",
+    ]  # fmt: skip
+    outputs = [arguments[2] for hook, arguments in calls.calls if hook == "on_train_batch_end"]
+    assert outputs[1] is None and outputs[0]["loss"] is not None
+
+
+def by_hand(batches, windows):
+    """SGD over windows of (batch, is it skipped): sums of gradients, each divided by the full window."""
+    module = Line()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    steps = 0
+    for window in windows:
+        optimizer.zero_grad()
+        good = [index for index, skipped in window if not skipped]
+        for index in good:
+            (module.loss(batches[index]) / 2).backward()
+        if good:
+            optimizer.step()
+            scheduler.step()
+            steps += 1
+    return weights(module), steps
+
+
+@pytest.mark.parametrize("bad", [(0,), (1,), (0, 1), (2,), (3,), (4,), (2, 3), (1, 2), (3, 4)])
+def test_windows_with_skipped_batches(tmp_path, bad):
+    module = Line(dict.fromkeys(bad, NAN))
+    with pytest.warns(UserWarning, match="skipped"):
+        trainer = fit(tmp_path, module, rows(5), accumulate_grad_batches=2)
+    windows = [[(0, 0 in bad), (1, 1 in bad)], [(2, 2 in bad), (3, 3 in bad)], [(4, 4 in bad)]]
+    expected, steps = by_hand(rows(5), windows)
+    assert torch.equal(weights(module), expected)
+    assert trainer.global_step == steps
+
+
+def test_a_hundred_in_a_row_are_skipped_and_the_next_one_raises(tmp_path):
+    with pytest.warns(UserWarning, match="skipped"):
+        trainer = fit(tmp_path, Line(dict.fromkeys(range(100), NAN)), rows(101))
+    assert trainer.global_step == 1 and trainer.fit_loop.consecutive_skips == 0
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="Too many NaNs: 101 batches in a row"):
+        fit(tmp_path, Line(dict.fromkeys(range(1, 102), NAN)), rows(102))
+
+
+def test_the_count_goes_on_in_a_run_that_resumes(tmp_path):
+    with pytest.warns(UserWarning, match="skipped"):
+        trainer = fit(tmp_path, Line(dict.fromkeys(range(1, 70), NAN)), rows(70))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed = Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", default_root_dir=tmp_path,
+    )  # fmt: skip
+    module = Line(dict.fromkeys(range(70), NAN))
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=r"101 batches in a row.*epoch 1, batch 31"):
+        resumed.fit(module, DataLoader(rows(70), batch_size=None), ckpt_path=tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("settings", [{"gradient_clip_val": 1.0}, {"check_grad_finite": True},
+                                      {"check_grad_finite": True, "gradient_clip_val": 1.0,
+                                       "gradient_clip_algorithm": "value"}])  # fmt: skip
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_gradient_that_is_not_finite_steps_nothing(tmp_path, settings, value):
+    calls, module = Calls(), Line({2: value}, gradient_only=True)
+    with pytest.warns(UserWarning, match=r"batch 2: the gradient norm is (nan|inf); skipped"):
+        trainer = fit(tmp_path, module, rows(3), [calls], **settings)
+    clean = Line()
+    fit(tmp_path, clean, rows(3)[:2], **settings)
+    assert torch.equal(weights(module), weights(clean))
+    assert trainer.global_step == 2
+    assert trainer.fit_loop.consecutive_skips == 1
+
+
+def test_unchecked_it_reaches_the_weights(tmp_path):
+    """Neither clipping nor `check_grad_finite`: nothing is read from the device for it."""
+    module = Line({2: NAN}, gradient_only=True)
+    trainer = fit(tmp_path, module, rows(3))
+    assert weights(module).isnan().any() and trainer.global_step == 3
+
+
+class Valid(Line):
+    def validation_step(self, batch, batch_idx):
+        loss = self.loss(batch) * self.factors.get(batch_idx, 1.0)
+        self.log("valid", loss)
+        self.log("worst", loss, reduce_fx="max")
+        self.log("total", loss, reduce_fx="sum")
+        return loss
+
+
+@pytest.mark.parametrize("bad", [(0,), (2,), (0, 1)])
+def test_validation_batches_that_are_not_finite_are_left_out_of_the_means(tmp_path, bad):
+    module = Valid(dict.fromkeys(bad, NAN))
+    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
+                      enable_checkpointing=False, enable_model_summary=False, max_epochs=1)  # fmt: skip
+    with pytest.warns(UserWarning, match=f"validation batches {', '.join(map(str, bad))} have a loss that is not"):
+        (result,) = trainer.validate(module, DataLoader(rows(4), batch_size=None), verbose=False)
+    losses = [module.loss(row).item() for index, row in enumerate(rows(4)) if index not in bad]
+    assert result == pytest.approx({"valid": sum(losses) / len(losses), "worst": max(losses), "total": sum(losses)})
+
+
+def test_where_no_validation_batch_is_finite_the_mean_says_so(tmp_path):
+    module = Valid(dict.fromkeys(range(2), NAN))
+    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
+                      enable_checkpointing=False, enable_model_summary=False, max_epochs=1)  # fmt: skip
+    with pytest.warns(UserWarning, match="left out"):
+        (result,) = trainer.validate(module, DataLoader(rows(2), batch_size=None), verbose=False)
+    assert math.isnan(result["valid"])
+
+
+class Normed(Line):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2, dtype=torch.float64)
+
+    def loss(self, batch):
+        return super().loss(self.norm(batch))
+
+
+def test_buffers_that_the_forward_pass_spoilt_are_named(tmp_path):
+    batches = rows(3)
+    batches[1, 0, 0] = INF
+    with pytest.warns(UserWarning) as warned:
+        fit(tmp_path, Normed(), batches)
+    (text,) = {str(w.message) for w in warned if "skipped" in str(w.message) and "batch 1" in str(w.message)}
+    assert "these buffers became non-finite: norm.running_mean, norm.running_var" in text
+
+
+class Speech(Line):
+    def loss(self, batch):
+        return super().loss(batch[1]["speech"])
+
+
+def test_utterances_are_named(tmp_path):
+    batches = [(["utt_a", "utt_b"], {"speech": row}) for row in rows(3)]
+    with pytest.warns(UserWarning, match=r"batch 1: loss is nan \(utterances utt_a, utt_b\); skipped"):
+        fit(tmp_path, Speech({1: NAN}), batches)

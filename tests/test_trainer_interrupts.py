@@ -1,0 +1,148 @@
+"""Ctrl-C and exceptions: the run ends in order, callbacks hear of it, the process exits."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from espnet3_lite import Callback, LiteModule, StopTrainingError, Trainer
+
+
+class Line(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class At(Callback):
+    """Does something at the start of batch 2; notes the calls that matter."""
+
+    def __init__(self, action, hook="on_train_batch_start"):
+        self.calls = []
+
+        def act(trainer, pl_module, *arguments):
+            if hook != "on_train_batch_start" or arguments[-1] == 2:
+                action()
+
+        setattr(self, hook, act)
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.calls.append(("on_exception", type(exception)))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.calls.append(batch_idx)
+
+    def on_train_end(self, trainer, pl_module):
+        self.calls.append("on_train_end")
+
+    def on_fit_end(self, trainer, pl_module):
+        self.calls.append("on_fit_end")
+
+    def teardown(self, trainer, pl_module, stage):
+        self.calls.append("teardown")
+
+
+def trainer_with(tmp_path, callback):
+    return Trainer(
+        max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path, num_sanity_val_steps=0,
+    )  # fmt: skip
+
+
+def loader():
+    return DataLoader(torch.ones(8, 2), batch_size=2)
+
+
+def raise_(error):
+    def action():
+        raise error
+
+    return action
+
+
+def test_keyboard_interrupt_raised_in_a_hook(tmp_path):
+    callback = At(raise_(KeyboardInterrupt()))
+    trainer = trainer_with(tmp_path, callback)
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(Line(), loader())
+    assert ended.value.code == 130
+    assert callback.calls == [0, 1, ("on_exception", KeyboardInterrupt)]
+    assert trainer.interrupted and trainer.state.status == "interrupted" and not trainer.training
+    assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_run_at_the_batch_boundary(tmp_path, number):
+    callback = At(lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    trainer = trainer_with(tmp_path, callback)
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(Line(), loader())
+    assert ended.value.code == 128 + number
+    assert callback.calls[:3] == [0, 1, 2]
+    assert [call for call in callback.calls if isinstance(call, str)] == ["on_train_end", "on_fit_end", "teardown"]
+    assert trainer.interrupted and trainer.global_step == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    callback = At(twice)
+    with pytest.raises(SystemExit) as ended:
+        trainer_with(tmp_path, callback).fit(Line(), loader())
+    assert ended.value.code == 130
+    assert callback.calls == [0, 1, ("on_exception", KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_validation_start", "on_validation_end", "on_train_epoch_end"])
+def test_an_exception_is_told_and_raised_again(tmp_path, hook):
+    callback = At(raise_(ValueError("boom")), hook)
+    trainer = trainer_with(tmp_path, callback)
+    module = Line()
+    with pytest.raises(ValueError, match="boom"):
+        trainer.fit(module, loader(), loader())
+    assert callback.calls[-1] == ("on_exception", ValueError)
+    assert trainer.interrupted and not trainer.validating
+
+
+@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_validation_end", "on_before_backward"])
+def test_trainer_and_module_can_be_used_after_an_exception(tmp_path, hook):
+    class Fails(Callback):
+        failed = False
+
+    def fail(self, trainer, pl_module, *arguments):
+        if not self.failed:
+            self.failed = True
+            raise ValueError("boom")
+
+    setattr(Fails, hook, fail)
+    trainer, module = trainer_with(tmp_path, Fails()), Line()
+    with pytest.raises(ValueError, match="boom"):
+        trainer.fit(module, loader(), loader())
+    assert module.training
+    done = trainer.global_step
+    trainer.fit(module, loader(), loader())
+    assert trainer.state.finished and trainer.global_step == done + 4 * trainer.max_epochs
+    assert module.training and trainer.metrics.active is trainer.metrics.training
+
+
+def test_stop_training_error_ends_the_run_in_order(tmp_path):
+    callback = At(raise_(StopTrainingError("enough")))
+    trainer = trainer_with(tmp_path, callback)
+    trainer.fit(Line(), loader())
+    assert callback.calls == [0, 1, "on_train_end", "on_fit_end", "teardown"]
+    assert trainer.global_step == 2
