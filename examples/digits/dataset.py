@@ -36,9 +36,7 @@ class Dataset(BaseDataset):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError(
-                'the digits are part of scikit-learn: pip install "espnet3_lite[examples]"'
-            ) from error
+            raise ImportError('the digits are part of scikit-learn: pip install "espnet3_lite[examples]"') from error
         images, labels = load_digits(return_X_y=True)
         order = np.random.RandomState(seed).permutation(len(images))
         first = sum(SIZES[name] for name in list(SIZES)[: list(SIZES).index(split)])

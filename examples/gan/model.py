@@ -86,9 +86,9 @@ class DigitGan(nn.Module):
         fake = self.generate(label)
         # Detached, so that the discriminator's loss does not run back through the generator. The other way
         # round the trainer takes care: the generator's loss leaves no gradient on the discriminator.
-        real_score, fake_score = self.discriminator(
-            torch.cat([image, fake.detach()]), torch.cat([label, label])
-        ).chunk(2)
+        real_score, fake_score = self.discriminator(torch.cat([image, fake.detach()]), torch.cat([label, label])).chunk(
+            2
+        )
         discriminator_loss = F.relu(1 - real_score).mean() + F.relu(1 + fake_score).mean()  # hinge
         generator_loss = -self.discriminator(fake, label).mean()
         stats = {"real_score": real_score.mean().detach(), "fake_score": fake_score.mean().detach()}

@@ -61,9 +61,7 @@ class Dataset(BaseDataset):
             )
         # sorted: the order of a folder's files differs between machines, and so would the batches
         self.paths = sorted(
-            path
-            for path in Path(data_dir).glob("[0-9]_*_*.wav")
-            if int(path.stem.split("_")[-1]) in INDICES[split]
+            path for path in Path(data_dir).glob("[0-9]_*_*.wav") if int(path.stem.split("_")[-1]) in INDICES[split]
         )
         if not self.paths:
             raise MisconfigurationException(

@@ -27,9 +27,7 @@ class SpellingRecognizer(nn.Module):
     [torch.Size([2, 31, 16]), torch.Size([2])]
     """
 
-    def __init__(
-        self, stats_file: str | None = None, size: int = 96, filters: int = 40, dropout: float = 0.2
-    ):
+    def __init__(self, stats_file: str | None = None, size: int = 96, filters: int = 40, dropout: float = 0.2):
         super().__init__()
         self.log_mel = LogMel(filters=filters)
         self.vary = VaryTempoAndLoudness()
@@ -39,9 +37,7 @@ class SpellingRecognizer(nn.Module):
             nn.Conv1d(channels, size, kernel_size=5, stride=2, padding=2) for channels in (filters, size)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in self.convolutions)
-        self.recurrent = nn.GRU(
-            size, size, num_layers=2, dropout=dropout, batch_first=True, bidirectional=True
-        )
+        self.recurrent = nn.GRU(size, size, num_layers=2, dropout=dropout, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(2 * size, NUMBER_OF_SYMBOLS)
 

@@ -73,10 +73,9 @@ def test_scripts_take_the_arguments_and_want_the_files_that_training_writes(read
 def test_extras_are_declared(readme, words):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    (package,) = words[2:]
-    name, extras = re.fullmatch(r"(\w+)\[([\w,]+)\]", package).groups()
-    assert name == setup["metadata"]["name"]
-    assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    assert words[2] == "-e", "from the repository, where the lessons are"
+    (extras,) = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[3]).groups()
+    assert set((extras or "dev").split(",")) <= set(setup["options.extras_require"])
 
 
 @pytest.mark.parametrize("readme", READMES, ids=LESSONS)
