@@ -45,6 +45,5 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
     trainer.metrics.hook = "optimizer_step"
     module.optimizer_step(loop.epoch, batch_idx, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
     if trainer.precision.scaler is not None and not prepared:
-        trainer.precision.scaler.unscale_(slot.optimizer)  # no step was wanted; the scaler must have looked all the
-    same
+        trainer.precision.scaler.unscale_(slot.optimizer)  # no step was wanted; the scaler must have looked anyway
     return finite

@@ -19,6 +19,9 @@ from espnet3_lite.version import CHECKPOINT_FORMAT
 
 #: The key inside ``loops`` that holds what is ours alone.
 OURS = "espnet3_lite"
+_COUNTERS = (
+    "global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips",
+)  # fmt: skip
 
 
 def dump_checkpoint(trainer: Any, weights_only: bool = False) -> dict[str, Any]:
@@ -76,13 +79,7 @@ def dump_callbacks(trainer: Any) -> dict[str, Any]:
 def _dump_ours(trainer: Any) -> dict[str, Any]:
     loop = trainer.fit_loop
     return {
-        "global_step": loop.global_step,
-        "epoch": loop.epoch,
-        "batches_seen": loop.batches_seen,
-        "batches_done": loop.batches_done,
-        "batches_stepped": loop.batches_stepped,
-        "uncounted": loop.uncounted,
-        "consecutive_skips": loop.consecutive_skips,
+        **{name: getattr(loop, name) for name in _COUNTERS},
         "is_last_batch": loop.last_is_done,
         "validated": loop.validated,
         "epoch_begun": loop.epoch_begun,
@@ -195,8 +192,8 @@ def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
 def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     loop = trainer.fit_loop
-    for name in ("global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted",
-        "consecutive_skips"): setattr(loop, name, int(ours[name]))
+    for name in _COUNTERS:
+        setattr(loop, name, int(ours[name]))
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
     trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]

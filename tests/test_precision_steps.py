@@ -1,5 +1,6 @@
 """Number formats over whole runs: windows without a backward pass, and weights that survive a resume."""
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -47,3 +48,53 @@ def test_double_weights_are_not_rounded_when_a_run_resumes(tmp_path):
     resumed = Line()
     trainer_of(tmp_path, "64-true").fit(resumed, loader, ckpt_path=tmp_path / "saved.ckpt")
     assert torch.equal(resumed.layer.weight, module.layer.weight)
+
+
+class Wide(Line):
+    """The loss in float32: in float16 the scale itself would overflow."""
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).float().square().mean()
+
+
+@pytest.mark.parametrize("overrides", [False, True])
+def test_the_scaler_finds_its_scale_and_skips_what_overflows(tmp_path, overrides):
+    """16-mixed: a gradient that overflows is no error: no step, half the scale, nothing counted."""
+
+    class Overflows(Wide):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * (1e6 if batch_idx == 1 else 1.0)
+
+    if overrides:
+        Overflows.optimizer_step = lambda self, epoch, batch_idx, optimizer, closure: optimizer.step(closure=closure)
+    trainer, module = trainer_of(tmp_path, "16-mixed"), Overflows()
+    trainer.fit(module, DataLoader(torch.full((6, 3), 0.01), batch_size=2))
+    assert trainer.precision.scaler.get_scale() == 32768.0
+    assert module.layer.weight.isfinite().all()
+    assert trainer.global_step == 2 and trainer.slots[None].update_step == 2
+
+
+def test_clipping_sees_unscaled_gradients(tmp_path):
+    norms = []
+
+    class Clips(Wide):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            norms.append(self.clip_gradients(optimizer, 1e-3).item())
+
+    torch.manual_seed(0)
+    trainer_of(tmp_path, "16-mixed").fit(Clips(), DataLoader(torch.full((2, 3), 0.01), batch_size=2))
+    module = Line()
+    module.layer(torch.full((2, 3), 0.01)).square().mean().backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()]).item()
+    assert norms == [pytest.approx(expected, rel=1e-2)]  # the forward pass ran in float16
+
+
+def test_an_overridden_step_that_steps_nothing_does_not_confuse_the_scaler(tmp_path):
+    class Every(Wide):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer.step(closure=optimizer_closure) if batch_idx == 1 else optimizer_closure()
+
+    trainer = trainer_of(tmp_path, "16-mixed")
+    trainer.fit(Every(), DataLoader(torch.full((6, 3), 0.01), batch_size=2))
+    assert trainer.precision.scaler.get_scale() == 65536.0
