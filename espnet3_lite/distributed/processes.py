@@ -94,6 +94,11 @@ class SeveralProcesses(Strategy):
         dist.gather_object({name: gradient.cpu() for name, gradient in own.items()}, parts)
         return parts or []
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
+        """Rank zero writes; the others go on, and meet it at the next vote."""
+        if self.rank == 0:
+            super().save_checkpoint(checkpoint, path)
+
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:

@@ -5,6 +5,8 @@
 Each rank writes ``FOLDER/rank<R>.json``: case to result.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of
 from torch.utils.data import DataLoader, IterableDataset
+
+from espnet3_lite import get_default_callbacks
 
 
 def rank_and_size():
@@ -224,6 +228,35 @@ def values():
         "any": [strategy.any(rank == 1), strategy.any(False)],
         "batches": stopped,
         "steps": trainer.global_step,
+    }
+
+
+def written():
+    """What this rank writes to disk and to its output in a run with all default callbacks, a logger, and a test."""
+    paths, recording = set(), [True]
+
+    def watch(event, args):
+        if recording and event == "open" and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR):
+            paths.add(args[0])
+
+    sys.addaudithook(watch)  # sees every open() of this process; cannot be taken off, so a flag ends it
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        callbacks = get_default_callbacks(Path(FOLDER, "exp"), log_interval=1)
+        trainer = trainer_of(
+            default_root_dir=FOLDER, logger=True, enable_checkpointing=True, enable_progress_bar=True,
+            enable_model_summary=True, num_sanity_val_steps=1, log_every_n_steps=1, callbacks=callbacks,
+        )  # fmt: skip
+        module = Module(Model(), SINGLE)
+        trainer.fit(module, loader_of(12, share(4)), loader_of(5, 2, False))
+        results = trainer.test(module, loader_of(5, 2, False), ckpt_path="best")
+    recording.clear()
+    return {
+        "files": sorted(os.path.relpath(path, FOLDER) for path in paths if path.startswith(str(FOLDER))),
+        "output": output.getvalue(),
+        "log_dir": trainer.log_dir,
+        "best": trainer.ckpt_path,
+        "results": results,
     }
 
 

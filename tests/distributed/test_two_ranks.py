@@ -10,7 +10,7 @@ EQUAL = [
     "named_other_order", "nan_single", "nan_accumulating", "nan_named",
 ]  # fmt: skip
 UNEVEN = ["stream_7_and_5", "stream_7_and_5_accumulating", "stream_sized", "stream_3_and_0", "dealt_by_user"]
-OTHERS = ["different_optimizers", "orders", "values", "collectives"]
+OTHERS = ["different_optimizers", "orders", "values", "collectives", "written"]
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +157,12 @@ def test_one_small_collective_a_step_besides_the_gradients(two):
         named = [["all_reduce", 5 + 3 + 2], ["all_reduce", 9 + 2], ["all_reduce", 32 + 2]]
         assert counted["named"]["python"] == named * 4
         assert counted["named"]["gloo"] == [["gloo:all_reduce", 12]]
+
+
+def test_rank_zero_alone_writes_prints_and_logs(two):
+    first, second = (result["written"] for result in two)
+    assert any("metrics.csv" in path for path in first["files"]) and any(".ckpt" in path for path in first["files"])
+    assert "Epoch 1" in first["output"] and "test metric" in first["output"]
+    assert second["files"] == [] and second["output"] == ""
+    for key in ("log_dir", "best", "results"):  # but knows of it all
+        assert second[key] == first[key] and first[key]
