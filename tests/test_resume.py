@@ -1,4 +1,4 @@
-"""A checkpoint saved at any hook of a run goes on to the same bits: weights, rates, metrics, batches, random numbers."""
+"""A checkpoint saved at any hook goes on to the same bits: weights, rates, metrics, batches, random numbers."""
 
 import pytest
 import torch

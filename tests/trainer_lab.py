@@ -31,7 +31,8 @@ _EVALUATION = tuple(
 HOOKS = (
     "setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start", "on_train_epoch_start",
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end", *_EVALUATION, "teardown", "on_exception",
+    "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end",
+    *_EVALUATION, "teardown", "on_exception",
 )  # fmt: skip
 
 
