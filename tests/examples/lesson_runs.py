@@ -44,7 +44,7 @@ def run_until(line, signal_name, *words):
 
 def printed_number(name, output):
     """The number after `name` at the beginning of a line, as the commands print results."""
-    found = re.findall(rf"^ *{re.escape(name)} ([\d.e+-]+)", output, flags=re.MULTILINE)
+    found = re.findall(rf"^ *{re.escape(name)} +([\d.e+-]+)", output, flags=re.MULTILINE)
     assert len(found) == 1, f"{name!r} is printed {len(found)} times:\n{output[-2000:]}"
     return float(found[0])
 

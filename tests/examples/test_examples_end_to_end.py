@@ -15,7 +15,7 @@ from examples.spoken_digits.dataset import SAMPLE_RATE, WORDS
 from examples.spoken_digits.text import LETTERS
 
 DIGITS, GAN = "examples/digits/train.yaml", "examples/gan/train.yaml"
-SPOKEN = "examples/spoken_digits/train.yaml"
+SPOKEN, VOCODER = "examples/spoken_digits/train.yaml", "examples/vocoder/train.yaml"
 
 
 @pytest.fixture
@@ -103,15 +103,18 @@ def test_the_generators_digits_are_recognised(tmp_path, sklearn):
 # ---- spoken digits -------------------------------------------------------------------------------------------------
 
 
+needs_recordings = pytest.mark.skipif(
+    "FSDD" not in os.environ, reason="FSDD names the folder 'recordings' of the Free Spoken Digit Dataset"
+)
+
+
 def words_right(output):
     """In percent, of the test set."""
     return float(re.search(r"whole words right ([\d.]+)%", output)[1])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "FSDD" not in os.environ, reason="FSDD names the folder 'recordings' of the Free Spoken Digit Dataset"
-)
+@needs_recordings
 def test_spoken_digits_are_spelt(tmp_path):
     recordings = Path(os.environ["FSDD"])
     arguments = (SPOKEN, f"data_dir={recordings}", f"exp_dir={tmp_path}")
@@ -147,3 +150,35 @@ def test_melodies_are_spelt(tmp_path):
     run("train", *arguments, *settings)
     output = run("examples.spoken_digits.evaluate", tmp_path / "exp/valid.cer.ave_5best.pth", tmp_path / "recordings")
     assert words_right(output) > 90
+
+
+# ---- vocoder -------------------------------------------------------------------------------------------------------
+
+
+def distances(output):
+    """Log-spectral distances in dB: of the vocoder, of Griffin-Lim, of the untrained network."""
+    return [printed_number(name, output) for name in ("trained", "griffin_lim", "untrained")]
+
+
+@pytest.mark.slow
+@needs_recordings
+def test_the_vocoder_is_as_near_to_the_recordings_as_griffin_lim(tmp_path):
+    recordings = Path(os.environ["FSDD"])
+    run("train", VOCODER, f"data_dir={recordings}", f"exp_dir={tmp_path}")
+    trained, griffin_lim, untrained = distances(
+        run("examples.vocoder.evaluate", tmp_path / "valid.lsd.ave_3best.pth", recordings)
+    )
+    assert trained < griffin_lim + 0.5 and trained < untrained / 4
+
+
+@pytest.mark.slow
+def test_the_vocoder_learns_melodies(tmp_path):
+    write_melodies(tmp_path / "recordings")
+    run("train", VOCODER, f"data_dir={tmp_path}/recordings", f"exp_dir={tmp_path}/exp", "trainer.max_epochs=4")
+    output = run(
+        "examples.vocoder.evaluate", tmp_path / "exp/valid.lsd.ave_3best.pth", tmp_path / "recordings",
+        "--wav", tmp_path / "wav",
+    )  # fmt: skip
+    trained, _, untrained = distances(output)
+    assert trained < untrained / 2
+    assert len(list((tmp_path / "wav").glob("*.vocoder.wav"))) == 2
