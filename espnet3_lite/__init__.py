@@ -3,8 +3,7 @@
 Names are loaded when they are first used, so that ``import espnet3_lite`` costs little beyond ``import torch``.
 """
 
-import importlib
-
+from espnet3_lite.lazy_names import lazy_names
 from espnet3_lite.version import __version__
 
 _HOME = {
@@ -27,15 +26,4 @@ _HOME = {
 }
 
 __all__ = [*_HOME, "__version__"]
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOME.items()})

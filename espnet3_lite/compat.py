@@ -9,9 +9,9 @@ Lightning's or ESPnet3's packages is looked up here by its last part. Each name 
 """
 
 import importlib
-from typing import Any
 
 from espnet3_lite.data.stand_ins import HOMES as _DATA_HOMES
+from espnet3_lite.lazy_names import lazy_names
 
 
 def _names_in(package: str) -> list[str]:
@@ -43,16 +43,6 @@ _HOME = {
 }
 
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home, attribute = _HOME[name]
-    value = getattr(importlib.import_module(f"espnet3_lite.{home}"), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"espnet3_lite.{home}:{original}" for name, (home, original) in _HOME.items()}
+)

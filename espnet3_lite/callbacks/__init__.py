@@ -3,7 +3,7 @@
 Every callback by its documented name; each is imported when it is first used.
 """
 
-import importlib
+from espnet3_lite.lazy_names import lazy_names
 
 _HOME = {
     "Callback": "base",
@@ -44,15 +44,4 @@ _HOME = {
 }
 
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOME.items()})
