@@ -200,6 +200,21 @@ def test_an_open_window_keeps_its_count_and_says_what_it_lacks(tmp_path):
     assert steps[:5] == [5, 5, 6, 7, 8]  # 4 before: at most, since models may take turns (here: 3 D, 1 G in 4 batches)
 
 
+def test_a_half_trained_folder_of_espnet3_is_found(tmp_path):
+    """As `espnet3-lite train` does: nothing is said of a checkpoint, and `last.ckpt` is ESPnet3's symbolic link."""
+    shutil.copyfile(RECORDED / "warmup.ckpt", tmp_path / "step6.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("step6.ckpt")
+    trainer, fit = make(lab.CASES["warmup"], tmp_path)
+    trainer.auto_resume = True
+    train, valid = lab.loaders_of(lab.CASES["warmup"])
+    fit(train_dataloaders=train, val_dataloaders=valid)
+    expected = recorded("warmup")["resumed"]
+    assert lab.flat_parameters(trainer.lightning_module).tolist() == pytest.approx(expected["parameters"], abs=1e-12)
+    assert (trainer.current_epoch, trainer.global_step) == (4, 12)
+    assert sorted(path.name for path in tmp_path.glob("step*.ckpt")) == ["step12.ckpt", "step9.ckpt"]
+    assert (tmp_path / "last.ckpt").samefile(tmp_path / "step12.ckpt")
+
+
 def test_another_configuration_is_refused(tmp_path):
     checkpoint = load_checkpoint(RECORDED / "gan.ckpt")
     checkpoint[RUNTIME_STATE] = {"generator": {}, "vocoder": {}}
@@ -234,6 +249,34 @@ def test_best_files_of_a_folder_that_moved(tmp_path):
     assert found["best"] == {monitor: pytest.approx(files, rel=1e-6) for monitor, files in expected.items()}
     kept = {file for files in expected.values() for file in files}
     assert {path.name for path in moved.glob("epoch*.ckpt")} == kept
+
+
+def test_of_the_best_files_some_did_not_move(tmp_path):
+    """Those that are not there are left out, and what is known of best and worst is of the others."""
+    state = load_checkpoint(RECORDED / "criteria.ckpt")["callbacks"]
+    key = next(key for key in state if "valid/loss" in key)
+    assert len(state[key]["best_k_models"]) == 3
+    (best, best_score), (other, score), _ = sorted(state[key]["best_k_models"].items(), key=lambda item: item[1])
+    (tmp_path / Path(other).name).touch()
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=3, auto_insert_metric_name=False)
+    callback.load_state_dict(state[key])
+    assert callback.best_k_models == {str(tmp_path / Path(other).name): score}
+    assert (callback.best_model_path, callback.best_model_score) == (str(tmp_path / Path(other).name), score)
+    assert (callback.kth_best_model_path, float(callback.kth_value)) == ("", float("inf"))
+    (tmp_path / Path(best).name).touch()
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=2, auto_insert_metric_name=False)
+    callback.load_state_dict(state[key])
+    assert callback.best_model_score == best_score
+    assert (callback.kth_best_model_path, callback.kth_value) == (str(tmp_path / Path(other).name), score)
+
+
+def test_a_folder_without_those_files_is_another_one(tmp_path):
+    state = load_checkpoint(RECORDED / "criteria.ckpt")["callbacks"]
+    key = next(key for key in state if "valid/loss" in key)
+    callback = ModelCheckpoint(tmp_path, monitor="valid/loss", save_top_k=3)
+    with pytest.warns(UserWarning, match="The dirpath has changed from '/experiments/criteria'"):
+        callback.load_state_dict(state[key])
+    assert callback.best_k_models == {} and callback.best_model_path.startswith("/experiments/criteria/epoch")
 
 
 # ---- our files in Lightning ----------------------------------------------------------------------------------------
