@@ -14,8 +14,8 @@ from saving_lab import run_case
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer, checkpoint_io
-from espnet3_lite.connection import newest_checkpoint
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint
+from espnet3_lite.connection import newest_checkpoint
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
 

@@ -44,11 +44,9 @@ class Run:
         if not here or self.attempt != "0":
             return
         if "signal" in self.settings:
-            os.kill(os.getpid(), getattr(signal, self.settings["signal"]))
-        elif self.settings["error"] == "now":
-            raise ValueError("the data of this rank are broken")
-        elif self.settings["error"] == "while others work":
-            self.settings["sleep"] = True
+            target = os.getppid() if self.settings.get("to") == "torchrun" else os.getpid()
+            os.kill(target, getattr(signal, self.settings["signal"]))
+        else:
             raise ValueError("the data of this rank are broken")
 
     def others_work(self, trainer, module, batch_idx):

@@ -106,6 +106,16 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(place):
 
 
 @pytest.mark.slow
+def test_a_signal_to_torchrun_itself_reaches_the_ranks(place, whole):
+    """As when a scheduler cancels a job: torchrun hands SIGTERM on, and waits 30 s for the ranks to save."""
+    start(2, place / "cancelled", code=1, signal="SIGTERM", to="torchrun", rank=1, at=[1, 2])
+    assert status(place / "cancelled")["status"] == "interrupted"
+    assert status(place / "cancelled")["signal"] == "SIGTERM"
+    start(2, place / "cancelled", resume=True)
+    compare(results_of(place / "cancelled", 2)[0], whole)
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_busy_elsewhere_is_ended_by_torchrun(place):
     """Rank 0 sleeps for ten minutes and waits for nobody: torchrun ends it after its 30 seconds."""
     run = start(2, place / "busy", code=1, error="while others work", rank=1, at=[1, 2])
