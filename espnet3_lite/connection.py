@@ -261,7 +261,7 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
     scaled = trainer.precision.scaler is not None
     trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
     needs_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in slots.values())
-    parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step")
+    parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step", "lr_scheduler_step")
     trainer.overridden_methods = {name for name in parts_of_a_step if trainer.is_overridden(name, model)}
     trainer.closure_wanted = not named and (needs_closure or "optimizer_step" in trainer.overridden_methods)
 

@@ -64,7 +64,7 @@ class Metrics:
             )
         if rank_zero_only and not self.trainer.is_global_zero:
             return
-        if hasattr(value, "compute") and hasattr(value, "reset"):
+        if not isinstance(value, torch.Tensor) and hasattr(value, "compute") and hasattr(value, "reset"):
             entry.metric, entry.last, entry.fresh = value, getattr(value, "_forward_cache", None), True
             return
         tensor = self._as_tensor(name, value, enable_graph)
@@ -111,13 +111,13 @@ class Metrics:
     def _as_tensor(self, name: str, value: Any, enable_graph: bool) -> torch.Tensor:
         """The value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here."""
         if isinstance(value, torch.Tensor):
-            if value.numel() != 1:
+            if value.dim() and value.numel() != 1:
                 raise ValueError(
                     f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
                     f"You can try doing `self.log({name!r}, {value!r}.mean())`"
                 )
             value = value if enable_graph else value.detach().clone()
-            value = value if value.dim() == 0 else value.reshape(())
+            value = value.reshape(()) if value.dim() else value
             return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.get_default_dtype())
         if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
             return torch.tensor(float(value), dtype=torch.get_default_dtype())

@@ -142,6 +142,8 @@ _MISSING = object()
 
 def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
     """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; empty for None."""
+    if isinstance(output, torch.Tensor) and steps:  # asked first: nearly always so
+        return {"loss": steps[0][0].detach()}
     if output is None:
         return {}
     if not steps:  # manual optimization
@@ -196,7 +198,7 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()
 
 
 def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:

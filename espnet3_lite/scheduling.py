@@ -81,5 +81,10 @@ def _is_due(trainer: Any, config: LRSchedulerConfig) -> bool:
 
 
 def _step(trainer: Any, config: LRSchedulerConfig, metric: Any) -> None:
-    trainer.metrics.hook = "lr_scheduler_step"
-    trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
+    if "lr_scheduler_step" in trainer.overridden_methods:
+        trainer.metrics.hook = "lr_scheduler_step"
+        trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
+    elif metric is None:
+        config.scheduler.step()
+    else:
+        config.scheduler.step(metric)
