@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -60,10 +61,11 @@ class FSDPStrategy(SeveralProcesses):
                 f"shape (1,)"
             )
         if not isinstance(module, FSDPModule):
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
             if not any(isinstance(part, FSDPModule) for part in module.modules()):
                 for unit in units(module):
-                    fully_shard(unit)
-            fully_shard(module)
+                    fully_shard(unit, mesh=mesh)
+            fully_shard(module, mesh=mesh)
             for name in _STEPS:
                 if trainer.is_overridden(name, module):
                     _register(module, name)

@@ -328,6 +328,27 @@ def fsdp_nan():
     return fsdp(shuffle=False, bad=[12])
 
 
+def mixed(strategy, names=None):
+    """float16 with a gradient scaler, whose first scales overflow, and clipping."""
+    config = SINGLE if names is None else several()
+    module = Module(Model(names).float(), config)
+    clip = {"gradient_clip_val": 1.0} if names is None else {}
+    result = fit(module, precision="16-mixed", strategy=strategy, **clip)
+    return {**result, "scale": module.trainer.precision.scaler.get_scale()}
+
+
+def ddp_mixed():
+    return mixed("ddp")
+
+
+def fsdp_mixed():
+    return mixed("fsdp")
+
+
+def named_mixed():
+    return mixed("ddp", [["second", "first"]])
+
+
 def fsdp_stream():
     return uneven([7, 5], strategy="fsdp") if rank_and_size()[1] > 1 else uneven([7, 5])
 

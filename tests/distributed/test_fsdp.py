@@ -8,6 +8,7 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, results_of,
 from espnet3_lite import average_checkpoints, checkpoint_io
 
 CASES = ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_stream", "fsdp_refuses", "fsdp_units"]
+MIXED = ["ddp_mixed", "fsdp_mixed", "named_mixed"]
 SAVING = ["fsdp_saving", "fsdp_saving_in_background"]
 
 
@@ -33,7 +34,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def two(folder, alone):
     """Each rank's results of all cases."""
-    run = torchrun(2, "rank_cases.py", folder, *CASES, *SAVING, "fsdp_from_a_file")
+    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file")
     assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
 
@@ -56,6 +57,16 @@ def test_two_ranks_reach_the_parameters_of_one_process(two, case):
     for name, value in expected["metrics"].items():
         if name.startswith("valid/"):
             assert first["metrics"][name] == second["metrics"][name] == pytest.approx(value, abs=1e-12)
+
+
+def test_ranks_agree_on_what_the_gradient_scaler_skips(two):
+    """The first two scales overflow float16: no rank steps alone, and FSDP finds what DDP finds."""
+    for case in MIXED:
+        first, second = (result[case] for result in two)
+        assert first["parameters"] == second["parameters"]
+        assert (first["global_step"], first["scale"]) == (second["global_step"], second["scale"]) == (6, 2.0**14)
+    ddp, fsdp = (two[0][case]["parameters"] for case in MIXED[:2])
+    assert flat(ddp) == pytest.approx(flat(fsdp), abs=1e-6, rel=0)
 
 
 def test_ranks_of_different_lengths_run_equally_often(two):
