@@ -18,7 +18,7 @@ import torch.distributed as dist
 from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of
 from torch.utils.data import DataLoader, IterableDataset
 
-from espnet3_lite import get_default_callbacks
+from espnet3_lite import Callback, LiteModule, get_default_callbacks
 
 
 def rank_and_size():
@@ -75,6 +75,65 @@ def named_other_order():
     """The ranks' models list the optimizers in different orders."""
     order = ["second", "first"] if rank_and_size()[0] == 0 else ["first", "second"]
     return fit(Module(Model([order]), several()))
+
+
+class Plain(LiteModule):
+    """A module without ESPnet's weights: its losses are averaged as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = Model()
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append(batch[0])
+        loss, _, _ = self.model(**batch[1])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+class Manual(Plain):
+    """Two optimizers, stepped by the module itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append(batch[0])
+        for optimizer in self.optimizers():
+            loss, _, _ = self.model(**batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.model.first, self.model.second)]
+
+
+class Thaw(Callback):
+    """Freezes the first part, and trains it from the second epoch on."""
+
+    def on_fit_start(self, trainer, pl_module):
+        pl_module.model.first.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.model.first.requires_grad_(trainer.current_epoch > 0)
+
+
+def plain():
+    return fit(Plain(), count=24)
+
+
+def manual():
+    return fit(Manual(), count=24)
+
+
+def thawed():
+    return fit(Module(Model(), SINGLE), count=24, callbacks=[Thaw()])
 
 
 # ---- batches that are skipped --------------------------------------------------------------------------------------
@@ -143,6 +202,28 @@ def uneven(counts, sized=False, **settings):
 
 def stream_7_and_5():
     return uneven([7, 5])
+
+
+def nan_weight():
+    """A weight that is no number on one rank: a mean with it would be none either."""
+
+    class Weightless(Model):
+        def forward(self, x, y):
+            loss, stats, weight = super().forward(x, y)
+            bad = rank_and_size()[0] == 1 and self.training and int(self.forwards) == 2
+            return loss, stats, weight * (float("nan") if bad else 1.0)
+
+    return with_warnings(lambda: fit(Module(Weightless(), SINGLE), count=24))
+
+
+def evaluated_streams():
+    """Validation of iterable data of different lengths: 7 samples here, 5 there."""
+    from rank_lab import collate
+
+    loader = DataLoader(Stream([7, 5], False), batch_size=1, collate_fn=collate)
+    trainer, module = trainer_of(), Module(Model(), SINGLE)
+    results = trainer.validate(module, loader, verbose=False)
+    return {"results": results, "validated": module.validated}
 
 
 def stream_7_and_5_accumulating():

@@ -7,10 +7,10 @@ from rank_lab import results_of, torchrun
 
 EQUAL = [
     "single", "single_float32", "single_accumulating", "single_unused", "named", "named_float32", "named_accumulating",
-    "named_other_order", "nan_single", "nan_accumulating", "nan_named",
+    "named_other_order", "plain", "manual", "thawed", "nan_single", "nan_accumulating", "nan_named",
 ]  # fmt: skip
 UNEVEN = ["stream_7_and_5", "stream_7_and_5_accumulating", "stream_sized", "stream_3_and_0", "dealt_by_user"]
-OTHERS = ["different_optimizers", "orders", "values", "collectives", "written"]
+OTHERS = ["different_optimizers", "orders", "values", "collectives", "written", "nan_weight", "evaluated_streams"]
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,24 @@ def test_rank_zero_alone_writes_prints_and_logs(two):
     assert second["files"] == [] and second["output"] == ""
     for key in ("log_dir", "best", "results"):  # but knows of it all
         assert second[key] == first[key] and first[key]
+
+
+def test_a_value_logged_with_sync_dist_is_every_ranks_mean(two):
+    alone = rank_cases.plain()
+    for result in two:
+        for name in ("train/loss_step", "train/loss_epoch"):
+            assert result["plain"]["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-12)
+
+
+def test_a_weight_that_is_no_number_skips_the_batch(two):
+    assert "the ranks' weights are [4.0, nan]" in two[0]["nan_weight"]["warnings"][0]
+    assert two[0]["nan_weight"]["parameters"] == two[1]["nan_weight"]["parameters"]
+    assert two[0]["nan_weight"]["global_step"] == 5  # of 6
+
+
+def test_streams_of_different_lengths_are_validated_sample_by_sample(two):
+    first, second = (result["evaluated_streams"] for result in two)
+    assert (len(first["validated"]), len(second["validated"])) == (7, 5)
+    alone = rank_cases.evaluated_streams()["results"][0]
+    for name, value in alone.items():
+        assert first["results"][0][name] == second["results"][0][name] == pytest.approx(value, abs=1e-12)
