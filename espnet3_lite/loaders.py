@@ -207,7 +207,7 @@ class TrainData:
         own = strategy.gather_objects(given.state_dict()) if hasattr(given, "state_dict") else None  # collective
         return {
             "random": self.epoch_random_state, "generator": self._generator_state, "loader": own,
-            "position": position, "drawn": drawn, "seed": global_seed(),
+            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
         }  # fmt: skip
 
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
@@ -232,6 +232,12 @@ class TrainData:
         strategy, loader = self.trainer.strategy, self.loader
         given = loader.given if isinstance(loader, SharedLoader) else loader
         if not is_map_style(given) or hasattr(given, "load_state_dict"):
+            if state is not None and state.get("ranks", strategy.world_size) != strategy.world_size:
+                rank_zero_warn(
+                    f"the checkpoint was written by {state['ranks']} processes, this run has {strategy.world_size}: a "
+                    f"loader without indices goes on after as many batches on each, so that what is left of this epoch "
+                    f"may repeat or lack samples"
+                )
             return loader
         if state is None or state["position"] is None:
             return loader if isinstance(loader, SharedLoader) else SharedLoader(given, strategy, drawn=True)

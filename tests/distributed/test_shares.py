@@ -1,5 +1,6 @@
 """Loaders around which a run is started and continued, in one process; with several they are in `test_two_ranks`."""
 
+import pytest
 import torch
 from rank_lab import SINGLE, Model, Module, Note, Samples, collate, report, trainer_of
 from torch.utils.data import DataLoader, RandomSampler
@@ -101,3 +102,26 @@ def test_a_rebuilt_loader_keeps_its_settings():
         assert getattr(rebuilt, name) == getattr(loader, name)
     assert [batch[0] for batch in rebuilt] == [["utt0", "utt1"], ["utt2"]]
     assert is_map_style(loader) and not is_map_style([1])
+
+
+def test_a_stream_that_goes_on_with_another_number_of_ranks_is_warned_about(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Samples(6)[index] for index in range(6)])
+
+    def save(trainer, module, batch_idx):
+        if trainer.current_epoch == 0 and batch_idx == 1:
+            trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    trainer_of(max_epochs=1, callbacks=[Note(save)]).fit(
+        Module(Model(), SINGLE), DataLoader(Stream(), 1, collate_fn=collate)
+    )
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    checkpoint["loops"]["espnet3_lite"]["train_data"]["ranks"] = 2
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    module = Module(Model(), SINGLE)
+    with pytest.warns(UserWarning, match="written by 2 processes, this run has 1"):
+        trainer_of(max_epochs=1).fit(
+            module, DataLoader(Stream(), 1, collate_fn=collate), ckpt_path=tmp_path / "two.ckpt"
+        )
+    assert [batch for (batch,) in module.trained] == ["utt2", "utt3", "utt4", "utt5"]
