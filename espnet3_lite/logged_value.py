@@ -106,6 +106,11 @@ def _reduction(name: str, reduce: str | Callable) -> str:
     return given
 
 
+def comparable(name: str, arguments: tuple) -> list:
+    """Arguments of `log` as plain values: ``reduce_fx=torch.mean`` and ``"mean"`` are the same."""
+    return [*arguments[:4], _reduction(name, arguments[4]), *arguments[5:]]
+
+
 def neutral(entry: LoggedValue) -> torch.Tensor:
     """What a sum, minimum or maximum begins with."""
     start = {"min": float("inf"), "max": float("-inf")}.get(entry.reduce, 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.logged_value import DEFAULTS, EPOCH_HOOKS, LoggedValue, neutral
+from espnet3_lite.logged_value import DEFAULTS, EPOCH_HOOKS, LoggedValue, comparable, neutral
 
 
 class Metrics:
@@ -58,10 +58,12 @@ class Metrics:
         if entry is None:
             entry = self.active[key] = self._new_entry(name, arguments)
         elif entry.arguments != arguments:
-            raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
-                f"{entry.arguments} and {arguments}"
-            )
+            if comparable(name, entry.arguments) != comparable(name, arguments):
+                raise MisconfigurationException(
+                    f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
+                    f"{entry.arguments} and {arguments}"
+                )
+            entry.arguments = arguments
         if rank_zero_only and not self.trainer.is_global_zero:
             return
         if not isinstance(value, torch.Tensor) and hasattr(value, "compute") and hasattr(value, "reset"):
@@ -268,9 +270,9 @@ class Metrics:
         """The training epoch's sums so far, and the published values."""
         self._publish()
         epoch = [
-            {"key": list(key), "arguments": list(e.arguments), "on_step": e.on_step, "on_epoch": e.on_epoch,
-             "last": e.last, "total": e.total, "weight": e.weight}
-            for key, e in self.training.items() if not callable(e.arguments[4])
+            {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
+             "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight}
+            for key, e in sorted(self.training.items(), key=lambda item: str(item[0])) if e.metric is None
         ]  # fmt: skip
         return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
 

@@ -193,7 +193,7 @@ def test_a_terminal_is_drawn_ten_times_a_second_at_most(terminal, monkeypatch):
 def test_the_pieces_of_a_terminal_line(terminal):
     Trainer(callbacks=TQDMProgressBar(), max_epochs=1, **QUIET).fit(Module(), loader(2))
     last = terminal.getvalue().split("\r")[-1]
-    assert re.fullmatch(r"Epoch 0: 100%\|█+\| 2/2 \[00:00<00:00, +[\d.]+it/s, number=1.000\]\n", last)
+    assert re.fullmatch(r"Epoch 0: 100%\|█+\| 2/2 \[00:00<00:00, +[\d.]+it/s, number=1.000\] *\n", last)
 
 
 def test_print_goes_to_stdout_and_keeps_the_bar_whole(terminal, capsys):
