@@ -213,7 +213,8 @@ class FitLoop:
             if trainer.validates:
                 self.validate_if_due(batch_idx)
             self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
-            if self.is_last_batch or self.global_step >= max_steps or self.stops_within_epoch():
+            wanted = trainer.should_stop or trainer.stopped_by_signal or trainer.stop_error
+            if self.is_last_batch or self.global_step >= max_steps or (wanted and self.stops_within_epoch()):
                 break
         if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
             self.end_epoch()
@@ -240,8 +241,6 @@ class FitLoop:
     def stops_within_epoch(self) -> bool:
         """After a batch: no further one, since a signal came or somebody wanted to stop?"""
         trainer = self.trainer
-        if not (trainer.should_stop or trainer.stopped_by_signal or trainer.stop_error):
-            return False  # nearly always
         return trainer.stops_now or (trainer.stop_is_agreed and self.can_stop())
 
     def end_epoch(self) -> None:
