@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -228,11 +229,20 @@ def join_process_group(device: torch.device) -> dist.Store:
 
 
 _store: dist.Store | None = None
+#: How long a thread of gloo is given at the end; it needs microseconds, on a busy machine milliseconds.
+_LAST_WORK_SECONDS = 0.1
 
 
 def _leave_process_group() -> None:
+    """At the process's end.
+
+    A thread of gloo that lets go of its last work takes Python's lock for it, and aborts the process ("terminate called
+    without an active exception", seen with torch 2.13) where Python has begun to finish. So Python waits a moment,
+    without its lock.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    time.sleep(_LAST_WORK_SECONDS)
 
 
 def check_same_parameters(strategy: SeveralProcesses, module: torch.nn.Module) -> None:

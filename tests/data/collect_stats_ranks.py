@@ -2,16 +2,18 @@
 
 import sys
 
+import torch
 import torch.distributed as dist
 from data_parts import LogEnergy, NotANumber
 
 from espnet3_lite.data.collect_stats import collect_stats
 from espnet3_lite.data.organizer import DataOrganizer
+from espnet3_lite.distributed.processes import join_process_group
 
 
 def main():
     recipe, output, failing = sys.argv[1:]
-    dist.init_process_group("gloo")
+    join_process_group(torch.device("cpu"))
     wav = f"{recipe}/wav"
     organizer = DataOrganizer(
         train=[{"data_src_args": {"folder": wav, "stop": 8}}],
@@ -22,7 +24,6 @@ def main():
     model = NotANumber() if failing == "yes" and dist.get_rank() == 1 else LogEnergy()
     collect_stats(model, organizer, output, batch_size=3)
     print(f"rank {dist.get_rank()} is done")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -140,3 +140,9 @@ def test_named_optimizers_with_open_windows_go_on_bit_for_bit(place):
     assert status(place / "named")["signal"] == "SIGUSR1"
     start(2, place / "named", restarts=1, named=named, resume=True, signal="SIGKILL", rank=0, at=[2, 1])
     compare(results_of(place / "named", 2)[1], results_of(place / "named-whole", 2)[1])
+
+
+def test_a_process_that_ends_at_once_after_a_collective_ends_in_order():
+    """Without a wait at the end gloo's thread aborts the process: exit code -6."""
+    run = torchrun(2, "rank_leaves.py")
+    assert run.returncode == 0, run.stdout
