@@ -159,7 +159,7 @@ class FitLoop:
                     if "optimizer_zero_grad" in overridden:
                         module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
                     else:
-                        slot.optimizer.zero_grad()
+                        slot.zero_grad()
                     slot.open, slot.pending = True, 0
                 if loss is not None:
                     self.backward(loss, slot, retain_graph=position < len(losses))

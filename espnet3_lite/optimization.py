@@ -81,6 +81,16 @@ class OptimizerSlot:
         """What the optimizer trains now: a finetuning callback may have added to it."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def zero_grad(self) -> None:
+        """What ``optimizer.zero_grad()`` does, without its label for the profiler, which takes 40 times as long."""
+        optimizer = self.optimizer
+        if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
+            optimizer.zero_grad()  # its own
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def state_dict(self) -> dict[str, int]:
         """The counters."""
         return {"update_step": self.update_step, "pending": self.pending}

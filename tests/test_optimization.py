@@ -125,3 +125,25 @@ def test_a_slot_goes_on_from_its_state():
     resumed = OptimizerSlot(sgd(), window=4)
     resumed.load_state_dict(slot.state_dict())
     assert (resumed.pending, resumed.update_step, resumed.open) == (3, 7, True)
+
+
+def test_gradients_are_cleared_as_the_optimizer_would():
+    layer = torch.nn.Linear(2, 1)
+    slot = OptimizerSlot(torch.optim.SGD(layer.parameters(), lr=0.1))
+    layer(torch.ones(1, 2)).sum().backward()
+    slot.zero_grad()
+    assert layer.weight.grad is None and layer.bias.grad is None
+
+
+def test_an_optimizer_that_clears_in_its_own_way_is_asked():
+    class Keeps(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            super().zero_grad(set_to_none=False)
+
+    layer = torch.nn.Linear(2, 1)
+    for optimizer in (Keeps(layer.parameters(), lr=0.1), torch.optim.SGD(layer.parameters(), lr=0.1)):
+        if type(optimizer) is torch.optim.SGD:  # replaced on the instance
+            optimizer.zero_grad = lambda optimizer=optimizer: torch.optim.SGD.zero_grad(optimizer, set_to_none=False)
+        layer(torch.ones(1, 2)).sum().backward()
+        OptimizerSlot(optimizer).zero_grad()
+        assert layer.weight.grad.tolist() == [[0.0, 0.0]]
