@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteModule, Trainer, checkpoint_io, get_default_callbacks
@@ -57,23 +58,13 @@ def test_a_wrong_criterion(criterion, message):
         get_default_callbacks(best_model_criterion=[criterion])
 
 
-class Series(LiteModule):
+class Series(Line):
     """Logs the golden run's validation values, one epoch after the other, in as many batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
 
     def validation_step(self, batch, batch_idx):
         for name, value in GOLDEN["validations"][self.current_epoch]["metrics"].items():
             if name.startswith("valid/"):
                 self.log(name, value)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def test_files_and_best_k_models_of_espnet3(tmp_path):

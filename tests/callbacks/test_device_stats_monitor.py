@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import MisconfigurationException, Trainer
 from espnet3_lite.callbacks import DeviceStatsMonitor, GPUStatsMonitor
 from espnet3_lite.callbacks import device_stats_monitor as module_under_test
 from espnet3_lite.callbacks.device_stats_monitor import CpuStats
@@ -29,23 +30,6 @@ class Memory(Logger):
         pass
 
 
-class Module(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
-    def validation_step(self, batch, batch_idx):
-        self.layer(batch)
-
-    test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def make(callback, logger, **settings):
     return Trainer(
         max_epochs=1, callbacks=callback, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
@@ -60,7 +44,7 @@ def rows_of(logger, *hooks):
 def test_cpu_values_of_the_steps_that_are_logged():
     logger = Memory()
     trainer = make(DeviceStatsMonitor(), logger, log_every_n_steps=2)
-    trainer.fit(Module(), DataLoader(torch.ones(4, 1)), DataLoader(torch.ones(1, 1)))
+    trainer.fit(Line(), DataLoader(torch.ones(4, 1)), DataLoader(torch.ones(1, 1)))
     for hook in ("on_train_batch_start", "on_train_batch_end"):
         names = {f"DeviceStatsMonitor.{hook}/{value}" for value in CPU}
         assert rows_of(logger, hook) == [(1, names), (3, names)]
@@ -71,7 +55,7 @@ def test_cpu_values_of_the_steps_that_are_logged():
 def test_a_test_is_watched_too():
     logger = Memory()
     trainer = make(DeviceStatsMonitor(), logger, log_every_n_steps=1)
-    trainer.test(Module(), DataLoader(torch.ones(1, 1)), verbose=False)
+    trainer.test(Line(), DataLoader(torch.ones(1, 1)), verbose=False)
     assert [len(rows_of(logger, hook)) for hook in ("on_test_batch_start", "on_test_batch_end")] == [1, 1]
 
 
@@ -97,7 +81,7 @@ def test_whose_values(cpu_stats, device, expected, monkeypatch):
 
 def test_a_logger_is_needed_for_a_fit():
     with pytest.raises(MisconfigurationException, match="Cannot use `DeviceStatsMonitor` callback"):
-        make(DeviceStatsMonitor(), False).fit(Module(), DataLoader(torch.ones(1, 1)))
+        make(DeviceStatsMonitor(), False).fit(Line(), DataLoader(torch.ones(1, 1)))
 
 
 def test_proc_is_read_where_there_is_no_psutil(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from line_model import Line
 from saving_lab import run_case
 from torch.utils.data import DataLoader
 
@@ -36,21 +37,11 @@ def test_does_what_lightning_does(name, tmp_path):
     assert run_case(LIBRARY, CASES[name]["case"], tmp_path) == expected
 
 
-class Line(LiteModule):
+class Logging(Line):
     """One weight; logs `valid/loss`, the same value each time."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
 
     def validation_step(self, batch, batch_idx):
         self.log("valid/loss", 1.0)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(*callbacks, ckpt_path=None, **settings):
@@ -62,7 +53,7 @@ def fit(*callbacks, ckpt_path=None, **settings):
     trainer = Trainer(callbacks=list(callbacks), **{**defaults, **settings})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(Line(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path)
+        trainer.fit(Logging(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path)
     return trainer
 
 

@@ -5,28 +5,12 @@ from datetime import timedelta
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint, Timer
 from espnet3_lite.exceptions import MisconfigurationException
-
-
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
-    def validation_step(self, batch, batch_idx):
-        return None
-
-    test_step = predict_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.fixture
