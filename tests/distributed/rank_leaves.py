@@ -8,12 +8,18 @@ import torch.distributed as dist
 
 from espnet3_lite.distributed.processes import join_process_group
 
-join_process_group(torch.device("cpu"))
-dist.destroy_process_group = lambda: None  # it lets other threads run by chance; gloo's may come later than that
-sys.setswitchinterval(100)  # this thread keeps Python's lock, as on a machine where the other one is not scheduled
-value = torch.ones(1000)
-work = dist.all_reduce(value, async_op=True)
-del value, work
-until = time.perf_counter() + 1
-while time.perf_counter() < until:
-    pass
+
+def main():
+    join_process_group(torch.device("cpu"))
+    dist.destroy_process_group = lambda: None  # it lets other threads run by chance; gloo's may come later than that
+    sys.setswitchinterval(100)  # this thread keeps Python's lock, as on a machine where the other is not scheduled
+    value = torch.ones(1000)
+    work = dist.all_reduce(value, async_op=True)
+    del value, work
+    until = time.perf_counter() + 1
+    while time.perf_counter() < until:
+        pass
+
+
+if __name__ == "__main__":
+    main()
