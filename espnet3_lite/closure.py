@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import Verdict
 from espnet3_lite.manual import PreparingOptimizer
 from espnet3_lite.optimization import OptimizerSlot, route
@@ -17,24 +18,30 @@ from espnet3_lite.optimization import OptimizerSlot, route
 def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdict, batch: Any, batch_idx: int) -> bool:
     """An optimizer that evaluates the loss several times (LBFGS), or a module's own `optimizer_step`.
 
-    Forward and backward ran already, for the vote: the closure's first call gives their loss.
+    Forward and backward ran already, for the vote: the closure's first call gives their loss. That is None where a
+    skipped batch closes a window: LBFGS, which needs a loss, drops the window then.
 
     Returns:
         False where a gradient was not finite.
     """
     trainer, module = loop.trainer, loop.trainer.lightning_module
+    accumulate = trainer.accumulate_grad_batches
     calls, prepared, finite = 0, False, True
+    if verdict.skip and isinstance(slot.optimizer, torch.optim.LBFGS):
+        rank_zero_warn(f"epoch {loop.epoch}, batch {batch_idx}: LBFGS drops the window that a skipped batch closes")
+        return False
 
     def closure() -> torch.Tensor | None:
         nonlocal calls, loss
         calls += 1
-        if calls > 1:
+        if calls > 1 and not verdict.skip:
             trainer.metrics.hook = "training_step"
             with trainer.precision.forward_context(), torch.enable_grad():
-                steps = route(trainer.training_step(batch, batch_idx), trainer.slots, 1)
+                steps = route(trainer.training_step(batch, batch_idx), trainer.slots, accumulate)
                 (loss, _), *_ = verdict.weigh(steps)
-            trainer.call("on_before_zero_grad", slot.optimizer)
-            module.optimizer_zero_grad(loop.epoch, batch_idx, slot.optimizer)
+            if batch_idx % accumulate == 0:
+                trainer.call("on_before_zero_grad", slot.optimizer)
+                module.optimizer_zero_grad(loop.epoch, batch_idx, slot.optimizer)
             loop.backward(loss, slot, retain_graph=False)
         return loss
 

@@ -231,6 +231,8 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
     optimizers, schedulers = parse_optimizers(
         model.configure_optimizers() if trainer.is_overridden("configure_optimizers", model) else None,
         type(model).__name__,
+        steps_by_hand=not model.automatic_optimization,
+        steps_its_way=trainer.is_overridden("lr_scheduler_step", model),
     )
     named = getattr(model, "named_optimizers", None)
     if named:
@@ -239,6 +241,11 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
             raise MisconfigurationException(
                 "trainer.gradient_clip_val / gradient_clip_algorithm: with several optimizers set "
                 "`gradient_clip_val` in each of `optimizers`"
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise MisconfigurationException(
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: with several optimizers set "
+                f"`accum_grad_steps` in each of `optimizers`"
             )
     elif not model.automatic_optimization:
         slots = dict(enumerate(map(OptimizerSlot, optimizers)))
@@ -257,6 +264,7 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
     attach_schedulers(schedulers, slots.values())
     trainer.slots, trainer.lr_scheduler_configs = slots, schedulers
+    _check_lbfgs(trainer, named)
     clipped = [trainer.gradient_clip_val, *(slot.gradient_clip_val for slot in slots.values())]
     scaled = trainer.precision.scaler is not None
     trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
@@ -264,6 +272,22 @@ def configure_optimizers(trainer: Any, model: Any) -> None:
     parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step", "lr_scheduler_step")
     trainer.overridden_methods = {name for name in parts_of_a_step if trainer.is_overridden(name, model)}
     trainer.closure_wanted = not named and (needs_closure or "optimizer_step" in trainer.overridden_methods)
+
+
+def _check_lbfgs(trainer: Any, named: Any) -> None:
+    for slot in trainer.slots.values():
+        if not isinstance(slot.optimizer, torch.optim.LBFGS):
+            continue
+        if named:
+            raise MisconfigurationException(
+                f"optimizers.{slot.name}: LBFGS evaluates its loss several times a step, which several optimizers with "
+                f"losses from one forward pass cannot do; take another optimizer"
+            )
+        if trainer.precision.scaler is not None:
+            raise MisconfigurationException(
+                "LBFGS with precision='16-mixed': AMP and the LBFGS optimizer are not compatible; use '32-true' or "
+                "'bf16-mixed'"
+            )
 
 
 class _NoOptimizer(torch.optim.Optimizer):

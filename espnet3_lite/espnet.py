@@ -7,7 +7,6 @@ Building both from a file is `experiment.py`'s.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.callbacks.default import get_default_callbacks
 from espnet3_lite.config import Config
+from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.data.collate import CommonCollateFn
@@ -76,7 +76,8 @@ class ESPnetModule(LiteModule):
             organizer.log_summary(logger)
         if not self.config.get("dataloader"):  # then the loaders are passed to fit()
             self.train_dataloader = self.val_dataloader = None
-        if not self.config.get("optimizers"):
+        own = type(self).on_before_optimizer_step is not ESPnetModule.on_before_optimizer_step
+        if not self.config.get("optimizers") and not own:
             self.on_before_optimizer_step = None  # only named optimizers log their updates
 
     def _freeze_parameters(self) -> None:
@@ -127,7 +128,8 @@ class ESPnetModule(LiteModule):
         if self.config.get("optimizers"):
             steps = [loss] if isinstance(loss, OptimizationStep) else loss
             named = isinstance(steps, (list, tuple)) and all(isinstance(step, OptimizationStep) for step in steps)
-            values.update({f"{step.name}/loss": step.loss for step in steps} if named else {})
+            tensors = [step for step in steps if isinstance(step.loss, torch.Tensor)] if named else []
+            values.update({f"{step.name}/loss": step.loss for step in tensors})
         for key, value in values.items():
             self.log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
 
@@ -157,9 +159,10 @@ class ESPnetModule(LiteModule):
     def _configure_named(self) -> tuple[list, list]:
         optimizers: dict[str, torch.optim.Optimizer] = {}
         self.named_optimizers = {}
+        named = list(self.named_parameters(remove_duplicate=False))  # a shared parameter has several names
         for name, block in self.config.optimizers.items():
-            parameters = [p for n, p in self.named_parameters() if p.requires_grad and selects(block.params, n)]
-            optimizers[name] = instantiate(block.optimizer, parameters)
+            chosen = [p for n, p in named if p.requires_grad and selects(block.params, n)]
+            optimizers[name] = instantiate(block.optimizer, list(dict.fromkeys(chosen)))
             counts = (block.get("accum_grad_steps") or 1, block.get("step_every_n_iters") or 1)
             self.named_optimizers[name] = {
                 "window": max(counts),
@@ -261,15 +264,6 @@ class ESPnetModule(LiteModule):
                 name: {"accum_counter": slot.pending, "update_step": slot.update_step}
                 for name, slot in self.trainer.slots.items()
             }
-
-
-def selects(selector: str, name: str) -> bool:
-    """True where `selector` is one or more whole dotted parts of a parameter's name, anywhere in it.
-
-    >>> selects("generator", "tts.generator.0.weight"), selects("generator", "my_generator.weight")
-    (True, False)
-    """
-    return re.search(rf"(^|\.){re.escape(selector)}(\.|$)", name) is not None
 
 
 class ESPnetTrainer:

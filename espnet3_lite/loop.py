@@ -26,13 +26,11 @@ import torch
 
 from espnet3_lite import scheduling
 from espnet3_lite.closure import step_with_closure
-from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.optimization import OptimizerSlot, clip_slot, outputs_of, route
-
-#: The 101st skipped batch in a row ends the run.
-MAX_CONSECUTIVE_SKIPS = 100
+from espnet3_lite.skipping import skip_batch, skip_steps
 
 
 class FitLoop:
@@ -53,6 +51,7 @@ class FitLoop:
         self.batches_stepped = 0
         self.uncounted = 0  # 1 from a step until its validation is over, when it is counted in there
         self.consecutive_skips, self.gradient_failed = 0, False
+        self.failed_steps: list[tuple[str, float]] = []  # in the batch in work: whose, and its norm
         #: The batch in work is its epoch's last; that one is over.
         self.is_last_batch = self.last_is_done = False
         #: Where a checkpoint of this moment stands: its validation is over; its epoch is over; the order of the epoch's
@@ -68,11 +67,12 @@ class FitLoop:
     def run(self) -> None:
         """All epochs, from wherever the counters stand."""
         trainer, call = self.trainer, self.trainer.call
-        if self.done():
+        ends_here = self.resumed_within_epoch and self.global_step >= self.max_steps  # its validation and end are due
+        if not ends_here and self.done():
             return
         try:
             call("on_train_start")
-            while not self.done():
+            while self.resumed_within_epoch or not self.done():
                 self.train_epoch()
                 if trainer.stops_now:
                     break
@@ -175,8 +175,9 @@ class FitLoop:
                 scaler = None  # no backward pass: nothing to unscale
             stepped: list[OptimizerSlot] = []
             for slot in closing:
-                if trainer.closure_wanted and losses:
-                    finite = step_with_closure(self, slot, losses[0][0], verdict, batch, batch_idx)
+                if trainer.closure_wanted:
+                    loss = losses[0][0] if losses else None
+                    finite = step_with_closure(self, slot, loss, verdict, batch, batch_idx)
                 else:
                     finite = self.prepare_step(slot, batch_idx)
                     if scaler is not None and slot.pending:
@@ -194,6 +195,8 @@ class FitLoop:
                 self.gradient_failed = False
                 if trainer.lr_scheduler_configs:
                     scheduling.step_after_update(trainer, stepped, batch_idx)
+            if self.failed_steps:
+                skip_steps(self, batch_idx, bool(stepped))
             if self.consecutive_skips and not verdict.skip and not self.gradient_failed:
                 self.consecutive_skips = 0
 
@@ -273,22 +276,7 @@ class FitLoop:
         trainer.agree_to_stop(trainer.stop_is_agreed or verdict.stop)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
         if verdict.skip:
-            self.skip(batch_idx, verdict.reason)
-
-    def skip(self, batch_idx: int, reason: str) -> None:
-        """Count and report a batch, or a step, that is left out on all ranks.
-
-        Raises:
-            RuntimeError: at the 101st in a row.
-        """
-        self.trainer.metrics.discard_batch()
-        self.consecutive_skips += 1
-        rank_zero_warn(f"epoch {self.epoch}, batch {batch_idx}: {reason}; skipped on all workers")
-        if self.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
-            raise RuntimeError(
-                f"Too many NaNs: {self.consecutive_skips} batches in a row were skipped (epoch {self.epoch}, batch "
-                f"{batch_idx}). Lower the learning rate, clip gradients, or look at the data named in the warnings."
-            )
+            skip_batch(self, batch_idx, verdict.reason)
 
     def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
         """One backward pass with its hooks, for one optimizer."""
@@ -303,13 +291,13 @@ class FitLoop:
         elif slot.name is None:
             loss.backward()
         else:
-            loss.backward(inputs=slot.parameters, retain_graph=retain_graph)
+            slot.backward(loss, retain_graph)
         if trainer.hooks["on_after_backward"]:
             call("on_after_backward")
 
     def prepare_step(self, slot: OptimizerSlot, batch_idx: int) -> bool:
         """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
-        trainer = self.trainer
+        trainer, logged = self.trainer, self.trainer.metrics.mark()
         if trainer.precision.scaler is not None and slot.pending:
             trainer.precision.scaler.unscale_(slot.optimizer)
         if trainer.hooks["on_before_optimizer_step"]:
@@ -319,11 +307,10 @@ class FitLoop:
         norm = clip_slot(trainer, slot)
         if math.isfinite(norm):
             return True
+        trainer.metrics.discard_since(logged)  # of this step alone; other optimizers may step
         if trainer.precision.scaler is None:  # with a scaler this is how it finds its scale
-            slot.optimizer.zero_grad()
-            name = "" if slot.name is None else f" of {slot.name!r}"
-            self.gradient_failed = True  # until a step succeeds
-            self.skip(batch_idx, f"the gradient norm{name} is {norm}")
+            slot.zero_grad()
+            self.failed_steps.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
 
     def close_batch(self) -> None:

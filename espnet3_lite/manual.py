@@ -46,6 +46,8 @@ class ManualOptimizer:
 
         def prepare() -> None:
             trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks run the same training_step
+            if trainer.precision.scaler is not None:
+                trainer.precision.scaler.unscale_(self.optimizer)
             trainer.call("on_before_optimizer_step", self.optimizer)
             trainer.metrics.hook = "training_step"
 
@@ -114,6 +116,8 @@ def toggle(module: Any, optimizer: Optimizer) -> None:
     for owner in module.trainer.optimizers:
         for group in owner.param_groups:
             for parameter in group["params"]:
+                if id(parameter) in module._toggled:
+                    continue  # two optimizers share it
                 module._toggled[id(parameter)] = (parameter, parameter.requires_grad)
                 parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
 

@@ -142,9 +142,17 @@ class Metrics:
 
     def discard_batch(self) -> None:
         """Take back all that was logged for the batch in work: it was skipped."""
-        for entry, *before in reversed(self._touched):
+        self.discard_since(0)
+
+    def mark(self) -> int:
+        """Now, for `discard_since`."""
+        return len(self._touched)
+
+    def discard_since(self, mark: int) -> None:
+        """Take back what was logged for the batch in work since a mark."""
+        for entry, *before in reversed(self._touched[mark:]):
             entry.last, entry.total, entry.weight, entry.fresh = before
-        self._touched.clear()
+        del self._touched[mark:]
 
     def mask_batch(self, finite: torch.Tensor) -> None:
         """Leave the batch in work out of the means unless `finite`, ``()`` bool, is true; nothing is read here.

@@ -81,6 +81,27 @@ class OptimizerSlot:
         """What the optimizer trains now: a finetuning callback may have added to it."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def backward(self, loss: torch.Tensor, retain_graph: bool) -> None:
+        """The gradients of a named optimizer's own parameters; no others are even computed.
+
+        Raises:
+            MisconfigurationException: the loss reaches none of them.
+        """
+        parameters = self.parameters
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        for parameter in frozen:  # as it may be since the forward pass; torch would refuse it among the inputs
+            parameter.requires_grad_(True)
+        try:
+            loss.backward(inputs=parameters, retain_graph=retain_graph)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if not self.pending and len(frozen) < len(parameters) and all(p.grad is None for p in parameters):
+            raise MisconfigurationException(
+                f"the loss of {self.name!r} reaches none of this optimizer's parameters, so that it trains nothing. Is "
+                f"it the loss of another optimizer? Activation checkpointing needs use_reentrant=False here"
+            )
+
     def zero_grad(self) -> None:
         """What ``optimizer.zero_grad()`` does, without its label for the profiler, which takes 40 times as long."""
         optimizer = self.optimizer
@@ -143,6 +164,11 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
                 f"OptimizationStep(name={step.name!r}) stands twice in one list; add the losses up into one"
             )
         seen.add(step.name)
+        if not isinstance(step.loss, torch.Tensor) or step.loss.numel() != 1 or not step.loss.requires_grad:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}): the loss must be a tensor with one element and a graph, got "
+                f"{_describe_loss(step.loss)}; leave the step out of the list where there is nothing to train"
+            )
     named = [(step.loss, slots[step.name]) for step in steps]
     return [(loss if slot.window == 1 else loss / slot.window, slot) for loss, slot in named]
 
@@ -173,6 +199,12 @@ def _wrong_plain_output(output: Any) -> str:
         )
     keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
     return f"the training step must return a tensor, a dict with the key 'loss', or None; got {_describe(output)}{keys}"
+
+
+def _describe_loss(loss: Any) -> str:
+    if not isinstance(loss, torch.Tensor):
+        return f"{loss!r}"
+    return f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without a graph (detached?)'}"
 
 
 def _describe(output: Any) -> str:
@@ -218,10 +250,10 @@ def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:
         The norm before clipping as a number, where somebody wants it checked; 0.0 where nobody does.
     """
     module, optimizer, norm = trainer.lightning_module, slot.optimizer, None
-    check = trainer.check_grad_finite or trainer.precision.scaler is not None
     value, algorithm = slot.gradient_clip_val, slot.gradient_clip_algorithm
     if slot.name is None:
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    check = trainer.check_grad_finite or trainer.precision.scaler is not None or (value and algorithm == "value")
     if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None]))
     if slot.name is None and trainer.clips_by_itself:
@@ -236,12 +268,16 @@ def clip_slot(trainer: Any, slot: OptimizerSlot) -> float:
 # ---- what `configure_optimizers` returned --------------------------------------------------------------------------
 
 
-def parse_optimizers(returned: Any, owner: str) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+def parse_optimizers(
+    returned: Any, owner: str, steps_by_hand: bool = False, steps_its_way: bool = False
+) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     """Read the seven documented shapes of `configure_optimizers`.
 
     Args:
         returned: What it returned.
         owner: The module's class, for messages.
+        steps_by_hand: The module steps its schedulers itself (manual optimization): none needs a `monitor`.
+        steps_its_way: It overrides `lr_scheduler_step`: only `ReduceLROnPlateau` needs one.
 
     Returns:
         The optimizers, and the scheduler configurations (their `slot` is filled in later).
@@ -271,7 +307,7 @@ def parse_optimizers(returned: Any, owner: str) -> tuple[list[Optimizer], list[L
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
-    return optimizers, [parse_scheduler(scheduler, where) for scheduler in schedulers]
+    return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
 
 
 def _entry(part: Mapping, key: str, where: str) -> Any:
@@ -280,7 +316,7 @@ def _entry(part: Mapping, key: str, where: str) -> Any:
     return part[key]
 
 
-def parse_scheduler(given: Any, where: str) -> LRSchedulerConfig:
+def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
     """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
     settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
     known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
@@ -294,7 +330,10 @@ def parse_scheduler(given: Any, where: str) -> LRSchedulerConfig:
         raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
     if config.frequency < 1:
         raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
-    takes_metric = config.reduce_on_plateau or step_takes_metric(config.scheduler)
+    plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
+    takes_metric = plateau or step_takes_metric(config.scheduler)
+    if config.monitor is None and (steps_by_hand or (steps_its_way and not plateau)):
+        takes_metric = False
     if takes_metric and config.monitor is None:
         raise MisconfigurationException(
             f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "

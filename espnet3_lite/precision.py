@@ -56,7 +56,8 @@ class Precision:
     def forward_context(self) -> contextlib.AbstractContextManager:
         """What training, validation, test and predict steps run in."""
         if self.autocast_dtype is not None:
-            return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+            # No cache: a step may forward again with weights that it has just updated.
+            return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=False)
         if self.name == "64-true":
             return _default_dtype(torch.float64)
         return contextlib.nullcontext()

@@ -80,6 +80,7 @@ def _dump_ours(trainer: Any) -> dict[str, Any]:
     loop = trainer.fit_loop
     return {
         **{name: getattr(loop, name) for name in _COUNTERS},
+        "gradient_failed": loop.gradient_failed,
         "is_last_batch": loop.last_is_done,
         "validated": loop.validated,
         "epoch_begun": loop.epoch_begun,
@@ -182,7 +183,9 @@ def restore_training(trainer: Any, checkpoint: dict[str, Any]) -> None:
         )
     lightning_format.restore_optimizers(trainer, checkpoint)
     if trainer.precision.scaler is not None and "MixedPrecision" in checkpoint:
-        trainer.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
+        scaler = trainer.precision.scaler
+        scaler.load_state_dict(checkpoint["MixedPrecision"])
+        scaler.scale(torch.zeros((), device=trainer.strategy.device))  # it makes its state at the first use
     ours = checkpoint.get("loops", {}).get(OURS)
     if ours is not None and "batches_done" in ours:
         _restore_ours(trainer, ours)
@@ -194,6 +197,7 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     loop = trainer.fit_loop
     for name in _COUNTERS:
         setattr(loop, name, int(ours[name]))
+    loop.gradient_failed = bool(ours["gradient_failed"])
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
     trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]

@@ -67,8 +67,9 @@ def require_monitored(trainer: Any) -> None:
     for config in trainer.lr_scheduler_configs:
         if config.monitor is None or config.monitor in available or config.seen_version:
             continue
+        name = "" if config.slot is None or config.slot.name is None else f"schedulers.{config.slot.name}: "
         message = (
-            f"{type(config.scheduler).__name__} conditioned on metric {config.monitor!r} which is not available. "
+            f"{name}{type(config.scheduler).__name__} conditioned on metric {config.monitor!r} which is not available. "
             f"Available metrics are: {sorted(available)}{nearest(config.monitor, available)}"
         )
         if config.strict:

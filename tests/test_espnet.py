@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException, OptimizationStep
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from espnet3_lite.config import Config
+from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError
-from espnet3_lite.espnet import selects
 from espnet3_lite.loggers import CSVLogger
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}

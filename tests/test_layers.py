@@ -29,7 +29,7 @@ COLUMN = (
     ("trial",),
     ("assembly", "connection", "trainer_state", "trainer_services"),
     ("loop", "evaluation", "resume", "run_history"),
-    ("loaders", "scheduling", "lightning_format", "closure"),
+    ("loaders", "scheduling", "lightning_format", "closure", "skipping"),
     ("callbacks", "loggers", "module"),
     (
         "manual",

@@ -12,6 +12,10 @@ def sgd(value=1.0):
     return torch.optim.SGD([torch.nn.Parameter(torch.tensor([value]))], lr=0.1)
 
 
+def loss_of(value):
+    return torch.tensor(value, requires_grad=True)
+
+
 def named(*names, window=1):
     return {name: OptimizerSlot(sgd(), name=name, window=window) for name in names}
 
@@ -26,7 +30,7 @@ def test_a_plain_loss_is_the_list_of_one():
 
 def test_named_losses_are_divided_by_their_own_windows():
     slots = {**named("a", window=2), **named("b")}
-    steps = (OptimizationStep(torch.tensor(6.0), "b"), OptimizationStep(torch.tensor(6.0), "a"))
+    steps = (OptimizationStep(loss_of(6.0), "b"), OptimizationStep(loss_of(6.0), "a"))
     assert [(loss.item(), slot.name) for loss, slot in route(steps, slots, 1)] == [(6.0, "b"), (3.0, "a")]
     assert [slot.name for _, slot in route(steps[0], slots, 1)] == ["b"]
 
@@ -37,7 +41,7 @@ def test_named_losses_are_divided_by_their_own_windows():
         (torch.tensor(1.0), "with several optimizers ('generator', 'critic') the loss must be an OptimizationStep"),
         ([], "an empty list of optimization steps"),
         ([OptimizationStep(torch.tensor(1.0), "genrator")], "did you mean 'generator'"),
-        ([OptimizationStep(torch.tensor(1.0), "critic")] * 2, "stands twice in one list"),
+        ([OptimizationStep(loss_of(1.0), "critic")] * 2, "stands twice in one list"),
         ([torch.tensor(1.0)], "got list of ['Tensor']"),
     ],
 )

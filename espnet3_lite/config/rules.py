@@ -233,14 +233,22 @@ def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:
             yield from _with_target((*path, index), value)
 
 
+def selects(selector: str, name: str) -> bool:
+    """True where `selector` is one or more whole dotted parts of a parameter's name, anywhere in it.
+
+    >>> selects("generator", "tts.generator.0.weight"), selects("generator", "my_generator.weight")
+    (True, False)
+    """
+    return re.search(rf"(^|\.){re.escape(selector)}(\.|$)", name) is not None
+
+
 def selected(names: Iterable[str], selector: str) -> list[str]:
     """The parameter names that a selector matches: whole dotted parts, anywhere in the name.
 
     >>> selected(["tts.generator.0.weight", "my_generator.weight"], "generator")
     ['tts.generator.0.weight']
     """
-    pattern = re.compile(rf"(?:^|\.){re.escape(selector)}(?:\.|$)")
-    return [name for name in names if pattern.search(name)]
+    return [name for name in names if selects(selector, name)]
 
 
 def _longer_selector(names: list[str], chosen: dict[str, str]) -> str:
@@ -261,8 +269,9 @@ def selectors(report: Any, module: Any) -> None:
     """With the model at hand: every trainable parameter belongs to exactly one of several optimizers."""
     if module is None or not _blocks(report, "optimizers"):
         return
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    owner: dict[str, str] = {}
+    named = [(name, p) for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+    names, numbers = [name for name, _ in named], {name: id(parameter) for name, parameter in named}
+    owner: dict[int, tuple[str, str]] = {}
     chosen = {
         name: block["params"]
         for name, block in _blocks(report, "optimizers").items()
@@ -275,17 +284,19 @@ def selectors(report: Any, module: Any) -> None:
             parts = {part for parameter in names for part in parameter.split(".")[:-1] if not part.isdigit()}
             report.add(path, f"{selector!r} selects no trainable parameter{nearest(selector, parts)}")
         for parameter in matched:
-            if parameter in owner:
-                other = owner[parameter]
+            other, first = owner.setdefault(numbers[parameter], (name, parameter))
+            if other != name:
+                tied = "" if first == parameter else f" under its other name {first!r}"
                 report.add(
                     path,
-                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params {chosen[other]!r}"
-                    f"{_longer_selector(names, {name: selector, other: chosen[other]})}",
+                    f"{selector!r} selects {parameter!r}, and so does optimizers.{other}.params {chosen[other]!r}{tied}"
+                    f"{_longer_selector(names, {name: selector, other: chosen[other]}) if not tied else ''}",
                 )
                 break
-            owner[parameter] = name
     if len(chosen) == len(report.settings["optimizers"]):
-        left = [name for name in names if not any(selected([name], selector) for selector in chosen.values())]
+        left = [
+            name for name, parameter in module.named_parameters() if numbers.get(name) and id(parameter) not in owner
+        ]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             report.add(("optimizers",), f"no optimizer selects {', '.join(map(repr, left[:3]))}{more}")
