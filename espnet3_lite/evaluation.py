@@ -50,9 +50,10 @@ class EvaluationLoop:
         self.given = request_loaders(trainer, self.prefix)
         several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
         loaders = list(self.given) if several else [self.given]
-        self.loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
+        loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
         name = f"limit_{self.prefix}_batches"
-        self.num_batches = [limited(length_of(loader), limit, name) for loader in self.loaders]
+        self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
+        self.loaders = loaders  # not before they could be counted: what is refused is asked for anew
         self._loaded_in_epoch = trainer.current_epoch
 
     def setup_if_due(self) -> None:
@@ -94,7 +95,10 @@ class EvaluationLoop:
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None
                 outputs.append(self._run_loader(loader, index, num_batches[index]))
-                by_loader.append(metrics.end_epoch(metrics.evaluation))
+                if trainer.sanity_checking and len(self.loaders) > 1:
+                    metrics.forget_loader()
+                else:
+                    by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation)  # what belongs to no loader
@@ -150,9 +154,10 @@ class EvaluationLoop:
                 finite.append((batch_idx, flag))
             self.batches_done += 1
             call(f"on_{word}_batch_end", output, *place)
-            if trainer.loggers and (values := metrics.step_values()):
-                trainer.log_metrics(values, step=self._seen[index])
-            self._seen[index] += 1
+            if not trainer.sanity_checking:
+                if trainer.loggers and (values := metrics.step_values()):
+                    trainer.log_metrics(values, step=self._seen[index])
+                self._seen[index] += 1
             if keep:
                 outputs.append(output)
         _warn_about_left_out(trainer.strategy, finite, word)

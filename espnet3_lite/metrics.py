@@ -210,6 +210,14 @@ class Metrics:
                     logged[entry.epoch_name] = value
         return logged
 
+    def forget_loader(self) -> None:
+        """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
+        self._publish()
+        self.batch = None
+        for (_, _, loader), entry in self.evaluation.items():
+            if loader == self.dataloader_idx:
+                entry.reset()
+
     def forget_steps(self) -> None:
         """A training epoch is over: the next one's steps give the loggers their own values only."""
         for entry in self.training.values():

@@ -482,3 +482,25 @@ def validate_returns_what_was_logged(lab):
     lab.note("validate", trainer.validate(Logs(), loader(3), verbose=False))
     lab.end(trainer)
     lab.note("again", trainer.validate(Logs(), loader(2), verbose=False))
+
+
+@cases(**{f"{loaders},{hook}": {"loaders": loaders, "hook": hook}
+          for loaders in (1, 2) for hook in ("validation_step", "on_validation_epoch_start")})  # fmt: skip
+def log_in_sanity_check(lab, loaders, hook):
+    """No logger hears of a sanity check, nor do validation's steps count on from it; of several loaders nothing shows."""
+    trainer = lab.trainer("order metrics", max_epochs=2, num_sanity_val_steps=1)
+    module = logging_module(lab, hook, on_epoch=True, **({"on_step": True} if hook == "validation_step" else {}))
+    if loaders > 1:
+        step = module.validation_step
+        module.validation_step = lambda batch, batch_idx, dataloader_idx: step(batch, batch_idx)
+    trainer.fit(module, loader(2), [loader(2) for _ in range(loaders)])
+    lab.end(trainer)
+
+
+@case
+def fit_again_after_a_refused_one(lab):
+    """A share of the validation batches that comes to none is refused each time."""
+    trainer = lab.trainer(max_epochs=1, limit_val_batches=0.1)
+    for _ in range(2):
+        with lab.error("limit_val_batches"):
+            trainer.fit(lab.Module(), loader(2), loader(2))
