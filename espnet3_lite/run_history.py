@@ -7,7 +7,7 @@ Nothing of it runs, and nothing is recorded, until somebody asks: a `TrainerCall
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -121,17 +121,19 @@ class RunHistoryRecorder(Callback):
         self.history.current_epoch = trainer.current_epoch + 1
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The loss as the training step returned it: its share in an accumulation window is undone."""
-        if outputs:
-            loss = outputs["loss"] * trainer.accumulate_grad_batches
+        """The loss as the training step returned it: its share in an accumulation window is undone.
+
+        None where it returned none, which manual optimization allows.
+        """
+        if (loss := _loss_of(outputs)) is not None:
+            loss = loss * trainer.accumulate_grad_batches
             pl_module.log("train_loss_epoch", loss, on_step=False, on_epoch=True, logger=False)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """The evaluation's loss, where the step returned one."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if (loss := _loss_of(outputs)) is not None:
             pl_module.log("eval_loss_epoch", loss, on_step=False, on_epoch=True, logger=False)
 
     on_test_batch_end = on_validation_batch_end
@@ -219,13 +221,16 @@ class RunInformation:
 
     @property
     def run_config(self) -> RunConfig:
-        """How the run is set up. In a fit it asks for the training loader."""
+        """How the run is set up. In a fit it asks for the loaders."""
+        validation = self.evaluation_loops["val"]
         if self.train_data.loader is None and self.state.fn == "fit":
             self.train_data.setup()
+        if not validation.loaders and self.state.fn == "fit" and self._validates_in_fit():
+            validation.setup()
         return RunConfig(
             num_epochs=self.max_epochs,
             train_per_device_batch_size=_batch_size(self.train_dataloader),
-            eval_per_device_batch_size=_batch_size(next(iter(self.evaluation_loops["val"].loaders), None)),
+            eval_per_device_batch_size=_batch_size(next(iter(validation.loaders), None)),
             gradient_accumulation_steps=self.accumulate_grad_batches,
             gradient_clip_value=self.gradient_clip_val,
             mixed_precision=self.precision.name,
@@ -295,6 +300,12 @@ class _Accelerator:
     def wait_for_everyone(self) -> None:
         """Collective: all ranks call it."""
         self._trainer.strategy.barrier()
+
+
+def _loss_of(outputs: Any) -> torch.Tensor | None:
+    """The loss among what a step returned, if it is one number."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
 
 def _is_number(value: Any) -> bool:

@@ -115,6 +115,31 @@ def test_what_a_callback_tells_the_history_can_be_monitored(tmp_path):
     assert state["values"]["picture"] == [] and state["values"]["accuracy"] == pytest.approx([0.1, 0.9, 0.5])
 
 
+def test_manual_optimization_may_return_no_loss():
+    class Manual(Module):
+        def __init__(self, output):
+            super().__init__()
+            self.automatic_optimization = False
+            self.output = output
+
+        def training_step(self, batch, batch_idx):
+            self.optimizers().step()
+            return self.output
+
+    loader = DataLoader(VALUES, batch_size=2)
+    for output, losses in (
+        ({"generator_loss": torch.tensor(1.0)}, []),
+        ({"loss": None}, []),
+        ({"loss": torch.ones(2)}, []),
+        ({"loss": torch.tensor(5.0)}, [5.0]),
+        (None, []),
+    ):
+        trainer = Trainer(max_epochs=1, callbacks=TrainerCallback(), **QUIET)
+        trainer.fit(Manual(output), loader)
+        assert trainer.global_step == 2
+        assert trainer.run_history.get_metric_values("train_loss_epoch") == losses
+
+
 def test_history_alone():
     history = RunHistory()
     history.update_metric("loss", 2.0)
@@ -143,7 +168,7 @@ def test_run_config():
         "gradient_accumulation_steps": 2, "gradient_clip_value": 0.5, "mixed_precision": "32-true",
         "num_processes": 1, "is_distributed": False, "is_local_process_zero": True, "is_world_process_zero": True,
     }  # fmt: skip
-    assert seen["train_per_device_batch_size"] == 2
+    assert (seen["train_per_device_batch_size"], seen["eval_per_device_batch_size"]) == (2, 2)
     assert config["train_per_device_batch_size"] == config.train_per_device_batch_size == 2
     with pytest.raises(KeyError, match="did you mean 'num_epochs'"):
         config["num_epoch"]

@@ -487,7 +487,7 @@ def validate_returns_what_was_logged(lab):
 @cases(**{f"{loaders},{hook}": {"loaders": loaders, "hook": hook}
           for loaders in (1, 2) for hook in ("validation_step", "on_validation_epoch_start")})  # fmt: skip
 def log_in_sanity_check(lab, loaders, hook):
-    """No logger hears of a sanity check, nor do validation's steps count on from it; of several loaders nothing shows."""
+    """No logger hears of a sanity check, nor do steps count on from it; of several loaders nothing shows."""
     trainer = lab.trainer("order metrics", max_epochs=2, num_sanity_val_steps=1)
     module = logging_module(lab, hook, on_epoch=True, **({"on_step": True} if hook == "validation_step" else {}))
     if loaders > 1:
