@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, Trainer
 
 
 class Line(LiteModule):
@@ -23,10 +23,11 @@ class Line(LiteModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer_of(tmp_path, precision):
+def trainer_of(tmp_path, precision, callbacks=(), **settings):
     return Trainer(
         precision=precision, max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
+        callbacks=list(callbacks), **settings,
     )  # fmt: skip
 
 
@@ -55,6 +56,29 @@ class Wide(Line):
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch).float().square().mean()
+
+
+def test_a_window_that_a_skipped_batch_closes_after_a_resume_is_unscaled(tmp_path):
+    """No backward pass has made the scaler's state in the new process."""
+
+    class Bad(Wide):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 1 else 1.0)
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    def fit(callbacks, ckpt_path=None):
+        trainer, module = trainer_of(tmp_path, "16-mixed", callbacks, accumulate_grad_batches=2), Bad()
+        with pytest.warns(UserWarning, match="skipped"):
+            trainer.fit(module, DataLoader(torch.full((4, 3), 0.01), batch_size=2), ckpt_path=ckpt_path)
+        return trainer.global_step, module.layer.weight.tolist()
+
+    whole = fit([Save()])
+    assert whole[0] == 1
+    assert fit([], tmp_path / "first.ckpt") == whole
 
 
 @pytest.mark.parametrize("overrides", [False, True])

@@ -166,3 +166,42 @@ def test_resumed_anywhere_it_comes_to_the_same(whole, place, tmp_path):
         if trainer.fit_loop.batches_seen == begun:  # nothing was left to draw random numbers
             found["random"] = end["random"]
         assert_same(found, end)
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": BATCHES}, {"max_epochs": 1}])
+def test_the_last_validation_and_the_epochs_end_follow_a_run_killed_before_them(tmp_path, limit):
+    class Killed(Module):
+        def validation_step(self, batch, batch_idx):
+            raise KeyError("killed")
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    class Calls(Callback):
+        def __init__(self):
+            self.calls = []
+
+        def on_validation_end(self, trainer, pl_module):
+            self.calls.append("validation")
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.calls.append("epoch")
+
+    def run(module, *callbacks, ckpt_path=None):
+        trainer = Trainer(
+            callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0, **limit,
+        )  # fmt: skip
+        torch.manual_seed(3)
+        loader = DataLoader(Rows(4 * BATCHES), batch_size=4)
+        trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
+        return trainer
+
+    with pytest.raises(KeyError, match="killed"):
+        run(Killed(), Save())
+    whole, calls = run(Module()), Calls()
+    resumed = run(Module(), calls, ckpt_path=tmp_path / f"{BATCHES}.ckpt")
+    assert calls.calls == ["validation", "epoch"]
+    assert resumed.callback_metrics["val_loss"] == whole.callback_metrics["val_loss"]
+    assert (resumed.current_epoch, resumed.global_step) == (1, BATCHES)

@@ -294,9 +294,8 @@ def selectors(report: Any, module: Any) -> None:
                 )
                 break
     if len(chosen) == len(report.settings["optimizers"]):
-        left = [
-            name for name, parameter in module.named_parameters() if numbers.get(name) and id(parameter) not in owner
-        ]
+        reached = {numbers[name] for selector in chosen.values() for name in selected(names, selector)}
+        left = [name for name in names if numbers[name] not in reached]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             report.add(("optimizers",), f"no optimizer selects {', '.join(map(repr, left[:3]))}{more}")

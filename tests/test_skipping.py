@@ -57,13 +57,13 @@ class Calls(Callback):
                 setattr(self, hook, lambda *arguments, hook=hook: self.calls.append((hook, arguments)))
 
 
-def fit(tmp_path, module, batches, callbacks=(), **settings):
+def fit(tmp_path, module, batches, callbacks=(), ckpt_path=None, **settings):
     """Train on these batches, one after the other; gives the trainer."""
     trainer = Trainer(
         **{"max_epochs": 1, **settings}, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -153,7 +153,26 @@ def test_the_count_goes_on_in_a_run_that_resumes(tmp_path):
         resumed.fit(module, DataLoader(rows(70), batch_size=None), ckpt_path=tmp_path / "x.ckpt")
 
 
+def test_a_run_that_resumes_within_a_window_counts_failed_gradients_on(tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 148:  # the first batch of a window
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    settings = {"check_grad_finite": True, "accumulate_grad_batches": 2}
+
+    def module():
+        return Line(dict.fromkeys(range(203), NAN), gradient_only=True)
+
+    message = r"101 batches in a row.*batch 201"
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=message):
+        fit(tmp_path, module(), rows(203), [Save()], **settings)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=message):
+        fit(tmp_path, module(), rows(203), ckpt_path=tmp_path / "x.ckpt", **settings)
+
+
 @pytest.mark.parametrize("settings", [{"gradient_clip_val": 1.0}, {"check_grad_finite": True},
+                                      {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"},
                                       {"check_grad_finite": True, "gradient_clip_val": 1.0,
                                        "gradient_clip_algorithm": "value"}])  # fmt: skip
 @pytest.mark.parametrize("value", [NAN, INF])

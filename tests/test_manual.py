@@ -1,0 +1,97 @@
+"""Manual optimization where it is not Lightning's recorded cases: shared parameters, half precision, plateaus."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from espnet3_lite import LiteModule, Trainer
+
+
+def fit(module, **settings):
+    trainer = Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", **settings,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(torch.ones(2, 1), batch_size=1))
+    return trainer
+
+
+class Manual(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+
+def test_toggling_puts_back_what_two_other_optimizers_share():
+    class Shared(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer, *_ = self.optimizers()
+            self.toggle_optimizer(optimizer)
+            toggled = [parameter.requires_grad for parameter in self.parameters()]
+            self.untoggle_optimizer(optimizer)
+            assert toggled == [True, True, False, False]
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.first, self.second, self.second)]
+
+    module = Shared()
+    fit(module)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_second_forward_sees_the_weights_of_the_first_ones_step():
+    """Autocast would keep a half-precision copy from before."""
+    seen = []
+
+    class Twice(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            for _ in range(2):
+                loss = self.first(batch).square().mean()
+                seen.append(float(loss))
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.first.parameters(), lr=0.25)
+
+    fit(Twice(), precision="bf16-mixed", limit_train_batches=1)
+    assert seen[1] < 0.1 * seen[0]  # one step of this size all but solves it
+
+
+def test_before_a_step_its_hook_sees_unscaled_gradients():
+    seen = []
+
+    class Scaled(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.first(batch).float().sum() / 4)
+            optimizer.step()
+
+        def on_before_optimizer_step(self, optimizer):
+            seen.append(float(self.first.bias.grad))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.first.parameters(), lr=0.1)
+
+    module = Scaled()
+    before = float(module.first.bias)
+    fit(module, precision="16-mixed")
+    assert seen == [0.25, 0.25]
+    assert float(module.first.bias) == pytest.approx(before - 0.05)
+
+
+def test_a_plateau_scheduler_that_the_module_steps_itself_needs_no_monitor():
+    class Plateau(Manual):
+        def training_step(self, batch, batch_idx):
+            self.lr_schedulers().step(1.0)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.first.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)]
+
+    assert fit(Plateau()).optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
