@@ -80,7 +80,7 @@ class StochasticWeightAveraging(Callback):
         self._max_epochs = -1
         self._adds_epoch = False
         self._momenta: dict[_BatchNorm, float | None] = {}
-        self._recomputing = False
+        self._recomputing = self._ended = False
         self._resumed: dict[str, Any] | None = None
 
     # ---- when ------------------------------------------------------------------------------------------------------
@@ -224,18 +224,24 @@ class StochasticWeightAveraging(Callback):
         """Without BatchNorm the module gets the average here."""
         if trainer.stopped_by_signal:
             return  # this run will be resumed: what is saved now must be its own weights
+        self._ended = True
         ended = trainer.current_epoch - 1  # the epochs' counter has moved on already
         if not self._recomputing:
             if ended == self.swa_end or self._max_epochs == -1:
                 if self.n_averaged > 0:
                     self._transfer(pl_module)
-            elif self.n_averaged > 0:
+            elif self.n_averaged > 0 and ended < self.swa_end:  # after the additional epoch it has the average
                 rank_zero_warn(
                     f"StochasticWeightAveraging: the run ended after epoch {ended}, before its last one "
                     f"({self.swa_end}); the module keeps its own weights, not the average of "
                     f"{int(self.n_averaged)} epochs"
                 )
         self._restore_trainer(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
+        if not self._ended and trainer.stop_error is None:
+            self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the trainer as it was before."""

@@ -50,7 +50,7 @@ class WeightAveraging(Callback):
         self._use_buffers, self._kwargs = use_buffers, kwargs
         self._average_model: AveragedModel | None = None
         self._resumed: dict[str, Any] | None = None
-        self._swapped = False
+        self._swapped = self._handed_over = False
         self._latest_update_step, self._latest_update_epoch = 0, -1
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -73,6 +73,7 @@ class WeightAveraging(Callback):
                     f"checkpoints (AverageCheckpointsCallback)"
                 )
             self._average_model = self._resumed = None
+            self._handed_over = False
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -118,10 +119,16 @@ class WeightAveraging(Callback):
         """The average becomes the module's, unless a signal ends this run: it will be resumed."""
         if trainer.stopped_by_signal:
             return
+        self._handed_over = True
         with torch.no_grad():
             for average, current in self._pairs(pl_module):
                 current.copy_(average)
         trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
+        if not self._handed_over and trainer.stop_error is None:
+            self.on_train_end(trainer, pl_module)
 
     def _pairs(self, pl_module: Any) -> Any:
         """Each parameter and buffer of the average with the module's own."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from weights_parts import Net, assert_equal, loader, near, trainer_of, weights
 
-from espnet3_lite import Callback, MisconfigurationException
+from espnet3_lite import Callback, MisconfigurationException, StopTrainingError
 from espnet3_lite.callbacks import EMAWeightAveraging, WeightAveraging
 
 
@@ -121,6 +121,33 @@ def test_a_checkpoint_holds_both_and_a_resumed_run_ends_with_the_same_bits(tmp_p
         trainer = fit(resumed, EMAWeightAveraging(decay=0.8), ckpt_path=tmp_path / f"step{step}.ckpt")
         assert trainer.global_step == 6
         assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_run_that_was_cut_after_its_last_checkpoint_ends_with_the_average(tmp_path):
+    class Save(Callback):
+        place = 2
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    whole = Net()
+    fit(whole, EMAWeightAveraging(decay=0.8), Save())
+    for settings in ({}, {"max_epochs": -1, "max_steps": 6}):  # nothing is left to train, by either limit
+        resumed = Net(seed=7)
+        trainer = fit(resumed, EMAWeightAveraging(decay=0.8), ckpt_path=tmp_path / "last.ckpt", **settings)
+        assert trainer.global_step == 6
+        assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_fit_that_is_stopped_before_it_begins_keeps_the_weights():
+    class Stop(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            raise StopTrainingError("not today")
+
+    module = Net()
+    before = weights(module)
+    fit(module, Stop(), WeightAveraging())
+    assert_equal(weights(module), before)
 
 
 def test_a_checkpoint_of_another_run_is_taken_for_both(tmp_path):
