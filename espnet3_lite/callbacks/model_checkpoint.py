@@ -229,11 +229,13 @@ class ModelCheckpoint(CheckpointRanking):
         return trainer.validates and sum(trainer.num_val_batches) > 0
 
     def _validation_follows(self, trainer: Trainer) -> bool:
-        """At an epoch's last batch: will validation bring a fresh value, and does this callback save after it?"""
-        every = trainer.check_val_every_n_epoch
-        in_this_epoch = every is None or (trainer.current_epoch + 1) % every == 0
-        waits = trainer.is_last_batch and not self._saves_on_train_epoch_end(trainer)
-        return waits and self._validates(trainer) and in_this_epoch
+        """At an epoch's last batch: will validation bring a fresh value, and does this callback save after it?
+
+        Lightning takes a validation for granted there, and misses a save where `val_check_interval` brings none.
+        """
+        if not trainer.is_last_batch or self._saves_on_train_epoch_end(trainer) or not self._validates(trainer):
+            return False
+        return trainer.validation_is_due(trainer.fit_loop.batches_done - 1, is_last=True)
 
     # ---- what -----------------------------------------------------------------------------------------------------
 

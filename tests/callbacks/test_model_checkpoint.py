@@ -229,6 +229,33 @@ def test_manual_optimization_saves_by_steps(tmp_path):
     assert names(tmp_path) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt", "epoch=1-step=6.ckpt"]
 
 
+@pytest.mark.parametrize("manual", (False, True))
+def test_a_save_waits_for_no_validation_that_is_not_due(tmp_path, manual):
+    """The step falls on the epoch's last batch, after which `val_check_interval` brings no validation."""
+
+    class Logs(Line):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = not manual
+
+        def training_step(self, batch, batch_idx):
+            self.log("own", 1.0 - self.trainer.global_step / 10)
+            loss = self.layer(batch).sum()
+            if manual:
+                self.manual_backward(loss)
+                self.optimizers().step()
+            return loss
+
+    def saved(folder, **settings):
+        callback = ModelCheckpoint(folder, monitor="own", save_top_k=-1, every_n_train_steps=5, save_last=True)
+        trainer = fit(callback, module=Logs(), batches=5, max_epochs=1, val_check_interval=2, **settings)
+        assert trainer.global_step == 5
+        return names(folder)
+
+    assert saved(tmp_path / "a") == ["epoch=0-step=5.ckpt", "last.ckpt"]
+    assert saved(tmp_path / "b", limit_val_batches=0) == ["epoch=0-step=5.ckpt", "last.ckpt"]
+
+
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
