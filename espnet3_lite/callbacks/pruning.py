@@ -285,6 +285,10 @@ class ModelPruning(Callback):
         if self._make_pruning_permanent and not trainer.stopped_by_signal:
             self.make_pruning_permanent(pl_module)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
+        self.on_train_end(trainer, pl_module)  # where that happened before, nothing is left to do
+
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _keys(self, pl_module: Any) -> list[tuple[tuple[nn.Module, str], str]]:

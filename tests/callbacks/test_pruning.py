@@ -140,17 +140,21 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, permanent, lottery):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "end.ckpt")
+
     def products(module):
         return [layer.weight.detach().clone() for layer in (module.net[0], module.net[2])]
 
     whole, record = Perceptron(), Record()
     fit(whole, ModelPruning("l1_unstructured", **arguments), record, Save(), max_epochs=3)
-    for step in (2, 3, 4, 6, 7):
+    for step in (2, 3, 4, 6, 7, "end"):
         resumed, again = Perceptron(seed=9), Record()
         path = tmp_path / f"{step}.ckpt"
         fit(resumed, ModelPruning("l1_unstructured", **arguments), again, max_epochs=3, ckpt_path=path)
-        assert again.masks == record.masks[-len(again.masks) :]
+        assert again.masks == record.masks[len(record.masks) - len(again.masks) :]
         assert all(torch.equal(a, b) for a, b in zip(products(resumed), products(whole), strict=True))
+        assert list(resumed.state_dict()) == list(whole.state_dict())  # with masks, or permanently without
 
 
 def test_a_permanent_file_holds_products_and_loads_into_the_plain_model(tmp_path):
