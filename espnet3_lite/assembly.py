@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from espnet3_lite.atomic_files import write_text
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
@@ -150,8 +151,12 @@ def log_hyperparameters(trainer: Any) -> None:
 
 
 def write_status(trainer: Any, exception: BaseException | None = None) -> None:
-    """How the call stands or ended, for people and schedulers: a small JSON file, where the trainer was given one."""
-    if trainer.status_file is None or not trainer.is_global_zero:
+    """How the fit stands or ended, for people and schedulers: a small JSON file, where the trainer was given one.
+
+    A full disk is warned about and no more: how the run ends is not this file's to say.
+    """
+    fitting = trainer.state.fn == "fit" and not trainer.fast_dev_run
+    if trainer.status_file is None or not fitting or not trainer.is_global_zero:
         return
     signal = None
     if trainer.stopped_by_signal:
@@ -165,10 +170,11 @@ def write_status(trainer: Any, exception: BaseException | None = None) -> None:
         "error": f"{type(exception).__name__}: {exception}" if exception is not None else None,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    trainer.status_file.parent.mkdir(parents=True, exist_ok=True)
-    beside = trainer.status_file.with_name(f".{trainer.status_file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    beside.replace(trainer.status_file)
+    try:
+        trainer.status_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(trainer.status_file, json.dumps(status, indent=2) + "\n")
+    except OSError as error:
+        rank_zero_warn(f"{trainer.status_file}: could not be written: {error}")
 
 
 def print_results(results: list[dict[str, float]], word: str) -> None:

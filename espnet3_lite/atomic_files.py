@@ -48,6 +48,20 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, in UTF-8: a reader, or a crash, finds the old one or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    with beside(path) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
 def flush_folder(folder: Path) -> None:
     """Make a rename in a folder last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

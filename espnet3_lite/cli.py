@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
-from espnet3_lite.log_lines import kept_in, show_on_terminal
 from espnet3_lite.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -37,16 +37,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cannot be written, with the message alone; 128 plus a signal's number.
     """
     parsed = _parse(arguments)
-    show_on_terminal(parsed.quiet)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a recipe's own modules, as with `python script.py`
     try:
+        from espnet3_lite.log_lines import show_on_terminal  # torch comes with it, and takes its time: Ctrl-C is heard
+
+        show_on_terminal(parsed.quiet)
         parsed.command(parsed)
+    except KeyboardInterrupt:
+        if parsed.traceback:
+            raise
+        raise SystemExit(128 + 2) from None
     except (MisconfigurationException, CheckpointError) as error:
         if parsed.traceback:
             raise
         print(f"espnet3-lite: {error}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, CheckpointError) else 2) from error
+
+
+def _tell(*lines: object) -> None:
+    """Print lines, on rank zero alone. Who reads them may have seen enough (``| head``)."""
+    from espnet3_lite.distributed.rank import is_global_zero
+
+    if lines and is_global_zero():
+        try:
+            print(*lines, sep="\n", flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to at its end
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -124,7 +141,7 @@ def _make_importable(file: Path, recipe_dir: str | None) -> None:
 
 
 def _is_file(word: str) -> bool:
-    return "=" not in word and not word.startswith(("~", "+"))
+    return os.path.isfile(word) or ("=" not in word and not word.startswith(("~", "+")))
 
 
 # ---- train ---------------------------------------------------------------------------------------------------------
@@ -140,12 +157,12 @@ def _add_train(commands: Any) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     from espnet3_lite import experiment
+    from espnet3_lite.log_lines import kept_in
 
     config = _config(parsed)
     with kept_in(experiment.prepare(config, fresh=parsed.fresh)):
         trainer = experiment.train(config)
-    if trainer.trainer.is_global_zero:
-        print(experiment.report(trainer))
+    _tell(experiment.report(trainer))
 
 
 # ---- validate, test ------------------------------------------------------------------------------------------------
@@ -164,9 +181,8 @@ def _add_evaluations(commands: Any) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from espnet3_lite import experiment
 
-    for result in experiment.evaluate(_config(parsed), parsed.checkpoint, test=parsed.test):
-        for name, value in sorted(result.items()):
-            print(f"{name} {value:.6g}")
+    results = experiment.evaluate(_config(parsed), parsed.checkpoint, test=parsed.test)
+    _tell(*(f"{name} {value:.6g}" for result in results for name, value in sorted(result.items())))
 
 
 # ---- average, consolidate ------------------------------------------------------------------------------------------
@@ -183,16 +199,18 @@ def _add_average(commands: Any) -> None:
 
 
 def _average(parsed: argparse.Namespace) -> None:
-    from espnet3_lite import experiment
-    from espnet3_lite.checkpoint_io import average_checkpoints
+    from espnet3_lite.distributed.rank import is_global_zero
+    from espnet3_lite.run_folder import average_files, average_run
 
+    if parsed.output and not parsed.checkpoints:
+        raise MisconfigurationException("--output: names where the average of --checkpoints goes; give both, or none")
+    if not is_global_zero():  # it is no work to share
+        return
     if parsed.checkpoints:
         output = parsed.output or parsed.exp_dir / f"ave_{len(parsed.checkpoints)}.pth"
-        average_checkpoints(parsed.checkpoints, output)
-        print(output)
-        return
-    for path in experiment.average_run(parsed.exp_dir):
-        print(path)
+        _tell(average_files(parsed.checkpoints, output))
+    else:
+        _tell(*average_run(parsed.exp_dir))
 
 
 def _add_consolidate(commands: Any) -> None:
@@ -206,9 +224,11 @@ def _add_consolidate(commands: Any) -> None:
 
 def _consolidate(parsed: argparse.Namespace) -> None:
     from espnet3_lite.checkpoint_io import consolidate
+    from espnet3_lite.distributed.rank import is_global_zero
 
-    consolidate(parsed.sharded, parsed.output)
-    print(parsed.output)
+    if is_global_zero():
+        consolidate(parsed.sharded, parsed.output)
+        _tell(parsed.output)
 
 
 # ---- hooks, collect-stats ------------------------------------------------------------------------------------------
@@ -224,7 +244,7 @@ def _add_hooks(commands: Any) -> None:
 def _hooks(parsed: argparse.Namespace) -> None:
     from espnet3_lite import experiment
 
-    print(experiment.describe_hooks(experiment.build(_config(parsed))))
+    _tell(experiment.describe_hooks(experiment.build(_config(parsed))))
 
 
 def _add_collect_stats(commands: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from espnet3_lite.atomic_files import write_text
 from espnet3_lite.config.targets import TargetError, find_target
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -75,7 +76,7 @@ def write_task_config(task: str, config: Mapping[str, Any], path: Path) -> None:
         merged.update({key: value for key, value in preprocessor.items() if key != "_target_"})
     merged.update(rest)
     merged = {key: {} if key.endswith("_conf") and value is None else value for key, value in merged.items()}
-    path.write_text(yaml.dump(_plain(merged), Dumper=_WithoutAliases, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.dump(_plain(merged), Dumper=_WithoutAliases, sort_keys=False))
 
 
 def _find_task(task: str) -> Any:

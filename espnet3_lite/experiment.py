@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from espnet3_lite.callbacks.base import HOOKS
-from espnet3_lite.checkpoint_io import average_checkpoints, load_checkpoint
+from espnet3_lite.callbacks.base import HOOKS, Callback
+from espnet3_lite.checkpoint_io import load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.data.stand_ins import espnet_stand_ins
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet import ESPnetModule, ESPnetTrainer
-from espnet3_lite.espnet_task import build_task_model, write_task_config
-from espnet3_lite.exceptions import CheckpointNotFoundError, MisconfigurationException
+from espnet3_lite.espnet_task import build_task_model
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.initialization import initialize
+from espnet3_lite.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -70,29 +69,31 @@ def build(config: Config) -> ESPnetTrainer:
 
 
 @espnet_stand_ins()
-def prepare(config: Config, fresh: bool = False) -> Path:
-    """Make the run's folder, and write the configuration into it: before the first log line, which is kept there too.
+def prepare(config: Config, fresh: bool = False) -> Path | None:
+    """Make the run's folder: before the first log line, which is kept there.
 
     Args:
         config: A loaded configuration.
         fresh: Put an old run in `exp_dir` aside, so that a new one begins.
 
     Returns:
-        The folder.
+        The folder; None with ``fast_dev_run``, which leaves nothing.
 
     Raises:
-        ConfigError: every mistake in the configuration; then nothing was written or put aside.
+        MisconfigurationException: every mistake in the configuration; then nothing was written or put aside. Or the
+            folder cannot be made.
     """
     check_config(config)
+    if (config.get("trainer") or {}).get("fast_dev_run"):
+        return None
     exp_dir = Path(config.get("exp_dir") or "exp")
     if is_global_zero():
-        if fresh:
-            put_aside(exp_dir)
-        exp_dir.mkdir(parents=True, exist_ok=True)
-        if config.get("task"):
-            write_task_config(config.task, config.to_container(), exp_dir / "config.yaml")
-        else:
-            (exp_dir / "config.yaml").write_text(config.to_yaml(resolve=False), encoding="utf-8")
+        try:
+            if fresh:
+                put_aside(exp_dir)
+            exp_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_writable(exp_dir, error) from error
     return exp_dir
 
 
@@ -111,6 +112,8 @@ def train(config: Config) -> ESPnetTrainer:
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
+    if not trainer.trainer.fast_dev_run:
+        trainer.trainer.callbacks = [RunFolder(trainer.exp_dir, config), *trainer.trainer.callbacks]
     try:
         trainer.fit(**fit)
     except SystemExit:  # a signal or Ctrl-C, after all was saved
@@ -119,21 +122,6 @@ def train(config: Config) -> ESPnetTrainer:
             logger.info("the run was cut by a signal; the same command goes on from %s", last)
         raise
     return trainer
-
-
-def put_aside(exp_dir: Path) -> Path | None:
-    """Rename a folder with an old run, so that a new one begins; nothing is deleted. Returns the new name."""
-    if not exp_dir.exists() or not any(exp_dir.iterdir()):
-        return None
-    stamp = datetime.fromtimestamp(exp_dir.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-    aside = exp_dir.with_name(f"{exp_dir.name}.{stamp}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = exp_dir.with_name(f"{exp_dir.name}.{stamp}-{number}")
-    exp_dir.rename(aside)
-    logger.info("the old run was put aside: %s", aside)
-    return aside
 
 
 @espnet_stand_ins()
@@ -155,30 +143,24 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     for name, dataset in sets.items() if isinstance(sets, Mapping) else [("test", sets)]:
         loader = trainer.model.test_loader(dataset)
         (result,) = trainer.trainer.test(trainer.model, loader, verbose=False)
-        results.append({key.replace("valid/", f"{name}/"): value for key, value in result.items()})
+        results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
     return results
 
 
-def best_weights(exp_dir: Path, monitor: str) -> Path:
-    """The average by `monitor` in a run's folder, else its last checkpoint.
+def load_weights(module: ESPnetModule, path: Path) -> None:
+    """Load a checkpoint's or a plain state dict's weights into the model.
 
     Raises:
-        CheckpointNotFoundError: the folder has neither.
+        CheckpointError: the file cannot be read, or holds another model's weights.
     """
-    candidates = sorted(exp_dir.glob(f"{monitor.replace('/', '.')}.ave_*best.pth"), key=lambda p: p.stat().st_mtime_ns)
-    if candidates:
-        return candidates[-1]
-    if (exp_dir / "last.ckpt").exists():
-        return exp_dir / "last.ckpt"
-    raise CheckpointNotFoundError(
-        f"{exp_dir} holds no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint"
-    )
-
-
-def load_weights(module: ESPnetModule, path: Path) -> None:
-    """Load a checkpoint's or a plain state dict's weights into the model."""
     state = load_checkpoint(path)
-    module.load_state_dict(state.get("state_dict", state))
+    try:
+        module.load_state_dict(state.get("state_dict", state))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit the configuration's model: {error}\nGive the configuration that they were "
+            f"trained with (config.yaml beside them)"
+        ) from error
 
 
 # ---- what the commands print ---------------------------------------------------------------------------------------
@@ -193,6 +175,8 @@ def report(trainer: ESPnetTrainer) -> str:
         if callback.monitor and callback.best_model_path:
             place = Path(callback.best_model_path).name
             lines.append(f"  best {callback.monitor} {float(callback.best_model_score):.4g} in {place}")
+    if run.fast_dev_run:
+        return "\n".join(lines)
     lines.append(f"written to {exp_dir}:")
     kinds = {
         "config.yaml": "the configuration",
@@ -216,31 +200,19 @@ def describe_hooks(trainer: ESPnetTrainer) -> str:
     run, module = trainer.trainer, trainer.model
     lines = []
     for hook in HOOKS:
-        listeners = [type(c).__name__ for c in run.callbacks if c._listener(hook) is not None]
+        if hook == "on_exception":
+            lines.append("at any moment:")
+        listeners = [_name_of(c) for c in run.callbacks if c._listener(hook) is not None]
         if run.is_overridden(hook, module):
             listeners.append(type(module).__name__)
         lines.append(f"{hook:<28} {', '.join(listeners) or '-'}")
     return "\n".join(lines)
 
 
-def average_run(exp_dir: Path) -> list[Path]:
-    """Average the best-K checkpoints of each criterion that are on disk now.
-
-    Raises:
-        CheckpointNotFoundError: there are none.
-    """
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(exp_dir.glob("epoch*_step*_*.ckpt")):
-        monitor = re.sub(r"-v\d+$", "", path.stem.split("_", 2)[2])
-        groups.setdefault(monitor, []).append(path)
-    if not groups:
-        raise CheckpointNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
-    outputs = []
-    for monitor, paths in groups.items():
-        output = exp_dir / f"{monitor}.ave_{len(paths)}best.pth"
-        average_checkpoints(paths, output)
-        outputs.append(output)
-    return outputs
+def _name_of(callback: Callback) -> str:
+    """A callback's class, with what tells several of one class apart."""
+    monitor = getattr(callback, "monitor", None)
+    return type(callback).__name__ + (f"({monitor})" if monitor else "")
 
 
 @espnet_stand_ins()

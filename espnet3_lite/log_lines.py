@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.exceptions import MisconfigurationException
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -55,13 +56,20 @@ def one_line(
 
 
 @contextmanager
-def kept_in(exp_dir: Path) -> Iterator[None]:
-    """Within the block, append rank zero's log lines to ``train.log`` in a run's folder as well."""
-    if not is_global_zero():
+def kept_in(exp_dir: Path | None) -> Iterator[None]:
+    """Within the block, append rank zero's log lines to ``train.log`` in a run's folder as well; None: nowhere.
+
+    Raises:
+        MisconfigurationException: the folder cannot be written.
+    """
+    if exp_dir is None or not is_global_zero():
         yield
         return
-    exp_dir.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
+    try:
+        exp_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
+    except OSError as error:
+        raise MisconfigurationException(f"exp_dir: {str(exp_dir)!r} cannot be written: {error}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger().addHandler(handler)
     try:

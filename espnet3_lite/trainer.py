@@ -7,6 +7,7 @@ what the loops ask in `trainer_services.py`, checks of the settings in `settings
 from __future__ import annotations
 
 import os
+import signal
 from datetime import timedelta
 from typing import Any
 
@@ -307,8 +308,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         self.stop_error, result = None, None
         try:
             checkpoint = connection.connect(self, model, given, datamodule, ckpt_path)
-            self.signals.install()
-            assembly.write_status(self)
+            self.signals.install(at_once=not fitting)
             try:
                 self.call("on_fit_start") if fitting else None
                 assembly.log_hyperparameters(self)
@@ -316,6 +316,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
                     if checkpoint is not None:
                         resume.restore_training(self, checkpoint)
                         del checkpoint  # its tensors are in the model and optimizers now
+                    assembly.write_status(self)
                     self._prepare_data()
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
@@ -335,12 +336,13 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             self.call("teardown", fn.value)
             for logger in self.loggers:
                 logger.finalize("success")
+            self.strategy.barrier()  # all ranks: none has finished before all have, and an exception there is everybody's
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             reported = self.strategy.fail(exception)
             self._end_by(reported)
             if isinstance(exception, KeyboardInterrupt):
-                raise SystemExit(128 + 2) from exception
+                raise SystemExit(128 + (self.signals.received or signal.SIGINT)) from exception
             if reported is not exception:
                 raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
@@ -355,7 +357,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
 
     def _prepare_data(self) -> None:
         """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
-        if self._validates_in_fit() and self.num_sanity_val_steps and not self.ckpt_path:
+        if self._validates_in_fit() and self.num_sanity_val_steps and not self.fit_loop.resumed_within_epoch:
             sanity_check(self)
         if self.limit_train_batches != 0:
             self.train_data.loader or self.train_data.setup()

@@ -24,6 +24,7 @@ COLUMN = (
     ("__main__",),
     ("cli",),
     ("experiment", "log_lines"),
+    ("run_folder",),
     ("espnet", "espnet_task"),
     ("trainer",),
     ("trial",),
@@ -59,7 +60,7 @@ BESIDE = (
 #: What everybody may use.
 GROUND = ("atomic_files", "distributed.rank", "distributed.samplers", "exceptions", "lazy_names", "version")
 #: The first lines of the column, which put both together.
-MEETING_POINT = ("__main__", "cli", "experiment", "espnet", "espnet_task")
+MEETING_POINT = ("__main__", "cli", "experiment", "run_folder", "espnet", "espnet_task")
 
 AT_RUN_TIME = {"torch", "numpy", "yaml", "tqdm"}
 NEVER = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "accelerate"}
