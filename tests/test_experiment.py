@@ -100,6 +100,18 @@ def test_test_sets_have_their_names(recipe, capsys):
     assert name == "held_out/loss" and 0 < float(value) < 100
 
 
+def test_two_workers_collect_what_one_does(recipe):
+    """The recipe's modules, which import espnet's names, are imported anew in each worker."""
+    command("collect-stats", "conf/training.yaml")
+    command("collect-stats", "conf/training.yaml", "parallel.n_workers=2", "exp_tag=two", "stats_dir=exp/two")
+    for name in ("feats_shape", "speech_shape", "text_shape"):
+        for mode in ("train", "valid"):
+            one, two = (recipe / "exp" / folder / mode / name for folder in ("stats", "two"))
+            assert one.read_bytes() == two.read_bytes()
+    one, two = (np.load(recipe / f"exp/{folder}/train/feats_stats.npz") for folder in ("stats", "two"))
+    assert all((one[key] == two[key]).all() for key in ("count", "sum", "sum_square"))
+
+
 def test_started_from_another_folder(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command("collect-stats", str(recipe / "conf/training.yaml"), f"recipe_dir={recipe}")

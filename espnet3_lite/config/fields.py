@@ -31,14 +31,17 @@ def _is_number(value: Any) -> bool:
 
 
 def whole(minimum: int) -> Kind:
+    """A whole number that is not smaller."""
     return Kind(f"a whole number of at least {minimum}", lambda value: _is_whole(value) and value >= minimum)
 
 
 def number(minimum: float) -> Kind:
+    """A number, whole or not, that is not smaller."""
     return Kind(f"a number of at least {minimum}", lambda value: _is_number(value) and value >= minimum)
 
 
 def one_of(*values: Any) -> Kind:
+    """One of these values, of the same type: 1 is not true."""
     words = " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
     return Kind(words, lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values))
 
@@ -76,6 +79,8 @@ DEVICES = Kind(
 LIMIT = whole(0) | FRACTION
 PRECISION = one_of("32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16)
 
+TIME_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
+
 FIELDS: dict[str, Kind] = {
     "num_device": DEVICES,
     "num_nodes": whole(1),
@@ -112,6 +117,10 @@ FIELDS: dict[str, Kind] = {
     "seed": whole(0),
     "init": one_of("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "normal"),
     "parallel": MAPPING,
+    "parallel.env": one_of("local", "local_gpu"),
+    "parallel.n_workers": whole(1),
+    "parallel.options": MAPPING,
+    "parallel.allow_overwrite_lock": FLAG,
     "collect_stats_batch_size": whole(1),
     "collect_stats_train_mode": FLAG,
     "dataloader": MAPPING,
@@ -138,6 +147,7 @@ FIELDS: dict[str, Kind] = {
     "trainer.max_steps": whole(-1),
     "trainer.min_steps": whole(0),
     "trainer.max_time": DURATION,
+    **{f"trainer.max_time.{unit}": number(0) for unit in TIME_UNITS},
     "trainer.limit_train_batches": LIMIT,
     "trainer.limit_val_batches": LIMIT,
     "trainer.limit_test_batches": LIMIT,
@@ -168,12 +178,9 @@ FIELDS: dict[str, Kind] = {
     **{f"dataloader.{split}.{key}": kind for split in ("train", "valid") for key, kind in {
         "iter_factory": OBJECT,
         "iter_factory.batches": MAPPING,
-        "iter_factory.batches.type": one_of("unsorted", "sorted", "folded", "length", "numel"),
-        "iter_factory.batches.batch_size": whole(1),
-        "iter_factory.batches.batch_bins": whole(1),
-        "iter_factory.batches.shape_files": TEXTS,
+        "iter_factory.num_iters_per_epoch": whole(1),
+        "iter_factory.shuffle": FLAG,
         "batch_distribution": one_of("per_gpu", "global"),
-        "num_iters_per_epoch": whole(1),
         "total_shards": whole(1),
         "dist_world_size": whole(1),
         "batch_size": whole(1),
@@ -183,6 +190,21 @@ FIELDS: dict[str, Kind] = {
     }.items()},
 }  # fmt: skip
 """Each known key and what its value may be; ``*`` stands for any name. null counts as absent everywhere."""
+
+BATCH_SAMPLER: dict[str, Kind] = {
+    "type": one_of("unsorted", "sorted", "folded", "length", "numel"),
+    "shape_files": TEXTS,
+    "batch_size": whole(1),
+    "batch_bins": whole(1),
+    "min_batch_size": whole(1),
+    "sort_in_batch": one_of("ascending", "descending"),
+    "sort_batch": one_of("ascending", "descending"),
+    "drop_last": FLAG,
+    "padding": FLAG,
+    "fold_lengths": LIST,
+    "utt2category_file": PATH,
+}
+"""The keys of ``iter_factory.batches`` where it names no sampler of the user's own."""
 
 TRAINER_ARGUMENTS = frozenset(
     path.split(".")[1] for path in FIELDS if path.startswith("trainer.")
@@ -198,6 +220,8 @@ MORE_KEYS: dict[str, Collection[str]] = {"dataloader.train": _LOADER_KEYS, "data
 
 CLOSED = (
     "trainer",
+    "trainer.max_time",
+    "parallel",
     "optimizers.*",
     "schedulers.*",
     "dataloader",
@@ -216,16 +240,22 @@ REFUSED: dict[str, str] = {
     "trainer.enable_autolog_hparams": "log them with a logger's log_hyperparams; leave it out",
     "dataloader.train.multiple_iterator": "use sharded data sets (total_shards, dist_world_size)",
     "dataloader.valid.multiple_iterator": "use sharded data sets (total_shards, dist_world_size)",
+    "dataloader.train.num_iters_per_epoch": "it belongs under iter_factory",
+    "dataloader.valid.num_iters_per_epoch": "it belongs under iter_factory",
     "fit.weights_only": "checkpoints are always read with weights_only=True; leave it out",
     "fit.model": "the model is built from the key model",
 }
 """Keys that Lightning or ESPnet know and we do not, with what to do instead. false and null are let pass."""
 
-INSTEAD: dict[str, tuple[str, str]] = {
+INSTEAD: dict[str, tuple[tuple[str, str], ...]] = {
     "trainer.strategy": (
-        "deepspeed",
-        "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several",
+        ("deepspeed", "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"),
+        ("ddp_find_unused_parameters_false", "; did you mean 'ddp'? It looks for no unused parameters"),
+        ("'find_unused_parameters': true", "; write ddp_find_unused_parameters_true"),
+        ("ddpstrategy", "; write ddp"),
+        ("fsdpstrategy", "; write fsdp"),
     ),
-    "trainer.precision": ("true", "; for half precision use bf16-mixed or 16-mixed"),
+    "trainer.precision": (("true", "; for half precision use bf16-mixed or 16-mixed"),),
+    "parallel.env": (("", "; to use several machines, run collect-stats under torchrun"),),
 }
-"""For values that hold a certain word, what to use instead."""
+"""For values that hold a certain word, what to use instead; the first that fits is said."""

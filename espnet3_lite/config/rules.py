@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from espnet3_lite.config.fields import OBJECT
 from espnet3_lite.config.targets import TargetError, find_target, unknown_arguments
 from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
@@ -17,9 +18,19 @@ from espnet3_lite.exceptions import nearest
 UNRESOLVED = object()
 """Stands in the settings for a value whose interpolation failed."""
 
+
+def is_resolved(value: Any) -> bool:
+    """False where a value, or one inside of it, could not be resolved: the mistake is elsewhere."""
+    if isinstance(value, dict | list):
+        return all(map(is_resolved, value.values() if isinstance(value, dict) else value))
+    return value is not UNRESOLVED
+
+
 BUILT = ("model", "dataset", "optimizer", "scheduler", "optimizers", "schedulers", "dataloader", "trainer",
          "sampler", "batch_sampler")  # fmt: skip
 """The keys below which every ``_target_`` is looked for."""
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def _blocks(report: Any, key: str) -> dict[str, dict]:
@@ -120,6 +131,8 @@ def metric_parameter(scheduler: Any) -> inspect.Parameter | None:
 def monitors(report: Any, module: Any) -> None:
     """``monitor`` goes with a scheduler that takes a metric, and one that needs a metric has it."""
     settings = report.settings
+    if "scheduler_monitor" in settings and "scheduler" not in settings and "optimizers" not in settings:
+        report.add(("scheduler_monitor",), "has no use without 'scheduler'; give one, or leave this out")
     found = [(("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))]
     for name, block in _blocks(report, "schedulers").items():
         path = ("schedulers", name)
@@ -153,7 +166,7 @@ def criteria(report: Any, module: Any) -> None:
     seen = {}
     for index, item in enumerate(items):
         path = ("best_model_criterion", index)
-        if item is UNRESOLVED or (isinstance(item, list) and UNRESOLVED in item):
+        if not is_resolved(item):
             continue
         if not isinstance(item, list) or len(item) != 3:
             report.add(
@@ -233,6 +246,38 @@ def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:
             yield from _with_target((*path, index), value)
 
 
+def numbers_in_quotes(report: Any, module: Any) -> None:
+    """An optimizer's or scheduler's number that YAML reads as text, such as ``lr: "1e-3"``."""
+    found = [((key,), report.settings.get(key)) for key in ("optimizer", "scheduler")]
+    for key in ("optimizers", "schedulers"):
+        part = key.removesuffix("s")
+        found += [((key, name, part), block.get(part)) for name, block in _blocks(report, key).items()]
+    for path, block in found:
+        for name, value in block.items() if isinstance(block, dict) else ():
+            if isinstance(value, str) and _NUMBER.fullmatch(value):
+                report.add((*path, name), f"{value!r} is text, not a number; write it without quotes")
+
+
+def callbacks_and_loggers(report: Any, module: Any) -> None:
+    """Each entry of ``trainer.callbacks`` and ``trainer.logger`` can be built, and is what it should be."""
+    trainer = report.settings.get("trainer")
+    for key, kind in (("callbacks", "Callback"), ("logger", "Logger")) if isinstance(trainer, dict) else ():
+        given = trainer.get(key)
+        entries = [((key, i), entry) for i, entry in enumerate(given)] if isinstance(given, list) else [((key,), given)]
+        for place, entry in entries:
+            path = ("trainer", *place)
+            if isinstance(given, list):
+                report.check_value(path, entry, OBJECT)
+            name = entry.get("_target_") if isinstance(entry, dict) else None
+            try:
+                target = find_target(name) if isinstance(name, str) else name
+            except TargetError:
+                continue  # reported by `targets`
+            # By name: this room imports no callbacks. A function that makes one may be named too.
+            if isinstance(target, type) and kind not in {base.__name__ for base in target.__mro__}:
+                report.add((*path, "_target_"), f"{name} is no {kind}")
+
+
 def selects(selector: str, name: str) -> bool:
     """True where `selector` is one or more whole dotted parts of a parameter's name, anywhere in it.
 
@@ -308,7 +353,9 @@ RULES: tuple[Callable[[Any, Any], None], ...] = (
     single_keys_with_several,
     monitors,
     criteria,
+    numbers_in_quotes,
     targets,
+    callbacks_and_loggers,
     selectors,
 )
 """The rules, in the order in which their complaints are listed."""

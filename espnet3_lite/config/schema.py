@@ -10,9 +10,10 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from espnet3_lite.config.container import Config, ConfigList
-from espnet3_lite.config.fields import CLOSED, FIELDS, INSTEAD, MORE_KEYS, REFUSED, TRAINER_ARGUMENTS
+from espnet3_lite.config.fields import CLOSED, FIELDS, INSTEAD, MORE_KEYS, REFUSED, TRAINER_ARGUMENTS, Kind
 from espnet3_lite.config.interpolation import InterpolationError, is_interpolated
-from espnet3_lite.config.rules import RULES, UNRESOLVED
+from espnet3_lite.config.loader_rules import LOADER_RULES
+from espnet3_lite.config.rules import RULES, UNRESOLVED, is_resolved
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -55,6 +56,21 @@ class Report:
         error = f"{format_path(path)}{f' ({location})' if location else ''}: {problem}"
         if error not in self.errors:
             self.errors.append(error)
+
+    def check_value(self, path: KeyPath, value: Any, kind: Kind, instead: Iterable[tuple[str, str]] = ()) -> None:
+        """Note a value that is not of its kind; one that could not be resolved is a mistake already."""
+        if not is_resolved(value) or kind.accepts(value):
+            return
+        hint = next((hint for word, hint in instead if word in str(value).lower()), "")
+        if isinstance(value, str) and not hint:
+            hint = nearest(value, re.findall(r"'([^']+)'", kind.words))
+        self.add(path, f"{value!r} is not {kind.words}{hint}")
+
+    def check_known(self, path: KeyPath, value: Any, known: Collection[str]) -> None:
+        """Note a key, with its value, that is not among the known ones."""
+        if path[-1] not in known:
+            shown = "" if isinstance(value, dict | list) or value is UNRESOLVED else f" (its value is {value!r})"
+            self.add(path, f"unknown key{shown}{nearest(path[-1], known)}")
 
     def _resolved(self, view: Config | ConfigList, key: Any) -> Any:
         try:
@@ -106,7 +122,7 @@ def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_A
     _check_top_level(report)
     _check_values(report)
     _check_names(report, trainer_arguments)
-    for rule in RULES:
+    for rule in (*RULES, *LOADER_RULES):
         rule(report, module)
     if report.errors:
         raise ConfigError(report.errors)
@@ -124,12 +140,7 @@ def _matches(settings: Any, pattern: list[str], path: KeyPath = ()) -> Iterable[
 def _check_values(report: Report) -> None:
     for pattern, kind in FIELDS.items():
         for path, value in _matches(report.settings, pattern.split(".")):
-            if value is not UNRESOLVED and not kind.accepts(value):
-                word, instead = INSTEAD.get(pattern, ("", ""))
-                hint = instead if word and word in str(value).lower() else ""
-                if isinstance(value, str) and not hint:
-                    hint = nearest(value, re.findall(r"'([^']+)'", kind.words))
-                report.add(path, f"{value!r} is not {kind.words}{hint}")
+            report.check_value(path, value, kind, INSTEAD.get(pattern, ()))
 
 
 def _check_names(report: Report, trainer_arguments: Collection[str]) -> None:
@@ -141,12 +152,11 @@ def _check_names(report: Report, trainer_arguments: Collection[str]) -> None:
         for path, mapping in _matches(report.settings, pattern.split(".")):
             for key, value in mapping.items() if isinstance(mapping, dict) else ():
                 instead = REFUSED.get(f"{pattern}.{key}")
-                if instead is not None:
-                    if value is not False:
-                        report.add((*path, key), f"{value!r} is not supported; {instead}")
-                elif key not in known:
-                    shown = "" if isinstance(value, dict | list) else f" (its value is {value!r})"
-                    report.add((*path, key), f"unknown key{shown}{nearest(key, known)}")
+                if instead is None:
+                    report.check_known((*path, key), value, known)
+                elif value is not False:
+                    shown = f"{value!r} is" if is_resolved(value) else "is"
+                    report.add((*path, key), f"{shown} not supported; {instead}")
 
 
 def _check_top_level(report: Report) -> None:

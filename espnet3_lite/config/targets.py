@@ -33,6 +33,9 @@ OURS: dict[str, tuple[str, ...]] = {
 }
 """Names that begin with a key are looked up, by their last part, in these modules of ``espnet3_lite``."""
 
+INSTEAD = {"EMACallback": "EMAWeightAveraging"}
+"""Names that we do not have, with what does their work here under its own arguments."""
+
 _SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
@@ -80,12 +83,13 @@ def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
         if hasattr(module, last):
             return getattr(module, last)
         known += [public for public in dir(module) if not public.startswith("_")]
+    answer = f"; use {INSTEAD[last]}" if last in INSTEAD else nearest(last, known)
     use_espnet = (
         "; where espnet is installed, ESPNET3_LITE_USE_ESPNET=1 in the environment gives espnet's own"
         if name.startswith("espnet")
         else "; write your own and name it by its full path"
     )
-    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{nearest(last, known)}{use_espnet}")
+    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{answer}{use_espnet}")
 
 
 def _import_name(name: str) -> Any:

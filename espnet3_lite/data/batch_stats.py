@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espnet3_lite.data.stand_ins import espnet_stand_ins
+
 
 @dataclass
 class BatchStats:
@@ -171,5 +173,7 @@ def collect_batch(number: int) -> BatchStats:
     """Compute one batch in a process that `start_worker` was called in."""
     global _worker
     if _worker is None:
-        _worker = _kept_open.enter_context(pickle.loads(_payload).at_work())
+        with espnet_stand_ins():  # unpickling imports a recipe's modules, here for the first time
+            collector = pickle.loads(_payload)
+        _worker = _kept_open.enter_context(collector.at_work())
     return _worker(number)

@@ -10,6 +10,8 @@ import math
 import multiprocessing
 import os
 import pickle
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from espnet3_lite.atomic_files import beside, flush_folder
+from espnet3_lite.bars import LINE_EVERY, LogLines, bar_for
 from espnet3_lite.data.batch_stats import BatchStats, Collector, collect_batch, start_worker
 from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.distributed.rank import global_rank, is_distributed, is_global_zero, world_size
@@ -146,7 +149,8 @@ def _run_share(collector: Collector, mode: str, n_workers: int) -> Iterable[Batc
     share = range(batches * rank // ranks, batches * (rank + 1) // ranks)
     samples = min(share.stop * collector.batch_size, len(collector.dataset)) - share.start * collector.batch_size
     description = f"collect_stats {mode}" + (f" (rank 0 of {ranks})" if ranks > 1 else "")
-    with tqdm(total=samples, desc=description, unit="utt", disable=not is_global_zero()) as progress:
+    bar, silent = bar_for(sys.stderr), not is_global_zero()
+    with bar(total=samples, desc=description, unit="utt", file=sys.stderr, disable=silent) as progress:
         if ranks == 1:
             return list(_run(collector, share, min(n_workers, batches), progress))
         results, failure = [], None
@@ -177,9 +181,15 @@ def _run(collector: Collector, batches: range, n_workers: int, progress: tqdm) -
 
 
 def _counted(results: Iterator[BatchStats], progress: tqdm) -> Iterator[BatchStats]:
+    lines, line_at = isinstance(progress, LogLines), time.monotonic() + LINE_EVERY
     for result in results:
         progress.update(len(result.uids))
+        if lines and time.monotonic() >= line_at:
+            progress.print_line()
+            line_at = time.monotonic() + LINE_EVERY
         yield result
+    if lines:
+        progress.print_line()
 
 
 def _gather(results: list[BatchStats], failure: Exception | None) -> list[BatchStats]:

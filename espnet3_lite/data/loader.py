@@ -90,6 +90,10 @@ class DataLoaderBuilder:
                 f"{where}.multiple_iterator is not supported, as in ESPnet3: give a sharded data set "
                 "(total_shards, dist_world_size), or point the data set and the shape files to one split"
             )
+        if "num_iters_per_epoch" in block:
+            raise MisconfigurationException(
+                f"{where}.num_iters_per_epoch: belongs under iter_factory: {where}.iter_factory.num_iters_per_epoch"
+            )
         factory = block.get("iter_factory")
         if factory is None and distribution == "global":
             raise MisconfigurationException(
@@ -144,6 +148,36 @@ class DataLoaderBuilder:
             dataset = SeededInWorkers(dataset)
         return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
+    def _built_batches(self, factory: Mapping[str, Any], distribution: str, where: str) -> Any:
+        """The batch sampler; with ``global``, after a check that every rank gets a part of every batch."""
+        described = factory.get("batches")
+        if distribution != "global":
+            return _build_batches(described, f"{where}.batches")
+        if factory.get("shuffle_within_batch"):
+            raise MisconfigurationException(
+                f"{where}.shuffle_within_batch: true does not go with batch_distribution: global, as in ESPnet3"
+            )
+        if getattr(self.dataset, "total_shards", None) not in (None, 1):
+            raise MisconfigurationException(
+                f"{where}: batch_distribution: global needs data that is not sharded, but the data set has "
+                f"total_shards={self.dataset.total_shards}; use per_gpu"
+            )
+        if str(factory["_target_"]).endswith("CategoryIterFactory") and world_size() > 1:
+            if not (factory.get("sampler_args") or {}).get("distributed"):
+                raise MisconfigurationException(
+                    f"{where}: CategoryIterFactory with batch_distribution: global needs sampler_args.distributed: "
+                    f"true, or every process makes the same batches anew"
+                )
+        batches = _build_batches(described, f"{where}.batches", smallest=world_size())
+        for index, batch in enumerate(batches):
+            if len(batch) < world_size():
+                raise MisconfigurationException(
+                    f"{where}.batches: batch_distribution: global cannot split batch {index} of size {len(batch)} over "
+                    f"world_size={world_size()}; every batch needs at least one utterance for each process: make "
+                    f"batches larger, or use per_gpu"
+                )
+        return batches
+
     def _factory_loader(self, block: dict[str, Any], distribution: str, where: str) -> DataLoader | FactoryLoader:
         factory = block["iter_factory"]
         if not isinstance(factory, Mapping) or "_target_" not in factory:
@@ -156,15 +190,16 @@ class DataLoaderBuilder:
                 f"{where}: MultipleIterFactory is not supported, as in ESPnet3; use SequenceIterFactory "
                 "and a sharded data set"
             )
-        batches = _build_batches(factory.get("batches"), f"{where}.batches")
+        batches = self._built_batches(factory, distribution, where)
         collate_fn = self._first_collate_fn(factory.get("collate_fn"), block.get("collate_fn"))
         dataset = self._prepared_dataset(collate_fn)
         _check_utterances(batches, dataset, f"{where}.batches")
         target = find_target(factory["_target_"])
         ours = isinstance(target, type) and issubclass(target, SequenceIterFactory)
-        if not ours and world_size() > 1:
-            # Such a factory decides alone what becomes of the batches it is given: each rank gives it its share.
-            batches = list(batches)[global_rank() :: world_size()]
+        if not ours:
+            # Such a factory decides alone what becomes of the batches it is given: each rank gives it its share. A list
+            # with one rank too: ESPnet's own accepts lists and its own sampler class, which ours is not.
+            batches = _share(list(batches), distribution)
         arguments = {**factory, "collate_fn": collate_fn}
         del arguments["batches"]
         if ours and arguments.get("num_workers"):
@@ -175,7 +210,13 @@ class DataLoaderBuilder:
         return loader
 
 
-def _build_batches(config: Any, where: str) -> Any:
+def _share(batches: list, distribution: str) -> list:
+    """This rank's part of the batches: some of them, or some utterances of each."""
+    rank, ranks = global_rank(), world_size()
+    return [batch[rank::ranks] for batch in batches] if distribution == "global" else batches[rank::ranks]
+
+
+def _build_batches(config: Any, where: str, smallest: int = 1) -> Any:
     """The batch sampler that `batches` describes: arguments of `build_batch_sampler`, or a `_target_`."""
     if not isinstance(config, Mapping):
         raise MisconfigurationException(f"{where} must be a mapping with a `type` and shape_files, got {config!r}")
@@ -185,6 +226,8 @@ def _build_batches(config: Any, where: str) -> Any:
     if "type" not in settings:
         raise MisconfigurationException(f"{where} has no `type`: unsorted, sorted, folded, length or numel")
     _check_keys(where, settings, build_batch_sampler)
+    # As ESPnet3, but a larger one of the user's stays; samplers of constant sizes ignore it.
+    settings["min_batch_size"] = max(smallest, settings.get("min_batch_size") or 1)
     return build_batch_sampler(**settings)
 
 

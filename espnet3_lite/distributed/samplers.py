@@ -77,10 +77,11 @@ def share_of(items: Sequence, world_size: int, rank: int) -> Sequence:
 class ShareSampler(Sampler):
     """The batches of one rank: of each step's items (samples, or whole batches) its share.
 
-    A step takes the next `step_size` items of the epoch's order. Where items are samples, or batches that are to be
-    split, each rank gets a consecutive part; where they are batches that stay whole, rank r gets the r-th. The last
-    step may have fewer. A rank that gets nothing there gets what the first rank gets, as a stand-in, and `is_stand_in`
-    tells.
+    A step takes the next `step_size` items of the epoch's order. Where items are samples, each rank gets a consecutive
+    part. Where they are batches to be split, rank r gets every `world_size`-th sample from the r-th on, as in ESPnet3:
+    a batch is sorted by length, and so each rank gets long and short ones. Where batches stay whole, rank r gets the
+    r-th. The last step may have fewer. A rank that gets nothing there gets what the first rank gets, as a stand-in, and
+    `is_stand_in` tells.
 
     Args:
         source: Gives the epoch's items when iterated over, the same ones on all ranks; knows their number.
@@ -154,4 +155,6 @@ class ShareSampler(Sampler):
     def _part(self, taken: Sequence, rank: int) -> Any:
         if self.split == "batches":
             return taken[rank]
-        return share_of(taken[0] if self.split == "batch" else taken, self.world_size, rank)
+        if self.split == "batch":
+            return taken[0][rank :: self.world_size]
+        return share_of(taken, self.world_size, rank)

@@ -451,7 +451,7 @@ BROKEN = [
     ),
     (
         ONE,
-        "dataloader: {train: {batchsize: 4}}",
+        "dataloader: {train: {batchsize: 4}, valid: {}}",
         [
             (
                 "dataloader.train.batchsize (training.yaml, line 1): unknown key (its value is 4); did you mean "
@@ -461,7 +461,7 @@ BROKEN = [
     ),
     (
         ONE,
-        "dataloader: {train: {batch_distribution: per-gpu}}",
+        "dataloader: {train: {batch_distribution: per-gpu}, valid: {}}",
         [
             (
                 "dataloader.train.batch_distribution (training.yaml, line 1): 'per-gpu' is not 'per_gpu' or "
@@ -471,21 +471,25 @@ BROKEN = [
     ),
     (
         ONE,
-        "dataloader: {train: {iter_factory: {_target_: builtins.dict, batches: {type: numels, batch_bins: 0}}}}",
+        "dataloader: {valid: {iter_factory: {_target_: builtins.dict, batches: {type: numels, batch_bins: 0}}}}",
         [
             (
-                "dataloader.train.iter_factory.batches.type (training.yaml, line 1): 'numels' is not "
+                "dataloader.valid.iter_factory.batches.type (training.yaml, line 1): 'numels' is not "
                 "'unsorted', 'sorted', 'folded', 'length' or 'numel'; did you mean 'numel'?"
             ),
             (
-                "dataloader.train.iter_factory.batches.batch_bins (training.yaml, line 1): 0 is not a whole "
+                "dataloader.valid.iter_factory.batches.batch_bins (training.yaml, line 1): 0 is not a whole "
                 "number of at least 1"
+            ),
+            (
+                "dataloader.valid.iter_factory.batches (training.yaml, line 1): the key 'shape_files' is missing, "
+                "which type: numels needs"
             ),
         ],
     ),
     (
         ONE,
-        "dataloader: {train: {multiple_iterator: true}}",
+        "dataloader: {train: {multiple_iterator: true}, valid: {}}",
         [
             (
                 "dataloader.train.multiple_iterator (training.yaml, line 1): True is not supported; use sharded "
@@ -749,15 +753,15 @@ SOUND = [
     (ONE, "trainer:\nscheduler:\nscheduler_monitor:\noptimizers:\nschedulers:\nseed:\ninit:\nparallel:\n"),
     (ONE, "trainer: {devices: '${num_device}', logger: false, max_time: '00:12:00:00'}\nnum_device: 2\n"),
     (ONE, "trainer: {limit_train_batches: 0.5, limit_val_batches: 3, val_check_interval: 0.25, precision: 16}\n"),
-    (ONE, "trainer: {callbacks: [{_target_: builtins.dict, anything: 1}], sync_batchnorm: false, profiler: null}\n"),
+    (ONE, "trainer: {callbacks: [{_target_: espnet3_lite.callbacks.Timer}], sync_batchnorm: false, profiler: null}\n"),
     (ONE, "scheduler: {_target_: torch.optim.lr_scheduler.ReduceLROnPlateau}\nscheduler_monitor: valid/loss\n"),
     (ONE, "scheduler: {_target_: espnet2.schedulers.warmup_lr.WarmupLR, warmup_steps: 9}\nscheduler_interval: step\n"),
     (ONE, "scheduler: {_target_: espnet2.schedulers.warmup_reducelronplateau.WarmupReduceLROnPlateau, patience: 1}\n"),
     (ONE, "best_model_criterion: [[valid/loss, 3, min], [valid/loss, 1, max], [valid/acc, -1, max]]\n"),
     (ONE, "model: {_target_: torch.nn.Linear, in_features: 1, out_features: 1, freeze_param: [weight]}\n"),
-    (ONE, "dataloader: {train: {batch_size: 4, num_workers: 0, pin_memory: true, iter_factory: null}, valid: null}\n"),
+    (ONE, "dataloader: {train: {batch_size: 4, num_workers: 0, pin_memory: true, iter_factory: null}, valid: {}}\n"),
     (ONE, "inference_dir: x\nmetrics: [1]\nencoder_size: 3\nmode: fast\nupload_model: {broken: '${no.such.key}'}\n"),
-    (ONE, "fit: {ckpt_path: exp/last.ckpt}\nparallel: {env: slurm, n_workers: 8, options: {queue: gpu}}\n"),
+    (ONE, "fit: {ckpt_path: exp/last.ckpt}\nparallel: {env: local, n_workers: 8, options: {memory_limit: 1GB}}\n"),
     (SEVERAL, ""),
     (SEVERAL, "trainer: {gradient_clip_val: 0, gradient_clip_algorithm: norm, strategy: ddp}\n"),
     (
@@ -775,6 +779,189 @@ def test_a_sound_configuration_passes(tmp_path, monkeypatch, base, text):
     before = config.to_container(resolve=False)
     assert check_config(config) is None
     assert config.to_container(resolve=False) == before
+
+
+def _one_loader(text):
+    return f"dataloader: {{train: {text}, valid: {{}}}}"
+
+
+def _batches(text):
+    factory = "espnet2.iterators.sequence_iter_factory.SequenceIterFactory"
+    return _one_loader(f"{{iter_factory: {{_target_: {factory}, batches: {{{text}, shape_files: [a]}}}}}}")
+
+
+MORE_BROKEN = [
+    (
+        _one_loader("{num_iters_per_epoch: 5}"),
+        "dataloader.train.num_iters_per_epoch",
+        "5 is not supported; it belongs under iter_factory",
+    ),
+    (
+        _one_loader("{iter_factory: {_target_: builtins.dict, num_iters_per_epoch: 0}}"),
+        "dataloader.train.iter_factory.num_iters_per_epoch",
+        "0 is not a whole number of at least 1",
+    ),
+    (
+        _batches("type: sorted, batch_size: 2, min_batch_sise: 2"),
+        "dataloader.train.iter_factory.batches.min_batch_sise",
+        "unknown key (its value is 2); did you mean 'min_batch_size'?",
+    ),
+    (
+        _batches("type: sorted, batch_size: 2, sort_in_batch: asc"),
+        "dataloader.train.iter_factory.batches.sort_in_batch",
+        "'asc' is not 'ascending' or 'descending'",
+    ),
+    (
+        _batches("type: numel"),
+        "dataloader.train.iter_factory.batches",
+        "the key 'batch_bins' is missing, which type: numel needs",
+    ),
+    (
+        _batches("type: folded, batch_size: 2"),
+        "dataloader.train.iter_factory.batches",
+        "the key 'fold_lengths' is missing, which type: folded needs",
+    ),
+    (
+        _batches("type: folded, batch_size: 2, fold_lengths: [8, 9]"),
+        "dataloader.train.iter_factory.batches.fold_lengths",
+        "[8, 9] is not one length for each of the 1 shape_files",
+    ),
+    (_batches("batch_size: 2"), "dataloader.train.iter_factory.batches", "the key 'type' is missing"),
+    (
+        _one_loader("{batch_distribution: global}"),
+        "dataloader.train.batch_distribution",
+        "'global' needs an iter_factory; without one there is per_gpu only",
+    ),
+    (
+        _one_loader("{batch_distribution: global, iter_factory: {_target_: builtins.dict, shuffle_within_batch: yes}}"),
+        "dataloader.train.batch_distribution",
+        "'global' does not go with iter_factory.shuffle_within_batch: true; remove one of them",
+    ),
+    (
+        "dataloader: {train: {batch_size: 2}}",
+        "dataloader",
+        "the key 'valid' is missing; to train without validation, set trainer.limit_val_batches: 0",
+    ),
+    (
+        "sampler: {_target_: builtins.list}\ndataloader: {train: {shuffle: true}, valid: {}}",
+        "dataloader.train.shuffle",
+        "True does not go with the 'sampler' at the top; leave it out",
+    ),
+    (
+        "batch_sampler: {_target_: builtins.list}\ndataloader: {train: {batch_size: 2}, valid: {}}",
+        "dataloader.train.batch_size",
+        "2 does not go with the 'batch_sampler' at the top; leave it out",
+    ),
+    (
+        "sampler: {_target_: builtins.list}\nbatch_sampler: {_target_: builtins.list}",
+        "batch_sampler",
+        "stands beside 'sampler'; keep one of the two",
+    ),
+    (
+        "parallel: {env: local, n_worker: 2}",
+        "parallel.n_worker",
+        "unknown key (its value is 2); did you mean 'n_workers'?",
+    ),
+    ("parallel: {n_workers: 0}", "parallel.n_workers", "0 is not a whole number of at least 1"),
+    (
+        "parallel: {env: slurm}",
+        "parallel.env",
+        "'slurm' is not 'local' or 'local_gpu'; to use several machines, run collect-stats under torchrun",
+    ),
+    ("trainer: {callbacks: [3]}", "trainer.callbacks[0]", "3 is not a mapping with _target_"),
+    ("trainer: {callbacks: [{monitor: x}]}", "trainer.callbacks[0]", "{'monitor': 'x'} is not a mapping with _target_"),
+    (
+        "trainer: {callbacks: [{_target_: builtins.dict}]}",
+        "trainer.callbacks[0]._target_",
+        "builtins.dict is no Callback",
+    ),
+    (
+        "trainer: {callbacks: {_target_: lightning.pytorch.loggers.CSVLogger}}",
+        "trainer.callbacks._target_",
+        "lightning.pytorch.loggers.CSVLogger is no Callback",
+    ),
+    (
+        "trainer: {logger: [{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: x}]}",
+        "trainer.logger[0]._target_",
+        "lightning.pytorch.callbacks.EarlyStopping is no Logger",
+    ),
+    ("trainer: {logger: [{save_dir: x}]}", "trainer.logger[0]", "{'save_dir': 'x'} is not a mapping with _target_"),
+    ("trainer: {max_time: {hour: 1}}", "trainer.max_time.hour", "unknown key (its value is 1); did you mean 'hours'?"),
+    ("trainer: {max_time: {hours: '1'}}", "trainer.max_time.hours", "'1' is not a number of at least 0"),
+    (
+        "trainer: {strategy: ddp_find_unused_parameters_false}",
+        "trainer.strategy",
+        "'ddp_find_unused_parameters_false' is not 'auto', 'ddp', 'fsdp' or 'ddp_find_unused_parameters_true'; "
+        "did you mean 'ddp'? It looks for no unused parameters",
+    ),
+    (
+        "trainer: {strategy: {_target_: lightning.pytorch.strategies.DDPStrategy, find_unused_parameters: true}}",
+        "trainer.strategy",
+        "{'_target_': 'lightning.pytorch.strategies.DDPStrategy', 'find_unused_parameters': True} is not "
+        "'auto', 'ddp', 'fsdp' or 'ddp_find_unused_parameters_true'; write ddp_find_unused_parameters_true",
+    ),
+    (
+        "trainer: {callbacks: [{_target_: espnet3.components.callbacks.ema.EMACallback}]}",
+        "trainer.callbacks[0]._target_",
+        "'espnet3.components.callbacks.ema.EMACallback': espnet3_lite has no 'EMACallback'; "
+        "use EMAWeightAveraging; where espnet is installed, ESPNET3_LITE_USE_ESPNET=1 in the environment gives "
+        "espnet's own",
+    ),
+    (
+        "optimizer: {_target_: torch.optim.SGD, lr: '1e-3'}",
+        "optimizer.lr",
+        "'1e-3' is text, not a number; write it without quotes",
+    ),
+    (
+        "scheduler_monitor: valid/loss",
+        "scheduler_monitor",
+        "has no use without 'scheduler'; give one, or leave this out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "place", "problem"), MORE_BROKEN, ids=[place for _, place, _ in MORE_BROKEN])
+def test_a_broken_key_gives_exactly_this_message(tmp_path, monkeypatch, text, place, problem):
+    with pytest.raises(ConfigError) as caught:
+        check_config(_load(tmp_path, monkeypatch, ONE, text))
+    line = text.count("\n") + 1
+    assert caught.value.errors == [f"{place} (training.yaml, line {line}): {problem}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dataloader: {train: {batch_size: 2}}\ntrainer: {limit_val_batches: 0}",
+        "dataloader: {train: {batch_size: 2}}\nfit: {val_dataloaders: {_target_: builtins.list}}",
+        "trainer: {max_time: {hours: 1.5, minutes: 3}, logger: {_target_: lightning.pytorch.loggers.CSVLogger}}",
+        "sampler: {_target_: builtins.list}\ndataloader: {train: {shuffle: false}, valid: {}}",
+        "batch_sampler: {_target_: builtins.list}\ndataloader: {train: {batch_size: 1, drop_last: false}, valid: {}}",
+        _batches("_target_: torch.utils.data.BatchSampler, sampler: s, batch_size: 2, drop_last: false").replace(
+            ", shape_files: [a]", ""
+        ),
+    ],
+)
+def test_neighbours_of_the_broken_keys_pass(tmp_path, monkeypatch, text):
+    check_config(_load(tmp_path, monkeypatch, ONE, text))
+
+
+def test_a_failed_interpolation_inside_of_a_list_or_mapping_is_reported_alone(tmp_path, monkeypatch):
+    text = (
+        "model: {freeze_param: ['${nope}', 3]}\n"
+        "trainer: {callbacks: ['${nope}'], colour: '${nope}', profiler: ['${nope}']}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_config(_load(tmp_path, monkeypatch, ONE, text))
+    missing = "'${nope}' names a key that is missing: the configuration has no 'nope'"
+    assert caught.value.errors == [
+        f"model.freeze_param[0] (training.yaml, line 1): {missing}",
+        f"trainer.callbacks[0] (training.yaml, line 2): {missing}",
+        f"trainer.colour (training.yaml, line 2): {missing}",
+        f"trainer.profiler[0] (training.yaml, line 2): {missing}",
+        "trainer.colour (training.yaml, line 2): unknown key",
+        "trainer.profiler (training.yaml, line 2): is not supported; there is no profiler; wrap the run in "
+        "torch.profiler.profile(), or leave it out",
+    ]
 
 
 @pytest.mark.parametrize(

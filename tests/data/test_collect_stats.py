@@ -1,5 +1,6 @@
 """collect_stats: the files, the numbers, and that neither workers nor ranks change a bit of them."""
 
+import io
 import os
 import random
 import subprocess
@@ -172,10 +173,19 @@ def test_a_new_run_replaces_the_files_and_leaves_no_others(organizer, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_progress_counts_utterances(organizer, tmp_path, capsys):
+def test_a_log_file_gets_lines(organizer, tmp_path, capsys):
     collect_stats(LogEnergy(), organizer, tmp_path)
-    error = capsys.readouterr().err
-    assert "collect_stats train: 100%" in error and "8/8" in error and "3/3" in error
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%")[0] for line in lines] == ["collect_stats train: 100", "collect_stats valid: 100"]
+    assert [count in line for count, line in zip(("8/8", "3/3"), lines, strict=True)] == [True, True]
+
+
+def test_a_terminal_gets_a_bar(organizer, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    collect_stats(LogEnergy(), organizer, tmp_path)
+    assert "\rcollect_stats train: 100%" in stream.getvalue() and "8/8" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The `dataloader` block: torch's loader, ESPnet's batches, and what is refused."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -189,6 +190,68 @@ def test_foreign_factory_gets_its_ranks_share(dataset, shapes, monkeypatch):
     assert build(dataset, settings).factory.batches == [("3", "2")]
 
 
+STRICT = """
+class SequenceIterFactory:
+    def __init__(self, dataset, batches, collate_fn=None):
+        if not isinstance(batches, list):  # espnet2's own is typechecked likewise: its AbsSampler, or a sequence
+            raise TypeError(f"batches is {type(batches).__name__}")
+        self.batches = batches
+"""
+
+
+def test_espnets_own_factory_gets_a_list_with_one_process_too(dataset, shapes, tmp_path, monkeypatch):
+    package = tmp_path / "espnet2" / "iterators"
+    package.mkdir(parents=True)
+    (tmp_path / "espnet2" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "sequence_iter_factory.py").write_text(STRICT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ESPNET3_LITE_USE_ESPNET", "1")
+    settings = with_factory(shapes)
+    settings.dataloader.train.iter_factory["_target_"] = "espnet2.iterators.sequence_iter_factory.SequenceIterFactory"
+    try:
+        assert build(dataset, settings).factory.batches == [("1", "0"), ("3", "2"), ("5", "4")]
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "espnet2"]:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    monkeypatch.setattr("espnet3_lite.data.loader.world_size", lambda: 2)
+    monkeypatch.setattr("espnet3_lite.data.loader.global_rank", lambda: 1)
+
+
+@pytest.mark.filterwarnings("ignore:batch_bins=1 is smaller")
+def test_global_batches_have_something_for_each_rank(dataset, shapes, second_of_two):
+    """As ESPnet3: no batch is smaller than there are ranks; a batch that is, is refused."""
+    tight = {"type": "length", "batch_bins": 1}
+    loader = build(dataset, with_factory(shapes, tight, "global"))
+    assert list(loader.batch_sampler) == [["1", "0"], ["3", "2"], ["5", "4"]]
+    assert len(build(dataset, with_factory(shapes, tight, "per_gpu")).batch_sampler) == 5
+    larger = with_factory(shapes, {**tight, "min_batch_size": 3}, "global")
+    assert list(map(len, build(dataset, larger).batch_sampler)) == [3, 3]
+    with pytest.raises(MisconfigurationException, match="cannot split batch 0 of size 1 over world_size=2"):
+        build(dataset, with_factory(shapes, {"batch_size": 1}, "global"))
+
+
+def test_a_foreign_factory_gets_its_part_of_global_batches(dataset, shapes, second_of_two):
+    settings = with_factory(shapes, {"batch_size": 3}, "global")
+    factory = settings.dataloader.train.iter_factory
+    factory["_target_"] = f"{Foreign.__module__}.Foreign"
+    assert build(dataset, settings).factory.batches == [("1",), ("4",)]
+    factory["_target_"] = "espnet2.iterators.category_iter_factory.CategoryIterFactory"
+    with pytest.raises(MisconfigurationException, match="needs sampler_args.distributed: true"):
+        build(dataset, settings)
+
+
+def test_global_batches_are_neither_dealt_anew_nor_sharded(dataset, shapes):
+    with pytest.raises(MisconfigurationException, match="shuffle_within_batch: true does not go with"):
+        build(dataset, with_factory(shapes, distribution="global", shuffle_within_batch=True))
+    with pytest.raises(MisconfigurationException, match="not sharded, but the data set has total_shards=2; use per_g"):
+        build(CombinedDataset([Pieces()], [(None, None)]), with_factory(shapes, distribution="global"))
+
+
 def test_sharded_data_set_takes_the_epochs_shard():
     data = CombinedDataset([Pieces()], [(None, None)])
     loader = build(data, config(batch_size=2), epoch=1)
@@ -213,6 +276,10 @@ def test_sharded_data_set_takes_the_epochs_shard():
             "must be 'per_gpu' or 'global', got 'globl'; did you mean 'global'",
         ),
         ({"dataloader": {"train": {"batch_distribution": "global"}}}, "global needs an iter_factory"),
+        (
+            {"dataloader": {"train": {"num_iters_per_epoch": 3}}},
+            "dataloader.train.num_iters_per_epoch: belongs under iter_factory: dataloader.train.iter_factory.num_iters",
+        ),
         ({"dataloader": {"train": {"multiple_iterator": True}}}, "multiple_iterator is not supported"),
         ({"dataloader": {"train": {"iter_factory": {"batches": {}}}}}, "iter_factory must be a mapping with a"),
         (

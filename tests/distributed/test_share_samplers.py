@@ -45,7 +45,7 @@ def test_whole_batches_are_given_away_in_turn():
 
 def test_global_batches_are_split():
     batches = [["a", "b", "c"], ["d"], ["e", "f"]]
-    assert shares(batches, 1, 2, "batch") == [[["a", "b"], ["d"], ["e"]], [["c"], None, ["f"]]]
+    assert shares(batches, 1, 2, "batch") == [[["a", "c"], ["d"], ["e"]], [["b"], None, ["f"]]]
 
 
 def test_a_stand_in_is_the_first_ranks_batch():

@@ -116,8 +116,8 @@ def test_batches_by_size_stay_whole_or_are_split(two):
     assert sorted(map(len, together)) == [1, 1, 2, 3, 4]
     whole = [["utt10"], ["utt0", "utt1", "utt2"], ["utt3"], ["utt4", "utt5"], ["utt6", "utt7", "utt8", "utt9"]]
     assert [first["per_gpu"][0], second["per_gpu"][0], first["per_gpu"][1]] == whole[:3]
-    assert first["global"] == [["utt10"], ["utt0", "utt1"], ["utt3"], ["utt4"], ["utt6", "utt7"]]
-    assert second["global"] == [["utt2"], ["utt5"], ["utt8", "utt9"]]
+    assert first["global"] == [["utt10"], ["utt0", "utt2"], ["utt3"], ["utt4"], ["utt6", "utt8"]]
+    assert second["global"] == [["utt1"], ["utt5"], ["utt7", "utt9"]]
 
 
 def test_what_is_drawn_is_rank_zeros(two):
