@@ -136,6 +136,7 @@ class EvaluationLoop:
         if count == 0:
             return outputs
         for batch_idx, batch in enumerate(itertools.islice(begin(loader), None if count == math.inf else int(count))):
+            trainer.heed_signal_in_validation()
             if trainer.transfers_batches:
                 batch = trainer.transfer_batch(batch, index)
             metrics.start_batch(batch)
@@ -182,12 +183,15 @@ def sanity_check(trainer: Any) -> None:
     """
     loop = trainer.evaluation_loops["val"]
     trainer.state.stage = RunningStage.SANITY_CHECKING
+    resumed = trainer.metrics.state_dict()
+    trainer.metrics.clear()
     trainer.call("on_sanity_check_start")
     loop.setup_if_due()
     with trainer.isolated_random_state():
         loop.run(trainer.num_sanity_val_batches)
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()
+    trainer.metrics.load_published(resumed)
     trainer.state.stage = RunningStage.TRAINING
 
 

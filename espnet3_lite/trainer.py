@@ -336,7 +336,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             self.call("teardown", fn.value)
             for logger in self.loggers:
                 logger.finalize("success")
-            self.strategy.barrier()  # all ranks: none has finished before all have, and an exception there is everybody's
+            self.strategy.barrier()  # all ranks: nobody has finished before all have
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             reported = self.strategy.fail(exception)

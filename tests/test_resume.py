@@ -74,6 +74,8 @@ class Trace(Callback):
         self.lines.append((trainer.current_epoch, batch_idx, trainer.global_step, rate, outputs["loss"].item()))
 
     def on_validation_end(self, trainer, pl_module):
+        if trainer.sanity_checking:  # a run that resumes between two epochs begins with a check of its own
+            return
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
         self.lines.append((trainer.current_epoch, "validation", values))
 
@@ -205,3 +207,41 @@ def test_the_last_validation_and_the_epochs_end_follow_a_run_killed_before_them(
     assert calls.calls == ["validation", "epoch"]
     assert resumed.callback_metrics["val_loss"] == whole.callback_metrics["val_loss"]
     assert (resumed.current_epoch, resumed.global_step) == (1, BATCHES)
+
+
+@pytest.mark.parametrize(("place", "checked"), [("on_train_epoch_end", True), ("on_train_batch_end", False)])
+def test_the_sanity_check_runs_in_a_run_that_resumes_between_epochs_and_changes_nothing(tmp_path, place, checked):
+    """As Lightning's; what the checkpoint knows of the metrics is still there after it."""
+    seen = []
+
+    class Calls(Callback):
+        def on_sanity_check_start(self, trainer, pl_module):
+            seen.append(("check", dict(trainer.callback_metrics)))
+
+        def on_train_start(self, trainer, pl_module):
+            seen.append(("train", {name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+    class Save(Callback):
+        pass
+
+    def save(trainer, *_, **__):
+        if trainer.current_epoch == 1 and trainer.fit_loop.batches_done >= 2:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    setattr(Save, place, lambda self, trainer, *arguments: save(trainer))
+
+    def run(module, callback, ckpt_path=None):
+        trainer = Trainer(
+            callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, accelerator="cpu", max_epochs=EPOCHS,
+        )  # fmt: skip
+        torch.manual_seed(3)
+        loader = DataLoader(Rows(4 * BATCHES), batch_size=4)
+        trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    whole = run(Module(), Save())
+    assert torch.equal(run(Module(), Calls(), tmp_path / "saved.ckpt"), whole)
+    assert [name for name, _ in seen] == (["check", "train"] if checked else ["train"])
+    assert seen[0][1] == {} or not checked
+    assert "val_loss" in seen[-1][1]
