@@ -48,7 +48,7 @@ COLUMN = (
     ("distributed",),
     ("checkpoint_io",),
     ("sharded_io", "averaging", "precision"),
-    ("checkpoint_types",),
+    ("archives", "checkpoint_types"),
 )
 #: What stands beside it, from top to bottom: below `espnet`, and knowing nothing of the column.
 BESIDE = (
@@ -58,7 +58,7 @@ BESIDE = (
     ("schedulers",),
 )
 #: What everybody may use.
-GROUND = ("atomic_files", "distributed.rank", "distributed.samplers", "exceptions", "lazy_names", "version")
+GROUND = ("atomic_files", "bars", "distributed.rank", "distributed.samplers", "exceptions", "lazy_names", "version")
 #: The first lines of the column, which put both together.
 MEETING_POINT = ("__main__", "cli", "experiment", "run_folder", "espnet", "espnet_task")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import sys
@@ -11,57 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from espnet3_lite.bars import DRAW_EVERY, LINE_EVERY, LogLines, bar_for
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.exceptions import MisconfigurationException
-
-#: Seconds between two drawings of a bar, and between two lines in a log file.
-DRAW_EVERY = 0.1
-LINE_EVERY = 30.0
-
-
-class Tqdm(tqdm):
-    """A tqdm bar whose numbers keep their width, so that the line does not jump.
-
-    >>> Tqdm.format_num(0.5), Tqdm.format_num(3), Tqdm.format_num(1.5e-9)
-    ('0.500', '3', '1.5e-9')
-    """
-
-    @staticmethod
-    def format_num(n: float | int | str) -> str:
-        """A number with three significant digits, filled up to five characters."""
-        if isinstance(n, int):
-            return tqdm.format_num(n)
-        text = n if isinstance(n, str) else tqdm.format_num(n)
-        if "e" in text or not text.replace(".", "", 1).lstrip("-").isdigit():
-            return text
-        text = text if "." in text or len(text) >= 5 else text + "."
-        return text.ljust(5, "0")
-
-
-class LogLines(Tqdm):
-    """A tqdm bar for a log file: it never moves the cursor; `print_line` writes where it stands, as one line."""
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Nothing: there is no cursor to move."""
-        return True
-
-    def clear(self, nolock: bool = False) -> None:
-        """Nothing was drawn that could be cleared."""
-
-    def moveto(self, n: int) -> None:
-        """There is no other line to move to."""
-
-    def close(self) -> None:
-        """Forget the bar, writing nothing."""
-        self.leave = False
-        if not self.disable:
-            self.disable = True
-            self._decr_instances(self)
-
-    def print_line(self) -> None:
-        """Write one line."""
-        if not self.disable:
-            print(str(self), file=self.fp, flush=True)
 
 
 class _Bar:
@@ -169,7 +120,7 @@ class TQDMProgressBar(ProgressBar):
 
     def _make_bar(self, description: str, leave: bool, line: int = 0, **arguments: Any) -> tqdm:
         stream = sys.stderr
-        kind, bar_format = _bar_for(stream), self.BAR_FORMAT
+        kind, bar_format = bar_for(stream), self.BAR_FORMAT
         if kind is LogLines:
             bar_format = self.LINE_FORMAT
         return kind(
@@ -346,24 +297,3 @@ class TQDMProgressBar(ProgressBar):
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave it as it is."""
         self._finish(self.predict_progress_bar)
-
-
-def _bar_for(stream: Any) -> type[tqdm]:
-    """What suits the place: a widget or a drawn bar in a notebook, a drawn bar in a terminal, else lines for a log."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and "IPKernelApp" in shell.config:
-        if importlib.util.find_spec("ipywidgets") is None:
-            return Tqdm
-        from tqdm.notebook import tqdm as notebook_bar
-
-        return notebook_bar
-    return Tqdm if stream.isatty() and _has_width(stream) else LogLines
-
-
-def _has_width(stream: Any) -> bool:
-    """False for a terminal that says it has no columns (as under ``docker exec -t``), where a bar is cut to nothing."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns > 0
-    except OSError:  # it does not say
-        return True

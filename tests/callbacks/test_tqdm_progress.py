@@ -15,7 +15,6 @@ from tqdm import tqdm
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint, TQDMProgressBar
 from espnet3_lite.callbacks import tqdm_progress as module_under_test
-from espnet3_lite.callbacks.tqdm_progress import LogLines, Tqdm
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -259,35 +258,3 @@ def test_copies_hold_no_open_bar(terminal):
     Trainer(callbacks=bar, max_epochs=1, **QUIET).fit(Module(), loader(1))
     for again in (copy.deepcopy(bar), pickle.loads(pickle.dumps(TQDMProgressBar(4)))):
         assert again.refresh_rate == 4 and again.bars == {}
-
-
-def test_a_notebook_gets_bars_with_and_without_widgets(monkeypatch):
-    shell = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    stream = SimpleNamespace(isatty=lambda: False)
-    find = module_under_test.importlib.util.find_spec
-    for widgets, expected in ((None, "Tqdm"), (object(), "tqdm_notebook")):
-        monkeypatch.setattr(
-            module_under_test.importlib.util, "find_spec", lambda n, w=widgets: w if n == "ipywidgets" else find(n)
-        )
-        assert module_under_test._bar_for(stream).__name__ == expected
-    shell.config.clear()  # IPython in a terminal
-    assert module_under_test._bar_for(stream) is LogLines
-
-
-@pytest.mark.parametrize(("columns", "kind"), [(0, LogLines), (80, Tqdm)])
-def test_a_terminal_without_columns_gets_lines(columns, kind, monkeypatch):
-    stream = SimpleNamespace(isatty=lambda: True, fileno=lambda: 2)
-    monkeypatch.setattr(module_under_test.os, "get_terminal_size", lambda _: SimpleNamespace(columns=columns))
-    assert module_under_test._bar_for(stream) is kind
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.5, "0.500"), (3, "3"), (1.5e-9, "1.5e-9"), (12.0, "12.00"), (123456.0, "1.23e+5"), (-0.5, "-0.50"),
-        (100.0, "100.0"), ("0.1", "0.100"), ("12", "12.00"), ("ab", "ab"), (float("nan"), "nan"),
-    ],
-)  # fmt: skip
-def test_numbers_keep_their_width(value, text):
-    assert Tqdm.format_num(value) == text
