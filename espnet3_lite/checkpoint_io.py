@@ -13,14 +13,13 @@ import os
 import pickle
 import struct
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from espnet3_lite.archives import archive_damage
 from espnet3_lite.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
 from espnet3_lite.averaging import StateDict, average_state_dicts
 from espnet3_lite.checkpoint_types import harmless_globals, plain, settle
@@ -43,9 +42,6 @@ logger = logging.getLogger(__name__)
 AnyPath = TypeVar("AnyPath", str, Path)
 
 _WRAPPER_PREFIX = "model."
-
-#: The bit of a ZIP entry's external attributes that makes it a folder.
-_FOLDER_FLAG = 0x10
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
@@ -167,35 +163,13 @@ def _file_damage(path: Path) -> str | None:
         return f"{path}: is neither a file nor a folder"
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
-        if not start:
-            return f"{path}: is empty; its writer was stopped before it began"
-        if start != b"PK\x03\x04":
-            return f"{path}: not a checkpoint: it does not begin as an archive of torch.save does"
-        if not zipfile.is_zipfile(path):
-            return f"{path}: truncated: the archive's table of contents at its end is missing"
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-            if bad:
-                return f"{path}: damaged: the checksum (CRC) of {bad!r} is wrong"
-            # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
-            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER_FLAG]
-            if folders:
-                return f"{path}: damaged: {folders[0]!r} is marked as a folder"
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                return f"{path}: not a checkpoint: an archive without data.pkl"
-    # Which of these a damaged table of contents raises depends on the byte that was hit.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:
-        return f"{path}: damaged: {type(error).__name__}: {error}"
-    return None
+            if not file.read(1):
+                return f"{path}: is empty; its writer was stopped before it began"
+            file.seek(0)
+            reason = archive_damage(file)
+    except OSError as error:
+        reason = f"damaged: {type(error).__name__}: {error}"
+    return f"{path}: {reason}" if reason else None
 
 
 def _damage(path: str | Path) -> str | None:
@@ -208,7 +182,7 @@ def _damage(path: str | Path) -> str | None:
 
 
 def is_intact(path: str | Path) -> bool:
-    """True if a checkpoint is there and whole: a file by its checksums, a folder by its files' lengths."""
+    """True if a checkpoint, a file or a sharded folder, is there and whole by its checksums."""
     return _damage(path) is None
 
 

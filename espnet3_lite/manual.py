@@ -45,7 +45,8 @@ class ManualOptimizer:
         slot = trainer.slot_of(self.optimizer)
 
         def prepare() -> None:
-            trainer.strategy.average_gradients(slot.parameters)  # collective: all ranks run the same training_step
+            trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
+            slot.synchronized = False  # what comes next is this rank's own again
             if trainer.precision.scaler is not None:
                 trainer.precision.scaler.unscale_(self.optimizer)
             trainer.call("on_before_optimizer_step", self.optimizer)
@@ -137,5 +138,7 @@ def manual_backward(trainer: Any, loss: torch.Tensor, *args: Any, **kwargs: Any)
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
     loss.backward(*args, **kwargs)
+    for slot in trainer.slots.values():
+        slot.synchronized = False
     trainer.call("on_after_backward")
     trainer.metrics.hook = "training_step"

@@ -6,6 +6,7 @@ fed by the loop.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -194,10 +195,10 @@ class Metrics:
             What the loggers get: name to value, ``()``.
         """
         self._publish()
-        self.batch, loader = None, self.dataloader_idx
+        self.batch, self._batch_size, loader = None, None, self.dataloader_idx
         chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
-            _reduce_over_ranks(chosen, self.trainer.strategy)
+            _reduce_over_ranks(chosen, self.trainer)
             entries.update(chosen)  # another rank may have logged what this one did not
         logged = {}
         for entry in chosen.values():
@@ -312,26 +313,48 @@ class Metrics:
                 entry.weight = entry.weight + saved["weight"]
 
 
-def _reduce_over_ranks(entries: dict[tuple, LoggedValue], strategy: Any) -> None:
+def _reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Any) -> None:
     """Replace each entry's sum and weight by those over all ranks. All ranks reach this, at an epoch's end.
 
     The ranks may have logged different names (one had no batch, say): each tells what it has, and learns the others'.
+    A metric that computes its value itself exchanges it between the ranks then, and so must be there on all of them.
     """
-    mine = {
-        key: (float(entry.total), float(entry.weight), entry.arguments, entry.on_step)
-        for key, entry in entries.items()
-        if entry.on_epoch and entry.total is not None and not entry.rank_zero_only
-    }
+    strategy, module = trainer.strategy, trainer.lightning_module
+    mine = {}
+    for key, entry in entries.items():
+        if not entry.on_epoch or entry.rank_zero_only:
+            continue
+        if entry.metric is not None:
+            mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))
+        elif entry.total is not None:
+            mine[key] = (float(entry.total), float(entry.weight), entry.arguments, entry.on_step, None)
     parts = strategy.gather_objects(mine)  # collective: all ranks
     for key in dict.fromkeys(key for part in parts for key in part):
         found = [part[key] for part in parts if key in part]
-        if key not in entries:
-            hook, name, dataloader_idx = key
-            entries[key] = LoggedValue(name, hook, found[0][2], found[0][3], True, dataloader_idx)
-        entry = entries[key]
+        _, _, arguments, on_step, place = found[0]
+        hook, name, dataloader_idx = key
+        if place == "" and len(found) < len(parts):
+            raise MisconfigurationException(
+                f"`self.log({name!r}, ...)` was given a metric object in `{hook}` on {len(found)} of {len(parts)} "
+                f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
+            )
+        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, dataloader_idx)
+        entries[key] = entry  # in the order in which all ranks compute
+        if place is not None:
+            entry.metric = operator.attrgetter(place)(module) if entry.metric is None else entry.metric
+            continue
         combine = {"min": min, "max": max}.get(entry.reduce, sum)
         entry.total = torch.tensor(combine(total for total, *_ in found), dtype=torch.float64, device=strategy.device)
         entry.weight = sum(weight for _, weight, *_ in found)
+
+
+def place_of_metric(module: Any, metric: Any) -> str:
+    """Where in a module an object is found, such as ``"model.accuracy"``; ``""`` where it is not."""
+    for prefix, part in module.named_modules():
+        for name, value in (*vars(part).items(), *part.named_children()):
+            if value is metric:
+                return f"{prefix}.{name}" if prefix else name
+    return ""
 
 
 def batch_size_of(batch: Any) -> int:

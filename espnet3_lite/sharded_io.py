@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
+from espnet3_lite.archives import archive_damage
 from espnet3_lite.checkpoint_types import harmless_globals, settle
 from espnet3_lite.exceptions import CheckpointError
 
@@ -79,24 +80,37 @@ def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
     return metadata
 
 
-def damage(folder: str | Path) -> str | None:
-    """Say what is wrong with a sharded checkpoint, or None: every data file is there with its full length.
+def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """Say what is wrong with a sharded checkpoint, or None: all is there, and every checksum is right.
 
-    The files carry no checksums of the whole; each tensor's own archive is checked when it is read.
+    Each stored item is an archive of `torch.save`, which carries checksums (CRC) of its content; torch does not look at
+    them when it reads. Takes memory for the largest item.
+
+    Args:
+        folder: The sharded checkpoint.
+        rank: Of several processes that look through it together, this one reads each `world_size`-th item.
+        world_size: How many processes these are.
     """
     try:
         metadata = read_metadata(folder)
     except CheckpointError as error:
         return str(error)
-    ends: dict[str, int] = {}
+    items: dict[str, list[tuple[int, int]]] = {}
     for info in metadata.storage_data.values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in sorted(ends.items()):
-        path = Path(folder) / name
+        items.setdefault(info.relative_path, []).append((info.offset, info.length))
+    for name, places in sorted(items.items()):
+        path, end = Path(folder) / name, max(offset + length for offset, length in places)
         if not path.is_file():
             return f"{folder}: the data file {name} is missing"
         if path.stat().st_size < end:
             return f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes"
+    every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
+    for name, offset, length in every[rank::world_size]:
+        with open(Path(folder) / name, "rb") as file:
+            file.seek(offset)
+            reason = archive_damage(io.BytesIO(file.read(length)))
+        if reason:
+            return f"{folder}: the data file {name}, at byte {offset}: {reason}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Signals: the handler only sets a flag; the loop looks at it once a batch and ends the run in order."""
+"""Signals: in a fit the handler only sets a flag; the loop looks at it once a batch and ends the run in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 class SignalFlag:
     """Notes SIGTERM and SIGUSR1 (preemption) and SIGINT (Ctrl-C) while a run is on.
 
-    A second Ctrl-C raises `KeyboardInterrupt` at once. Handlers that were there before are put back by `uninstall`.
+    A second Ctrl-C raises `KeyboardInterrupt` at once. Outside a fit there is nothing to save, and the first signal of
+    any kind does. Handlers that were there before are put back by `uninstall`.
     """
 
     _WATCHED = ("SIGTERM", "SIGUSR1", "SIGINT")
@@ -20,10 +21,15 @@ class SignalFlag:
         #: The first signal that came, or None.
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
+        self._at_once, self._interrupted = False, False
 
-    def install(self) -> None:
-        """Watch, from now on. Only a main thread can; elsewhere signals stay as they are."""
-        self.received = None
+    def install(self, at_once: bool = False) -> None:
+        """Watch, from now on. Only a main thread can; elsewhere signals stay as they are.
+
+        Args:
+            at_once: The first signal already raises `KeyboardInterrupt`.
+        """
+        self.received, self._at_once, self._interrupted = None, at_once, False
         if threading.current_thread() is not threading.main_thread():
             return
         for name in self._WATCHED:
@@ -38,6 +44,9 @@ class SignalFlag:
         self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number)
+        name, first = signal.Signals(number), self.received is None
+        ctrl_c = name is signal.SIGINT
+        second_ctrl_c, self._interrupted = ctrl_c and self._interrupted, ctrl_c or self._interrupted
+        self.received = self.received or name
+        if second_ctrl_c or (first and self._at_once):
+            raise KeyboardInterrupt(name.name)

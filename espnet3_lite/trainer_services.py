@@ -18,11 +18,16 @@ from espnet3_lite.seed import collect_random_state, restore_random_state
 from espnet3_lite.states import RunningStage, TrainerFn
 
 _MISSING = object()
-#: Events in which a `StopTrainingError` waits until all have been told, and the run until the next batch.
+#: Events in which a `StopTrainingError` waits until all have been told, and the run until the next batch. With several
+#: ranks these are all events.
 _AFTER_THE_FACT = (
     "on_train_batch_end", "on_train_batch_end:monitoring", "on_validation_end", "on_train_epoch_end",
     "on_train_epoch_end:monitoring",
 )  # fmt: skip
+
+
+class ValidationBrokenOff(Exception):
+    """A signal ends a validation within a fit; never leaves `validate_within_fit`."""
 
 
 class TrainerServices:
@@ -34,18 +39,18 @@ class TrainerServices:
         if not listeners:
             return None
         self.metrics.hook = event.partition(":")[0]
-        response, remaining = None, iter(listeners)
-        try:
-            for listener in remaining:
+        response = None
+        for listener in listeners:
+            try:
                 response = listener(*args)
-        except StopTrainingError as error:
-            if event not in _AFTER_THE_FACT:
-                raise
-            self.stop_error = error
-            self.should_stop = self.should_stop or self.world_size > 1  # the vote tells the other ranks
-            rank_zero_info("`Trainer.fit` stopped: %s", error)
-            for listener in remaining:  # nobody misses what has happened: an epoch's checkpoint is saved
-                response = listener(*args)
+            except StopTrainingError as error:
+                # A rank alone must not leave what the others are in the middle of: it waits for the next vote.
+                if event not in _AFTER_THE_FACT and self.world_size == 1:
+                    raise
+                # Nobody misses what has happened: the others in the list are told, an epoch's checkpoint is saved.
+                self.stop_error, response = error, None
+                self.should_stop = self.should_stop or self.world_size > 1  # the vote tells the other ranks
+                rank_zero_info("`Trainer.%s` stopped: %s", self.state.fn, error)
         return response if event in self.module_hooks else None
 
     def prepare_hooks(self) -> None:
@@ -128,14 +133,29 @@ class TrainerServices:
         return count % self.val_check_batch == 0
 
     def validate_within_fit(self) -> None:
-        """A validation between two training batches."""
+        """A validation between two training batches. A signal breaks it off: the resumed run validates anew."""
         self.state.stage = RunningStage.VALIDATING
         self.random_before_validation = collect_random_state()
         loop = self.evaluation_loops["val"]
         loop.setup_if_due()
-        loop.run(end_of_epoch=self.fit_loop.is_last_batch)
-        self.validation_ran = True
+        try:
+            loop.run(end_of_epoch=self.fit_loop.is_last_batch)
+            self.validation_ran = True
+        except ValidationBrokenOff:
+            loop.abandon()
+            restore_random_state(self.random_before_validation)
+            self.stopped_by_signal = True
         self.state.stage = RunningStage.TRAINING
+
+    def heed_signal_in_validation(self) -> None:
+        """Between two batches of an evaluation.
+
+        Raises:
+            ValidationBrokenOff: a signal came within a fit's validation. Several ranks wait for the next vote.
+        """
+        if self.signals.received is not None and self.state.stage == RunningStage.VALIDATING:
+            if self.state.fn == TrainerFn.FITTING and self.world_size == 1:
+                raise ValidationBrokenOff
 
     @property
     def stops_now(self) -> bool:
@@ -146,7 +166,17 @@ class TrainerServices:
         return self.stopped_by_signal or (self.stop_error is not None and self.strategy.world_size == 1)
 
     def stop_by(self, error: StopTrainingError) -> None:
-        """A `StopTrainingError` came out of a batch or an evaluation, which is left as it is."""
+        """A `StopTrainingError` came out of a batch or an evaluation, which is left as it is.
+
+        Raises:
+            RuntimeError: there are several ranks, and no way out of the middle of a batch for one of them.
+        """
+        if self.world_size > 1:
+            raise RuntimeError(
+                f"StopTrainingError on rank {self.global_rank} outside a hook, where the other ranks wait for it "
+                f"({error}). With several processes raise it in a hook, such as `on_train_batch_end`, or set "
+                f"`trainer.should_stop = True`: then all ranks stop together"
+            ) from error
         self.stop_error = error
         rank_zero_info("`Trainer.%s` stopped: %s", self.state.fn, error)
         if self.state.stage != RunningStage.TRAINING:

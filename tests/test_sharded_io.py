@@ -132,12 +132,31 @@ def test_damage_is_named(tmp_path):
     assert "not a sharded checkpoint's metadata but a dict" in damage(folder)
 
 
-def test_data_of_the_right_length_but_overwritten_is_refused_on_reading(tmp_path):
+def test_data_of_the_right_length_but_overwritten_is_refused(tmp_path):
     folder = save_sharded({"state_dict": {"w": torch.ones(100)}}, tmp_path / "step1.ckpt")
     data = folder / "__0_0.distcp"
     data.write_bytes(bytes(data.stat().st_size))
-    with pytest.raises(CheckpointError, match="step1.ckpt: its shards cannot be read"):
+    with pytest.raises(CheckpointError, match="__0_0.distcp, at byte 0: not a checkpoint: it does not begin"):
         load_checkpoint(folder)
+
+
+def test_a_flipped_bit_in_a_tensor_is_found_by_its_checksum(tmp_path):
+    values = {"state_dict": {"v": torch.zeros(7), "w": torch.arange(100.0)}, "plain": ({"epoch": 2},)}
+    folder = save_sharded(values, tmp_path / "step1.ckpt")
+    data = folder / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[content.index(torch.arange(100.0).numpy().tobytes()) + 7] ^= 0x40
+    data.write_bytes(content)
+    offset = next(
+        info.offset for index, info in read_metadata(folder).storage_data.items() if index.fqn == "state_dict.w"
+    )
+    expected = f"{folder}: the data file __0_0.distcp, at byte {offset}: damaged: the checksum (CRC) of "
+    assert damage(folder).startswith(expected)
+    assert not is_intact(folder)
+    with pytest.raises(CheckpointError, match="the checksum"):
+        load_checkpoint(folder)
+    found = [damage(folder, rank, 3) for rank in range(3)]
+    assert sorted(map(bool, found)) == [False, False, True], "three processes share the work"
 
 
 def test_metadata_that_would_run_code_is_refused(tmp_path, monkeypatch):

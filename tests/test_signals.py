@@ -36,6 +36,24 @@ def test_a_second_interrupt_is_heeded_at_once(flag):
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_second_interrupt_is_heeded_at_once_whatever_came_before(flag):
+    flag.install()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert flag.received is signal.SIGTERM
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_where_nothing_is_to_be_saved_the_first_signal_is_heeded_at_once(flag, name):
+    flag.install(at_once=True)
+    with pytest.raises(KeyboardInterrupt, match=name):
+        signal.raise_signal(getattr(signal, name))
+    signal.raise_signal(signal.SIGTERM)  # what is being closed is not disturbed again
+    assert flag.received is getattr(signal, name)
+
+
 def test_the_second_sigterm_is_no_interrupt(flag):
     flag.install()
     signal.raise_signal(signal.SIGTERM)

@@ -42,6 +42,8 @@ class DDPStrategy(SeveralProcesses):
         self._step = _TrainingStep(module)
         self._parameters = list(module.parameters())
         self._wrap_anew()
+        for slot in trainer.slots.values():
+            slot.synchronized = trainer.automatic_optimization  # by hand: averaged when clipped, or stepped
         return self.training_step
 
     def _wrap_anew(self) -> None:

@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from espnet3_lite import checkpoint_io
+from espnet3_lite import checkpoint_io, sharded_io
 from espnet3_lite.distributed.processes import SeveralProcesses, buffers_put_back
 from espnet3_lite.distributed.sharded_saving import ShardedOptimizerState, ShardedSaver, read_checkpoint
 from espnet3_lite.distributed.strategy import training_step_of
 from espnet3_lite.distributed.vote import Verdict
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
 _STEPS = ("training_step", "validation_step", "test_step")
 
@@ -48,7 +48,8 @@ class FSDPStrategy(SeveralProcesses):
         Raises:
             MisconfigurationException: a parameter that cannot be sharded.
         """
-        self._saver = ShardedSaver(in_background=trainer.async_save)
+        self._saver = self._saver or ShardedSaver()
+        self._saver.in_background = trainer.async_save
         self._module = module
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             self.trainer, self.failed = trainer, False  # sharded by an earlier call, or by `configure_model`
@@ -74,8 +75,9 @@ class FSDPStrategy(SeveralProcesses):
         """What the loop calls as the training step.
 
         Raises:
-            MisconfigurationException: several optimizers.
+            MisconfigurationException: several optimizers, one that steps by closure, or steps by hand.
         """
+        _refuse_what_needs_whole_gradients(trainer)
         if len(trainer.slots) > 1:
             raise MisconfigurationException(
                 f"strategy='fsdp' trains one optimizer, this run has {len(trainer.slots)} "
@@ -118,12 +120,27 @@ class FSDPStrategy(SeveralProcesses):
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
+    def module_state_dict(self, module: torch.nn.Module) -> dict[str, Any]:
+        """The weights, of which each rank has its own parts.
+
+        Raises:
+            RuntimeError: an exception has ended the call on this rank, and the others may know nothing of it.
+        """
+        if self.failed:
+            raise RuntimeError(
+                "no sharded checkpoint can be saved after an exception (in `on_exception`, say): all ranks must write "
+                "their parts of it together, and the other ranks may still be training"
+            )
+        return super().module_state_dict(module)
+
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """A file as it is; of a sharded checkpoint each rank reads its own parts. Collective."""
         if not Path(path).is_dir():
             return checkpoint_io.load_checkpoint(path)
-        if not checkpoint_io.is_intact(path):
-            return checkpoint_io.load_checkpoint(path)  # which says what is wrong with it
+        # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
+        found = self.gather_objects(sharded_io.damage(path, self.rank, self.world_size))
+        if damage := next(filter(None, found), None):
+            raise CheckpointError(damage)
         return read_checkpoint(path, self._module)
 
     def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
@@ -163,10 +180,14 @@ class FSDPStrategy(SeveralProcesses):
         self._saver.when_saved(action)
 
     def teardown(self) -> None:
-        """See what is being written through to its end, unless another rank has gone."""
-        if self._saver is not None and not self.failed:
-            self._saver.finish()
-        self._saver = None
+        """See what is being written through to its end, unless another rank has gone. Later saves are waited for."""
+        if self._saver is None:
+            return
+        if self.failed:
+            self._saver = None
+            return
+        self._saver.finish()
+        self._saver.in_background = False
 
 
 def units(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -192,6 +213,19 @@ def units(module: torch.nn.Module) -> list[torch.nn.Module]:
         and all(used[id(parameter)] == 1 for parameter in item.parameters())
         and any(True for _ in item.parameters())
     ]
+
+
+def _refuse_what_needs_whole_gradients(trainer: Any) -> None:
+    if not trainer.automatic_optimization:
+        raise MisconfigurationException(
+            "strategy='fsdp' does not train with automatic_optimization=False: the steps that a module makes by hand "
+            "would not reach the sharded parameters. Use strategy='ddp'"
+        )
+    if any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in trainer.slots.values()):
+        raise MisconfigurationException(
+            "strategy='fsdp' does not train with LBFGS, which joins whole gradients into one vector. Use "
+            "strategy='ddp', or another optimizer"
+        )
 
 
 def _register(module: torch.nn.Module, name: str) -> None:

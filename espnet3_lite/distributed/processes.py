@@ -89,7 +89,7 @@ class SeveralProcesses(Strategy):
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""
-        if shared:
+        if shared or self.failed:
             return super().gather_gradients(own, shared)
         parts = [{}] * self.world_size if self.rank == 0 else None
         dist.gather_object({name: gradient.cpu() for name, gradient in own.items()}, parts)
@@ -132,16 +132,18 @@ class SeveralProcesses(Strategy):
         return self.sum_in_place(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def agreed_metric(self, name: str, value: Any) -> Any:
-        """The mean over the ranks; a value that is the same on all ranks already comes out as it is. Collective."""
-        values = [
-            float(found) for found in self.gather_objects(None if value is None else float(value)) if found is not None
-        ]
-        if value is None or len(set(values)) <= 1:
+        """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.
+
+        A value that is the same on all ranks comes out as it is.
+        """
+        mine = None if value is None else (float(value), getattr(value, "dtype", None))
+        found = [part for part in self.gather_objects(mine) if part is not None]
+        numbers = [number for number, _ in found]
+        if not numbers or (value is not None and len(set(numbers)) == 1):
             return value
-        mean = sum(values) / len(values)
-        return (
-            torch.as_tensor(mean, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else mean
-        )
+        mean = numbers[0] if len(set(numbers)) == 1 else sum(numbers) / len(numbers)
+        dtype = found[0][1]  # the same on all ranks, so that they compare the same bits
+        return mean if dtype is None else torch.tensor(mean, dtype=dtype, device=getattr(value, "device", None))
 
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""

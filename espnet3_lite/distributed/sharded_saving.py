@@ -25,14 +25,11 @@ from espnet3_lite.precision import map_tensors
 
 
 class ShardedSaver:
-    """Writes sharded checkpoints, one at a time.
+    """Writes sharded checkpoints, one at a time. Making one is a collective."""
 
-    Args:
-        in_background: `save` returns once the state is copied; what waits for it on disk is given to `when_saved`.
-    """
-
-    def __init__(self, in_background: bool):
-        self.in_background = in_background
+    def __init__(self) -> None:
+        #: `save` returns once the state is copied; what waits for it on disk is given to `when_saved`.
+        self.in_background = False
         # Of its own, and in main memory: what a background thread exchanges must not mix with the training's.
         self.group = dist.new_group(backend="gloo")  # collective: all ranks begin the call together
         self._under_way: Future | None = None

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from espnet3_lite.distributed.samplers import EpochSampler, ShareSampler
+from espnet3_lite.exceptions import MisconfigurationException
 
 _END = object()
 
@@ -197,8 +198,33 @@ def prepare_loader(loader: Any, strategy: Any, training: bool, deal_out: bool) -
         loader = DataLoader(loader, batch_size=None, collate_fn=_as_it_is)
     dealt_by_user = isinstance(getattr(loader, "sampler", None), DistributedSampler)
     if deal_out and is_map_style(loader) and not dealt_by_user:
+        check_same_epochs(loader, strategy)
         return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
     return OwnLoader(loader, strategy, training)
+
+
+def check_same_epochs(loader: DataLoader, strategy: Any) -> None:
+    """An epoch has an end, and is the same one on all ranks. Collective.
+
+    Raises:
+        MisconfigurationException: on all ranks.
+    """
+    items, step_size, split = how_dealt(loader)
+    kind = "samples" if split == "samples" else "batches"
+    each = strategy.gather_objects((length_of(items), step_size))  # collective: all ranks prepare it together
+    without_length = [rank for rank, (length, _) in enumerate(each) if length == math.inf]
+    if without_length:
+        raise MisconfigurationException(
+            f"a loader's {type(items).__name__} has no `__len__` (rank {without_length[0]}), and so an epoch of it "
+            f"cannot be dealt out to the ranks. Define `__len__`, or let each rank draw its own with "
+            f"Trainer(use_distributed_sampler=False)"
+        )
+    if len(set(each)) > 1:
+        found = "; ".join(f"rank {rank}: {length} {kind}, {size} a step" for rank, (length, size) in enumerate(each))
+        raise MisconfigurationException(
+            f"the ranks' loaders differ ({found}). Each rank must give the same loader, over all samples, which is "
+            f"then dealt out; where each rank has data of its own, set Trainer(use_distributed_sampler=False)"
+        )
 
 
 def is_map_style(loader: Any) -> bool:

@@ -73,6 +73,9 @@ class Strategy:
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace gradients by their means over the ranks."""
 
+    def share_gradients(self, closing: Iterable) -> None:
+        """Average what is about to be stepped and is still each rank's own."""
+
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's on rank zero, or one for all where they are `shared`."""
         return [{name: gradient.clone() for name, gradient in own.items()}]
@@ -100,7 +103,7 @@ class Strategy:
         return flag
 
     def agreed_metric(self, name: str, value: Any) -> Any:
-        """One number for a decision, equal on all ranks: the mean of a value that each rank has its own of."""
+        """One number for a decision, equal on all ranks: the mean of those that have one; None where nobody has."""
         return value
 
     def barrier(self) -> None:
