@@ -23,6 +23,7 @@ from espnet3_lite.data.collate import CommonCollateFn
 from espnet3_lite.data.collect_stats import collect_stats
 from espnet3_lite.data.dataset import CombinedDataset
 from espnet3_lite.data.loader import DataLoaderBuilder
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.lightning_format import RUNTIME_STATE
 from espnet3_lite.module import LiteModule
@@ -192,11 +193,21 @@ class ESPnetModule(LiteModule):
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Any:
-        """The loader of the configuration's ``dataloader.train``."""
+        """The loader of the configuration's ``dataloader.train``.
+
+        Raises:
+            MisconfigurationException: there is nothing to train on.
+        """
+        if hasattr(self.train_dataset, "__len__") and not len(self.train_dataset):
+            raise MisconfigurationException("dataset.train holds no samples: there is nothing to train on")
         return self._loader(self.train_dataset, "train")
 
     def val_dataloader(self) -> Any:
         """The loader of ``dataloader.valid``."""
+        if hasattr(self.valid_dataset, "__len__") and not len(self.valid_dataset):
+            rank_zero_warn(
+                "dataset.valid holds no samples: nothing is validated, and no best checkpoints are kept or averaged"
+            )
         return self._loader(self.valid_dataset, "valid")
 
     def _loader(self, dataset: Any, mode: str) -> Any:

@@ -5,6 +5,7 @@ Lightning counts how often a thing was ready, started, processed and completed; 
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -120,7 +121,21 @@ def restore_optimizers(trainer: Any, checkpoint: dict[str, Any]) -> None:
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
+        configured = _numbers_of(config.scheduler)
         config.scheduler.load_state_dict(state)
+        restored = _numbers_of(config.scheduler)
+        for name, value in configured.items():
+            if restored.get(name, value) != value:
+                rank_zero_warn(
+                    f"{type(config.scheduler).__name__} goes on with the checkpoint's {name}={restored[name]}; "
+                    f"{name}={value}, as configured, would take a new run"
+                )
+
+
+def _numbers_of(scheduler: Any) -> dict[str, int | float]:
+    """What a scheduler's constructor was given, as far as its state tells: not what it counts."""
+    given = inspect.signature(type(scheduler)).parameters.keys() - {"last_epoch"}
+    return {name: v for name, v in scheduler.state_dict().items() if name in given and isinstance(v, (int, float))}
 
 
 def restore_loops(trainer: Any, checkpoint: dict[str, Any]) -> None:

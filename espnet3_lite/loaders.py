@@ -89,6 +89,14 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
     return count
 
 
+def _size_of(loader: Any) -> str:
+    """Why it may be empty: what it says of itself."""
+    dataset = getattr(loader, "dataset", None)
+    known = {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
+    known.update({name: getattr(loader, name) for name in ("batch_size", "drop_last") if hasattr(loader, name)})
+    return ", ".join([type(loader).__name__, *(f"{name}={value}" for name, value in known.items())])
+
+
 class TrainData:
     """The training loader over a whole run: its length, its epochs, its position.
 
@@ -127,6 +135,8 @@ class TrainData:
             loader = without_shuffling(loader)
         self.loader = trainer.strategy.prepare_loader(loader, training=True)
         self.num_batches = limited(length_of(self.loader), trainer.limit_train_batches, "limit_train_batches")
+        if self.num_batches == 0:
+            rank_zero_warn(f"the training loader gives no batches, so that nothing is trained: {_size_of(loader)}")
         self._loaded_in_epoch = trainer.current_epoch
 
     def reload_if_due(self) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from espnet3_lite import lightning_format, scheduling
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
@@ -127,7 +127,11 @@ def _pending_gradients(trainer: Any, slot: Any) -> list[dict[str, torch.Tensor]]
 
 
 def restore_module(trainer: Any, checkpoint: dict[str, Any], fitting: bool) -> None:
-    """Hooks and states of module, data, loggers and callbacks, then the weights, which all of them may have changed."""
+    """Hooks and states of module, data, loggers and callbacks, then the weights, which all of them may have changed.
+
+    Raises:
+        CheckpointError: the weights are another model's.
+    """
     module = trainer.lightning_module
     module.on_load_checkpoint(checkpoint)
     if trainer.datamodule is not None:
@@ -137,7 +141,14 @@ def restore_module(trainer: Any, checkpoint: dict[str, Any], fitting: bool) -> N
     if fitting:
         restore_loggers(trainer, checkpoint)
         restore_callbacks(trainer, checkpoint)
-    trainer.strategy.load_module_state_dict(module, checkpoint["state_dict"], strict=module.strict_loading)
+    try:
+        trainer.strategy.load_module_state_dict(module, checkpoint["state_dict"], strict=module.strict_loading)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{trainer.ckpt_path}: its weights do not fit this run's {type(module).__name__}: {error}\nGo on with the "
+            f"configuration that wrote it, or begin a new run in another folder (the command's --fresh puts this one "
+            f"aside)"
+        ) from error
 
 
 def restore_callbacks(trainer: Any, checkpoint: dict[str, Any]) -> None:

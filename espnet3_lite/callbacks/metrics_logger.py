@@ -26,7 +26,8 @@ class MetricsLogger(Callback):
 
     ``20epoch:train:4201-4400batch: iter_time=6.2e-05, ..., loss=46.669, optim0_lr0=0.001`` after each
     `log_every_n_steps` batches; at each epoch's end ``epoch_summary:20epoch:train: ...`` and after each validation
-    ``epoch_summary:20epoch:valid: valid_time=1.42, acc=0.91``. Epochs and batches count from 1.
+    ``epoch_summary:20epoch:valid: valid_time=1.42, acc=0.91`` (outside a fit ``summary:valid: ...``). Epochs and
+    batches count from 1.
 
     A training value is the mean over the batches in which it was logged, with this rank's values; ``optim<i>_lr<j>``
     is the mean of the learning rate after each batch. A validation value is the epoch's mean over all ranks. ``train/``
@@ -148,8 +149,11 @@ class MetricsLogger(Callback):
         values = {"valid_time": time.perf_counter() - self._validation_started}
         for name, value in self._logged_anew(trainer).items():
             values[name.removeprefix("valid/")] = float(value)
-        if not trainer.sanity_checking:
-            self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:valid", values)
+        if trainer.sanity_checking:
+            return
+        # Weights that are validated on their own may be an average: of no epoch.
+        epoch = f"epoch_summary:{trainer.current_epoch + 1}epoch" if trainer.state.fn == "fit" else "summary"
+        self._write(trainer, f"{epoch}:valid", values)
 
     def _write(self, trainer: Any, place: str, values: dict[str, float]) -> None:
         if trainer.is_global_zero and values:
