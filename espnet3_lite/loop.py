@@ -208,6 +208,8 @@ class FitLoop:
                 call("on_train_batch_end", outputs, batch, batch_idx)
             if several and trainer.train_data.replaying:
                 metrics.discard_batch()  # what was logged for another rank's data, or a second time
+            if stepped and trainer.lr_scheduler_configs:
+                scheduling.step_waiting(trainer)
             if self.uncounted and trainer.loggers and trainer.should_log_step:
                 trainer.log_metrics(metrics.step_values())
             if saves:  # when nothing is left to do for this batch that a resumed run would not do
@@ -215,7 +217,8 @@ class FitLoop:
             self.validated = not trainer.validates
             if trainer.validates:
                 self.validate_if_due(batch_idx)
-            self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
+            if not trainer.stopped_by_signal:  # else the resumed run validates, before this batch is counted
+                self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
             wanted = trainer.should_stop or trainer.stopped_by_signal or trainer.stop_error
             if self.is_last_batch or self.global_step >= max_steps or (wanted and self.stops_within_epoch()):
                 break
@@ -235,9 +238,12 @@ class FitLoop:
         self.epoch_begun = True
         self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
         trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
+        if resumed:
+            scheduling.step_waiting(trainer)  # where the batch's hooks had not all logged
         if resumed and self.batches_done and not self.validated:
             self.validate_if_due(self.batches_done - 1)
-        self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
+        if not trainer.stopped_by_signal:
+            self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
         over = (resumed and self.is_last_batch) or self.global_step >= self.max_steps or self.stops_within_epoch()
         return () if over else batches
 
@@ -333,4 +339,4 @@ class FitLoop:
                 trainer.lightning_module.on_validation_model_zero_grad()
             trainer.validate_within_fit()
             trainer.agree_to_stop(trainer.strategy.any(trainer.should_stop))  # collective: all ranks have validated
-        self.validated = True
+        self.validated = not trainer.stopped_by_signal  # which broke this validation off

@@ -10,23 +10,28 @@ from espnet3_lite.optimization import LRSchedulerConfig, OptimizerSlot
 
 
 def step_after_update(trainer: Any, stepped: list[OptimizerSlot], batch_idx: int) -> None:
-    """`interval: step` schedulers of the optimizers just updated; monitored ones may wait for a value."""
+    """`interval: step` schedulers of the optimizers just updated; monitored ones wait until the batch has logged."""
     for config in trainer.lr_scheduler_configs:
         if config.interval == "step" and config.slot in stepped:
             # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
             count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
             due = count % config.frequency == 0
             if config.monitor is not None:
-                config.waits = due and not step_monitored(trainer, config)
+                config.waits = due
             elif due:
                 _step(trainer, config, None)
 
 
-def step_after_validation(trainer: Any, end_of_epoch: bool) -> None:
-    """Monitored schedulers, before a checkpoint of this validation is written: those that wait, those of the epoch."""
+def step_waiting(trainer: Any) -> None:
+    """Monitored `interval: step` schedulers that are due, if their metric was logged anew; else they wait on."""
     for config in trainer.lr_scheduler_configs:
         if config.waits:
             config.waits = not step_monitored(trainer, config)
+
+
+def step_after_validation(trainer: Any, end_of_epoch: bool) -> None:
+    """Monitored schedulers, before a checkpoint of this validation is written: those that wait, those of the epoch."""
+    step_waiting(trainer)
     if end_of_epoch:
         step_epoch_monitored(trainer)
 
@@ -46,14 +51,17 @@ def step_epoch_monitored(trainer: Any) -> None:
 
 
 def step_monitored(trainer: Any, config: LRSchedulerConfig) -> bool:
-    """Step by the metric if it was logged anew since the last step. False where it was not."""
-    metrics = trainer.metrics
-    value = metrics.callback.get(config.monitor)
-    version = metrics.versions.get(config.monitor, 0)
-    if version <= config.seen_version:
+    """Step by the metric if it was logged anew (on any rank) since the last step. False where it was not."""
+    metrics, strategy, monitor = trainer.metrics, trainer.strategy, config.monitor
+    value = metrics.callback.get(monitor)
+    version = metrics.versions.get(monitor, 0)
+    # Collective: also a rank that has logged nothing itself steps, by the mean of the others.
+    value = strategy.agreed_metric(monitor, value if version > config.seen_version else None)
+    if value is None:
         return False
-    config.seen_version = version
-    _step(trainer, config, trainer.strategy.agreed_metric(config.monitor, value))
+    # Collective: the same on all ranks, so that rank zero's, which a checkpoint holds, is everybody's.
+    config.seen_version = metrics.versions[monitor] = max(strategy.gather_objects(version))
+    _step(trainer, config, value)
     return True
 
 
@@ -65,7 +73,9 @@ def require_monitored(trainer: Any) -> None:
     """
     available = trainer.metrics.callback
     for config in trainer.lr_scheduler_configs:
-        if config.monitor is None or config.monitor in available or config.seen_version:
+        if config.monitor is None:
+            continue
+        if trainer.strategy.any(config.monitor in available or config.seen_version > 0):  # collective: all ranks
             continue
         name = "" if config.slot is None or config.slot.name is None else f"schedulers.{config.slot.name}: "
         message = (

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, Trainer
 
 EPOCHS = 8
 
@@ -46,3 +46,50 @@ def test_a_plateau_ends_at_the_same_epoch_in_a_run_that_was_cut(tmp_path, every,
     for cut in range(1, EPOCHS):
         rate_after(cut, tmp_path, every)
         assert rate_after(EPOCHS, tmp_path, every, resume=True) == expected, f"cut after epoch {cut}"
+
+
+class LoggedLate(LiteModule):
+    """Its metric is logged when the batch is over."""
+
+    VALUES = (0.5, 0.4, 0.9, 0.3, 0.2, 0.1)
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rates = nn.Linear(1, 1), []
+
+    def training_step(self, batch, batch_idx):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return self.layer(batch).square().mean()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.log("metric", self.VALUES[batch_idx])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        settings = {"scheduler": plateau, "monitor": "metric", "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+
+@pytest.mark.parametrize("cut", [None, 0, 1, 2, 3])
+def test_a_step_plateau_steps_by_what_the_batch_logged_last(tmp_path, cut):
+    """As Lightning's does: the third value, 0.9, lowers the rate of the fourth batch. Also where a run is cut there."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # before the module's own hook
+            if batch_idx == cut:
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+    def run(ckpt_path=None):
+        module = LoggedLate()
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, callbacks=[Save()], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(torch.ones(6, 1)), ckpt_path=ckpt_path)
+        return module.rates
+
+    rates = run()
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+    if cut not in (None, 2):  # what batch 2 logs after that save is lost, and with it the step
+        assert run(tmp_path / "cut.ckpt") == rates[cut + 1 :]
