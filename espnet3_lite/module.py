@@ -193,7 +193,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> torch.Tensor | None:
-        """Clip the gradients of `optimizer`'s parameters.
+        """Clip the gradients of `optimizer`'s parameters. With several ranks they are averaged before.
 
         Args:
             optimizer: Whose parameters.
@@ -203,6 +203,9 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         Returns:
             The total norm before clipping, ``()`` float; None for ``value``.
         """
+        if not self.automatic_optimization and self._trainer is not None and self._trainer.world_size > 1:
+            # Collective: all ranks run the same training_step.
+            self._trainer.strategy.share_gradients([self._trainer.slot_of(optimizer)])
         return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

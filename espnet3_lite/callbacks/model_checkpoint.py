@@ -272,8 +272,13 @@ class ModelCheckpoint(CheckpointRanking):
         self._saves_for_resuming = False
 
     def _candidates(self, trainer: Trainer) -> dict[str, Any]:
-        """What a name or a decision may be made of: the callback metrics, `epoch` and `step`."""
+        """What a name or a decision may be made of: the callback metrics, `epoch` and `step`. All ranks call it."""
         candidates = dict(trainer.callback_metrics)
+        if self.monitor is not None:
+            # Collective: all ranks decide by the same number, also one that has logged none itself.
+            current = trainer.strategy.agreed_metric(self.monitor, candidates.get(self.monitor))
+            if current is not None:
+                candidates[self.monitor] = current
         for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
             candidates[name] = torch.tensor(int(candidates.get(name, count)))
         return candidates
@@ -313,9 +318,7 @@ class ModelCheckpoint(CheckpointRanking):
         self._older = self._older[surplus:]
 
     def _save_if_best(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
-        # Collective where each rank has a value of its own: all ranks decide by the same number.
-        current = trainer.strategy.agreed_metric(self.monitor, candidates[self.monitor])
-        current = torch.as_tensor(current).detach().cpu()
+        current = torch.as_tensor(candidates[self.monitor]).detach().cpu()
         where = f"Epoch {int(candidates['epoch'])}, global step {int(candidates['step'])}: {self.monitor!r}"
         if not self.check_monitor_top_k(trainer, current):
             if self.verbose:
