@@ -62,9 +62,10 @@ class TrainerServices:
         }
 
     def call_callbacks(self, event: str, *args: Any) -> None:
-        """Call a hook of the callbacks alone."""
-        self.metrics.hook = event
+        """Call a hook of the callbacks alone, perhaps within another hook (which saves a checkpoint), and logs on."""
+        outer, self.metrics.hook = self.metrics.hook, event
         self.callback_handler.call_event(event, self, self.lightning_module, *args)
+        self.metrics.hook = outer
 
     def is_overridden(self, method: str, owner: Any) -> bool:
         """True where a module or data module really defines a method (None on an instance counts as not defined)."""
