@@ -47,7 +47,7 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
 
     def prepare() -> None:
         nonlocal prepared, finite
-        prepared, finite = True, loop.prepare_step(slot, batch_idx) and finite
+        prepared, finite = True, loop.prepare_step(slot) and finite
 
     trainer.metrics.hook = "optimizer_step"
     module.optimizer_step(loop.epoch, batch_idx, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)

@@ -179,7 +179,7 @@ class FitLoop:
                     loss = losses[0][0] if losses else None
                     finite = step_with_closure(self, slot, loss, verdict, batch, batch_idx)
                 else:
-                    finite = self.prepare_step(slot, batch_idx)
+                    finite = self.prepare_step(slot)
                     if scaler is not None and slot.pending:
                         scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
                     elif finite:
@@ -301,7 +301,7 @@ class FitLoop:
         if trainer.hooks["on_after_backward"]:
             call("on_after_backward")
 
-    def prepare_step(self, slot: OptimizerSlot, batch_idx: int) -> bool:
+    def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
         if trainer.precision.scaler is not None and slot.pending:
