@@ -86,6 +86,8 @@ def _clip(name: str, value: Any) -> str:
 def _strategy(name: str, value: Any) -> str:
     if isinstance(value, str) and "deepspeed" in value.lower():
         return f"{name}={value!r} is not supported; use strategy='fsdp' (torch's FSDP2) for sharded training"
+    if value == "ddp_find_unused_parameters_false":
+        return f"{name}={value!r} is not supported; use 'ddp', which looks for no unused parameters"
     return _one_of(*STRATEGIES)(name, value)
 
 
@@ -147,7 +149,12 @@ def parse_duration(value: Any) -> timedelta | None:
     if value is None or isinstance(value, timedelta):
         return value
     if isinstance(value, dict):
-        return timedelta(**value)
+        try:
+            return timedelta(**value)
+        except TypeError as error:
+            raise MisconfigurationException(
+                f"{value!r} is not a duration ({error}); give numbers of days, hours, minutes or seconds"
+            ) from error
     parts = str(value).strip().split(":")
     if isinstance(value, str) and len(parts) == 4 and all(part.isdigit() for part in parts):
         days, hours, minutes, seconds = map(int, parts)

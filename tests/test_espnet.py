@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -100,6 +101,61 @@ def test_the_weight_is_the_models_own(tmp_path):
     model = Model(lambda loss, stats, weight: (loss, stats, torch.tensor(1.0)))
     trainer = train(ESPnetModule(model, {"optimizer": {**SGD, "lr": 0.0}}), tmp_path)
     assert trainer.trainer.callback_metrics["valid/loss"] == 3.75  # (1.5 + 6) / 2
+
+
+@pytest.mark.parametrize("form", [float, lambda w: np.float32(w), lambda w: np.array([w]), lambda w: w.reshape(1)])
+def test_a_weight_and_a_value_may_be_any_one_number(form, tmp_path):
+    one = torch.tensor(1.0)
+    model = Model(lambda loss, stats, weight: (loss, {"loss": form(stats["loss"])}, form(one)))
+    trainer = train(ESPnetModule(model, {"optimizer": {**SGD, "lr": 0.0}}), tmp_path)
+    assert trainer.trainer.callback_metrics["valid/loss"] == 3.75
+
+
+@pytest.mark.parametrize("weight", ["2", torch.ones(2), np.ones(2), [1]])
+def test_a_weight_that_is_no_number(weight, tmp_path):
+    model = Model(lambda loss, stats, _: (loss, stats, weight))
+    with pytest.raises(MisconfigurationException, match="the weight must be a number, a tensor with one element or No"):
+        train(ESPnetModule(model, {"optimizer": SGD}), tmp_path)
+
+
+@pytest.mark.parametrize("value", ["high", torch.ones(2), np.ones(2), [1.0]])
+def test_a_value_that_is_no_number_is_named(value, tmp_path):
+    model = Model(lambda loss, stats, weight: (loss, {"acc": value}, weight))
+    with pytest.raises(ValueError, match="valid/acc"):
+        train(ESPnetModule(model, {"optimizer": SGD}), tmp_path, num_sanity_val_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"), [(float("nan"), "nan"), (torch.tensor(float("inf")), "inf"), (-2.0, "-2.0"), (-1, "-1.0")]
+)
+def test_a_weight_that_is_not_sound_skips_the_batch_and_says_so(bad, shown, tmp_path):
+    """As under torchrun, where it would spoil the mean over the ranks; in validation it would spoil the mean."""
+    model = Model(lambda loss, stats, weight: (loss, stats, bad if float(stats["loss"]) == 1.5 else weight))
+    module = ESPnetModule(model, {"optimizer": {**SGD, "lr": 0.0}})
+    with pytest.warns(UserWarning) as caught:
+        trainer = train(module, tmp_path)
+    said = [str(warning.message) for warning in caught]
+    assert any(f"the weight is {shown}" in text and "batch 0" in text for text in said)
+    assert any("batches 0 have a loss or weight that is not finite, or a negative weight" in text for text in said)
+    assert trainer.trainer.global_step == 1
+    assert trainer.trainer.callback_metrics["train/loss"] == 3.5
+    assert trainer.trainer.callback_metrics["valid/loss"] == 6.0  # the second batch's alone
+
+
+@pytest.mark.parametrize(
+    ("batch", "given"),
+    [
+        ({"x": torch.ones(2, 1), "y": 1}, r"got dict with keys \['x', 'y'\]; is dataloader.collate_fn set"),
+        ([torch.ones(2, 1)], "got list of length 1; is"),
+        ((torch.ones(2, 1), torch.ones(2)), "got tuple of length 2; is"),
+        (None, "got NoneType; is"),
+        (torch.ones(2, 1), "got Tensor; is"),
+    ],
+)
+def test_what_is_no_batch(batch, given, tmp_path):
+    trainer = ESPnetTrainer(ESPnetModule(Model(), {"optimizer": SGD}), tmp_path, {"max_epochs": 1, **QUIET})
+    with pytest.raises(MisconfigurationException, match=rf"a batch must be \(uids, {{name: tensor}}\), {given}"):
+        trainer.fit([batch])
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,7 @@ class ConfigList(_View, MutableSequence):
         del self._node[index]
 
     def insert(self, index: int, value: Any) -> None:
+        """Put a value in front of the one at a position, as a list does."""
         self._node.insert(index, _raw(value))
 
     def __eq__(self, other: object) -> bool:

@@ -29,8 +29,8 @@ def read_with_defaults(path: Path, including: tuple[Path, ...] = ()) -> Iterator
 
     Raises:
         FileNotFoundError: A file that is not there.
-        MisconfigurationException: Broken YAML, a ``defaults`` entry of another kind, files that include each
-            other.
+        MisconfigurationException: A file that is not UTF-8, broken YAML, a ``defaults`` entry of another kind, files
+            that include each other.
     """
     if not path.is_file():
         beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
@@ -38,7 +38,13 @@ def read_with_defaults(path: Path, including: tuple[Path, ...] = ()) -> Iterator
     if path.resolve() in including:
         raise MisconfigurationException(f"{path}: its defaults lead back to itself")
     including = (*including, path.resolve())
-    tree, locations = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(
+            f"{path} is not text in UTF-8 ({error}); is it a configuration, and saved as UTF-8?"
+        ) from error
+    tree, locations = read_yaml(text, str(path))
     folder = path.parent.resolve()
     tree = _rewrite(tree, lambda text: _RELATIVE_PATH.sub(lambda match: _absolute(match, folder), text))
     entries = tree.pop("defaults") if isinstance(tree.get("defaults"), list) else []

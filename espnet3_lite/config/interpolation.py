@@ -16,6 +16,7 @@ Here: the grammar, the search for a key, the resolvers (`RESOLVERS`: OmegaConf's
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,7 +286,7 @@ class _Reader:
 
 def _parse(position: Position, text: str) -> Any:
     try:
-        return parse_value(text)
+        return parse_value(text, in_interpolation=True)
     except MisconfigurationException as error:
         raise position.error(str(error)) from None
 
@@ -310,7 +311,26 @@ def _environment(position: Position, variable, default=...):
 
 
 def _decode(position: Position, text):
-    return _parse(position, text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    # As an unquoted argument is read: "yes" and "0x10" stay text, as in OmegaConf.
+    return _parse(position, text) if text.startswith(("'", '"')) else _primitive(position, text)
+
+
+def _create(position: Position, value):
+    return plain_value(position.tree, value.path, position.chain) if isinstance(value, Reference) else value
+
+
+def _deprecated(position: Position, key, message="'$OLD_KEY' is deprecated; use '$NEW_KEY'"):
+    text = message.replace("$OLD_KEY", format_path(position.path)).replace("$NEW_KEY", str(key))
+    warnings.warn(text, UserWarning, stacklevel=2)
+    split = split_reference(str(key))
+    if split is None:
+        raise position.error(f"oc.deprecated: {key!r} is not a key")
+    try:
+        return _look_up(position, *split)
+    except _KeyNotFound as error:
+        raise position.error(f"oc.deprecated {error}") from None
 
 
 def _select(position: Position, key, default=None):
@@ -357,6 +377,8 @@ RESOLVERS: dict[str, Callable] = {
     "oc.env": _environment,
     "oc.decode": _decode,
     "oc.select": _select,
+    "oc.create": _create,
+    "oc.deprecated": _deprecated,
     "oc.dict.keys": _dict_keys,
     "oc.dict.values": _dict_values,
     "load_line": _lines_of_file,

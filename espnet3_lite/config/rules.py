@@ -218,7 +218,7 @@ def targets(report: Any, module: Any) -> None:
             ):  # a strategy that is no name is refused by its kind
                 continue
             name = node["_target_"]
-            if not isinstance(name, str):
+            if callable(name):
                 continue  # a class or function itself, from a configuration made in Python
             try:
                 target = find_target(name)

@@ -219,12 +219,20 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
         return target(*args, **kwargs)
     except Exception as error:
         where = f"{format_path(path)}: " if path else ""
-        given = ", ".join([*(type(value).__name__ for value in args), *(f"{key}=" for key in kwargs)])
+        given = ", ".join(
+            [*(type(value).__name__ for value in args), *(f"{key}={_shown(value)}" for key, value in kwargs.items())]
+        )
         hint = "".join(
             f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
             for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
         )
         raise InstantiationError(f"{where}{name}({given}) raised {type(error).__name__}: {error}{hint}") from error
+
+
+def _shown(value: Any) -> str:
+    """A short value as it is, anything longer by its type."""
+    short = value is None or isinstance(value, bool | int | float | str) and len(repr(value)) <= 40
+    return repr(value) if short else f"<{type(value).__name__}>"
 
 
 def parameter_names(target: Callable) -> list[str]:

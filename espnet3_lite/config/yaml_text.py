@@ -47,6 +47,27 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _numbers_and_words()
 
 
+for _name in ("timestamp", "set"):  # a date or a set is no value of a configuration, in OmegaConf as here
+    _Loader.add_constructor(f"{_TAG}{_name}", yaml.SafeLoader.construct_undefined)
+
+
+class _ElementLoader(_Loader):
+    """Reads lists and mappings inside of ``${...}``, where OmegaConf's own grammar rules: "yes" and "0x10" are text."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+for _name, _pattern in (
+    ("null", "null|~|"),
+    ("bool", "true|false"),
+    ("int", r"[-+]?(?:0|[1-9](?:_?[0-9])*)"),
+    ("float", _FLOAT.pattern.strip("^$") + r"|[-+]?inf|[-+]?nan"),
+):
+    _ElementLoader.add_implicit_resolver(
+        f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$", re.VERBOSE | re.IGNORECASE), None
+    )
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the strings that `_Loader` would read as something else."""
 
@@ -88,7 +109,10 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
     >>> read_yaml("lr: 1e-3", "training.yaml")
     ({'lr': 0.001}, {('lr',): 'training.yaml, line 1'})
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        raise MisconfigurationException(f"{name}: {error}") from error
     try:
         node = loader.get_single_node()
         positions: dict[KeyPath, str] = {}
@@ -148,8 +172,8 @@ def _key_of(node: yaml.Node) -> Any:
     return parse_value(node.value)
 
 
-def parse_value(text: str) -> Any:
-    """One value as YAML reads it, for the right-hand side of an override.
+def parse_value(text: str, in_interpolation: bool = False) -> Any:
+    """One value as YAML reads it, for the right-hand side of an override; or a list or mapping inside of ``${...}``.
 
     >>> parse_value("1e-3"), parse_value("[a, 2]"), parse_value("null"), parse_value("12:00:00")
     (0.001, ['a', 2], None, '12:00:00')
@@ -158,7 +182,7 @@ def parse_value(text: str) -> Any:
         MisconfigurationException: The text is no YAML value, or a mapping without a space after its colon.
     """
     try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
+        value = yaml.load(text, _ElementLoader if in_interpolation else _Loader)  # both are SafeLoaders
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
         raise MisconfigurationException(f"{text!r} is no YAML value: {problem}; quote it if it is text") from error

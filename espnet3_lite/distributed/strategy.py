@@ -6,14 +6,13 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from espnet3_lite import checkpoint_io
-from espnet3_lite.distributed.vote import GO_ON, Verdict, vote_alone
+from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, vote_alone
 from espnet3_lite.precision import map_tensors
 
 
@@ -61,12 +60,10 @@ class Strategy:
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def vote(self, trainer: Any, steps: list, is_last: bool) -> Verdict:
-        """What all ranks do with this batch. One process: is every loss finite, did a signal arrive?"""
+        """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
         if trainer.signals.received is None and not trainer.detect_anomaly:
-            for loss, _ in steps:
-                if loss is not None and not math.isfinite(loss.item()):  # a CPU-GPU sync point, the step's only one
-                    break
-            else:
+            weight = getattr(trainer.lightning_module, "batch_weight", None)
+            if all_sound([loss for loss, _ in steps if loss is not None], weight):
                 return GO_ON
         return vote_alone(trainer, steps)
 

@@ -44,11 +44,30 @@ class Verdict(NamedTuple):
 GO_ON = Verdict()
 
 
+def is_sound(weight: float) -> bool:
+    """Whether a batch's weight can stand in a mean: a finite number of at least 0."""
+    return 0.0 <= weight < math.inf
+
+
+def all_sound(losses: Sequence[torch.Tensor], weight: Any) -> bool:
+    """Whether every loss is finite and the weight sound, by one read from the device: a CPU-GPU sync point."""
+    if isinstance(weight, torch.Tensor) and losses:
+        together = torch.stack([number.detach().to(losses[0].device, torch.float32) for number in (*losses, weight)])
+        *found, weight = together.tolist()
+    else:
+        found = [loss.item() for loss in losses]
+    return all(map(math.isfinite, found)) and (weight is None or is_sound(weight))
+
+
 def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
-    """One process's verdict where there is something to say: a loss is not finite, or a signal arrived."""
-    signal = trainer.signals.received is not None
-    bad = not trainer.detect_anomaly and any(loss is not None and not math.isfinite(loss.item()) for loss, _ in steps)
-    return Verdict(skip=bad, reason=describe_bad_losses(trainer, steps) if bad else "", signal=signal)
+    """One process's verdict where there is something to say: a loss or weight is not sound, or a signal arrived."""
+    reason = ""
+    if not trainer.detect_anomaly:
+        reason = describe_bad_losses(trainer, steps)
+        weight = getattr(trainer.lightning_module, "batch_weight", None)
+        if not reason and weight is not None and not is_sound(float(weight)):
+            reason = f"the weight is {float(weight)}"
+    return Verdict(skip=bool(reason), reason=reason, signal=trainer.signals.received is not None)
 
 
 def vote_together(strategy: Any, trainer: Any, steps: Sequence, is_last: bool) -> Verdict:
@@ -85,7 +104,7 @@ def vote_together(strategy: Any, trainer: Any, steps: Sequence, is_last: bool) -
     reason = ""
     if bad:
         reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
-    elif not math.isfinite(total):
+    elif not all(map(is_sound, weights)):
         reason = f"the ranks' weights are {weights}"
     return Verdict(
         skip=bool(reason),

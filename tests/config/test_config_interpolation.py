@@ -76,6 +76,19 @@ OMEGACONF_VALUES = [
     ("${oc.select:zz,''}", ''),
     ('\\${', '${'),
     ('${oc.select:a.n,4}', None),
+    ("${oc.decode:'yes'}", 'yes'),
+    ("${oc.decode:'0x10'}", '0x10'),
+    ("${oc.decode:'tRue'}", True),
+    ("${oc.decode:' 3 '}", ' 3 '),
+    ("${oc.decode:'a: b'}", 'a: b'),
+    ("${oc.decode:'\"q\"'}", 'q'),
+    ("${oc.decode:'inf'}", float('inf')),
+    ("${oc.decode:'[yes,0x10,1,010,1_0,1e-3,1:2,x,NULL]'}", ['yes', '0x10', 1, '010', 10, 0.001, '1:2', 'x', None]),
+    ("${oc.decode:'{a: yes, b: False}'}", {'a': 'yes', 'b': False}),
+    ("${oc.decode:'[a, \"1\"]'}", ['a', '1']),
+    ('${oc.select:zz,[yes]}', ['yes']),
+    ('${oc.create:${a.c}}', [10, 20, {'d': 'x'}]),
+    ('${oc.create:[1,2]}', [1, 2]),
 ]  # fmt: skip
 
 
@@ -152,13 +165,26 @@ def test_more_than_omegaconf_can():
         ({"v": "${oc.select:zz,{a:1}}"}, "v: '{a:1}': YAML wants a space after the colon, as in {key: value}"),
         ({"v": "${self_name:}"}, "v: '${self_name:}' needs a recipe's file; load it with load_config"),
         ({"v": "${load_line:nowhere.txt}"}, "v: load_line: there is no file 'nowhere.txt'"),
+        ({"v": "${oc.deprecated:zz}"}, "v: oc.deprecated names a key that is missing: the configuration has no 'zz'"),
+        ({"v": "${oc.deprecated:a b}"}, "v: oc.deprecated: 'a b' is not a key"),
         ({"v": "${oc.dict.keys:k}", "k": 3}, "v: 'k' is not a mapping but 3"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:'v' is deprecated")
 def test_messages(tree, message):
     with pytest.raises(InterpolationError) as caught:
         Config.create(tree).to_container()["v"]
     assert str(caught.value) == message
+
+
+def test_a_deprecated_key_warns_and_gives_the_new_ones_value():
+    config = Config.create(
+        {"new": [1, 2], "old": "${oc.deprecated:new}", "older": "${oc.deprecated:new,'$OLD_KEY left'}"}
+    )
+    with pytest.warns(UserWarning, match="^'old' is deprecated; use 'new'$"):
+        assert config.old == [1, 2]
+    with pytest.warns(UserWarning, match="^older left$"):
+        assert config.older == [1, 2]
 
 
 def test_a_container_may_be_reached_twice_without_being_a_cycle():

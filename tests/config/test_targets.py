@@ -172,9 +172,9 @@ def test_submodules_are_imported_on_the_way(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_target_": "toys.failing", "size": 3}, "m: toys.failing(size=) raised ValueError: no room"),
+        ({"_target_": "toys.failing", "size": 3}, "m: toys.failing(size=3) raised ValueError: no room"),
         ({"_target_": "toys.Box", "dept": 3},
-         "m: toys.Box(dept=) raised TypeError: Box.__init__() got an unexpected keyword argument 'dept'; "
+         "m: toys.Box(dept=3) raised TypeError: Box.__init__() got an unexpected keyword argument 'dept'; "
          "it takes no 'dept'; did you mean 'depth'?"),
         ({"_target_": "toys.Box", "_args_": [1, [2]]},
          "m: toys.Box(int, list) raised TypeError: Box.__init__() takes from 1 to 2 positional arguments "
