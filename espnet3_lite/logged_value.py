@@ -81,6 +81,11 @@ class LoggedValue:
             self.weight = self.weight + batch_size
         self.total = value if self.total is None else self.combined(self.total, value)
 
+    def take_metric(self, metric: Any) -> None:
+        """Take an object that computes the epoch's value itself."""
+        self.fresh, self.metric, self.last = True, metric, getattr(metric, "_forward_cache", None)
+        self.weight = 1  # it has a value until it is reset
+
     def combined(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Two sums (minima, maxima) as one, ``()``."""
         return first + second if self.reduce in ("mean", "sum") else getattr(torch, f"{self.reduce}imum")(first, second)
@@ -88,7 +93,7 @@ class LoggedValue:
     def epoch_value(self) -> torch.Tensor | None:
         """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the logged values' dtype."""
         if self.metric is not None:
-            return self.metric.compute()
+            return self.metric.compute() if self.weight else None
         if self.total is None:
             return None
         value = self.total / self.weight if self.reduce == "mean" else self.total

@@ -68,7 +68,7 @@ class Metrics:
         if rank_zero_only and not self.trainer.is_global_zero:
             return
         if not isinstance(value, torch.Tensor) and hasattr(value, "compute") and hasattr(value, "reset"):
-            entry.metric, entry.last, entry.fresh = value, getattr(value, "_forward_cache", None), True
+            entry.take_metric(value)
             return
         tensor = self._as_tensor(name, value, enable_graph)
         if entry.on_epoch and batch_size is None and entry.reduce == "mean":
@@ -324,7 +324,7 @@ def _reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Any) -> None:
     for key, entry in entries.items():
         if not entry.on_epoch or entry.rank_zero_only:
             continue
-        if entry.metric is not None:
+        if entry.metric is not None and entry.weight:
             mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))
         elif entry.total is not None:
             mine[key] = (float(entry.total), float(entry.weight), entry.arguments, entry.on_step, None)
@@ -341,7 +341,7 @@ def _reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Any) -> None:
         entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, dataloader_idx)
         entries[key] = entry  # in the order in which all ranks compute
         if place is not None:
-            entry.metric = operator.attrgetter(place)(module) if entry.metric is None else entry.metric
+            entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
             continue
         combine = {"min": min, "max": max}.get(entry.reduce, sum)
         entry.total = torch.tensor(combine(total for total, *_ in found), dtype=torch.float64, device=strategy.device)

@@ -95,6 +95,8 @@ def test_a_metric_object_is_computed_and_reset_at_the_epochs_end():
         log(metrics, "acc", accuracy)
     assert metrics.end_epoch(metrics.evaluation)["acc"] == 0.5
     assert metrics.callback["acc"] == 0.5 and (accuracy.right, accuracy.total) == (0, 0)
+    assert metrics.end_epoch(metrics.evaluation) == {}, "what belongs to no loader: not this one once more"
+    assert metrics.callback["acc"] == 0.5
 
 
 def test_sums_go_on_from_a_saved_state():

@@ -250,9 +250,17 @@ class ModelPruning(Callback):
     # ---- the run ---------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find the parameters, and keep what a lottery ticket goes back to."""
+        """Find the parameters, and keep what a lottery ticket goes back to.
+
+        Raises:
+            MisconfigurationException: the parameters are to be sharded.
+        """
         if stage != "fit":
             return
+        if trainer.strategy.name == "fsdp":
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs whole parameters, which strategy='fsdp' shards. Use strategy='ddp'"
+            )
         found = self.sanitize_parameters_to_prune(pl_module, self._given_parameters, self._parameter_names)
         self._parameters_to_prune = self.filter_parameters_to_prune(found)
         self._resumed = {}

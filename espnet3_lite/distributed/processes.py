@@ -50,7 +50,7 @@ class SeveralProcesses(Strategy):
         """The module on this process's device, with rank zero's parameters and buffers. Collective."""
         super().setup(trainer, module)
         self.trainer, self.failed = trainer, False
-        check_same_parameters(self, module)
+        check_same_tensors(self, {**dict(module.named_parameters()), **dict(module.named_buffers())})
         broadcast_tensors([*module.parameters(), *module.buffers()])
 
     def prepare_loader(self, loader: Any, training: bool) -> Any:
@@ -151,8 +151,13 @@ class SeveralProcesses(Strategy):
             dist.barrier()
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
-        """Give all ranks rank zero's buffers. Collective."""
+        """Give all ranks rank zero's buffers. Collective.
+
+        Raises:
+            MisconfigurationException: on all ranks, where a buffer has grown on one of them.
+        """
         if not self.failed:
+            check_same_tensors(self, dict(module.named_buffers()))
             broadcast_tensors(module.buffers())
 
     # ---- failures --------------------------------------------------------------------------------------------------
@@ -247,19 +252,23 @@ def _leave_process_group() -> None:
     time.sleep(_LAST_WORK_SECONDS)
 
 
-def check_same_parameters(strategy: SeveralProcesses, module: torch.nn.Module) -> None:
+def check_same_tensors(strategy: SeveralProcesses, named: dict[str, torch.Tensor]) -> None:
     """All ranks have built the same model. Collective.
+
+    Args:
+        strategy: For the other ranks.
+        named: The module's parameters and buffers, or some of them.
 
     Raises:
         MisconfigurationException: on all ranks, naming the first parameter or buffer that differs.
     """
-    mine = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in (*module.named_parameters(), *module.named_buffers())]
+    mine = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named.items()]
     first, *others = strategy.gather_objects(mine)
     for rank, theirs in enumerate(others, start=1):
         if theirs != first:
             pairs = itertools.zip_longest(first, theirs, fillvalue="nothing")
             here, there = next((a, b) for a, b in pairs if a != b)
             raise MisconfigurationException(
-                f"the ranks have built different models: rank 0 has {here} where rank {rank} has {there}. Build the "
-                f"same model on all ranks, from the configuration alone"
+                f"the ranks' models differ: rank 0 has {here} where rank {rank} has {there}. Build the same model on "
+                f"all ranks, from the configuration alone; a buffer must not grow with one rank's data"
             )
