@@ -15,6 +15,7 @@ class ClosedFormScheduler(LRScheduler):
         raise NotImplementedError
 
     def get_lr(self) -> list[float]:
+        """What PyTorch asks for after each `step`: the coming update's rates."""
         return self.rates(self.last_epoch + 1)
 
 

@@ -72,6 +72,7 @@ class WarmupReduceLROnPlateau(LRScheduler):
                 group["lr"] = base * self.warmup_steps**-1 * self.step_num
 
     def get_last_lr(self) -> list[float]:
+        """The rates as they are, one for each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:
@@ -80,6 +81,7 @@ class WarmupReduceLROnPlateau(LRScheduler):
         return {**self.plateau.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Load what `state_dict` gave, or ESPnet's."""
         own = ("warmup_steps", "step_num", "base_lrs")
         self.__dict__.update({key: state_dict[key] for key in own})
         self.plateau.load_state_dict({key: value for key, value in state_dict.items() if key not in own})

@@ -54,6 +54,7 @@ class TristageLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """Rising, holding, then falling exponentially."""
         step = min(step, self.max_steps)
         if step < self.warmup_steps:
             share = step / self.warmup_steps
@@ -110,6 +111,7 @@ class LinearWarmupDecayLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """Rising to 1 times the optimizer's rate, then falling, both linearly."""
         done = step - 1
         if done < self.warmup_steps:
             factor = self.start_factor + (1 - self.start_factor) * done / self.warmup_steps
@@ -163,6 +165,7 @@ class ExponentialDecayWarmup(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """One rate for all groups: the warm-up's, then the exponential decay's."""
         done = step - 1
         if done == 0:
             rate = 0.0 if self.warm_from_zero else self.initial_lr
@@ -186,7 +189,8 @@ class CosineAnnealingWarmupRestarts(ClosedFormScheduler):
     Args:
         optimizer: The optimizer.
         first_cycle_steps: Optimizer steps in the first cycle, more than ``warmup_steps``.
-        cycle_mult: How much longer the decay of each next cycle is.
+        cycle_mult: How much longer the decay of each next cycle is. Below 1 it shrinks, at last to nothing: then a
+            cycle is its warm-up alone, as in ESPnet (or, without a warm-up, where ESPnet divides by zero, one step).
         max_lr: The first cycle's peak.
         min_lr: The lowest rate.
         warmup_steps: Optimizer steps of warm-up in each cycle.
@@ -222,10 +226,11 @@ class CosineAnnealingWarmupRestarts(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """One rate for all groups, by the place of the step in its cycle."""
         place, cycle, length = step - 1, 0, self.first_cycle_steps
         while place >= length:
             place, cycle = place - length, cycle + 1
-            length = max(int((length - self.warmup_steps) * self.cycle_mult), 1) + self.warmup_steps
+            length = max(int((length - self.warmup_steps) * self.cycle_mult) + self.warmup_steps, 1)
         height = self.base_max_lr * self.gamma**cycle - self.min_lr
         if step == 1:
             share = 0.0

@@ -35,6 +35,7 @@ class WarmupLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """The base rate at the end of the warm-up, falling with the inverse square root of the step."""
         factor = min(step**-0.5, step * self.warmup_steps**-1.5)
         return [base * self.warmup_steps**0.5 * factor for base in self.base_lrs]
 
@@ -67,6 +68,7 @@ class NoamLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """The same curve, scaled by the model's size."""
         factor = min(step**-0.5, step * self.warmup_steps**-1.5)
         return [base * self.model_size**-0.5 * factor for base in self.base_lrs]
 
@@ -112,6 +114,7 @@ class WarmupStepLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """The warm-up's straight line, then the staircase."""
         if step <= self.warmup_steps:
             return [base * self.warmup_steps**-1 * step for base in self.base_lrs]
         epochs = step // self.steps_per_epoch - self.warmup_steps // self.steps_per_epoch
@@ -154,6 +157,7 @@ class PiecewiseLinearWarmupLR(ClosedFormScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rates(self, step: int) -> list[float]:
+        """Between the given points, then falling with the inverse square root of the step."""
         last = self.warmup_steps_list[-1]
         # float(): a checkpoint that holds numpy's float64 is refused by `torch.load(weights_only=True)`
         return [
