@@ -14,9 +14,11 @@ import torch
 
 from espnet3_lite.atomic_files import write_text
 from espnet3_lite.callbacks.base import Callback, Checkpoint
+from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loggers.base import Logger
 
 # ---- at construction -----------------------------------------------------------------------------------------------
 
@@ -54,15 +56,28 @@ def epoch_limits(settings: dict[str, Any]) -> tuple[int, int]:
     return max_epochs, min_epochs
 
 
-def make_loggers(given: Any, default_root_dir: str) -> list[Any]:
-    """The loggers; a `CSVLogger` by default."""
+def make_loggers(given: Any, default_root_dir: str) -> list[Logger]:
+    """The loggers; a `CSVLogger` by default.
+
+    Raises:
+        MisconfigurationException: something that is none.
+    """
     if given is False or given == []:
         return []
     if given is None or given is True:
         from espnet3_lite.loggers import CSVLogger
 
         return [CSVLogger(default_root_dir)]
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+    several = isinstance(given, (list, tuple))
+    loggers = list(given) if several else [given]
+    for index, logger in enumerate(loggers):
+        if not isinstance(logger, Logger):
+            hint = "; pass an instance: add the parentheses" if isinstance(logger, type) else ""
+            raise MisconfigurationException(
+                f"Trainer: logger{f'[{index}]' if several else ''} must be an instance of Logger, got {logger!r} "
+                f"({type(logger).__name__}){hint}"
+            )
+    return loggers
 
 
 def make_callbacks(trainer: Any, settings: dict[str, Any]) -> list[Callback]:
@@ -73,37 +88,40 @@ def make_callbacks(trainer: Any, settings: dict[str, Any]) -> list[Callback]:
     """
     given = settings["callbacks"]
     callbacks = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-    names = {base.__name__ for callback in callbacks for base in type(callback).__mro__}
-    _check_contradictions(settings, callbacks, names)
-    if trainer.max_time is not None and "Timer" not in names:
+    _check_contradictions(settings, callbacks)
+
+    def lacks(kind: type[Callback]) -> bool:
+        return not any(isinstance(callback, kind) for callback in callbacks)
+
+    if trainer.max_time is not None:
         from espnet3_lite.callbacks.timer import Timer
 
-        callbacks.append(Timer(trainer.max_time))
+        callbacks += [Timer(trainer.max_time)] if lacks(Timer) else []
     if settings["fast_dev_run"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-    if settings["enable_progress_bar"] is not False and "ProgressBar" not in names:
+    if settings["enable_progress_bar"] is not False and lacks(ProgressBar):
         from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar
 
         callbacks.append(TQDMProgressBar())
-    if settings["enable_model_summary"] is not False and "ModelSummary" not in names:
+    if settings["enable_model_summary"] is not False:
         from espnet3_lite.callbacks.model_summary import ModelSummary
 
-        callbacks.append(ModelSummary())
-    if settings["enable_checkpointing"] is not False and not any(isinstance(c, Checkpoint) for c in callbacks):
+        callbacks += [ModelSummary()] if lacks(ModelSummary) else []
+    if settings["enable_checkpointing"] is not False and lacks(Checkpoint):
         from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 
         callbacks.append(ModelCheckpoint())
     return callbacks
 
 
-def _check_contradictions(settings: dict[str, Any], callbacks: list[Callback], names: set[str]) -> None:
+def _check_contradictions(settings: dict[str, Any], callbacks: list[Callback]) -> None:
     if settings["enable_checkpointing"] is False and any(isinstance(c, Checkpoint) for c in callbacks):
         if not settings["fast_dev_run"]:
             raise MisconfigurationException(
                 "Trainer was configured with `enable_checkpointing=False` but found a checkpoint callback in callbacks "
                 "list; remove one of them"
             )
-    bars = [c for c in callbacks if any(base.__name__ == "ProgressBar" for base in type(c).__mro__)]
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     if len(bars) > 1:
         raise MisconfigurationException(
             f"You added multiple progress bar callbacks to the Trainer, but currently only one progress bar is "

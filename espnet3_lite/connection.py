@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from espnet3_lite import checkpoint_io, resume
-from espnet3_lite.callbacks.base import HOOKS, Callback
+from espnet3_lite.callbacks.base import HOOKS
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.manual import ManualOptimizer
@@ -53,7 +53,6 @@ def connect(trainer: Any, model: Any, given: dict[str, Any], datamodule: Any, ck
     _add_model_callbacks(trainer, model)
     if any(callback.uses_run_history for callback in trainer.callbacks):
         trainer.keep_history()
-    _check_state_keys(trainer)
     _check_steps(trainer, model)
     trainer.metrics.clear()
 
@@ -151,24 +150,6 @@ def _add_model_callbacks(trainer: Any, model: Any) -> None:
         if replaced:
             rank_zero_info("callbacks of the model replace the trainer's: %s", ", ".join(replaced))
         trainer.callbacks = [*kept, *wanted]
-
-
-def _check_state_keys(trainer: Any) -> None:
-    """Two callbacks that would keep their state under one key would lose one of them.
-
-    Raises:
-        RuntimeError: naming the class and the key.
-    """
-    seen: dict[str, Callback] = {}
-    for callback in trainer.callbacks:
-        keeps_state = type(callback).state_dict is not Callback.state_dict
-        if keeps_state and callback.state_key in seen:
-            raise RuntimeError(
-                f"Found more than one stateful callback of type `{type(callback).__name__}`: two of them keep state "
-                f"under the key {callback.state_key!r}. Give them a `state_key` property that tells them apart"
-            )
-        if keeps_state:
-            seen[callback.state_key] = callback
 
 
 def _check_steps(trainer: Any, model: Any) -> None:
@@ -301,18 +282,22 @@ class _NoOptimizer(torch.optim.Optimizer):
         return closure() if closure is not None else None
 
 
+class ValidationIntervalError(MisconfigurationException, ValueError):
+    """`val_check_interval` does not fit the data. A ValueError too, which is what Lightning raises."""
+
+
 def check_intervals(trainer: Any) -> None:
     """After how many training batches to validate, now that their number is known.
 
     Raises:
-        ValueError: more than there are.
+        ValidationIntervalError: more than there are.
         MisconfigurationException: a fraction of a number that is not known.
     """
     batches, interval = trainer.num_training_batches, trainer.val_check_interval
     if isinstance(interval, int):
         trainer.val_check_batch = interval
         if interval > batches and trainer.check_val_every_n_epoch is not None and trainer.validates:
-            raise ValueError(
+            raise ValidationIntervalError(
                 f"`val_check_interval` ({interval}) must be less than or equal to the number of the training batches "
                 f"({batches}). If you want to disable validation set `limit_val_batches` to 0.0 instead. If you want "
                 f"to validate based on the total training batches, set `check_val_every_n_epoch=None`."

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
+from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.callbacks.default import get_default_callbacks
+from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor
+from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import check_config
@@ -349,10 +352,11 @@ class ESPnetTrainer:
 
 def _is_wanted(callback: Any, settings: Mapping[str, Any]) -> bool:
     """False for a default callback that would need what the settings switch off."""
-    kinds = {base.__name__ for base in type(callback).__mro__}
+    unwanted: tuple[type, ...] = ()
     if settings.get("enable_checkpointing") is False:
-        if isinstance(callback, Checkpoint) or "AverageCheckpointsCallback" in kinds:
-            return False
-    if settings.get("enable_progress_bar") is False and "ProgressBar" in kinds:
-        return False
-    return not (settings.get("logger") in (False, []) and "LearningRateMonitor" in kinds)
+        unwanted += (Checkpoint, AverageCheckpointsCallback)
+    if settings.get("enable_progress_bar") is False:
+        unwanted += (ProgressBar,)
+    if settings.get("logger") in (False, []):
+        unwanted += (LearningRateMonitor,)
+    return not isinstance(callback, unwanted)

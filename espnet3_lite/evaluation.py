@@ -112,7 +112,7 @@ class EvaluationLoop:
                 trainer.fit_loop.validated = True  # a checkpoint that the next hook saves stands behind this validation
             call(f"on_{word}_end")
             metrics.active = metrics.training
-            getattr(module, f"on_{word}_model_train")()
+            self.restore_training_mode() if self.prefix == "predict" else getattr(module, f"on_{word}_model_train")()
         if self.prefix == "predict":
             return outputs if len(outputs) > 1 else outputs[0]
         if in_fit:

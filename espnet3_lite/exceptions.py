@@ -14,6 +14,10 @@ class MisconfigurationException(Exception):
     """
 
 
+class MisconfigurationRuntimeError(MisconfigurationException, RuntimeError):
+    """A mistake in the settings for which Lightning raises a plain `RuntimeError`: caught by either name."""
+
+
 class StopTrainingError(Exception):
     """Raised by any callback or module to end a run cleanly: checkpoints are kept, `fit` returns normally.
 

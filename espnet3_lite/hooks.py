@@ -144,12 +144,8 @@ class ModuleHooks:
         self.trainer._restore_training_mode()
 
     def on_predict_model_eval(self) -> None:
-        """As `on_validation_model_eval`."""
+        """As `on_validation_model_eval`; after a prediction every submodule gets back its mode, without a hook."""
         self.eval()
-
-    def on_predict_model_train(self) -> None:
-        """As `on_validation_model_train`."""
-        self.trainer._restore_training_mode()
 
     # ---- moving a batch --------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import torch
 from espnet3_lite import assembly, connection, resume
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
-from espnet3_lite.distributed.rank import rank_zero_info
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.evaluation import EvaluationLoop, sanity_check
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders import TrainData
@@ -374,7 +374,10 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         if self.datamodule is not None:
             self.datamodule.on_exception(exception)
         for logger in self.loggers:
-            logger.finalize("failed")
+            try:
+                logger.finalize("failed")
+            except Exception as error:  # what ended the run is what must be seen
+                rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
         if self.state.stage != RunningStage.TRAINING:
             self.evaluation_loops[self.state.stage.dataloader_prefix].abandon()
         assembly.write_status(self, exception)

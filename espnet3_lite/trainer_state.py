@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from espnet3_lite.callbacks.base import Checkpoint
+from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.run_history import RunInformation
 from espnet3_lite.states import RunningStage
@@ -128,14 +129,13 @@ class TrainerProperties(RunInformation):
         self.callback_handler.callbacks = []
         self.callback_handler.add_callbacks(callbacks)
 
-    def _of_type(self, *kinds: str) -> list:
-        """Callbacks that are of a class of one of these names (compared by name: no callback is imported for it)."""
-        return [c for c in self.callbacks if any(base.__name__ in kinds for base in type(c).__mro__)]
-
     @property
     def checkpoint_callbacks(self) -> list:
         """The callbacks that save checkpoints."""
-        return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
+        return self._of_type(Checkpoint)
+
+    def _of_type(self, kind: type) -> list:
+        return [callback for callback in self.callbacks if isinstance(callback, kind)]
 
     @property
     def checkpoint_callback(self) -> Any:
@@ -145,7 +145,9 @@ class TrainerProperties(RunInformation):
     @property
     def early_stopping_callbacks(self) -> list:
         """The `EarlyStopping` callbacks."""
-        return self._of_type("EarlyStopping")
+        from espnet3_lite.callbacks.early_stopping import EarlyStopping
+
+        return self._of_type(EarlyStopping)
 
     @property
     def early_stopping_callback(self) -> Any:
@@ -155,7 +157,7 @@ class TrainerProperties(RunInformation):
     @property
     def progress_bar_callback(self) -> Any:
         """The progress bar, or None."""
-        return next(iter(self._of_type("ProgressBar")), None)
+        return next(iter(self._of_type(ProgressBar)), None)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -259,7 +261,9 @@ class TrainerProperties(RunInformation):
             self.train_data.setup()
         if self.num_training_batches == math.inf:
             return self.max_steps
-        schedule = next(iter(self._of_type("GradientAccumulationScheduler")), None)
+        from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+
+        schedule = next(iter(self._of_type(GradientAccumulationScheduler)), None)
         window = schedule.get_accumulate_grad_batches if schedule else lambda epoch: self.accumulate_grad_batches
         total = sum(math.ceil(self.num_training_batches / window(epoch)) for epoch in range(max(self.max_epochs, 1)))
         return min(total, self.max_steps) if self.max_steps != -1 else total

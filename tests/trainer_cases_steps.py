@@ -255,3 +255,23 @@ def inference_mode(lab, inference_mode):
     trainer.validate(Looks(), loader(1), verbose=False)
     trainer.test(Looks(), loader(1), verbose=False)
     trainer.predict(Looks(), loader(1))
+
+
+@case
+def modes_around_a_prediction(lab):
+    """The module is put into evaluation mode by a hook, and gets its own mode back without one."""
+
+    class Notes(lab.Module):
+        def predict_step(self, batch, batch_idx):
+            return lab.note("training", self.training)
+
+        def on_predict_model_eval(self):
+            lab.note("eval")
+            super().on_predict_model_eval()
+
+        def on_predict_model_train(self):
+            lab.note("train")
+
+    module = Notes()
+    lab.trainer().predict(module, loader(1))
+    lab.note("after", module.training)

@@ -161,11 +161,15 @@ class Lab:
             missing = [word for word in words if word.lower() not in text]
             if missing:
                 raise AssertionError(f"{missing} not in the message: {error}") from error
-            names = [base.__name__ for base in type(error).__mro__]
-            stands_for = {"FileNotFoundError": "FileNotFoundError", "CheckpointError": "RuntimeError"}  # ours are these
-            self.note("error", next((kind for name, kind in stands_for.items() if name in names), names[0]))
+            self.note("error", kind_of(error))
         else:
             self.note("error", None)
+
+
+def kind_of(error: Exception) -> str:
+    """The name of an error's class; of one that is Python's own error as well, the name of that one."""
+    own = (FileNotFoundError, ValueError, RuntimeError, TypeError, AttributeError)
+    return next((kind.__name__ for kind in own if isinstance(error, kind)), type(error).__name__)
 
 
 def plain(value: Any) -> Any:

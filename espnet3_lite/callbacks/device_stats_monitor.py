@@ -44,7 +44,7 @@ class DeviceStatsMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """There must be somebody to tell."""
-        if stage == "fit" and not trainer.loggers:
+        if stage == "fit" and not trainer.loggers and not trainer.fast_dev_run:
             raise MisconfigurationException(
                 "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`; give the Trainer a logger, or "
                 "remove the callback"
@@ -198,7 +198,7 @@ class GPUStatsMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """There must be a logger, and a GPU."""
-        if not trainer.loggers:
+        if not trainer.loggers and not trainer.fast_dev_run:
             raise MisconfigurationException("Cannot use GPUStatsMonitor callback with Trainer that has no logger.")
         if trainer.device.type != "cuda":
             raise MisconfigurationException(

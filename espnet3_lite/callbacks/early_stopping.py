@@ -11,7 +11,7 @@ import torch
 
 from espnet3_lite.callbacks.base import MonitoringCallback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationRuntimeError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class EarlyStopping(MonitoringCallback):
 
     Raises:
         MisconfigurationException: another mode.
-        RuntimeError: the metric was not logged, with `strict`.
+        MisconfigurationRuntimeError: the metric was not logged, with `strict`.
 
     Example:
         >>> stopping = EarlyStopping("valid/loss", patience=2, min_delta=0.01)
@@ -142,10 +142,14 @@ class EarlyStopping(MonitoringCallback):
     # ---- what -----------------------------------------------------------------------------------------------------
 
     def _check(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run or not self._is_logged(trainer.callback_metrics):
+        if trainer.fast_dev_run:
             return
-        # Collective where each rank has a value of its own: all ranks decide by the same number.
-        current = trainer.strategy.agreed_metric(self.monitor, trainer.callback_metrics[self.monitor])
+        metrics = trainer.callback_metrics
+        # Collective: all ranks decide by the same number, also one that has logged none itself.
+        current = trainer.strategy.agreed_metric(self.monitor, metrics.get(self.monitor))
+        if current is None:
+            self._report_missing(metrics)
+            return
         stop, message = self.judge(torch.as_tensor(current).detach().squeeze().cpu())
         if stop:
             trainer.should_stop = True
@@ -155,24 +159,21 @@ class EarlyStopping(MonitoringCallback):
             prefix = f"[rank: {trainer.global_rank}] " if trainer.world_size > 1 else ""
             logger.info("%s%s", prefix, message)
 
-    def _is_logged(self, metrics: dict[str, torch.Tensor]) -> bool:
-        """Is the metric there?
+    def _report_missing(self, metrics: dict[str, torch.Tensor]) -> None:
+        """The metric is not there.
 
         Raises:
-            RuntimeError: it is not, and `strict` is set.
+            MisconfigurationRuntimeError: `strict` is set.
         """
-        if self.monitor in metrics:
-            return True
         message = (
             f"Early stopping conditioned on metric `{self.monitor}` which is not available. Pass in or modify your "
             f"`EarlyStopping` callback to use any of the following: `{'`, `'.join(metrics)}`"
             f"{nearest(self.monitor, metrics)}"
         )
         if self.strict:
-            raise RuntimeError(message)
+            raise MisconfigurationRuntimeError(message)
         if self.verbose:
             rank_zero_warn(message, RuntimeWarning)
-        return False
 
     def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
         """Take one more value of the metric.

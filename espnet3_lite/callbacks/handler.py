@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import HOOKS, Callback, Checkpoint, MonitoringCallback
-from espnet3_lite.exceptions import nearest
+from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer import Trainer
@@ -46,10 +46,12 @@ class CallbackHandler:
 
         Raises:
             TypeError: it is not a `Callback` (a class instead of an instance, say).
+            MisconfigurationRuntimeError: it would keep its state in a checkpoint under another one's key.
         """
         if not isinstance(callback, Callback):
             hint = "; pass an instance: add the parentheses" if isinstance(callback, type) else ""
             raise TypeError(f"callbacks must be instances of Callback, got {callback!r}{hint}")
+        self._refuse_same_state_key(callback)
         self._warn_about_unknown_hooks(callback)
         self.callbacks.append(callback)
         self.callbacks.sort(key=_place)  # stable: keeps the given order within a group
@@ -91,6 +93,15 @@ class CallbackHandler:
     def _find(self, event: str) -> list[Callable]:
         return [method for callback in self.callbacks if (method := callback._listener(event)) is not None]
 
+    def _refuse_same_state_key(self, callback: Callback) -> None:
+        """Two callbacks that would keep their state under one key would lose one of them."""
+        stateful = [c for c in self.callbacks if _keeps_state(c)]
+        if _keeps_state(callback) and callback.state_key in [other.state_key for other in stateful]:
+            raise MisconfigurationRuntimeError(
+                f"Found more than one stateful callback of type `{type(callback).__name__}`: two of them keep state "
+                f"under the key {callback.state_key!r}. Give them a `state_key` property that tells them apart"
+            )
+
     def _warn_about_unknown_hooks(self, callback: Callback) -> None:
         """A misspelt hook never runs and nobody sees it: say so once, with the nearest name."""
         for name in dir(type(callback)):
@@ -102,6 +113,11 @@ class CallbackHandler:
                     f"{nearest(name, HOOKS)}. (It runs only if you call_event({name!r}) yourself.)",
                     stacklevel=2,
                 )
+
+
+def _keeps_state(callback: Callback) -> bool:
+    """True where a callback's class says what its state is."""
+    return type(callback).state_dict is not Callback.state_dict
 
 
 def _place(callback: Callback) -> int:

@@ -24,6 +24,7 @@ class LearningRateMonitor(Callback):
     Names are Lightning's: ``lr-Adam``, and ``lr-Adam-1`` for the second optimizer of a class; with several parameter
     groups ``lr-Adam/pg1``, ``lr-Adam/pg2``, or the groups' own ``name``. A scheduler's ``name`` replaces ``lr-Adam``.
     An optimizer that a configuration names is ``lr-<name>``. Optimizers without a scheduler are logged too.
+    With ``fast_dev_run``, which logs nothing, the callback only fills ``trainer.callback_metrics``.
 
     Args:
         logging_interval: ``step`` or ``epoch``: log all then. Default: each at its scheduler's ``interval``, one
@@ -61,7 +62,7 @@ class LearningRateMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Find the names."""
-        if not trainer.loggers:
+        if not trainer.loggers and not trainer.fast_dev_run:
             raise MisconfigurationException(
                 "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger; remove it, or give the "
                 "Trainer a logger"
@@ -130,12 +131,14 @@ def _named_optimizers(trainer: Trainer) -> Iterator[tuple[list[str], Optimizer, 
         if interval is None and any(optimizer is other for other in seen):
             continue
         seen.append(optimizer)
-        if name is None and own_names.get(id(optimizer)) is not None:
-            name = f"lr-{own_names[id(optimizer)]}"
-        elif name is None:
-            seen_classes[type(optimizer)] += 1
-            count = seen_classes[type(optimizer)]
-            name = f"lr-{type(optimizer).__name__}" + (f"-{count - 1}" if count > 1 else "")
+        if own_names.get(id(optimizer)) is not None:
+            name = name or f"lr-{own_names[id(optimizer)]}"
+        else:
+            if name is None:
+                seen_classes[type(optimizer)] += 1
+                name = f"lr-{type(optimizer).__name__}"
+            count = seen_classes[type(optimizer)]  # Lightning's: of those without a name, put after a given name too
+            name += f"-{count - 1}" if count > 1 else ""
         yield _group_names(name, optimizer.param_groups), optimizer, interval
 
 

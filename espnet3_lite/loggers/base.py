@@ -195,9 +195,9 @@ def as_dict(params: Mapping | argparse.Namespace | None) -> dict:
 
 
 def write_hyperparams(folder: str, params: Mapping) -> None:
-    """Write ``hparams.yaml``, which `yaml.safe_load` reads: what YAML has no notion of is written as text."""
+    """Write ``hparams.yaml``, which `yaml.safe_load` reads, in the order given; what YAML does not know as text."""
     with beside(Path(folder) / HPARAMS_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump(_for_yaml(params), allow_unicode=True), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(_for_yaml(params), allow_unicode=True, sort_keys=False), encoding="utf-8")
         os.replace(temporary, Path(folder) / HPARAMS_FILE)
 
 

@@ -38,7 +38,8 @@ def _run_phase(library: SimpleNamespace, case: dict[str, Any], folder: Path) -> 
     try:
         trainer.fit(module, DataLoader(torch.ones(case.get("batches", 4), 1)), val, ckpt_path=ckpt_path)
     except Exception as exception:  # whatever the library makes of the case is what is noted
-        error = type(exception).__name__
+        own = (RuntimeError, ValueError)  # of a class that is Python's own error as well, the name of that one
+        error = next((kind.__name__ for kind in own if isinstance(exception, kind)), type(exception).__name__)
     return {
         "error": error,
         "epoch": trainer.current_epoch,

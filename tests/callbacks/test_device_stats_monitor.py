@@ -52,6 +52,12 @@ def test_cpu_values_of_the_steps_that_are_logged():
     assert all(0 <= value <= 100 for _, row in logger.rows for name, value in row.items() if name.startswith("Dev"))
 
 
+def test_fast_dev_run_needs_no_logger():
+    trainer = Trainer(fast_dev_run=True, callbacks=DeviceStatsMonitor(), enable_progress_bar=False, accelerator="cpu")
+    trainer.fit(Line(), DataLoader(torch.ones(4, 1)))
+    assert trainer.global_step == 1
+
+
 def test_a_test_is_watched_too():
     logger = Memory()
     trainer = make(DeviceStatsMonitor(), logger, log_every_n_steps=1)
@@ -147,6 +153,7 @@ def gpu_trainer(**changes):
         "device": torch.device("cuda", 1),
         "loggers": [1],
         "should_log_step": True,
+        "fast_dev_run": False,
         "log_metrics": logged.append,
     }
     return SimpleNamespace(**{**settings, **changes}), logged

@@ -64,10 +64,11 @@ def test_an_unknown_mode_is_refused():
 
 def test_a_metric_that_is_not_logged_is_named_with_the_nearest(tmp_path):
     message = r"metric `valid/los` which is not available\. Pass in .*`valid/loss`; did you mean 'valid/loss'\?"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=message) as raised:
         fit(EarlyStopping("valid/los"), ModelCheckpoint(tmp_path))
+    assert isinstance(raised.value, MisconfigurationException)  # which the command line tells without a traceback
     with pytest.warns(RuntimeWarning, match="conditioned on metric `valid/los`"):
-        EarlyStopping("valid/los", strict=False, verbose=True)._is_logged({"valid/loss": torch.tensor(1.0)})
+        EarlyStopping("valid/los", strict=False, verbose=True)._report_missing({"valid/loss": torch.tensor(1.0)})
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,29 @@ def test_several_optimizers_of_a_class_are_numbered():
     assert monitor.lrs == {"lr-Adam": [0.2, 0.1], "lr-SGD": [0.3, 0.15], "lr-Adam-1": [0.1] * 6}
 
 
+def test_the_number_comes_after_a_schedulers_own_name_too():
+    """Lightning's: it is the number of optimizers of that class that had no name before."""
+
+    def configure(module):
+        optimizers = [Adam(module.parameters(), lr=0.1 * number) for number in (1, 2, 3)]
+        names = (None, None, "mine")
+        schedulers = [
+            {"scheduler": StepLR(optimizer, 1, 0.5), **({"name": name} if name else {})}
+            for optimizer, name in zip(optimizers, names, strict=True)
+        ]
+        return optimizers, schedulers
+
+    monitor, _, _ = run(configure, automatic=False)
+    assert list(monitor.lrs) == ["lr-Adam", "lr-Adam-1", "mine-1"]
+
+
+def test_fast_dev_run_needs_no_logger():
+    monitor = LearningRateMonitor(logging_interval="step")
+    trainer = Trainer(fast_dev_run=2, callbacks=monitor, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Module(plain), DataLoader(torch.ones(4, 1)))
+    assert trainer.global_step == 2 and set(monitor.lrs) == {"lr-SGD"}
+
+
 def test_a_named_optimizer_goes_by_its_name():
     monitor = LearningRateMonitor(log_momentum=True)
     optimizers = [Adam([torch.zeros(1)], lr=0.5), Adam([torch.zeros(1)], lr=0.25)]
@@ -172,7 +195,7 @@ def test_a_named_optimizer_goes_by_its_name():
     rows = Rows()
     trainer = type("Stub", (), {
         "loggers": [rows], "slots": slots, "optimizers": optimizers, "lr_scheduler_configs": [], "callback_metrics": {},
-        "device": torch.device("cpu"), "logging_step": 7,
+        "device": torch.device("cpu"), "logging_step": 7, "fast_dev_run": False,
     })()  # fmt: skip
     monitor.on_train_start(trainer, None)
     monitor.on_train_epoch_start(trainer, None)

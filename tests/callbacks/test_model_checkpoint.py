@@ -119,9 +119,19 @@ def test_state_key_is_lightnings():
     )
 
 
-def test_two_that_would_share_their_state_are_an_error_at_start(tmp_path):
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `ModelCheckpoint`"):
-        fit(ModelCheckpoint(tmp_path, filename="a"), ModelCheckpoint(tmp_path, filename="b"))
+@pytest.mark.parametrize("kind", (RuntimeError, MisconfigurationException))
+def test_two_that_would_share_their_state_are_refused_by_the_trainer(tmp_path, kind):
+    pair = [ModelCheckpoint(tmp_path, filename="a"), ModelCheckpoint(tmp_path, filename="b")]
+    message = "more than one stateful callback of type `ModelCheckpoint`"
+    with pytest.raises(kind, match=message):
+        Trainer(callbacks=pair, max_epochs=1)
+
+    class Gives(Line):
+        def configure_callbacks(self):
+            return pair
+
+    with pytest.raises(kind, match=message):
+        fit(module=Gives())
 
 
 def test_batches_are_listened_to_only_where_they_matter():
