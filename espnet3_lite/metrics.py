@@ -214,7 +214,7 @@ class Metrics:
     def forget_loader(self) -> None:
         """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
         self._publish()
-        self.batch = None
+        self.batch = self._batch_size = None
         for (_, _, loader), entry in self.evaluation.items():
             if loader == self.dataloader_idx:
                 entry.reset()
