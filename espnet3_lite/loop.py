@@ -297,7 +297,7 @@ class FitLoop:
         elif slot.name is None:
             loss.backward()
         else:
-            slot.backward(loss, retain_graph)
+            slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
         if trainer.hooks["on_after_backward"]:
             call("on_after_backward")
 

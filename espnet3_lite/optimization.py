@@ -81,8 +81,13 @@ class OptimizerSlot:
         """What the optimizer trains now: a finetuning callback may have added to it."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def backward(self, loss: torch.Tensor, retain_graph: bool) -> None:
+    def backward(self, loss: torch.Tensor, retain_graph: bool, stands_in: bool) -> None:
         """The gradients of a named optimizer's own parameters; no others are even computed.
+
+        Args:
+            loss: ``()``.
+            retain_graph: Another backward pass through the same graph follows.
+            stands_in: This rank has no data in this step, and its loss, a zero, reaches nothing.
 
         Raises:
             MisconfigurationException: the loss reaches none of them.
@@ -96,7 +101,8 @@ class OptimizerSlot:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        if not self.pending and len(frozen) < len(parameters) and all(p.grad is None for p in parameters):
+        trains = stands_in or self.pending or any(parameter.grad is not None for parameter in parameters)
+        if not trains and len(frozen) < len(parameters):
             raise MisconfigurationException(
                 f"the loss of {self.name!r} reaches none of this optimizer's parameters, so that it trains nothing. Is "
                 f"it the loss of another optimizer? Activation checkpointing needs use_reentrant=False here"

@@ -19,6 +19,8 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, tr
 from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite import Callback, LiteModule, get_default_callbacks
+from espnet3_lite.callbacks import ModelPruning
+from espnet3_lite.checkpoint_io import is_intact
 
 
 def rank_and_size():
@@ -435,16 +437,59 @@ def fsdp_stream():
 
 
 def fsdp_refuses():
-    """Several optimizers, and a parameter without a dimension."""
-    errors = []
+    """Several optimizers, a parameter without a dimension, steps by hand, LBFGS, pruning."""
+    errors = {}
     scalar = Model()
     scalar.scale = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-    for module in (Module(Model([["second", "first"]]), several()), Module(scalar, SINGLE)):
+    lbfgs = {"optimizer": {"_target_": "torch.optim.LBFGS"}}
+    for name, module in (
+        ("several", Module(Model([["second", "first"]]), several())),
+        ("scalar", Module(scalar, SINGLE)),
+        ("manual", Manual()),
+        ("lbfgs", Module(Model(), lbfgs)),
+        ("pruning", Plain()),
+    ):
+        callbacks = [ModelPruning("l1_unstructured")] if name == "pruning" else []
         try:
-            fit(module, strategy="fsdp")
+            fit(module, strategy="fsdp", callbacks=callbacks)
         except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}")
+            errors[name] = f"{type(error).__name__}: {error}"
     return errors
+
+
+def fsdp_saves_late():
+    """After a fit, whose saves go to the background; and in `on_exception`, where the others may be elsewhere."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise ValueError("boom")
+
+        def on_exception(self, trainer, pl_module, exception):
+            trainer.save_checkpoint(Path(FOLDER, "failed.ckpt"))
+
+    trainer, module = trainer_of(strategy="fsdp", async_save=True, max_epochs=1), Module(Model(), SINGLE)
+    trainer.fit(module, loader_of(8, share(8)))
+    trainer.save_checkpoint(Path(FOLDER, "late.ckpt"))
+    intact = is_intact(Path(FOLDER, "late.ckpt"))
+    try:
+        fit(Module(Model(), SINGLE), strategy="fsdp", callbacks=[Fails()])
+    except Exception as error:
+        return {**report(trainer, module), "intact": intact, "error": f"{type(error).__name__}: {error}"}
+
+
+def fsdp_damaged():
+    """A bit flipped in one of two ranks' files is found by whoever looks at that one, and refused by both."""
+    folder = Path(FOLDER, "late.ckpt")
+    if rank_and_size()[0] == 0:
+        data = sorted(folder.glob("*.distcp"))[-1]
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        data.write_bytes(content)
+    dist.barrier()
+    try:
+        trainer_of(strategy="fsdp").fit(Module(Model(), SINGLE), loader_of(8, share(8)), ckpt_path=folder)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def fsdp_units():

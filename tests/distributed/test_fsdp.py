@@ -9,6 +9,7 @@ from espnet3_lite import average_checkpoints, checkpoint_io
 
 CASES = ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_stream", "fsdp_refuses", "fsdp_units"]
 MIXED = ["ddp_mixed", "fsdp_mixed", "named_mixed"]
+LATE = ["fsdp_saves_late", "fsdp_damaged"]
 SAVING = ["fsdp_saving", "fsdp_saving_in_background"]
 
 
@@ -34,7 +35,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def two(folder, alone):
     """Each rank's results of all cases."""
-    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file")
+    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", *LATE)
     assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
 
@@ -77,12 +78,16 @@ def test_ranks_of_different_lengths_run_equally_often(two):
 
 def test_what_cannot_be_sharded_is_refused_on_all_ranks(two):
     assert two[0]["fsdp_refuses"] == two[1]["fsdp_refuses"]
-    several, scalar = two[0]["fsdp_refuses"]
-    assert (
-        "MisconfigurationException: strategy='fsdp' trains one optimizer, this run has 3 (second, first, unused)"
-        in several
-    )
-    assert "cannot shard parameters without a dimension: model.scale" in scalar
+    errors = two[0]["fsdp_refuses"]
+    for name, message in {
+        "several": "trains one optimizer, this run has 3 (second, first, unused)",
+        "scalar": "cannot shard parameters without a dimension: model.scale",
+        "manual": "does not train with automatic_optimization=False",
+        "lbfgs": "does not train with LBFGS",
+        "pruning": "ModelPruning needs whole parameters",
+    }.items():
+        assert errors[name].startswith("MisconfigurationException: ") and message in errors[name]
+        assert "strategy='fsdp'" in errors[name]
 
 
 def test_layers_are_sharded_one_by_one_except_where_they_are_tied(two):
@@ -127,6 +132,26 @@ def test_sharded_checkpoints_are_averaged(two, folder):
     one = checkpoint_io.load_checkpoint(folder / "background-False.ckpt")["state_dict"]
     assert averaged.keys() == one.keys()
     assert torch.allclose(averaged["first.weight"], one["first.weight"], rtol=0, atol=1e-15)
+
+
+def test_after_a_fit_a_checkpoint_is_saved_and_waited_for(two, folder):
+    """By the time that `save_checkpoint` returned it was whole; it holds what the fit ended with."""
+    assert [result["fsdp_saves_late"]["intact"] for result in two] == [True, True]
+    assert two[0]["fsdp_saves_late"]["global_step"] == 1
+
+
+def test_a_save_after_an_exception_is_refused_not_waited_for_forever(two):
+    for result in two:
+        assert (
+            "RuntimeError: no sharded checkpoint can be saved after an exception"
+            in (result["fsdp_saves_late"]["error"])
+        )
+
+
+def test_a_flipped_bit_is_found_by_one_rank_and_refused_by_both(two):
+    first, second = (result["fsdp_damaged"] for result in two)
+    assert first == second
+    assert first.startswith("CheckpointError: ") and "late.ckpt: the data file __1_0.distcp, at byte" in first
 
 
 @pytest.mark.slow
