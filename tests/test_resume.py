@@ -1,10 +1,16 @@
 """A checkpoint saved at any hook goes on to the same bits: weights, rates, metrics, batches, random numbers."""
 
+import csv
+import os
+import signal
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.loggers import CSVLogger
 
 EPOCHS, BATCHES = 3, 5
 #: Hooks at whose end a checkpoint stands between two batches, or within a validation that is then run again.
@@ -245,3 +251,41 @@ def test_the_sanity_check_runs_in_a_run_that_resumes_between_epochs_and_changes_
     assert [name for name, _ in seen] == (["check", "train"] if checked else ["train"])
     assert seen[0][1] == {} or not checked
     assert "val_loss" in seen[-1][1]
+
+
+class Drawing(Module):
+    """Draws random numbers in its validation, in whose second batch a signal comes, the `when`-th time."""
+
+    def __init__(self, when=0):
+        super().__init__()
+        self.when = when
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch + torch.randn(()), batch_idx)
+        self.when -= batch_idx == 1
+        if batch_idx == 1 and self.when == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("interval", [3, 1.0])
+def test_a_validation_that_a_signal_broke_off_is_run_anew(tmp_path, interval):
+    """Within an epoch and at its end; the resumed run comes to the same bits, and the same lines on the same steps."""
+
+    def run(module, folder):
+        torch.manual_seed(3)
+        trainer = Trainer(
+            callbacks=[ModelCheckpoint(tmp_path / folder, save_last=True, monitor="val_loss")],
+            logger=CSVLogger(tmp_path, name=folder, flush_logs_every_n_steps=1), log_every_n_steps=1, max_epochs=EPOCHS,
+            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0,
+            val_check_interval=interval, auto_resume=True,
+        )  # fmt: skip
+        train = DataLoader(Rows(4 * BATCHES), batch_size=4, shuffle=True)
+        trainer.fit(module, train, DataLoader(Rows(9), batch_size=3))
+        return state_of(module, trainer), list(csv.DictReader(open(f"{trainer.log_dir}/metrics.csv")))
+
+    end, lines = run(Drawing(), "whole")
+    with pytest.raises(SystemExit):
+        run(Drawing(when=2), "cut")
+    found, found_lines = run(Drawing(), "cut")
+    assert_same(found, end)
+    assert found_lines == lines

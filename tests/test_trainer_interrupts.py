@@ -140,6 +140,47 @@ def test_trainer_and_module_can_be_used_after_an_exception(tmp_path, hook):
     assert module.training and trainer.metrics.active is trainer.metrics.training
 
 
+class Evaluated(Line):
+    """Gets a signal in its third batch."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.batches = number, 0
+
+    def validation_step(self, batch, batch_idx):
+        self.batches += 1
+        if batch_idx == 2:
+            os.kill(os.getpid(), self.number)
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("call", ["validate", "test", "predict"])
+def test_outside_a_fit_a_signal_ends_the_call_at_once(tmp_path, call, number):
+    callback, module = At(lambda: None), Evaluated(number)
+    before = signal.getsignal(number)
+    trainer = trainer_with(tmp_path, callback)
+    with pytest.raises(SystemExit) as ended:
+        getattr(trainer, call)(module, DataLoader(torch.ones(9, 2)))
+    assert ended.value.code == 128 + number
+    assert module.batches == 3
+    assert trainer.interrupted and callback.calls == [("on_exception", KeyboardInterrupt)]
+    assert module.training and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_breaks_off_a_fits_validation(tmp_path, number):
+    callback, module = At(lambda: None), Evaluated(number)
+    trainer = trainer_with(tmp_path, callback)
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(module, loader(), DataLoader(torch.ones(9, 2)))
+    assert ended.value.code == 128 + number
+    assert module.batches == 3 and module.training
+    assert callback.calls == [0, 1, 2, 3, "on_train_end", "on_fit_end", "teardown"]
+    assert trainer.interrupted and trainer.stopped_by_signal and not trainer.fit_loop.validated
+
+
 def test_stop_training_error_ends_the_run_in_order(tmp_path):
     callback = At(raise_(StopTrainingError("enough")))
     trainer = trainer_with(tmp_path, callback)
