@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback
@@ -69,7 +70,7 @@ class ESPnetModule(LiteModule):
         super().__init__()
         self.model = model
         self.config = config if isinstance(config, Config) else Config.create(config)
-        #: This batch's weight in the mean over the ranks; the loop hands it to the vote.
+        #: This batch's weight in means; the loop hands it to the vote.
         self.batch_weight: Any = None
         self.named_optimizers: dict[str, dict[str, Any]] = {}
         self._freeze_parameters()
@@ -108,12 +109,20 @@ class ESPnetModule(LiteModule):
     def validation_step(self, batch: tuple[list[str], dict], batch_idx: int) -> Any:
         """Log the values of one validation batch."""
         loss, stats, weight = self._forward(batch)
+        self.batch_weight = weight
         self._log_stats("valid", loss, stats, weight)
         return loss
 
     test_step = validation_step
 
     def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
+            keys = f" with keys {list(batch)}" if isinstance(batch, Mapping) else ""
+            length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise MisconfigurationException(
+                f"a batch must be (uids, {{name: tensor}}), got {type(batch).__name__}{keys}{length}; is "
+                f"dataloader.collate_fn set?"
+            )
         result = self.model(**batch[1])
         if not isinstance(result, tuple) or len(result) != 3:
             raise MisconfigurationException(
@@ -125,7 +134,21 @@ class ESPnetModule(LiteModule):
                 f"{type(self.model).__name__}.forward: stats must be a dict of values to log, got "
                 f"{type(result[1]).__name__}"
             )
-        return result
+        loss, stats, weight = result
+        return loss, stats, self._one_number(weight)
+
+    def _one_number(self, weight: Any) -> Any:
+        """A batch's weight as a number or a tensor ``()``; None stays. Whether it is finite is the vote's to see."""
+        if isinstance(weight, (np.ndarray, np.generic)):
+            weight = torch.as_tensor(weight)
+        if isinstance(weight, torch.Tensor) and weight.numel() == 1:
+            return weight.detach().reshape(())
+        if weight is None or isinstance(weight, (int, float)):
+            return weight
+        raise MisconfigurationException(
+            f"{type(self.model).__name__}.forward: the weight must be a number, a tensor with one element or None, got "
+            f"{weight!r}"
+        )
 
     def _log_stats(self, mode: str, loss: Any, stats: Mapping[str, Any], weight: Any) -> None:
         values = {key: value for key, value in stats.items() if value is not None}
@@ -135,6 +158,7 @@ class ESPnetModule(LiteModule):
             tensors = [step for step in steps if isinstance(step.loss, torch.Tensor)] if named else []
             values.update({f"{step.name}/loss": step.loss for step in tensors})
         for key, value in values.items():
+            value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
             self.log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

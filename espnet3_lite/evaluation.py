@@ -14,6 +14,7 @@ import torch
 
 from espnet3_lite import scheduling
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.vote import batch_weight
 from espnet3_lite.loaders import begin, length_of, limited, request_loaders, set_epoch
 from espnet3_lite.optimization import OptimizationStep
 from espnet3_lite.states import RunningStage
@@ -150,7 +151,7 @@ class EvaluationLoop:
             if replaying:
                 metrics.discard_batch()
                 continue
-            if (flag := _is_finite(output)) is not None:
+            if (flag := _is_finite(output, batch_weight(trainer))) is not None:
                 metrics.mask_batch(flag)
                 finite.append((batch_idx, flag))
             self.batches_done += 1
@@ -203,17 +204,25 @@ def positional_arguments(step: Any) -> int | None:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def _is_finite(output: Any) -> torch.Tensor | None:
-    """Whether the loss that a step returned is finite, ``()`` bool on its device; None where it returned none."""
+def _is_finite(output: Any, weight: Any = None) -> torch.Tensor | None:
+    """Whether the loss that a step returned is finite, and its batch's weight can stand in a mean.
+
+    ``()`` bool on the loss's device; None where no loss was returned.
+    """
     if isinstance(output, Mapping):
         output = output.get("loss")
     if isinstance(output, OptimizationStep):
         output = [output]
     if isinstance(output, (list, tuple)) and output and all(isinstance(part, OptimizationStep) for part in output):
-        return torch.stack([part.loss.detach().isfinite().all() for part in output]).all()
-    if isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
-        return output.detach().isfinite().all()
-    return None
+        finite = torch.stack([part.loss.detach().isfinite().all() for part in output]).all()
+    elif isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
+        finite = output.detach().isfinite().all()
+    else:
+        return None
+    if weight is None or isinstance(weight, int) and weight >= 0:
+        return finite
+    weight = torch.as_tensor(weight, device=finite.device)
+    return finite & (weight >= 0) & (weight < float("inf"))
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:
@@ -224,5 +233,5 @@ def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], 
     for rank, batches in enumerate(by_rank):
         where = f" of rank {rank}" if len(by_rank) > 1 else ""
         if batches:
-            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite; they are left "
-                           f"out of the means")  # fmt: skip
+            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite, or a weight "
+                           f"that is not or is negative; they are left out of the means")  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException, OptimizationStep
+from espnet3_lite import ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, OptimizationStep, Trainer
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
@@ -136,10 +136,29 @@ def test_a_weight_that_is_not_sound_skips_the_batch_and_says_so(bad, shown, tmp_
         trainer = train(module, tmp_path)
     said = [str(warning.message) for warning in caught]
     assert any(f"the weight is {shown}" in text and "batch 0" in text for text in said)
-    assert any("batches 0 have a loss or weight that is not finite, or a negative weight" in text for text in said)
+    assert any("batches 0 have a loss that is not finite, or a weight that is not or is neg" in text for text in said)
     assert trainer.trainer.global_step == 1
     assert trainer.trainer.callback_metrics["train/loss"] == 3.5
     assert trainer.trainer.callback_metrics["valid/loss"] == 6.0  # the second batch's alone
+
+
+def test_a_plain_modules_attribute_of_that_name_is_its_own_affair():
+    class Plain(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.batch_weight = torch.nn.Linear(1, 1), torch.tensor([-1.0, float("nan")])
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[1]["x"]).mean()
+
+        validation_step = training_step
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    trainer.fit(Plain(), loader(1.0, 2.0, 3.0), loader(1.0))
+    assert trainer.global_step == 2
 
 
 @pytest.mark.parametrize(

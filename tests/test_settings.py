@@ -16,6 +16,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
     [
         ("accelerator", "tpu", "accelerator='tpu' must be one of 'auto', 'cpu', 'gpu'"),
         ("strategy", "deepspeed_stage_2", "use strategy='fsdp'"),
+        ("strategy", "ddp_find_unused_parameters_false", "use 'ddp', which looks for no unused parameters"),
         ("strategy", "ddpp", "did you mean 'ddp'"),
         ("devices", 0, "devices=0 must be a number of devices"),
         ("max_epochs", 1.5, "max_epochs=1.5 must be a whole number, at least -1 (-1: no limit)"),
@@ -57,6 +58,14 @@ def test_durations(given, seconds):
 def test_what_is_no_duration(given):
     with pytest.raises(MisconfigurationException, match="is not a duration; give 'DD:HH:MM:SS'"):
         parse_duration(given)
+
+
+@pytest.mark.parametrize("given", [{"hour": 1}, {"hours": "1"}])
+def test_what_is_no_duration_in_parts(given):
+    with pytest.raises(
+        MisconfigurationException, match=r"is not a duration \(.*; give numbers of days, hours, minutes"
+    ):
+        Trainer(**QUIET, max_time=given)
 
 
 @pytest.mark.parametrize(

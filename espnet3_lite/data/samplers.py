@@ -286,8 +286,13 @@ def build_batch_sampler(
         batch_size: for the first three.
         batch_bins: for the last two.
         shape_files: at least one; ``unsorted`` and ``sorted`` read the first alone.
-
-    The others are those of the samplers.
+        sort_in_batch: ``descending`` (default) or ``ascending``: the order of lengths within a batch.
+        sort_batch: the same for the order of the batches; default ``ascending``.
+        drop_last: leave out what does not fill a batch. Default False.
+        min_batch_size: no batch is smaller; for ``folded``, ``length`` and ``numel``. Default 1.
+        fold_lengths: one a shape file; for ``folded``.
+        padding: count every utterance as long as its batch's longest (default); for ``length`` and ``numel``.
+        utt2category_file: lines ``utterance category``, which batches then do not mix; for ``folded``.
 
     Raises:
         MisconfigurationException: an unknown type, a setting that the type needs and that is missing or bad,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from espnet3_lite import checkpoint_io
-from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, vote_alone
+from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
 from espnet3_lite.precision import map_tensors
 
 
@@ -62,8 +62,7 @@ class Strategy:
     def vote(self, trainer: Any, steps: list, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
         if trainer.signals.received is None and not trainer.detect_anomaly:
-            weight = getattr(trainer.lightning_module, "batch_weight", None)
-            if all_sound([loss for loss, _ in steps if loss is not None], weight):
+            if all_sound([loss for loss, _ in steps if loss is not None], batch_weight(trainer)):
                 return GO_ON
         return vote_alone(trainer, steps)
 

@@ -44,6 +44,16 @@ class Verdict(NamedTuple):
 GO_ON = Verdict()
 
 
+def batch_weight(trainer: Any) -> Any:
+    """What the module says that its batch weighs: a number or a tensor ``()``; None where it says nothing.
+
+    Anything else of the name ``batch_weight`` is a plain module's own affair.
+    """
+    weight = getattr(trainer.lightning_module, "batch_weight", None)
+    one = isinstance(weight, (int, float)) or (isinstance(weight, torch.Tensor) and weight.dim() == 0)
+    return weight if one else None
+
+
 def is_sound(weight: float) -> bool:
     """Whether a batch's weight can stand in a mean: a finite number of at least 0."""
     return 0.0 <= weight < math.inf
@@ -64,7 +74,7 @@ def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
     reason = ""
     if not trainer.detect_anomaly:
         reason = describe_bad_losses(trainer, steps)
-        weight = getattr(trainer.lightning_module, "batch_weight", None)
+        weight = batch_weight(trainer)
         if not reason and weight is not None and not is_sound(float(weight)):
             reason = f"the weight is {float(weight)}"
     return Verdict(skip=bool(reason), reason=reason, signal=trainer.signals.received is not None)
@@ -83,7 +93,7 @@ def vote_together(strategy: Any, trainer: Any, steps: Sequence, is_last: bool) -
     data, slots, rank = trainer.train_data, list(trainer.slots.values()), strategy.rank
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
-    weight = getattr(trainer.lightning_module, "batch_weight", None) if active else 0.0
+    weight = batch_weight(trainer) if active else 0.0
     flags = (0.0, is_last or data.ended, trainer.signals.received is not None, trainer.should_stop, active)
     vector = torch.tensor(
         [*flags, *(slot.name in losses for slot in slots), *[0.0] * strategy.world_size],

@@ -53,6 +53,13 @@ def test_broken_defaults(tmp_path, text, error, message):
     assert str(caught.value) == message.format(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"a: \xff\xfe", "a: 1".encode("utf-16")])
+def test_a_file_that_is_no_utf8_is_named(tmp_path, content):
+    (tmp_path / "main.yaml").write_bytes(content)
+    with pytest.raises(MisconfigurationException, match=r"main.yaml is not text in UTF-8 \('utf-8' codec can't decode"):
+        load_config(tmp_path / "main.yaml")
+
+
 def test_self_name_is_the_last_files_name_and_survives_a_copy(tmp_path):
     _write(tmp_path, template="exp_tag: ${self_name:}\nexp_dir: exp/${exp_tag}\n", asr="seed: 1\n")
     config = load_config(tmp_path / "template.yaml", tmp_path / "asr.yaml")

@@ -94,6 +94,18 @@ def test_broken_text_is_refused_with_file_and_line(text, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("text", ["a: !!timestamp 2024-01-02", "a:\n  b: !!set {x, y}"])
+def test_dates_and_sets_are_refused_as_by_omegaconf(text):
+    line = text.count("\n") + 1
+    with pytest.raises(MisconfigurationException, match=rf"^conf.yaml, line {line}: could not determine a constructor"):
+        read_yaml(text, "conf.yaml")
+
+
+def test_a_character_that_yaml_does_not_allow():
+    with pytest.raises(MisconfigurationException, match=r"^conf.yaml: unacceptable character #x0000"):
+        read_yaml("a: \0", "conf.yaml")
+
+
 @pytest.mark.parametrize(
     "tag", ["!!python/object/apply:os.system ['touch ran']", "!!python/name:os.system", "!Custom 1"]
 )

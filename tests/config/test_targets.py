@@ -173,6 +173,9 @@ def test_submodules_are_imported_on_the_way(tmp_path, monkeypatch):
     ("config", "message"),
     [
         ({"_target_": "toys.failing", "size": 3}, "m: toys.failing(size=3) raised ValueError: no room"),
+        ({"_target_": "toys.failing", "size": "abc", "shape": [1, 2], "name": "x" * 41},
+         "m: toys.failing(size='abc', shape=<list>, name=<str>) raised TypeError: targets.<locals>.failing() got an "
+         "unexpected keyword argument 'shape'; it takes no 'shape'; it takes no 'name'"),
         ({"_target_": "toys.Box", "dept": 3},
          "m: toys.Box(dept=3) raised TypeError: Box.__init__() got an unexpected keyword argument 'dept'; "
          "it takes no 'dept'; did you mean 'depth'?"),
