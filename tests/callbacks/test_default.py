@@ -246,3 +246,10 @@ def test_a_run_that_dies_while_it_saves_and_is_resumed_is_the_same_run(moment, a
     files = [{path.name for path in (tmp_path / part).glob("*.*") if path.is_file()} for part in ("whole", "cut")]
     assert files[0] == files[1]
     assert (tmp_path / "cut" / "last.ckpt").samefile(tmp_path / "cut" / f"step{whole.global_step}.ckpt")
+
+
+def test_fast_dev_run_runs_with_them_and_writes_nothing(tmp_path):
+    callbacks = get_default_callbacks(tmp_path / "exp")
+    trainer = Trainer(fast_dev_run=2, callbacks=callbacks, default_root_dir=tmp_path, enable_model_summary=False)
+    trainer.fit(Net(), DataLoader(DATA, 2), DataLoader(DATA, 4))
+    assert trainer.global_step == 2 and list(tmp_path.rglob("*")) == []
