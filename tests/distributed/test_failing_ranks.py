@@ -105,6 +105,28 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(place):
     assert "the data of this rank are broken" in status(place / "failed")["error"]
 
 
+def test_nobody_has_finished_before_all_have(place):
+    """Rank 1 fails in `teardown`, when rank zero is through with its own."""
+    run = start(2, place / "torn", code=1, error="in teardown", rank=1)
+    assert "OtherRankError: rank 1 ended by an exception" in run.stdout
+    assert status(place / "torn")["status"] == "interrupted"
+    assert "the disk of this rank is full" in status(place / "torn")["error"]
+
+
+def test_a_stop_error_in_the_middle_of_a_batch_ends_both_ranks(place):
+    run = start(2, place / "left", code=1, error="stop within a batch", rank=1, at=[1, 2])
+    assert "RuntimeError: StopTrainingError on rank 1 outside a hook" in run.stdout
+    assert "OtherRankError: rank 1 ended by an exception" in run.stdout
+    assert "StopTrainingError on rank 1 outside a hook" in status(place / "left")["error"]
+
+
+def test_a_signal_to_one_rank_in_a_test_ends_both(place):
+    """That rank at once; the other as soon as it waits for it."""
+    run = start(2, place / "tested", code=1, call="test", signal="SIGTERM", rank=1, at=[0, 2])
+    assert "rank 1 tested 2 batches, interrupted" in run.stdout
+    assert "exitcode  : 143" in run.stdout
+
+
 @pytest.mark.slow
 def test_a_signal_to_torchrun_itself_reaches_the_ranks(place, whole):
     """As when a scheduler cancels a job: torchrun hands SIGTERM on, and waits 30 s for the ranks to save."""
