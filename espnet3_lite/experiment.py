@@ -41,7 +41,7 @@ def build_model(config: Config) -> torch.nn.Module:
     settings.pop("freeze_param", None)  # the wrapper's, not the model's
     if config.get("task"):
         return build_task_model(config.task, settings)
-    return instantiate(settings)
+    return instantiate({"model": settings})["model"]  # so that errors name the place: model.encoder
 
 
 @espnet_stand_ins()

@@ -112,6 +112,14 @@ def test_two_workers_collect_what_one_does(recipe):
     assert all((one[key] == two[key]).all() for key in ("count", "sum", "sum_square"))
 
 
+def test_a_loaders_spawned_worker_finds_the_recipes_modules(recipe):
+    settings = [f"dataloader.{split}.iter_factory=null" for split in ("train", "valid")]
+    settings += [f"+dataloader.{split}.batch_size=4" for split in ("train", "valid")]
+    settings += ["+dataloader.train.num_workers=1", "+dataloader.train.multiprocessing_context=spawn"]
+    command("train", "conf/training.yaml", "trainer.max_epochs=2", *settings)
+    assert load_checkpoint(recipe / "exp/training/last.ckpt")["global_step"] == 12  # 22 utterances in batches of 4
+
+
 def test_started_from_another_folder(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command("collect-stats", str(recipe / "conf/training.yaml"), f"recipe_dir={recipe}")
@@ -135,6 +143,22 @@ def test_a_missing_part_of_the_recipe_is_told(recipe, capsys):
         cli.main(["train", "conf/training.yaml", "model._target_=src.model.Recogniser"])
     assert "'src.model' has no 'Recogniser'; did you mean 'Recognizer'?" in capsys.readouterr().err
     assert not (recipe / "exp").exists()
+
+
+def test_what_a_model_raises_is_told_with_its_place_and_its_values(recipe, capsys):
+    command("collect-stats", "conf/training.yaml")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "conf/training.yaml", "model.features=abc"])
+    assert "model: src.model.Recognizer(features='abc', letters=4) raised TypeError" in capsys.readouterr().err
+
+
+def test_an_interval_that_the_data_cannot_have_is_a_mistake_in_the_configuration(recipe, capsys):
+    command("collect-stats", "conf/training.yaml")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "conf/training.yaml", "+trainer.val_check_interval=1000"])
+    error = capsys.readouterr().err
+    assert "`val_check_interval` (1000) must be less than or equal to the number of the training batches (5)" in error
+    assert "Traceback" not in error
 
 
 def test_keys_of_other_stages_are_left_alone(recipe):

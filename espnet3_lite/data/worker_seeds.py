@@ -4,15 +4,19 @@ A worker's own generators start anew with each epoch, and in a run that resumes 
 them, since workers are ahead of the batch that trains. Which sample is in which batch is not decided here.
 """
 
+import pickle
 import random
 import zlib
 from collections.abc import Sequence
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from espnet3_lite.data.stand_ins import espnet_stand_ins
 from espnet3_lite.distributed.samplers import global_seed
 
 
@@ -71,6 +75,11 @@ class SeededInWorkers(Dataset):
             return self.dataset.__getitems__(indices)
         return [self.dataset[index] for index in indices]
 
+    def __reduce_ex__(self, protocol: int) -> Any:
+        if get_spawning_popen() is None:  # somebody copies it
+            return super().__reduce_ex__(protocol)
+        return _arrived, (bytes(ForkingPickler.dumps(vars(self))),)
+
     def _prepare_for(self, indices: Sequence) -> None:
         if get_worker_info() is None:
             return
@@ -82,3 +91,11 @@ class SeededInWorkers(Dataset):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+def _arrived(state: bytes) -> SeededInWorkers:
+    """The data set in a worker that was spawned: unpickling it imports a recipe's modules there for the first time."""
+    dataset = SeededInWorkers.__new__(SeededInWorkers)
+    with espnet_stand_ins():
+        vars(dataset).update(pickle.loads(state))
+    return dataset
