@@ -142,8 +142,8 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     results = []
     for name, dataset in sets.items() if isinstance(sets, Mapping) else [("test", sets)]:
         loader = trainer.model.test_loader(dataset)
-        (result,) = trainer.trainer.test(trainer.model, loader, verbose=False)
-        results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
+        for result in trainer.trainer.test(trainer.model, loader, verbose=False):  # none of an empty set
+            results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
     return results
 
 

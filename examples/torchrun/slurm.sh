@@ -15,18 +15,20 @@ set -euo pipefail
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-srun --kill-on-bad-exit=1 torchrun \
+# Two minutes before the end: tell the processes that srun started for this job (not this script: that would take
+# --batch or --full). All ranks save and end at the next batch; then the same job is queued again, and goes on.
+save_and_requeue() {
+    scancel --signal=USR1 "$SLURM_JOB_ID"
+    wait
+    scontrol requeue "$SLURM_JOB_ID"
+    exit
+}
+trap save_and_requeue USR1
+
+# torchrun itself ignores SIGUSR1, which would end it; the training processes listen to it all the same.
+srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec torchrun "$@"' torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 4 \
     --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" --rdzv-id "$SLURM_JOB_ID" \
     -m espnet3_lite train "$@" &
-
-# Two minutes before the end: tell the training processes of this node (their command has a -u, torchrun's own has
-# none). All ranks save and end at the next batch; then the same job is queued again, and goes on.
-save_and_requeue() {
-    pkill -USR1 -u "$USER" -f -- '-u -m espnet3_lite train' || true
-    wait
-    scontrol requeue "$SLURM_JOB_ID"
-}
-trap save_and_requeue USR1
 
 wait

@@ -3,14 +3,19 @@
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
+from espnet3_lite.cli import _parse
 from espnet3_lite.config import load_config
 from espnet3_lite.config.schema import check_config
 
@@ -33,22 +38,48 @@ def test_two_processes_take_what_one_takes(at_root):
     assert two.scheduler == alone.scheduler and two.exp_dir != alone.exp_dir
 
 
-def test_every_command_in_the_pages_starts_our_command_line():
+def test_every_command_in_the_pages_is_one_that_torchrun_and_our_parser_take(at_root, tmp_path):
+    """And the configurations that are there are right."""
     pages = [page.read_text(encoding="utf-8") for page in LESSON.glob("*.md")]
     commands = [line for page in pages for line in page.splitlines() if line.startswith("torchrun ")]
-    assert len(commands) == 3 and all(" -m espnet3_lite train " in command for command in commands)
-    files = re.findall(r"examples/\S+\.yaml", " ".join(commands))
-    assert files and all((ROOT / file).is_file() for file in files)
+    assert len(commands) == 3
+    for command in commands:
+        parsed = get_args_parser().parse_args(shlex.split(command.replace("<folder>", str(tmp_path)))[1:])
+        assert (parsed.module, parsed.training_script) == (True, "espnet3_lite")
+        words = _parse(parsed.training_script_args).config
+        files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+        if files != ["conf/training.yaml"]:
+            check_config(load_config(*files, overrides=overrides))
     links = {link for page in pages for link in re.findall(r"\]\(([^)]+)\)", page)}
     assert all((LESSON / link).exists() for link in links) and {"two.yaml", "slurm.sh"} <= links
 
 
-def test_the_slurm_script_is_bash_and_signals_the_ranks_alone():
-    script = LESSON / "slurm.sh"
-    subprocess.run(["bash", "-n", script], check=True)
-    pattern = re.search(r"pkill -USR1 .* '(.+)'", script.read_text(encoding="utf-8"))[1]
-    assert re.search(pattern, f"{sys.executable} -u -m espnet3_lite train conf/training.yaml")  # as torchrun starts it
-    assert not re.search(pattern, "python -m torch.distributed.run --nnodes 2 -m espnet3_lite train conf/training.yaml")
+def test_the_slurm_script_signals_its_own_job_saves_and_queues_again(tmp_path):
+    """With Slurm's commands and torchrun faked: each writes down what it was called with."""
+    fakes = {
+        "scontrol": 'echo "scontrol $*" >> calls; [ "$1" = requeue ] || echo node1',
+        "scancel": 'echo "scancel $*" >> calls; kill -USR1 "$(cat step)"; kill -TERM "$(cat step)"',
+        "srun": 'echo "srun $1" >> calls; shift; exec "$@"',
+        "torchrun": "echo $$ > step.new; mv step.new step; trap 'echo \"TERM $*\" >> calls; exit 0' TERM; "
+        "while true; do sleep 0.02; done",
+    }
+    for name, body in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }  # fmt: skip
+    script = subprocess.Popen(["bash", LESSON / "slurm.sh", "conf/training.yaml"], cwd=tmp_path, env=environment)
+    while not (tmp_path / "step").exists():
+        assert script.poll() is None
+        time.sleep(0.01)
+    script.send_signal(signal.SIGUSR1)
+    assert script.wait(timeout=60) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[1:3] == ["srun --kill-on-bad-exit=1", "scancel --signal=USR1 17"]
+    assert calls[3].startswith("TERM --nnodes 2 ") and calls[3].endswith(" -m espnet3_lite train conf/training.yaml")
+    assert calls[4:] == ["scontrol requeue 17"], "queued again when the training, which SIGUSR1 left alive, was over"
 
 
 def write_recordings(folder):
