@@ -59,8 +59,7 @@ class FitLoop:
         self.validated = self.epoch_ended = self.epoch_begun = self.schedulers_due = False
         #: Read from a checkpoint: what the next run begins with.
         self.resumed_within_epoch = False
-        #: Set by a callback: this epoch's batches go forward only (to recompute BatchNorm statistics).
-        self.forward_only = False
+        self.forward_only = False  # set by a callback, to recompute BatchNorm statistics
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -99,6 +98,15 @@ class FitLoop:
     def max_steps(self) -> int | float:
         """The trainer's limit; a batch that steps several times by hand may jump over it."""
         return self.trainer.max_steps if self.trainer.max_steps != -1 else math.inf
+
+    @property
+    def max_epochs(self) -> int:
+        """The trainer's limit; Lightning's users set it here to train on."""
+        return self.trainer.max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, epochs: int) -> None:
+        self.trainer.max_epochs = epochs
 
     def can_stop(self) -> bool:
         """False while `min_epochs` or `min_steps` is not reached."""
