@@ -128,6 +128,7 @@ def train(config: Config) -> ESPnetTrainer:
 def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list[dict[str, float]]:
     """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
     trainer = build(config)
+    trainer.trainer.loggers = []  # who called prints the results; the run's folder may be read-only
     exp_dir = Path(config.get("exp_dir") or "exp")
     criterion = config.get("best_model_criterion")
     path = Path(checkpoint) if checkpoint else best_weights(exp_dir, criterion[0][0] if criterion else "valid/loss")

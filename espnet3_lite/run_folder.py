@@ -54,7 +54,8 @@ class RunFolder(Callback):
         # A best checkpoint of the first epoch is older than the first state: that run was killed before it, and begins
         # anew.
         pattern = re.compile(r"(last|step\d+|epoch[1-9]\d*_step\d+_.*)\.ckpt")
-        left = sorted(path for path in self.exp_dir.iterdir() if pattern.fullmatch(path.name))
+        files = self.exp_dir.iterdir() if self.exp_dir.exists() else ()
+        left = sorted(path for path in files if pattern.fullmatch(path.name))
         if left:
             names = [f"{p.name} (a link to {os.readlink(p)})" if p.is_symlink() else p.name for p in left]
             raise CheckpointError(

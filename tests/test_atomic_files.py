@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet3_lite.atomic_files import beside, link_or_copy, remove_checkpoint, remove_leftovers
+from espnet3_lite.atomic_files import beside, link_or_copy, remove_checkpoint, remove_leftovers, write_text
 from espnet3_lite.exceptions import CheckpointError
 
 
@@ -126,3 +126,17 @@ def test_a_temporary_name_is_gone_whatever_happens(tmp_path):
             assert temporary.parent == tmp_path and temporary.name.startswith(".last.ckpt.")
             raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_text_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "status.json"
+    write_text(path, "å\n")
+    assert path.read_bytes() == "å\n".encode()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "longer than before\n")
+    assert path.read_bytes() == "å\n".encode() and [entry.name for entry in tmp_path.iterdir()] == ["status.json"]

@@ -99,6 +99,49 @@ def test_quiet_logs_warnings_only(recipe, capsys):
     assert "trained 1 epochs, 3 steps" in printed and "INFO" not in printed
 
 
+def test_fast_dev_run_leaves_nothing_and_takes_nothing_from_an_old_run(recipe, capsys):
+    fast = ("train", "train.yaml", "+trainer.fast_dev_run=true", "--quiet")
+    main([*fast])
+    assert "trained 1 epochs" in capsys.readouterr().out
+    assert not (recipe / "exp").exists()
+    main(["train", "train.yaml", "trainer.max_epochs=1", "--quiet"])
+    before = contents(recipe / "exp")
+    main([*fast, "--fresh"])
+    assert contents(recipe / "exp") == before and not list(recipe.glob("exp.*"))
+    assert "written to" not in capsys.readouterr().out.split("trained 1 epochs")[-1]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_equals_sign_in_a_files_name(recipe, capsys):
+    (recipe / "lr=1.yaml").write_bytes((recipe / "train.yaml").read_bytes())
+    main(["train", "lr=1.yaml", "trainer.max_epochs=1", "optimizer.lr=0.125", "--quiet"])
+    assert checkpoint(recipe)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.125
+
+
+def test_a_run_whose_states_are_gone_does_not_begin_anew_by_itself(recipe, capsys):
+    main(["train", "train.yaml", "trainer.max_epochs=2", "--quiet"])
+    for path in [*recipe.glob("exp/step*.ckpt"), *recipe.glob("exp/steps/*")]:
+        path.unlink()
+    (recipe / "exp" / "last.ckpt").unlink()
+    message = refused(capsys, "train", "train.yaml", "trainer.max_epochs=3", code=1)
+    assert "exp holds an old run" in message and "epoch1_step6_valid.loss.ckpt" in message and "--fresh" in message
+
+
+def test_another_models_weights_are_told_with_their_file(recipe, capsys):
+    main(["train", "train.yaml", "trainer.max_epochs=1", "--quiet"])
+    with open("toy.py", "a") as file:
+        file.write("\n\nclass Wider(Model):\n    def __init__(self):\n        super().__init__()\n")
+        file.write("        self.head = nn.Linear(8, 2)\n")
+    sys.modules.pop("toy", None)
+    for command, fix in (("train", "--fresh"), ("validate", "config.yaml beside them")):
+        message = refused(capsys, command, "train.yaml", "trainer.max_epochs=2", "model._target_=toy.Wider", code=1)
+        assert "size mismatch for head.weight" in message and fix in message
+        assert ("last.ckpt: its weights" if command == "train" else "ave_1best.pth: its weights") in message
+
+
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +161,10 @@ def test_mistakes_are_told_all_at_once_and_nothing_is_written(recipe, capsys):
         (["train", "train.yaml", "trainer.max_epohcs=1"], ["max_epohcs", "max_epochs"]),
         (["train", "train.yaml", "model._target_=toy.Modle"], ["toy.Modle", "Model"]),
         (["collect-stats", "train.yaml"], ["stats_dir"]),
+        (["train", "train.yaml", "exp_dir=train.yaml/exp"], ["exp_dir: 'train.yaml/exp' cannot be written"]),
+        (["train", "train.yaml", "exp_dir=.", "--fresh"], ["--fresh", "'.'", "working folder"]),
+        (["train", "train.yaml", "dataset.train=[]"], ["dataset.train holds no samples"]),
+        (["average", "exp", "--output", "mean.pth"], ["--output", "--checkpoints"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in COMMANDS else "",
 )
@@ -133,7 +180,8 @@ def test_a_mistake_is_told_in_one_message(recipe, capsys, arguments, parts):
         (["validate", "train.yaml"], ["exp", "train first"]),
         (["test", "train.yaml", "--checkpoint", "gone.ckpt"], ["gone.ckpt", "does not exist"]),
         (["average", "exp"], ["exp", "no best checkpoints"]),
-        (["average", "exp", "--checkpoints", "gone.ckpt"], ["gone.ckpt"]),
+        (["average", "exp", "--checkpoints", "train.yaml", "gone.ckpt"], ["gone.ckpt: does not exist"]),
+        (["average", "exp", "--checkpoints", "train.yaml"], ["train.yaml: not a checkpoint"]),
         (["consolidate", "gone", "plain.ckpt"], ["gone", "not a folder"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in COMMANDS else "",
@@ -175,6 +223,43 @@ def test_validate_and_test_print_the_averages_results(recipe, capsys):
     main(["test", "train.yaml", "--quiet"])
     ((name, value),) = result_lines(capsys)
     assert name == "far/loss" and float(value) == pytest.approx(loss_on_the_test_set(recipe), rel=1e-5)
+
+
+def test_evaluations_write_nothing_and_name_no_epoch(recipe, capsys, caplog):
+    main(["train", "train.yaml", "trainer.max_epochs=2", "--quiet"])
+    before = contents(recipe / "exp")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    main(["validate", "train.yaml"])
+    main(["test", "train.yaml"])
+    assert contents(recipe / "exp") == before
+    assert "summary:valid: valid_time=" in caplog.text and "epoch:valid" not in caplog.text
+
+
+def test_a_test_sets_name_stands_once(recipe, capsys):
+    with open("toy.py", "a") as file:
+        file.write("\n\nclass Shares(Model):\n    def forward(self, x, y):\n")
+        file.write("        loss, stats, weight = super().forward(x, y)\n")
+        file.write("        return loss, {'loss': loss.detach(), 'invalid/share': torch.tensor(0.5)}, weight\n")
+    sys.modules.pop("toy", None)
+    main(["train", "train.yaml", "model._target_=toy.Shares", "trainer.max_epochs=1", "--quiet"])
+    capsys.readouterr()
+    main(["test", "train.yaml", "model._target_=toy.Shares", "--quiet"])
+    assert "far/invalid/share 0.5\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_results_are_rank_zeros_to_tell(recipe, capsys, monkeypatch, rank):
+    main(["train", "train.yaml", "trainer.max_epochs=1", "--quiet"])
+    average = recipe / "exp" / "valid.loss.ave_1best.pth"
+    written = average.stat().st_mtime_ns
+    capsys.readouterr()
+    monkeypatch.setenv("RANK", rank)  # what torchrun says before the group is joined
+    main(["hooks", "train.yaml", "--quiet"])
+    main(["average", "exp", "--quiet"])
+    printed = capsys.readouterr().out
+    assert ("on_fit_start" in printed) == ("ave_1best" in printed) == (rank == "0")
+    assert (average.stat().st_mtime_ns > written) == (rank == "0")
 
 
 def result_lines(capsys):
@@ -246,7 +331,21 @@ def test_hooks_prints_who_listens_and_trains_nothing(recipe, capsys):
     assert "Witness" in lines["on_train_batch_end"]
     assert lines["on_test_start"] != lines["on_fit_end"] and "AverageCheckpointsCallback" in lines["on_fit_end"]
     assert lines["on_before_zero_grad"].strip() == "-"
+    assert "ModelCheckpoint, ModelCheckpoint(valid/loss), ModelCheckpoint" in lines["on_validation_end"]
     assert not (recipe / "exp" / "last.ckpt").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(recipe):
+    command = f"{sys.executable} -m espnet3_lite hooks train.yaml --quiet | true"
+    finished = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_ctrl_c_while_loading_ends_without_a_traceback(recipe, capsys, command):
+    with open("toy.py", "a") as file:
+        file.write("\n\nclass Slow(Model):\n    def __init__(self):\n        raise KeyboardInterrupt\n")
+    assert refused(capsys, command, "train.yaml", "model._target_=toy.Slow", code=130) == ""
 
 
 def test_collect_stats_writes_below_stats_dir(recipe, capsys):
