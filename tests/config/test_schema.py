@@ -917,6 +917,7 @@ MORE_BROKEN = [
         "scheduler_monitor",
         "has no use without 'scheduler'; give one, or leave this out",
     ),
+    ("model: {_target_: 5}", "model._target_", "5 is not a dotted Python name such as 'torch.optim.Adam'"),
 ]
 
 
