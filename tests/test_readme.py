@@ -1,11 +1,11 @@
-"""What README.md and the lessons' READMEs show is run, or at least read.
+"""What README.md shows is run, or at least read. (The lessons' pages: `tests/examples`.)
 
 A comment on the line before a fenced block of ``bash`` or ``python`` says what becomes of it:
 
 - ``<!-- run: quick -->``: it runs in this file's quick tests; ``<!-- run: slow -->``: in its slow ones;
 - ``<!-- run: no (reason) -->``: it does not run.
 
-The Python blocks of a file run in their order in one namespace, in an empty folder. Of a ``bash`` block the commands
+The Python blocks run in their order in one namespace, in an empty folder. Of a ``bash`` block the commands
 ``espnet3-lite ...``, ``torchrun ... -m espnet3_lite ...`` and ``python -m espnet3_lite ...`` run from the repository's
 root, with everything below ``exp/`` in an empty folder instead; ``pip install`` is read and not run; any other command
 needs ``run: no``. Those that do not run must at least be commands that the command line's parser takes. ``yaml`` blocks
@@ -28,7 +28,7 @@ from espnet3_lite.callbacks.base import HOOKS
 from espnet3_lite.cli import _parse
 
 ROOT = Path(__file__).parent.parent
-FILES = [ROOT / "README.md", *sorted(ROOT.glob("examples/*/README.md"))]
+PAGE = ROOT / "README.md"
 BLOCK = re.compile(r"^(?P<fence>```+)(?P<kind>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!-- (.*) -->\n\n?\Z")
 #: How long a run may take, in seconds: a bound for a hang, not a measure of speed.
@@ -36,19 +36,16 @@ PATIENCE = 1200
 
 
 class Block(NamedTuple):
-    file: str
     line: int
     kind: str
     text: str
     mark: str
 
 
-def blocks_of(path):
-    text = path.read_text(encoding="utf-8")
+def blocks_of(text):
     for match in BLOCK.finditer(text):
         before = COMMENT.search(text[: match.start()])
         yield Block(
-            file=str(path.relative_to(ROOT)),
             line=text.count("\n", 0, match.start()) + 1,
             kind=match["kind"],
             text=match["text"],
@@ -56,15 +53,16 @@ def blocks_of(path):
         )
 
 
-BLOCKS = [block for path in FILES for block in blocks_of(path)]
+BLOCKS = list(blocks_of(PAGE.read_text(encoding="utf-8")))
 
 
-def blocks(kind, file=None):
-    return [block for block in BLOCKS if block.kind == kind and file in (None, block.file)]
+def blocks(kind, mark=""):
+    """Those of a kind whose mark begins so."""
+    return [block for block in BLOCKS if block.kind == kind and block.mark.startswith(mark)]
 
 
 def named(cases):
-    return [pytest.param(case, id=f"{case.file}:{case.line}") for case in cases]
+    return [pytest.param(case, id=f"line {case.line}") for case in cases]
 
 
 def commands_of(block):
@@ -93,7 +91,7 @@ def arguments_of(command):
 @pytest.mark.parametrize("block", named([*blocks("bash"), *blocks("python")]))
 def test_each_block_says_whether_it_runs(block):
     assert re.fullmatch(r"run: (quick|slow|no \(.+\))", block.mark), (
-        f"{block.file}:{block.line}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
+        f"README.md:{block.line}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
     )
 
 
@@ -102,10 +100,10 @@ def test_python_can_be_compiled(block):
     ast.parse(block.text)
 
 
-@pytest.mark.parametrize("block", named(blocks("yaml")))
-def test_yaml_can_be_read(block, tmp_path):
-    (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
-    assert len(load_config(tmp_path / "block.yaml")) > 0
+def test_yaml_can_be_read(tmp_path):
+    for block in blocks("yaml"):
+        (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
+        assert len(load_config(tmp_path / "block.yaml")) > 0, f"README.md:{block.line}"
 
 
 @pytest.mark.parametrize("block", named(blocks("bash")))
@@ -128,12 +126,12 @@ def test_the_extras_that_pip_installs_exist(block):
 
 
 def test_the_list_of_the_hooks_is_the_one_in_the_code():
-    (block,) = [block for block in BLOCKS if block.file == "README.md" and block.mark == "hooks"]
+    (block,) = blocks("", "hooks")
     assert tuple(line.split()[0] for line in block.text.splitlines() if line.strip()) == HOOKS
 
 
 def test_the_map_names_every_room_and_no_other():
-    (block,) = [block for block in BLOCKS if block.file == "README.md" and block.text.startswith("espnet3_lite/\n")]
+    (block,) = [block for block in BLOCKS if block.text.startswith("espnet3_lite/\n")]
     on_disk = {path.name for path in (ROOT / "espnet3_lite").glob("*.py")} - {"__init__.py"}
     on_disk |= {f"{path.parent.name}/" for path in (ROOT / "espnet3_lite").glob("*/__init__.py")}
     rooms = block.text.splitlines()[1:]
@@ -143,7 +141,7 @@ def test_the_map_names_every_room_and_no_other():
 
 
 def test_links_lead_somewhere():
-    for path in FILES:
+    for path in [PAGE, *ROOT.glob("examples/*/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
 
@@ -151,11 +149,10 @@ def test_links_lead_somewhere():
 # ---- run -----------------------------------------------------------------------------------------------------------
 
 
-def run_python(file, marks, folder):
-    """All Python blocks of a file with these marks, in one namespace."""
+def run_python(chosen, folder):
+    """Python blocks, in one namespace."""
     script = folder / "blocks.py"
-    chosen = [block for block in blocks("python", file) if block.mark in marks]
-    script.write_text("\n\n".join(f"# {file}:{block.line}\n{block.text}" for block in chosen), encoding="utf-8")
+    script.write_text("\n\n".join(f"# README.md:{block.line}\n{block.text}" for block in chosen), encoding="utf-8")
     finished = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
 
@@ -166,7 +163,7 @@ def run_bash(block, folder):
         arguments = arguments_of(command)
         if command[:2] == ["pip", "install"]:
             continue
-        assert arguments is not None, f"{block.file}:{block.line}: {command[0]} needs <!-- run: no (reason) -->"
+        assert arguments is not None, f"README.md:{block.line}: {command[0]} needs <!-- run: no (reason) -->"
         arguments = [re.sub(r"^exp/", f"{folder}/", word) for word in arguments]
         configs = [word for word in arguments if word.endswith(".yaml")]
         if configs and not any(word.startswith("exp_dir=") for word in arguments):
@@ -179,23 +176,19 @@ def run_bash(block, folder):
         assert finished.returncode == 0, f"{words}\n{finished.stdout}\n{finished.stderr}"
 
 
-@pytest.mark.parametrize("file", sorted({block.file for block in blocks("python") if block.mark == "run: quick"}))
-def test_quick_python_runs(file, tmp_path):
-    run_python(file, ("run: quick",), tmp_path)
+def test_quick_blocks_run(tmp_path):
+    quick = blocks("python", "run: quick")
+    assert len(quick) >= 3
+    run_python(quick, tmp_path)
+    for block in blocks("bash", "run: quick"):
+        run_bash(block, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted({block.file for block in blocks("python") if block.mark == "run: slow"}))
-def test_slow_python_runs(file, tmp_path):
-    run_python(file, ("run: quick", "run: slow"), tmp_path)
-
-
-@pytest.mark.parametrize("block", named(block for block in blocks("bash") if block.mark == "run: quick"))
-def test_quick_commands_run(block, tmp_path):
-    run_bash(block, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", named(block for block in blocks("bash") if block.mark == "run: slow"))
-def test_slow_commands_run(block, tmp_path):
-    run_bash(block, tmp_path)
+def test_slow_blocks_run(tmp_path):
+    if blocks("python", "run: slow"):
+        run_python([block for block in blocks("python") if not block.mark.startswith("run: no")], tmp_path)
+    slow = blocks("bash", "run: slow")
+    assert slow, "the page's first command"
+    for block in slow:
+        run_bash(block, tmp_path)

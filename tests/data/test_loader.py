@@ -1,6 +1,5 @@
 """The `dataloader` block: torch's loader, ESPnet's batches, and what is refused."""
 
-import importlib.util
 import sys
 
 import numpy as np
@@ -309,7 +308,6 @@ def test_blocks_that_cannot_be_built(dataset, settings, message):
         build(dataset, settings)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("espnet3_lite.compat") is None, reason="compat holds ESPnet's names")
 def test_espnets_names_give_ours(dataset, shapes):
     settings = with_factory(shapes, collate_fn={"_target_": "espnet2.train.collate_fn.CommonCollateFn"})
     settings.dataloader.train.iter_factory["_target_"] = "espnet2.iterators.sequence_iter_factory.SequenceIterFactory"
