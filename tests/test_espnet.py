@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, OptimizationStep, Trainer
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
+from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError
@@ -420,3 +421,34 @@ def test_the_folder_without_a_name(tmp_path, monkeypatch):
     assert sorted(path.name for path in Path("exp").iterdir()) == [
         "epoch0_step2_valid.loss.ckpt", "last.ckpt", "status.json", "step2.ckpt", "valid.loss.ave_1best.pth",
     ]  # fmt: skip
+
+
+def test_the_status_is_the_fits_alone_and_a_resumed_one_says_where_it_is(tmp_path):
+    train(module(), tmp_path, enable_checkpointing=True)
+    before = (tmp_path / "status.json").read_bytes()
+    ESPnetTrainer(module(), tmp_path, {"max_epochs": 1}).validate(loader(1.0))
+    assert (tmp_path / "status.json").read_bytes() == before
+    seen = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(json.loads((tmp_path / "status.json").read_text()))
+
+    resumed = ESPnetTrainer(module(), tmp_path, {"max_epochs": 3, "logger": False})
+    resumed.trainer.callbacks = [*resumed.trainer.callbacks, Looks()]
+    resumed.fit(loader(1.0, 2.0, 3.0, 4.0), loader(1.0), ckpt_path=tmp_path / "last.ckpt")
+    assert [(s["status"], s["epoch"], s["global_step"]) for s in seen] == [("running", 1, 2)]
+
+
+def test_a_status_that_cannot_be_written_is_warned_about_and_no_more(tmp_path):
+    trainer = ESPnetTrainer(module(), tmp_path / "exp", {"max_epochs": 1, "logger": False})
+    (tmp_path / "file").touch()
+    trainer.trainer.status_file = tmp_path / "file" / "status.json"
+    with pytest.warns(UserWarning, match="file/status.json: could not be written: .*"):
+        trainer.fit(loader(1.0), loader(1.0))
+    assert trainer.trainer.global_step == 1
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    ESPnetTrainer(module(), tmp_path / "exp", {"fast_dev_run": True}).fit(loader(1.0), loader(1.0))
+    assert list(tmp_path.iterdir()) == []

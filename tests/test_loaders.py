@@ -99,3 +99,13 @@ def test_nobody_provides_a_loader(tmp_path):
         MisconfigurationException, match=r"pass train_dataloaders= to Trainer.fit\(\), or define Reads.tr"
     ):
         trainer_of(tmp_path, max_epochs=1).fit(Reads())
+
+
+def test_a_loader_without_batches_is_warned_about(tmp_path):
+    module = Reads()
+    too_few = DataLoader(Numbers(3), batch_size=4, drop_last=True)
+    with pytest.warns(UserWarning, match="nothing is trained: DataLoader, samples=3, batch_size=4, drop_last=True"):
+        trainer_of(tmp_path, max_epochs=1).fit(module, too_few)
+    with pytest.warns(UserWarning, match="nothing is trained: list$"):
+        trainer_of(tmp_path, max_epochs=1).fit(module, [])
+    assert module.seen == []

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.exceptions import CheckpointError
 from espnet3_lite.loggers import CSVLogger
 
 EPOCHS, BATCHES = 3, 5
@@ -289,3 +290,49 @@ def test_a_validation_that_a_signal_broke_off_is_run_anew(tmp_path, interval):
     found, found_lines = run(Drawing(), "cut")
     assert_same(found, end)
     assert found_lines == lines
+
+
+class Scheduled(Module):
+    def __init__(self, scheduler, **arguments):
+        super().__init__()
+        self.scheduler = lambda optimizer: scheduler(optimizer, **arguments)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [self.scheduler(optimizer)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "before", "after", "told"),
+    [
+        ("CosineAnnealingLR", {"T_max": 12}, {"T_max": 20}, ["CosineAnnealingLR T_max=12"]),
+        ("StepLR", {"step_size": 2, "gamma": 0.5}, {"step_size": 2}, ["StepLR gamma=0.5"]),
+        ("StepLR", {"step_size": 2}, {"step_size": 2}, []),
+        ("CosineAnnealingWarmRestarts", {"T_0": 1, "T_mult": 2}, {"T_0": 1, "T_mult": 2}, []),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_a_resume_keeps_is_told_where_another_is_configured(
+    scheduler, before, after, told, tmp_path, recwarn
+):
+    kind = getattr(torch.optim.lr_scheduler, scheduler)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    loader = DataLoader(Rows(8), batch_size=4)
+    trainer = Trainer(max_epochs=2, **settings)
+    trainer.fit(Scheduled(kind, **before), loader, loader)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    Trainer(max_epochs=3, **settings).fit(Scheduled(kind, **after), loader, loader, ckpt_path=tmp_path / "x.ckpt")
+    messages = [str(warning.message) for warning in recwarn if "goes on with" in str(warning.message)]
+    assert [message.partition(";")[0].replace("goes on with the checkpoint's ", "") for message in messages] == told
+
+
+def test_weights_of_another_model_are_told_with_their_file(tmp_path):
+    class Wider(Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(7, 5)
+
+    _, trainer, *_ = run(tmp_path)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loader = DataLoader(Rows(8), batch_size=4)
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: its weights do not fit this run's Wider: (.|\n)*--fresh"):
+        trainer.fit(Wider(), loader, loader, ckpt_path=tmp_path / "x.ckpt")

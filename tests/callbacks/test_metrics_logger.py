@@ -221,3 +221,10 @@ def test_running_means_hold_their_digits_and_state():
     again.add("x", torch.tensor(1001.1))
     assert again.means()["x"] == pytest.approx(1.1, rel=1e-6)
     assert all(type(total) is float for total in means.state_dict()["sums"].values())
+
+
+def test_weights_that_are_validated_on_their_own_are_of_no_epoch(lines):
+    module = Module()
+    trainer = fit(module, MetricsLogger(2))
+    trainer.validate(module, DataLoader(torch.zeros(4, 1)), verbose=False)
+    assert lines()[-1] == "summary:valid: valid_time=T, number=1.5"
