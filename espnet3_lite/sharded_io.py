@@ -6,6 +6,7 @@ for whoever loads such a folder with `torch.distributed.checkpoint.load`. Nothin
 a folder is met, since torch's package is slow to import.
 """
 
+import inspect
 import io
 import pathlib
 import pickle
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlanner, StorageReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
@@ -164,13 +165,19 @@ def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -
         else:
             values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     try:
-        distributed_checkpoint.load(
-            values, storage_reader=VerifiedReader(folder), planner=PlainValuesPlanner(), no_dist=True
-        )
+        _load_alone(values, VerifiedReader(folder), PlainValuesPlanner())
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, distributed_checkpoint.CheckpointException) as error:
         raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
     return values
+
+
+def _load_alone(values: dict[str, object], reader: StorageReader, planner: LoadPlanner) -> None:
+    """In this process by itself, also where it is a rank; `load` of torch 2.6 has no word for that."""
+    if "no_dist" in inspect.signature(distributed_checkpoint.load).parameters:
+        distributed_checkpoint.load(values, storage_reader=reader, planner=planner, no_dist=True)
+    else:
+        distributed_checkpoint.load_state_dict(values, reader, planner=planner, no_dist=True)
 
 
 class _Built(dict):

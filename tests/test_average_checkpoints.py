@@ -146,7 +146,7 @@ def test_sharded_checkpoints_are_averaged_alone_and_beside_plain_ones(tmp_path, 
         }
         paths.append(tmp_path / f"{value}.ckpt")
         checkpoint = shardable(checkpoint) if flattened else checkpoint
-        distributed_checkpoint.save(checkpoint, checkpoint_id=paths[-1], no_dist=True)
+        distributed_checkpoint.save(checkpoint, checkpoint_id=paths[-1])
     assert average_checkpoints(paths, tmp_path / "out.pth") == {"w": pytest.approx(torch.full((4,), 2.0))}
     plain = write(tmp_path, [{"model.w": torch.full((4,), 8.0)}], **ours("model."))
     assert average_checkpoints([*paths, *plain])["w"].tolist() == [4, 4, 4, 4]

@@ -315,7 +315,7 @@ def test_consolidate_makes_a_plain_file_of_a_folder(tmp_path, capsys):
     import torch.distributed.checkpoint as sharded
 
     state = {"state_dict": {"weight": torch.arange(4.0)}, "epoch": 3}
-    sharded.save(state, checkpoint_id=tmp_path / "sharded.ckpt", no_dist=True)
+    sharded.save(state, checkpoint_id=tmp_path / "sharded.ckpt")
     main(["consolidate", str(tmp_path / "sharded.ckpt"), str(tmp_path / "plain.ckpt")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "plain.ckpt")
     plain = torch.load(tmp_path / "plain.ckpt", weights_only=True)

@@ -61,7 +61,7 @@ def assert_equal(one, other):
 
 
 def save_sharded(values, folder):
-    distributed_checkpoint.save(values, checkpoint_id=folder, no_dist=True)
+    distributed_checkpoint.save(values, checkpoint_id=folder)
     return folder
 
 
@@ -191,9 +191,7 @@ def test_the_reader_and_the_planner_serve_torch_s_own_load(tmp_path):
     model = {"w": torch.arange(4.0), "n": 3, "nested": {"list": [1, (2, 3)]}}
     folder = save_sharded(model, tmp_path / "x")
     target = {"w": torch.zeros(4), "n": 0, "nested": {"list": None}}
-    distributed_checkpoint.load(
-        target, storage_reader=VerifiedReader(folder), planner=PlainValuesPlanner(), no_dist=True
-    )
+    distributed_checkpoint.load(target, storage_reader=VerifiedReader(folder), planner=PlainValuesPlanner())
     assert_equal(target, model)
 
 

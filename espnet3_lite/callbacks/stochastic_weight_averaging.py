@@ -257,11 +257,13 @@ class StochasticWeightAveraging(Callback):
         """The average, how many epochs are in it, and the scheduler's state; Lightning's keys."""
         if self._average is None:
             return {}
-        scheduler = self._swa_scheduler
+        scheduler = None if self._swa_scheduler is None else self._swa_scheduler.state_dict()
+        if scheduler is not None:  # torch 2.6 has its annealing function in there; each scheduler makes its own
+            scheduler = {name: value for name, value in scheduler.items() if not callable(value)}
         return {
             "n_averaged": int(self._average.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
-            "scheduler_state": None if scheduler is None else scheduler.state_dict(),
+            "scheduler_state": scheduler,
             "average_model_state": self._average.module.state_dict(),
         }
 

@@ -46,8 +46,12 @@ class FSDPStrategy(SeveralProcesses):
         """Shard the module. Collective.
 
         Raises:
-            MisconfigurationException: a parameter that cannot be sharded.
+            MisconfigurationException: a parameter that cannot be sharded, or a torch that shards on GPUs alone.
         """
+        if self.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise MisconfigurationException(
+                f"strategy='fsdp' on CPUs needs a newer torch than {torch.__version__} (2.13 does it); use 'ddp'"
+            )
         self._saver = self._saver or ShardedSaver()
         self._saver.in_background = trainer.async_save
         self._module = module
