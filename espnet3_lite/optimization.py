@@ -368,6 +368,11 @@ def step_takes_metric(scheduler: Any) -> bool:
     return bool(demanded)
 
 
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
+    return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
+
+
 def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot]) -> None:
     """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order."""
     by_optimizer = {id(slot.optimizer): slot for slot in slots}

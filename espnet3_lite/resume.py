@@ -13,6 +13,7 @@ import torch
 from espnet3_lite import lightning_format, scheduling
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.optimization import scheduler_state
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
@@ -49,7 +50,7 @@ def dump_checkpoint(trainer: Any, weights_only: bool = False) -> dict[str, Any]:
         checkpoint["optimizer_states"] = [
             trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
         ]
-        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+        checkpoint["lr_schedulers"] = [scheduler_state(config.scheduler) for config in trainer.lr_scheduler_configs]
         if trainer.precision.scaler is not None:
             checkpoint["MixedPrecision"] = trainer.precision.scaler.state_dict()  # Lightning's key
         checkpoint["loops"][OURS].update(_dump_ours(trainer))

@@ -5,7 +5,14 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import MisconfigurationException, OptimizationStep
-from espnet3_lite.optimization import OptimizerSlot, clip_gradients, parse_optimizers, route, step_takes_metric
+from espnet3_lite.optimization import (
+    OptimizerSlot,
+    clip_gradients,
+    parse_optimizers,
+    route,
+    scheduler_state,
+    step_takes_metric,
+)
 
 
 def sgd(value=1.0):
@@ -151,3 +158,20 @@ def test_an_optimizer_that_clears_in_its_own_way_is_asked():
         layer(torch.ones(1, 2)).sum().backward()
         OptimizerSlot(optimizer).zero_grad()
         assert layer.weight.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_a_schedulers_state_holds_no_function():
+    """As torch 2.6 keeps one for SWALR; put back, the scheduler has its own."""
+
+    class Annealing(StepLR):
+        def __init__(self, optimizer):
+            self.anneal = abs
+            super().__init__(optimizer, 1, gamma=0.5)
+
+    scheduler = Annealing(sgd())
+    scheduler.step()
+    state = scheduler_state(scheduler)
+    assert "anneal" not in state and state["last_epoch"] == 1
+    resumed = Annealing(sgd())
+    resumed.load_state_dict(state)
+    assert resumed.last_epoch == 1 and resumed.anneal is abs

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optimization import LRSchedulerConfig
+from espnet3_lite.optimization import LRSchedulerConfig, scheduler_state
 
 
 def _running_mean(averaged: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int) -> torch.Tensor:
@@ -257,13 +257,11 @@ class StochasticWeightAveraging(Callback):
         """The average, how many epochs are in it, and the scheduler's state; Lightning's keys."""
         if self._average is None:
             return {}
-        scheduler = None if self._swa_scheduler is None else self._swa_scheduler.state_dict()
-        if scheduler is not None:  # torch 2.6 has its annealing function in there; each scheduler makes its own
-            scheduler = {name: value for name, value in scheduler.items() if not callable(value)}
+        scheduler = self._swa_scheduler
         return {
             "n_averaged": int(self._average.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
-            "scheduler_state": scheduler,
+            "scheduler_state": None if scheduler is None else scheduler_state(scheduler),
             "average_model_state": self._average.module.state_dict(),
         }
 
