@@ -49,9 +49,10 @@ def batch_weight(trainer: Any) -> Any:
 
     Anything else of the name ``batch_weight`` is a plain module's own affair.
     """
-    weight = getattr(trainer.lightning_module, "batch_weight", None)
-    one = isinstance(weight, (int, float)) or (isinstance(weight, torch.Tensor) and weight.dim() == 0)
-    return weight if one else None
+    weight = trainer.lightning_module.__dict__.get("batch_weight")  # `getattr` takes long to find that there is none
+    if weight is None or isinstance(weight, (int, float)):
+        return weight
+    return weight if isinstance(weight, torch.Tensor) and weight.dim() == 0 else None
 
 
 def is_sound(weight: float) -> bool:
@@ -59,14 +60,17 @@ def is_sound(weight: float) -> bool:
     return 0.0 <= weight < math.inf
 
 
-def all_sound(losses: Sequence[torch.Tensor], weight: Any) -> bool:
-    """Whether every loss is finite and the weight sound, by one read from the device: a CPU-GPU sync point."""
-    if isinstance(weight, torch.Tensor) and losses:
-        together = torch.stack([number.detach().to(losses[0].device, torch.float32) for number in (*losses, weight)])
-        *found, weight = together.tolist()
-    else:
-        found = [loss.item() for loss in losses]
-    return all(map(math.isfinite, found)) and (weight is None or is_sound(weight))
+def all_sound(steps: Sequence, weight: Any) -> bool:
+    """Whether every loss is finite and the weight sound. Reads the device once: the step's one CPU-GPU sync point."""
+    if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
+        losses = [loss for loss, _ in steps if loss is not None]
+        numbers = torch.stack([number.detach().to(weight.device, torch.float64) for number in (weight, *losses)])
+        weight, *found = numbers.tolist()
+        return is_sound(weight) and all(map(math.isfinite, found))
+    for loss, _ in steps:
+        if loss is not None and not math.isfinite(loss.item()):
+            return False
+    return weight is None or is_sound(float(weight))
 
 
 def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
