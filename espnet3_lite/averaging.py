@@ -12,9 +12,9 @@ StateDict = dict[str, object]
 #: Sums take at least so many bytes at a time: where that is much, the model is small.
 _SMALLEST_WINDOW = 2**21
 
-#: Larger models are summed in windows whose sums take 1/48 of the model's size. A few such blocks are alive
+#: Larger models are summed in windows whose sums take 1/96 of the model's size. A few such blocks are alive
 #: at a time: the sums, the copy that adding in another type makes, and what the allocator keeps.
-_WINDOWS = 48
+_WINDOWS = 96
 
 
 @torch.no_grad()
