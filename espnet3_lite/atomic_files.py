@@ -54,6 +54,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
+    remove_leftovers(path)
     with beside(path) as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)

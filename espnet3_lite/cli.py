@@ -58,12 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _tell(*lines: object) -> None:
     """Print lines, on rank zero alone. Who reads them may have seen enough (``| head``)."""
     from espnet3_lite.distributed.rank import is_global_zero
+    from espnet3_lite.log_lines import read_no_further
 
     if lines and is_global_zero():
         try:
             print(*lines, sep="\n", flush=True)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to at its end
+            read_no_further(sys.stdout)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -244,7 +245,7 @@ def _add_hooks(commands: Any) -> None:
 def _hooks(parsed: argparse.Namespace) -> None:
     from espnet3_lite import experiment
 
-    _tell(experiment.describe_hooks(experiment.build(_config(parsed))))
+    _tell(experiment.describe_hooks(experiment.build_to_train(_config(parsed))))
 
 
 def _add_collect_stats(commands: Any) -> None:

@@ -255,7 +255,10 @@ class ESPnetModule(LiteModule):
         """
         if not hasattr(dataset, "use_espnet_collator"):
             dataset = CombinedDataset([dataset], [(None, None)])
-        factory = self.config.dataloader.valid.get("iter_factory")
+        valid = (self.config.get("dataloader") or {}).get("valid")
+        if not valid:
+            raise MisconfigurationException("dataloader.valid is missing: test sets are loaded as it says")
+        factory = valid.get("iter_factory")
         if factory is None:
             return self._loader(dataset, "valid")
         plain = {"batch_size": (factory.get("batches") or {}).get("batch_size") or 1, "shuffle": False}

@@ -102,7 +102,7 @@ class EvaluationLoop:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
             call(f"on_{word}_epoch_end")
-            at_end = metrics.end_epoch(metrics.evaluation)  # what belongs to no loader
+            at_end = metrics.end_epoch(metrics.evaluation, over=True)  # what belongs to no loader
             logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
             if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.automatic_optimization:
                 with torch.enable_grad():
@@ -168,7 +168,7 @@ class EvaluationLoop:
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""
         self.restore_training_mode()
-        self.trainer.metrics.active, self.trainer.metrics.dataloader_idx = self.trainer.metrics.training, None
+        self.trainer.metrics.forget_evaluation()
 
     def restore_training_mode(self) -> None:
         """Every submodule as it was: what the user had frozen stays in evaluation mode."""

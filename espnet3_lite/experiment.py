@@ -68,6 +68,14 @@ def build(config: Config) -> ESPnetTrainer:
     )
 
 
+def build_to_train(config: Config) -> ESPnetTrainer:
+    """As `build`, with the callback that keeps the run's folder."""
+    trainer = build(config)
+    if not trainer.trainer.fast_dev_run:
+        trainer.trainer.callbacks = [RunFolder(trainer.exp_dir, config), *trainer.trainer.callbacks]
+    return trainer
+
+
 @espnet_stand_ins()
 def prepare(config: Config, fresh: bool = False) -> Path | None:
     """Make the run's folder: before the first log line, which is kept there.
@@ -108,12 +116,10 @@ def train(config: Config) -> ESPnetTrainer:
         SystemExit: a signal or Ctrl-C ended the run (128 plus the signal's number).
     """
     torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
-    trainer = build(config)
+    trainer = build_to_train(config)
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
-    if not trainer.trainer.fast_dev_run:
-        trainer.trainer.callbacks = [RunFolder(trainer.exp_dir, config), *trainer.trainer.callbacks]
     try:
         trainer.fit(**fit)
     except SystemExit:  # a signal or Ctrl-C, after all was saved

@@ -58,13 +58,17 @@ class LoggedValue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the epoch."""
+        """Forget the epoch; an object that computed its value forgets it too."""
+        self.begin_anew()
+        if self.metric is not None:
+            self.metric.reset()
+
+    def begin_anew(self) -> None:
+        """Its value was published. What an object has computed can still be looked at."""
         self.last: torch.Tensor | None = None
         self.total: torch.Tensor | None = None
         self.weight: Any = 0
         self.fresh = False  # `last` has not been published yet
-        if self.metric is not None:
-            self.metric.reset()
 
     def update(self, value: torch.Tensor, batch_size: Any) -> None:
         """Take one batch's value, ``()``."""

@@ -185,11 +185,16 @@ class Metrics:
             if entry.last is not None and entry.on_step and entry.logger and index == loader
         }
 
-    def end_epoch(self, entries: dict[tuple, LoggedValue]) -> dict[str, torch.Tensor]:
+    def end_epoch(self, entries: dict[tuple, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
         """Reduce an epoch's values over all ranks, publish them, and begin anew.
 
         All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only
         its values are meant.
+
+        Args:
+            entries: The training's or the evaluation's.
+            over: The hooks of the epoch's end have run, who may look at a metric object: these are reset now. Where
+                loaders follow one another, they are after each, which may share one.
 
         Returns:
             What the loggers get: name to value, ``()``.
@@ -206,10 +211,20 @@ class Metrics:
             if value is not None:
                 self._set(entry, entry.epoch_name, value, decides=True)
                 self._count(entry, entry.epoch_name)
-                entry.reset()
+                entry.begin_anew()
                 if entry.logger:
                     logged[entry.epoch_name] = value
+        for entry in chosen.values():
+            if entry.metric is not None and (over or loader is not None):
+                entry.metric.reset()
         return logged
+
+    def forget_evaluation(self) -> None:
+        """An evaluation was broken off: its values are nobody's."""
+        for entry in self.evaluation.values():
+            entry.reset()
+        self.evaluation.clear()
+        self.active, self.dataloader_idx = self.training, None
 
     def forget_loader(self) -> None:
         """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
@@ -292,6 +307,14 @@ class Metrics:
             for key, e in sorted(self.training.items(), key=lambda item: str(item[0])) if e.metric is None
         ]  # fmt: skip
         return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
+
+    def published(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """What can be seen now, and how often each was set; for `put_back`."""
+        return dict(self._callback), dict(self.versions)
+
+    def put_back(self, published: tuple[dict[str, torch.Tensor], dict[str, int]]) -> None:
+        """What was published since then was not."""
+        self._callback, self.versions = published
 
     def load_published(self, state: dict[str, Any]) -> None:
         """The published values of what `state_dict` gave, with the counts by which schedulers know new from old."""

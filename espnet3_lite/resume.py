@@ -209,7 +209,7 @@ def _restore_ours(trainer: Any, ours: dict[str, Any]) -> None:
     loop = trainer.fit_loop
     for name in _COUNTERS:
         setattr(loop, name, int(ours[name]))
-    loop.gradient_failed = bool(ours["gradient_failed"])
+    loop.gradient_failed = bool(ours.get("gradient_failed"))
     loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
     trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]

@@ -5,7 +5,6 @@ When a checkpoint is written, and which, is decided by `callbacks/`.
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import re
@@ -163,8 +162,9 @@ def best_lists(checkpoint: Mapping[str, Any]) -> list[tuple[str, str, dict[str, 
     lists = []
     for key, state in checkpoint.get("callbacks", {}).items():
         if isinstance(state, Mapping) and state.get("monitor") and state.get("best_k_models"):
-            arguments = ast.literal_eval("{" + key.partition("{")[2])  # ModelCheckpoint{'monitor': ..., 'mode': ...}
-            lists.append((state["monitor"], arguments["mode"], state["best_k_models"]))
+            found = re.search(r"'mode': '(min|max)'", key)  # ModelCheckpoint{'monitor': ..., 'mode': ...}
+            if found:  # a class of a user's own may have another key
+                lists.append((state["monitor"], found[1], state["best_k_models"]))
     return lists
 
 

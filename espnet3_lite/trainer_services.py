@@ -139,11 +139,13 @@ class TrainerServices:
         self.random_before_validation = collect_random_state()
         loop = self.evaluation_loops["val"]
         loop.setup_if_due()
+        published = self.metrics.published()
         try:
             loop.run(end_of_epoch=self.fit_loop.is_last_batch)
             self.validation_ran = True
         except ValidationBrokenOff:
             loop.abandon()
+            self.metrics.put_back(published)  # a loader that was through has no say: the resumed run asks it again
             restore_random_state(self.random_before_validation)
             self.stopped_by_signal = True
         self.state.stage = RunningStage.TRAINING

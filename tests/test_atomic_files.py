@@ -140,3 +140,10 @@ def test_text_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_text(path, "longer than before\n")
     assert path.read_bytes() == "å\n".encode() and [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_what_a_killed_process_left_of_a_text_is_removed(tmp_path):
+    left = tmp_path / ".status.json.new.999999999.tmp"
+    left.write_text("half")
+    write_text(tmp_path / "status.json", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

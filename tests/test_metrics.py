@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from espnet3_lite import LiteModule, Trainer
 from espnet3_lite.metrics import Metrics, batch_size_of
 
 STRATEGY = SimpleNamespace(world_size=1, reduce=lambda value, how: value)
@@ -94,9 +95,49 @@ def test_a_metric_object_is_computed_and_reset_at_the_epochs_end():
         accuracy.add(right, total)
         log(metrics, "acc", accuracy)
     assert metrics.end_epoch(metrics.evaluation)["acc"] == 0.5
+    assert metrics.callback["acc"] == 0.5 and accuracy.compute() == 0.5  # the epoch's last hooks may look at it
+    assert metrics.end_epoch(metrics.evaluation, over=True) == {}, "what belongs to no loader: not this one once more"
     assert metrics.callback["acc"] == 0.5 and (accuracy.right, accuracy.total) == (0, 0)
-    assert metrics.end_epoch(metrics.evaluation) == {}, "what belongs to no loader: not this one once more"
-    assert metrics.callback["acc"] == 0.5
+
+
+def test_a_metric_object_that_two_loaders_share_begins_anew_with_the_second():
+    metrics, accuracy = metrics_in("validation_step"), Accuracy()
+    metrics.start_evaluation()
+    for metrics.dataloader_idx, right in enumerate((1, 3)):
+        accuracy.add(right, 4)
+        log(metrics, "acc", accuracy)
+        assert metrics.end_epoch(metrics.evaluation)[f"acc/dataloader_idx_{metrics.dataloader_idx}"] == right / 4
+
+
+def test_a_validations_last_hook_sees_what_a_metric_object_computes():
+    """Lightning resets such objects after it, too; each validation begins anew."""
+    seen = []
+
+    class Module(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.accuracy = torch.nn.Linear(1, 1), Accuracy()
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def validation_step(self, batch, batch_idx):
+            self.accuracy.add(batch_idx, 2)
+            self.log("accuracy", self.accuracy)
+
+        def on_validation_epoch_end(self):
+            seen.append(float(self.accuracy.compute()))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(3, 1))
+    trainer.fit(Module(), loader, loader)
+    assert seen == [0.5, 0.5] and trainer.callback_metrics["accuracy"] == 0.5
 
 
 def test_sums_go_on_from_a_saved_state():

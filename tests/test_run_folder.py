@@ -11,7 +11,7 @@ from espnet3_lite import ESPnetModule, ESPnetTrainer, checkpoint_io
 from espnet3_lite.checkpoint_io import load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
-from espnet3_lite.run_folder import RunFolder, average_files, average_run, put_aside
+from espnet3_lite.run_folder import RunFolder, average_files, average_run, best_lists, put_aside
 
 
 class Model(torch.nn.Module):
@@ -184,3 +184,13 @@ def test_files_that_were_named_must_be_there_and_of_one_model(old, tmp_path):
 def test_a_folder_that_takes_no_file_is_named(old):
     with pytest.raises(CheckpointError, match="last.ckpt/inside: no average can be written there: "):
         average_files([old / "last.ckpt"], old / "last.ckpt" / "inside" / "mean.pth")
+
+
+def test_lists_of_callbacks_with_other_keys_do_not_stand_in_the_way():
+    kept = {"monitor": "valid/loss", "best_k_models": {"exp/a.ckpt": torch.tensor(1.0)}}
+    states = {
+        "ModelCheckpoint{'monitor': 'valid/loss', 'mode': 'min', 'train_time_interval': datetime.timedelta(1)}": kept,
+        "Keyed": kept,
+        "MetricsLogger": {"epoch": 1},
+    }
+    assert best_lists({"callbacks": states}) == [("valid/loss", "min", kept["best_k_models"])]

@@ -1,11 +1,15 @@
 """When monitored schedulers step: by a new value only, and the same in a run that was cut."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite.callbacks import ModelCheckpoint
 
 EPOCHS = 8
 
@@ -93,3 +97,47 @@ def test_a_step_plateau_steps_by_what_the_batch_logged_last(tmp_path, cut):
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
     if cut not in (None, 2):  # what batch 2 logs after that save is lost, and with it the step
         assert run(tmp_path / "cut.ckpt") == rates[cut + 1 :]
+
+
+class TwoLoaders(Flat):
+    """The first validation loader's value is monitored by steps; a signal comes while the second is read."""
+
+    def __init__(self, signal_in=None):
+        super().__init__()
+        self.validations, self.signal_in, self.steps = 0, signal_in, []
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("value", float(self.trainer.global_step))
+        self.validations += dataloader_idx == 1 and batch_idx == 0
+        if dataloader_idx == 1 and self.validations == self.signal_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.steps.append((self.trainer.global_step, metric.item()))
+
+    def configure_optimizers(self):
+        settings = {**super().configure_optimizers()["lr_scheduler"], "interval": "step"}
+        optimizer = settings["scheduler"].optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {**settings, "monitor": "value/dataloader_idx_0"}}
+
+
+def test_a_value_of_a_validation_that_was_broken_off_has_no_say(tmp_path):
+    def run(module):
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, val_check_interval=2, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, auto_resume=True,
+            callbacks=[ModelCheckpoint(tmp_path / str(module.signal_in), save_last=True)],
+        )  # fmt: skip
+        loader = DataLoader(torch.ones(2, 1))
+        trainer.fit(module, DataLoader(torch.ones(6, 1)), [loader, loader])
+        return module.steps
+
+    whole = run(TwoLoaders())
+    assert [value for _, value in whole] == [2.0, 4.0, 6.0]
+    cut = TwoLoaders(signal_in=2)
+    with pytest.raises(SystemExit):
+        run(cut)
+    resumed = TwoLoaders()
+    resumed.signal_in = 2  # the same folder
+    resumed.validations = 9
+    assert cut.steps + run(resumed) == whole

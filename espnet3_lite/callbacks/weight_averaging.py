@@ -117,6 +117,8 @@ class WeightAveraging(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The average becomes the module's, unless a signal ends this run: it will be resumed."""
+        if self._swapped:  # a validation was broken off
+            self._swap(pl_module)
         if trainer.stopped_by_signal:
             return
         self._handed_over = True
@@ -165,6 +167,9 @@ class WeightAveraging(Callback):
             return
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["state_dict"] = trainer.strategy.module_state_dict(self._average_model.module)
+        if self._swapped:  # within a validation, or where one was broken off
+            states = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = states
         checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ FIELDS: dict[str, Kind] = {
     "seed": whole(0),
     "init": one_of("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "normal"),
     "parallel": MAPPING,
-    "parallel.env": one_of("local", "local_gpu"),
+    "parallel.env": TEXT,
     "parallel.n_workers": whole(1),
     "parallel.options": MAPPING,
     "parallel.allow_overwrite_lock": FLAG,
@@ -196,7 +196,7 @@ BATCH_SAMPLER: dict[str, Kind] = {
     "shape_files": TEXTS,
     "batch_size": whole(1),
     "batch_bins": whole(1),
-    "min_batch_size": whole(1),
+    "min_batch_size": whole(0),
     "sort_in_batch": one_of("ascending", "descending"),
     "sort_batch": one_of("ascending", "descending"),
     "drop_last": FLAG,
@@ -256,6 +256,5 @@ INSTEAD: dict[str, tuple[tuple[str, str], ...]] = {
         ("fsdpstrategy", "; write fsdp"),
     ),
     "trainer.precision": (("true", "; for half precision use bf16-mixed or 16-mixed"),),
-    "parallel.env": (("", "; to use several machines, run collect-stats under torchrun"),),
 }
 """For values that hold a certain word, what to use instead; the first that fits is said."""

@@ -83,7 +83,7 @@ def validation(report: Any, module: Any) -> None:
     given = isinstance(fit, dict) and ("val_dataloaders" in fit or "datamodule" in fit)
     dataloader = settings.get("dataloader")
     if module is None and isinstance(dataloader, dict) and "train" in dataloader and "valid" not in dataloader:
-        if not given and limit != 0:
+        if not given and limit != 0 and is_resolved(limit):
             report.add(("dataloader",), "the key 'valid' is missing; to train without validation, set "
                        "trainer.limit_val_batches: 0")  # fmt: skip
 

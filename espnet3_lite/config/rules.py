@@ -255,7 +255,8 @@ def numbers_in_quotes(report: Any, module: Any) -> None:
     for path, block in found:
         for name, value in block.items() if isinstance(block, dict) else ():
             if isinstance(value, str) and _NUMBER.fullmatch(value):
-                report.add((*path, name), f"{value!r} is text, not a number; write it without quotes")
+                report.add((*path, name), f"{value!r} is text, not a number; write it without quotes, "
+                           f"or ${{oc.decode:...}} around what makes it")  # fmt: skip
 
 
 def callbacks_and_loggers(report: Any, module: Any) -> None:

@@ -63,14 +63,18 @@ def is_sound(weight: float) -> bool:
 def all_sound(steps: Sequence, weight: Any) -> bool:
     """Whether every loss is finite and the weight sound. Reads the device once: the step's one CPU-GPU sync point."""
     if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
-        losses = [loss for loss, _ in steps if loss is not None]
-        numbers = torch.stack([number.detach().to(weight.device, torch.float64) for number in (weight, *losses)])
-        weight, *found = numbers.tolist()
-        return is_sound(weight) and all(map(math.isfinite, found))
+        return _all_sound_on_device([loss for loss, _ in steps if loss is not None], weight)
     for loss, _ in steps:
         if loss is not None and not math.isfinite(loss.item()):
             return False
     return weight is None or is_sound(float(weight))
+
+
+def _all_sound_on_device(losses: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
+    """The same by one read. ESPnet2 gives a loss the shape ``(1,)``."""
+    numbers = [number.detach().reshape(()).to(weight.device, torch.float64) for number in (weight, *losses)]
+    found, *others = torch.stack(numbers).tolist()
+    return is_sound(found) and all(map(math.isfinite, others))
 
 
 def vote_alone(trainer: Any, steps: Sequence) -> Verdict:

@@ -1,13 +1,15 @@
 """Averages that follow the weights: by hand, as Lightning's, in validation, in files, over ranks."""
 
 import copy
+import os
+import signal
 
 import pytest
 import torch
 from weights_parts import Net, assert_equal, loader, near, trainer_of, weights
 
 from espnet3_lite import Callback, MisconfigurationException, StopTrainingError
-from espnet3_lite.callbacks import EMAWeightAveraging, WeightAveraging
+from espnet3_lite.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 
 
 class AfterEachStep(Callback):
@@ -203,10 +205,33 @@ def test_a_signal_leaves_the_weights_in_training():
             trainer.stopped_by_signal = trainer.global_step == 4
             self.weights = weights(pl_module)
 
-    module, signal = Net(), Signal()
+    module, sent = Net(), Signal()
     with pytest.raises(SystemExit):
-        fit(module, WeightAveraging(), signal)
-    assert_equal(weights(module), signal.weights)
+        fit(module, WeightAveraging(), sent)
+    assert_equal(weights(module), sent.weights)
+
+
+class SignalInValidation(Callback):
+    """SIGTERM between two batches of the second epoch's validation, where the average stands in the module."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_validation_that_a_signal_breaks_off_leaves_both_in_their_places(tmp_path):
+    def run(module, folder, *more):
+        last = ModelCheckpoint(tmp_path / folder, save_last=True)
+        callbacks = [EMAWeightAveraging(decay=0.5), last, *more]
+        trainer = trainer_of(*callbacks, max_epochs=3, auto_resume=True, enable_checkpointing=None)
+        torch.manual_seed(0)
+        trainer.fit(module, loader(), loader(batch_size=4))
+        return module
+
+    whole, cut = run(Net(), "whole"), Net()
+    with pytest.raises(SystemExit):
+        run(cut, "cut", SignalInValidation())
+    assert_equal(weights(run(Net(), "cut")), weights(whole))
 
 
 def test_a_callback_begins_anew_with_each_trainer():

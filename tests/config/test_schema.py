@@ -863,11 +863,6 @@ MORE_BROKEN = [
         "unknown key (its value is 2); did you mean 'n_workers'?",
     ),
     ("parallel: {n_workers: 0}", "parallel.n_workers", "0 is not a whole number of at least 1"),
-    (
-        "parallel: {env: slurm}",
-        "parallel.env",
-        "'slurm' is not 'local' or 'local_gpu'; to use several machines, run collect-stats under torchrun",
-    ),
     ("trainer: {callbacks: [3]}", "trainer.callbacks[0]", "3 is not a mapping with _target_"),
     ("trainer: {callbacks: [{monitor: x}]}", "trainer.callbacks[0]", "{'monitor': 'x'} is not a mapping with _target_"),
     (
@@ -910,7 +905,7 @@ MORE_BROKEN = [
     (
         "optimizer: {_target_: torch.optim.SGD, lr: '1e-3'}",
         "optimizer.lr",
-        "'1e-3' is text, not a number; write it without quotes",
+        "'1e-3' is text, not a number; write it without quotes, or ${oc.decode:...} around what makes it",
     ),
     (
         "scheduler_monitor: valid/loss",
