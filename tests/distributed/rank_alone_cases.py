@@ -4,14 +4,13 @@ torchrun --nproc-per-node 2 rank_alone_cases.py FOLDER CASE [CASE ...]
 """
 
 import itertools
-import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from rank_cases import rank_and_size
-from rank_lab import loader_of, trainer_of
+from rank_lab import loader_of, trainer_of, write_results
 from torch.utils.data import DataLoader, Sampler
 
 from espnet3_lite import Callback, LiteModule, StopTrainingError
@@ -299,8 +298,7 @@ FOLDER = "."  # where cases write
 def main(folder, *names):
     global FOLDER
     FOLDER = folder
-    results = {name: globals()[name]() for name in names}
-    Path(folder, f"rank{rank_and_size()[0]}.json").write_text(json.dumps(results))
+    write_results(folder, {name: globals()[name]() for name in names})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Each rank writes ``FOLDER/rank<R>.json``: case to result.
 
 import contextlib
 import io
-import json
 import os
 import sys
 import warnings
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of
+from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of, write_results
 from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite import Callback, LiteModule, get_default_callbacks
@@ -561,8 +560,7 @@ FOLDER = "."  # where cases write
 def main(folder, *names):
     global FOLDER
     FOLDER = folder
-    results = {name: globals()[name]() for name in names}
-    Path(folder, f"rank{rank_and_size()[0]}.json").write_text(json.dumps(results))
+    write_results(folder, {name: globals()[name]() for name in names})
 
 
 if __name__ == "__main__":

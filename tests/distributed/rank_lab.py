@@ -25,6 +25,11 @@ def torchrun(processes, script, *arguments, timeout=120, restarts=0, environment
     )
 
 
+def write_results(folder, results):
+    """In a rank: what `results_of` reads."""
+    Path(folder, f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(results))
+
+
 def results_of(folder, processes):
     """What each rank wrote, in the order of ranks."""
     return [json.loads(Path(folder, f"rank{rank}.json").read_text()) for rank in range(processes)]
