@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite import checkpoint_io
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.checkpoint import files as checkpoint_io
 
 if TYPE_CHECKING:
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

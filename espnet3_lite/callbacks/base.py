@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 #: Every event that the trainer calls, in firing order (validation stands where an epoch's last batch calls it).
 HOOKS = (

@@ -1,15 +1,20 @@
-"""`BatchSizeFinder`: the largest batch size that fits into memory, found by trying. Trials are `trial.py`'s."""
+"""`BatchSizeFinder`: the largest batch size that fits into memory, found by trying. Trials are `trial_run.py`'s."""
 
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 #: How torch, CUDA and cuDNN say that memory is short, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cudnn_status_not_supported", "cublas_status_alloc_failed")
@@ -71,7 +76,7 @@ class BatchSizeFinder(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Check that there is something to change, and loaders that follow it."""
         self._found = False
         if trainer.world_size > 1:
@@ -95,32 +100,32 @@ class BatchSizeFinder(Callback):
                 f"one."
             )
 
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps its size; set here, before the optimizers may ask how many batches there are."""
         if (state := checkpoint["callbacks"].get(self.state_key)) is not None:
             self._set_size(trainer, pl_module, state["optimal_batch_size"])
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search before the training."""
         if not self._found:
             self.scale_batch_size(trainer, pl_module, before_training=True)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search before a validation of its own."""
         if trainer.state.fn == "validate":
             self.scale_batch_size(trainer, pl_module)
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search before a test."""
         self.scale_batch_size(trainer, pl_module)
 
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search before a prediction."""
         self.scale_batch_size(trainer, pl_module)
 
     # ---- the search ------------------------------------------------------------------------------------------------
 
-    def scale_batch_size(self, trainer: Any, pl_module: Any, before_training: bool = False) -> None:
+    def scale_batch_size(self, trainer: Trainer, pl_module: LiteModule, before_training: bool = False) -> None:
         """Search, set what was found, and let the trainer ask for its loaders anew.
 
         Args:
@@ -157,7 +162,7 @@ class BatchSizeFinder(Callback):
         self._set_size(trainer, pl_module, found)
         trainer.renew_loaders(before_training)
 
-    def _search_power(self, trainer: Any, pl_module: Any, size: int, samples: int | None) -> int:
+    def _search_power(self, trainer: Trainer, pl_module: LiteModule, size: int, samples: int | None) -> int:
         """Double while it fits; halve while it does not."""
         grew = False
         for trial in range(1, self._max_trials + 1):
@@ -172,7 +177,7 @@ class BatchSizeFinder(Callback):
                     return size
         return size
 
-    def _search_binary(self, trainer: Any, pl_module: Any, size: int, samples: int | None) -> int:
+    def _search_binary(self, trainer: Trainer, pl_module: LiteModule, size: int, samples: int | None) -> int:
         """Double while it fits; then halve the distance between what fits and what does not."""
         fits, fails, trials = 0, None, 0
         while fails is None or fails - fits > 1:
@@ -199,7 +204,7 @@ class BatchSizeFinder(Callback):
             )
         return smaller
 
-    def _fits(self, trainer: Any, pl_module: Any, size: int) -> bool:
+    def _fits(self, trainer: Trainer, pl_module: LiteModule, size: int) -> bool:
         """Try a size out."""
         self._set_size(trainer, pl_module, size)
         trial, fits = trainer.make_trial(), True
@@ -220,7 +225,7 @@ class BatchSizeFinder(Callback):
 
     # ---- where the size stands -------------------------------------------------------------------------------------
 
-    def _holders(self, trainer: Any, pl_module: Any) -> list[Any]:
+    def _holders(self, trainer: Trainer, pl_module: LiteModule) -> list[Any]:
         """Modules that have it as an attribute, and dicts that have it as an entry; the last one counts."""
         holders: list[Any] = []
         for owner in (pl_module, trainer.datamodule):
@@ -230,11 +235,11 @@ class BatchSizeFinder(Callback):
                 holders.append(owner.hparams)
         return holders
 
-    def _size(self, trainer: Any, pl_module: Any) -> int:
+    def _size(self, trainer: Trainer, pl_module: LiteModule) -> int:
         holder = self._holders(trainer, pl_module)[-1]
         return holder[self._batch_arg_name] if isinstance(holder, dict) else getattr(holder, self._batch_arg_name)
 
-    def _set_size(self, trainer: Any, pl_module: Any, size: int) -> None:
+    def _set_size(self, trainer: Trainer, pl_module: LiteModule, size: int) -> None:
         for holder in self._holders(trainer, pl_module):
             if isinstance(holder, dict):
                 holder[self._batch_arg_name] = size

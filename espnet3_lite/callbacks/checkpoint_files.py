@@ -11,12 +11,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite import checkpoint_io
 from espnet3_lite.callbacks.base import Checkpoint
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.trainer.trainer import Trainer
 
 _FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 

@@ -17,7 +17,7 @@ from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class CheckpointRanking(CheckpointFiles):

@@ -8,12 +8,17 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 _PROC = Path("/proc")
 
@@ -42,7 +47,7 @@ class DeviceStatsMonitor(Callback):
         self._cpu_stats = cpu_stats
         self._cpu = CpuStats()
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """There must be somebody to tell."""
         if stage == "fit" and not trainer.loggers and not trainer.fast_dev_run:
             raise MisconfigurationException(
@@ -50,7 +55,7 @@ class DeviceStatsMonitor(Callback):
                 "remove the callback"
             )
 
-    def _log(self, trainer: Any, hook: str) -> None:
+    def _log(self, trainer: Trainer, hook: str) -> None:
         if not trainer.should_log_step:
             return
         stats: dict[str, float] = {}
@@ -63,34 +68,36 @@ class DeviceStatsMonitor(Callback):
             prefix = f"{type(self).__qualname__}.{hook}{separator}"
             logger.log_metrics({prefix + name: value for name, value in stats.items()}, step=trainer.logging_step)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """Before a training batch."""
         self._log(trainer, "on_train_batch_start")
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """After it."""
         self._log(trainer, "on_train_batch_end")
 
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before a validation batch."""
         self._log(trainer, "on_validation_batch_start")
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """After it."""
         self._log(trainer, "on_validation_batch_end")
 
     def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before a test batch."""
         self._log(trainer, "on_test_batch_start")
 
     def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """After it."""
         self._log(trainer, "on_test_batch_end")
@@ -196,7 +203,7 @@ class GPUStatsMonitor(Callback):
         self._batch_started: float | None = None
         self._batch_ended: float | None = None
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """There must be a logger, and a GPU."""
         if not trainer.loggers and not trainer.fast_dev_run:
             raise MisconfigurationException("Cannot use GPUStatsMonitor callback with Trainer that has no logger.")
@@ -205,11 +212,11 @@ class GPUStatsMonitor(Callback):
                 f"You are using GPUStatsMonitor but are not running on GPU: the Trainer's device is {trainer.device}"
             )
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The time between two epochs is not one between two batches."""
         self._batch_started = self._batch_ended = None
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The load, and the time since the last batch."""
         self._batch_started = time.perf_counter()
         if trainer.should_log_step:
@@ -218,7 +225,9 @@ class GPUStatsMonitor(Callback):
                 values["batch_time/inter_step (ms)"] = (self._batch_started - self._batch_ended) * 1000
             trainer.log_metrics(values)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """The load, the GPU's condition, and the time that the batch took."""
         self._batch_ended = time.perf_counter()
         if trainer.should_log_step:
@@ -227,7 +236,7 @@ class GPUStatsMonitor(Callback):
                 values["batch_time/intra_step (ms)"] = (self._batch_ended - self._batch_started) * 1000
             trainer.log_metrics(values)
 
-    def _ask(self, trainer: Any, units: dict[str, str]) -> dict[str, float]:
+    def _ask(self, trainer: Trainer, units: dict[str, str]) -> dict[str, float]:
         """nvidia-smi's answer for this process's GPU; 0 where it does not know."""
         if not units:
             return {}

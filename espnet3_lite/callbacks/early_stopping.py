@@ -16,8 +16,8 @@ from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationR
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

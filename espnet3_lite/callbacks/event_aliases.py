@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 def _run(method: Callable) -> Callable:
@@ -22,7 +26,7 @@ def _train_step_start(method: Callable) -> Callable:
 
 
 def _train_step_end(method: Callable) -> Callable:
-    def listener(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def listener(trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         output = {"loss": torch.tensor(math.nan)} if outputs is None else as_dict(outputs)  # None: it was skipped
         method(trainer, batch=batch, batch_output=output)
 
@@ -32,7 +36,7 @@ def _train_step_end(method: Callable) -> Callable:
 def _evaluation(method: Callable) -> Callable:
     """Of any evaluation but a sanity check, which is none of the run."""
 
-    def listener(trainer: Any, pl_module: Any) -> None:
+    def listener(trainer: Trainer, pl_module: LiteModule) -> None:
         if not trainer.sanity_checking:
             method(trainer)
 
@@ -42,7 +46,7 @@ def _evaluation(method: Callable) -> Callable:
 def _evaluation_run(method: Callable) -> Callable:
     """Of a `validate` or `test` of its own."""
 
-    def listener(trainer: Any, pl_module: Any) -> None:
+    def listener(trainer: Trainer, pl_module: LiteModule) -> None:
         if trainer.state.fn != "fit":
             method(trainer)
 
@@ -50,7 +54,7 @@ def _evaluation_run(method: Callable) -> Callable:
 
 
 def _eval_step_start(method: Callable) -> Callable:
-    def listener(trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def listener(trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not trainer.sanity_checking:
             method(trainer)
 
@@ -59,7 +63,7 @@ def _eval_step_start(method: Callable) -> Callable:
 
 def _eval_step_end(method: Callable) -> Callable:
     def listener(
-        trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
             method(trainer, batch=batch, batch_output=as_dict(outputs))

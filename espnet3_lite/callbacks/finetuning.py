@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import Module, ModuleDict
@@ -17,6 +17,11 @@ from torch.optim import Optimizer
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_only, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +57,11 @@ class BaseFinetuning(Callback):
 
     # ---- to override -----------------------------------------------------------------------------------------------
 
-    def freeze_before_training(self, pl_module: Any) -> None:
+    def freeze_before_training(self, pl_module: LiteModule) -> None:
         """Freeze what shall not be trained from the beginning."""
         raise NotImplementedError(f"{type(self).__name__}.freeze_before_training")
 
-    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Optimizer) -> None:
+    def finetune_function(self, pl_module: LiteModule, epoch: int, optimizer: Optimizer) -> None:
         """Unfreeze what shall be trained from `epoch` (from 0) on; called once for each optimizer."""
         raise NotImplementedError(f"{type(self).__name__}.finetune_function")
 
@@ -167,11 +172,11 @@ class BaseFinetuning(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Freeze, before the optimizers are made."""
         self.freeze_before_training(pl_module)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A resumed run: the parameter groups that were made, before the trainer loads the optimizers' states."""
         if not self._restarting:
             return
@@ -190,7 +195,7 @@ class BaseFinetuning(Callback):
             for name, module in _batch_norms(pl_module):
                 module.track_running_stats = name not in self._frozen["statistics"]
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Call `finetune_function` for each optimizer, and note what it did, for a run that resumes."""
         for index, optimizer in enumerate(trainer.optimizers):
             before = len(optimizer.param_groups)
@@ -201,7 +206,7 @@ class BaseFinetuning(Callback):
             "statistics": [name for name, module in _batch_norms(pl_module) if not module.track_running_stats],
         }
 
-    def _note_groups(self, pl_module: Any, index: int, before: int, groups: list[dict[str, Any]]) -> None:
+    def _note_groups(self, pl_module: LiteModule, index: int, before: int, groups: list[dict[str, Any]]) -> None:
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
         noted = self._internal_optimizer_metadata
         if index not in noted:
@@ -290,7 +295,7 @@ class BackboneFinetuning(BaseFinetuning):
         self.rounding = rounding
         self.previous_backbone_lr: float | None = None
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Freeze the backbone."""
         if not isinstance(getattr(pl_module, "backbone", None), Module):
             raise MisconfigurationException(
@@ -298,11 +303,11 @@ class BackboneFinetuning(BaseFinetuning):
             )
         super().setup(trainer, pl_module, stage)
 
-    def freeze_before_training(self, pl_module: Any) -> None:
+    def freeze_before_training(self, pl_module: LiteModule) -> None:
         """The backbone, but for its BatchNorm layers."""
         self.freeze(pl_module.backbone)
 
-    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Optimizer) -> None:
+    def finetune_function(self, pl_module: LiteModule, epoch: int, optimizer: Optimizer) -> None:
         """Unfreeze the backbone at its epoch; afterwards let its rate grow."""
         current = optimizer.param_groups[0]["lr"]
         if epoch == self.unfreeze_backbone_at_epoch:

@@ -10,8 +10,8 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class GradientAccumulationScheduler(Callback):

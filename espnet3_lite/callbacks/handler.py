@@ -10,7 +10,7 @@ from espnet3_lite.callbacks.base import HOOKS, Callback, Checkpoint, MonitoringC
 from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
 
 if TYPE_CHECKING:
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class CallbackHandler:

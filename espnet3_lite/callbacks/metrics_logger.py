@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ class MetricsLogger(Callback):
         self._epoch.load_state_dict(state_dict["epoch"])
         self._first_batch = state_dict["first_batch"]
 
-    def _logged_anew(self, trainer: Any) -> dict[str, Any]:
+    def _logged_anew(self, trainer: Trainer) -> dict[str, Any]:
         """What was logged since the last call, by name. Compares objects: a tensor's value is not looked at."""
         metrics, seen = trainer.callback_metrics, self._seen
         anew = {name: value for name, value in metrics.items() if seen.get(name) is not value}
@@ -82,12 +87,12 @@ class MetricsLogger(Callback):
 
     # ---- training --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """What is there already (a resumed run's, say) is not new."""
         self._seen = dict(trainer.callback_metrics)
         self._batch_ended = None
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The data is there."""
         now = self._batch_started = time.perf_counter()
         self._forward_is_timed = False
@@ -96,18 +101,20 @@ class MetricsLogger(Callback):
         if self._first_batch is None:
             self._first_batch = batch_idx + 1
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
         """Forward ends with the batch's first backward pass."""
         self._backward_started = time.perf_counter()
         if not self._forward_is_timed:
             self._forward_is_timed = True
             self._window.add("forward_time", self._backward_started - self._batch_started)
 
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """One backward pass is over."""
         self._window.add("backward_time", time.perf_counter() - self._backward_started)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Take the batch's values; write the line where its window is full."""
         add = self._window.add
         for name, value in self._logged_anew(trainer).items():
@@ -128,7 +135,7 @@ class MetricsLogger(Callback):
         self._epoch.merge(self._window, without=("iter_time", "forward_time", "backward_time"))
         self._window, self._first_batch = RunningMeans(), None
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The epoch's summary; values that are logged on epochs alone are in it as they are."""
         self._close_window()
         means = self._epoch.means()
@@ -139,12 +146,12 @@ class MetricsLogger(Callback):
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Start its clock; what was logged before is not the validation's."""
         self._validation_started = time.perf_counter()
         self._logged_anew(trainer)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The validation's summary, but for a sanity check's."""
         values = {"valid_time": time.perf_counter() - self._validation_started}
         for name, value in self._logged_anew(trainer).items():
@@ -155,7 +162,7 @@ class MetricsLogger(Callback):
         epoch = f"epoch_summary:{trainer.current_epoch + 1}epoch" if trainer.state.fn == "fit" else "summary"
         self._write(trainer, f"{epoch}:valid", values)
 
-    def _write(self, trainer: Any, place: str, values: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, place: str, values: dict[str, float]) -> None:
         if trainer.is_global_zero and values:
             logger.info("%s: %s", place, format_values(values))
 

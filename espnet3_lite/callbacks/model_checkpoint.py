@@ -1,7 +1,7 @@
 """`ModelCheckpoint`: when a checkpoint is saved, and when an older one goes.
 
 Which ones are best is kept in `checkpoint_ranking.py`, names and folders in `checkpoint_files.py`. What a checkpoint
-holds is `resume.py`'s, how it comes to disk `checkpoint_io.py`'s.
+holds is `checkpoint/run_state.py`'s, how it comes to disk `checkpoint/files.py`'s.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from espnet3_lite import checkpoint_io
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.settings import parse_duration
+from espnet3_lite.trainer.settings import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 #: Where in a checkpoint's ``loops`` stands what is ours alone.
 OURS = "espnet3_lite"

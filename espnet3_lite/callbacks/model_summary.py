@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.precision import map_tensors
+from espnet3_lite.optim.precision import map_tensors
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 _UNITS = ("", "K", "M", "B", "T")
 
@@ -37,14 +42,14 @@ class ModelSummary(Callback):
         _check_depth(max_depth)
         self._max_depth = max_depth
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Print it."""
         if self._max_depth != 0:
             summary = summarize(pl_module, self._max_depth)  # all ranks: a sharded module's forward is collective
             if trainer.is_global_zero:
                 self.show(trainer, summary)
 
-    def show(self, trainer: Any, summary: Summary) -> None:
+    def show(self, trainer: Trainer, summary: Summary) -> None:
         """Print `summary`; override it to show it in another way. Rank zero only."""
         trainer.print(summary)
 
@@ -60,7 +65,7 @@ class RichModelSummary(ModelSummary):
         'RichModelSummary'
     """
 
-    def show(self, trainer: Any, summary: Summary) -> None:
+    def show(self, trainer: Trainer, summary: Summary) -> None:
         """Print `summary` as a rich table. Rank zero only."""
         if importlib.util.find_spec("rich") is None:
             super().show(trainer, summary)

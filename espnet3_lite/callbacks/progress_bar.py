@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_warn
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class ProgressBar(Callback):
@@ -28,7 +32,7 @@ class ProgressBar(Callback):
     _trainer: Any = None
     _current_eval_dataloader_idx: int | None = None
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Remember the trainer; only rank zero shows anything."""
         self._trainer = trainer
         if not trainer.is_global_zero:
@@ -72,7 +76,7 @@ class ProgressBar(Callback):
                             "validate, test, predict) has begun")  # fmt: skip
         return self._trainer
 
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float]:
+    def get_metrics(self, trainer: Trainer, pl_module: LiteModule) -> dict[str, int | str | float]:
         """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
 
         Values are read from the device here, so a bar calls this only when it is drawn. Override it to show other

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.utils.prune as torch_prune
@@ -16,6 +16,11 @@ from torch import nn
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_only
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +254,7 @@ class ModelPruning(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Find the parameters, and keep what a lottery ticket goes back to.
 
         Raises:
@@ -267,7 +272,7 @@ class ModelPruning(Callback):
         if self._use_lottery_ticket_hypothesis:
             self._original_modules = {module: copy.deepcopy(module) for module, _ in self._parameters_to_prune}
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A resumed run: the masks, now that the optimizer holds the parameters in their first order."""
         for (module, name), key in self._keys(pl_module):
             state = self._resumed.get(key, {})
@@ -278,33 +283,33 @@ class ModelPruning(Callback):
             if "original" in state and self._original_modules:
                 getattr(self._original_modules[module], name).data = state["original"]
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Prune."""
         if self._prune_on_train_epoch_end:
             self._run_pruning(trainer.current_epoch)
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Prune here, if asked to."""
         if not self._prune_on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._run_pruning(trainer.current_epoch)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Make it permanent; not where a signal ends a run that will be resumed."""
         if self._make_pruning_permanent and not trainer.stopped_by_signal:
             self.make_pruning_permanent(pl_module)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
         self.on_train_end(trainer, pl_module)  # where that happened before, nothing is left to do
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _keys(self, pl_module: Any) -> list[tuple[tuple[nn.Module, str], str]]:
+    def _keys(self, pl_module: LiteModule) -> list[tuple[tuple[nn.Module, str], str]]:
         """Each pair with its parameter's name in the module."""
         names = {module: f"{name}." if name else "" for name, module in pl_module.named_modules()}
         return [((module, name), names[module] + name) for module, name in self._parameters_to_prune]
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Save products instead of pairs, and what a resumed run needs to go on pruning."""
         if self._make_pruning_permanent:
             checkpoint["state_dict"] = _merged(checkpoint["state_dict"], masked=True)
@@ -317,7 +322,7 @@ class ModelPruning(Callback):
             if self._original_modules:
                 state["original"] = getattr(self._original_modules[module], name).detach()
 
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """The module is not pruned yet: it gets whole weights, and in `on_fit_start` its masks."""
         checkpoint["state_dict"] = _merged(checkpoint["state_dict"], masked=False)
         self._resumed = checkpoint.get(_STATE, {})

@@ -10,12 +10,17 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 _OBSERVER_TYPES = ("histogram", "average")
 _STAGES = ("train", "validate", "test", "predict")
@@ -92,7 +97,7 @@ class QuantizationAwareTraining(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Prepare the layers, before weights are loaded and optimizers made."""
         if stage != "fit":
             return
@@ -106,7 +111,7 @@ class QuantizationAwareTraining(Callback):
         self._forward_calls = 0
         pl_module.forward = partial(_training_forward, self, pl_module)
 
-    def _prepare(self, pl_module: Any) -> None:
+    def _prepare(self, pl_module: LiteModule) -> None:
         tools = _quantization()
         pl_module.quant, pl_module.dequant = tools.QuantStub(), tools.DeQuantStub()
         pl_module.qconfig = self._configuration(tools)
@@ -133,14 +138,14 @@ class QuantizationAwareTraining(Callback):
                     f"{missing} not found in {type(pl_module).__name__}"
                 )
 
-    def quantizes_input(self, trainer: Any) -> bool:
+    def quantizes_input(self, trainer: Trainer) -> bool:
         """Whether this forward call quantizes the module's input; see `collect_quantization`."""
         wanted = self.collect_quantization
         if wanted is None:
             return True
         return wanted(trainer) if callable(wanted) else self._forward_calls < wanted
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Convert, unless a signal ends a run that will be resumed."""
         if trainer.stopped_by_signal:
             return
@@ -168,29 +173,31 @@ class QuantizationAwareTraining(Callback):
             elif isinstance(module, tools.ObserverBase):
                 module.forward = _look_away  # a plain observer has no switch
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Observe in training, or not."""
         self._observe(pl_module, "train")
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Observe in validation, or not."""
         self._observe(pl_module, "validate")
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Back to training."""
         if trainer.state.fn == "fit":
             self._observe(pl_module, "train")
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Observe in a test, or not."""
         self._observe(pl_module, "test")
 
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Observe in a prediction, or not."""
         self._observe(pl_module, "predict")
 
 
-def _training_forward(callback: QuantizationAwareTraining, pl_module: Any, x: torch.Tensor, *args: Any, **kwargs: Any):
+def _training_forward(
+    callback: QuantizationAwareTraining, pl_module: LiteModule, x: torch.Tensor, *args: Any, **kwargs: Any
+):
     """The module's `forward` while it is trained. (Functions, not closures: the module can be copied.)"""
     if not callback.quantizes_input(pl_module.trainer):
         return type(pl_module).forward(pl_module, x, *args, **kwargs)
@@ -198,7 +205,7 @@ def _training_forward(callback: QuantizationAwareTraining, pl_module: Any, x: to
     return _int8_forward(pl_module, x, *args, **kwargs)
 
 
-def _int8_forward(pl_module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _int8_forward(pl_module: LiteModule, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Quantize what goes in, and turn back what comes out."""
     return pl_module.dequant(type(pl_module).forward(pl_module, pl_module.quant(x), *args, **kwargs))
 

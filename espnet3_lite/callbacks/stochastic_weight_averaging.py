@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +17,11 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optimization import LRSchedulerConfig, scheduler_state
+from espnet3_lite.optim.slots import LRSchedulerConfig, scheduler_state
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 def _running_mean(averaged: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int) -> torch.Tensor:
@@ -102,7 +106,7 @@ class StochasticWeightAveraging(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Begin anew."""
         if stage == "fit":
             if trainer.strategy.name == "fsdp":
@@ -112,7 +116,7 @@ class StochasticWeightAveraging(Callback):
                 )
             self._forget()
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Check what the average builds on; make room for it; take up where a resumed run stood."""
         if len(trainer.optimizers) != 1:
             raise MisconfigurationException(f"SWA currently works with 1 `optimizer`, got {len(trainer.optimizers)}.")
@@ -140,7 +144,7 @@ class StochasticWeightAveraging(Callback):
         if self._resumed is not None:
             self._take_up(trainer, self._resumed)
 
-    def _take_up(self, trainer: Any, state: dict[str, Any]) -> None:
+    def _take_up(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """The average; and a scheduler like the one whose state the trainer will load, if it stepped already."""
         self._average.module.load_state_dict(state["average_model_state"])
         self._average.n_averaged.fill_(state["n_averaged"])
@@ -148,13 +152,13 @@ class StochasticWeightAveraging(Callback):
         if state["scheduler_state"] is not None:
             self._swap_scheduler(trainer)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that resumes within the additional epoch goes on with it."""
         within_epoch = trainer.fit_loop.resumed_within_epoch and trainer.current_epoch == self.swa_end + 1
         if self._adds_epoch and within_epoch:
             self._recompute_statistics(trainer, pl_module, reset=False)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Average the weights that this epoch begins with; after the last epoch, begin with the statistics."""
         epoch = trainer.current_epoch
         if self.swa_start <= epoch <= self.swa_end:
@@ -167,7 +171,7 @@ class StochasticWeightAveraging(Callback):
             self._transfer(pl_module)
             self._recompute_statistics(trainer, pl_module)
 
-    def _swap_scheduler(self, trainer: Any) -> None:
+    def _swap_scheduler(self, trainer: Trainer) -> None:
         """`SWALR` in place of the module's scheduler; it steps with each epoch."""
         (slot,) = trainer.slots.values()
         groups = slot.optimizer.param_groups
@@ -187,7 +191,7 @@ class StochasticWeightAveraging(Callback):
             rank_zero_info("Swapping scheduler `%s` for `SWALR`", type(config.scheduler).__name__)
         trainer.lr_scheduler_configs[:] = [LRSchedulerConfig(self._swa_scheduler, slot=slot)]
 
-    def _transfer(self, pl_module: Any) -> None:
+    def _transfer(self, pl_module: LiteModule) -> None:
         """The average's parameters become the module's."""
         with torch.no_grad():
             for averaged, current in zip(self._average.module.parameters(), pl_module.parameters(), strict=True):
@@ -195,7 +199,7 @@ class StochasticWeightAveraging(Callback):
 
     # ---- the additional epoch --------------------------------------------------------------------------------------
 
-    def _recompute_statistics(self, trainer: Any, pl_module: Any, reset: bool = True) -> None:
+    def _recompute_statistics(self, trainer: Trainer, pl_module: LiteModule, reset: bool = True) -> None:
         """Let this epoch's batches go forward only, and every BatchNorm take the plain mean over them."""
         for module in pl_module.modules():
             if isinstance(module, _BatchNorm):
@@ -208,7 +212,7 @@ class StochasticWeightAveraging(Callback):
         trainer.training_step = torch.no_grad()(self._training_step)
         trainer.fit_loop.forward_only = True
 
-    def _restore_trainer(self, trainer: Any) -> None:
+    def _restore_trainer(self, trainer: Trainer) -> None:
         """All that was changed for the additional epoch, as it was."""
         if self._recomputing:
             trainer.fit_loop.forward_only = False
@@ -220,7 +224,7 @@ class StochasticWeightAveraging(Callback):
             trainer.max_epochs -= 1
             self._adds_epoch = False
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Without BatchNorm the module gets the average here."""
         if trainer.stopped_by_signal:
             return  # this run will be resumed: what is saved now must be its own weights
@@ -238,16 +242,16 @@ class StochasticWeightAveraging(Callback):
                 )
         self._restore_trainer(trainer)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
         if not self._ended and trainer.stop_error is None:
             self.on_train_end(trainer, pl_module)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """Leave the trainer as it was before."""
         self._restore_trainer(trainer)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """The same after a signal."""
         self._restore_trainer(trainer)
 

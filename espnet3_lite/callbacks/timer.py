@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.settings import parse_duration
-from espnet3_lite.states import RunningStage
+from espnet3_lite.trainer.settings import parse_duration
+from espnet3_lite.trainer.states import RunningStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from espnet3_lite.module import LiteModule
-    from espnet3_lite.trainer import Trainer
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 #: ``batch`` is pytorch-accelerated's word for a step.
 INTERVALS = {"step": "step", "batch": "step", "epoch": "epoch"}

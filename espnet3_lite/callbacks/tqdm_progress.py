@@ -6,13 +6,17 @@ import math
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from espnet3_lite.bars import DRAW_EVERY, LINE_EVERY, LogLines, bar_for
 from espnet3_lite.callbacks.progress_bar import ProgressBar
+from espnet3_lite.callbacks.tqdm_bars import DRAW_EVERY, LINE_EVERY, LogLines, bar_for
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class _Bar:
@@ -138,7 +142,7 @@ class TQDMProgressBar(ProgressBar):
         bar.set_description(description, refresh=not isinstance(bar, LogLines))
         self._draw_at = time.monotonic() + LINE_EVERY if isinstance(bar, LogLines) else 0.0
 
-    def _move(self, bar: tqdm, done: int, pl_module: Any = None) -> None:
+    def _move(self, bar: tqdm, done: int, pl_module: LiteModule = None) -> None:
         """After each batch: two comparisons, and one look at the clock where the bar moves."""
         if not self.is_enabled or (done % self._refresh_rate and done != bar.total):
             return
@@ -147,7 +151,7 @@ class TQDMProgressBar(ProgressBar):
         if complete or time.monotonic() >= self._draw_at:
             self._draw(bar, pl_module)
 
-    def _draw(self, bar: tqdm, pl_module: Any = None) -> None:
+    def _draw(self, bar: tqdm, pl_module: LiteModule = None) -> None:
         """Draw the bar or write its line; with metrics where there is a module."""
         if bar.disable:
             return
@@ -174,27 +178,29 @@ class TQDMProgressBar(ProgressBar):
 
     # ---- training --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Make the bar; a run that resumes within an epoch goes on where it was."""
         self.train_progress_bar = self.init_train_tqdm()
         if trainer.fit_loop.batches_done:
             self._begin_epoch(trainer)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Begin at zero."""
         if self._leave and self.is_enabled and self.train_progress_bar.disable:  # the last epoch's stays on the screen
             self.train_progress_bar = self.init_train_tqdm()
         self._begin_epoch(trainer)
 
-    def _begin_epoch(self, trainer: Any) -> None:
+    def _begin_epoch(self, trainer: Trainer) -> None:
         description = f"Epoch {trainer.current_epoch}"
         self._begin(self.train_progress_bar, self.total_train_batches, description, trainer.fit_loop.batches_done)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """One batch further."""
         self._move(self.train_progress_bar, batch_idx + 1, pl_module)
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Show the epoch's means."""
         bar = self.train_progress_bar
         if self.is_enabled:
@@ -203,32 +209,32 @@ class TQDMProgressBar(ProgressBar):
         if self._leave:
             bar.close()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave the last bar as it is."""
         self.train_progress_bar.close()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """The traceback begins on a line of its own."""
         for bar in self.bars.values():
             bar.close()
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A bar for the few batches."""
         self.val_progress_bar = self.init_sanity_tqdm()
 
-    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """It goes away."""
         self.val_progress_bar.close()
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A bar below the training's, or alone."""
         if not trainer.sanity_checking:
             self.val_progress_bar = self.init_validation_tqdm()
 
     def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """With each new loader, begin at zero."""
         if self.has_dataloader_changed(dataloader_idx):
@@ -237,12 +243,12 @@ class TQDMProgressBar(ProgressBar):
             self._begin(self.val_progress_bar, total, f"{word} DataLoader {dataloader_idx}")
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
         self._move(self.val_progress_bar, batch_idx + 1)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Within a fit the training bar shows the new values."""
         if trainer.state.fn == "validate":
             self._finish(self.val_progress_bar)
@@ -254,12 +260,12 @@ class TQDMProgressBar(ProgressBar):
 
     # ---- test and prediction ---------------------------------------------------------------------------------------
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Make the bar."""
         self.test_progress_bar = self.init_test_tqdm()
 
     def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """With each new loader, begin at zero."""
         if self.has_dataloader_changed(dataloader_idx):
@@ -267,21 +273,21 @@ class TQDMProgressBar(ProgressBar):
             self._begin(self.test_progress_bar, self.total_test_batches_current_dataloader, description)
 
     def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
         self._move(self.test_progress_bar, batch_idx + 1)
 
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave it as it is."""
         self._finish(self.test_progress_bar)
 
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Make the bar."""
         self.predict_progress_bar = self.init_predict_tqdm()
 
     def on_predict_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """With each new loader, begin at zero."""
         if self.has_dataloader_changed(dataloader_idx):
@@ -289,11 +295,11 @@ class TQDMProgressBar(ProgressBar):
             self._begin(self.predict_progress_bar, self.total_predict_batches_current_dataloader, description)
 
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
         self._move(self.predict_progress_bar, batch_idx + 1)
 
-    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave it as it is."""
         self._finish(self.predict_progress_bar)

@@ -7,7 +7,7 @@ are in `stochastic_weight_averaging.py`, averages of saved files in `average_che
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
@@ -15,6 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class WeightAveraging(Callback):
@@ -64,7 +68,7 @@ class WeightAveraging(Callback):
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Begin anew."""
         if stage == "fit":
             if trainer.strategy.name == "fsdp":
@@ -76,7 +80,7 @@ class WeightAveraging(Callback):
             self._handed_over = False
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Copy the module, which has its final device and dtype here; a resumed run puts its average in."""
         average = AveragedModel(pl_module, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
         resumed, self._resumed = self._resumed, None
@@ -85,37 +89,39 @@ class WeightAveraging(Callback):
             average.load_state_dict(resumed["averaging_state"], strict=False)  # the other keys are the module's
         self._average_model = average
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """After an optimizer step: a batch that only accumulates, or was skipped, is none."""
         step = trainer.global_step
         if step > self._latest_update_step and self.should_update(step_idx=step - 1):
             self._average_model.update_parameters(pl_module)
             self._latest_update_step = step
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """After an epoch."""
         epoch = trainer.current_epoch
         if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
             self._average_model.update_parameters(pl_module)
             self._latest_update_epoch = epoch
 
-    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Validate with the average. (A validation outside a fit takes the module as it is.)"""
         if trainer.state.fn == "fit":
             self._swap(pl_module)
             trainer.strategy.sync_buffers(pl_module)  # collective: all ranks validate
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Back to the weights in training."""
         if self._swapped:
             self._swap(pl_module)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """A validation that fails must not leave the average in the place of the weights in training."""
         if self._swapped:
             self._swap(pl_module)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The average becomes the module's, unless a signal ends this run: it will be resumed."""
         if self._swapped:  # a validation was broken off
             self._swap(pl_module)
@@ -127,12 +133,12 @@ class WeightAveraging(Callback):
                 current.copy_(average)
         trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The same where nothing was left to train: the run was cut after its last checkpoint, and resumed."""
         if not self._handed_over and trainer.stop_error is None:
             self.on_train_end(trainer, pl_module)
 
-    def _pairs(self, pl_module: Any) -> Any:
+    def _pairs(self, pl_module: LiteModule) -> Any:
         """Each parameter and buffer of the average with the module's own."""
         average = self._average_model.module
         return zip(
@@ -141,7 +147,7 @@ class WeightAveraging(Callback):
             strict=True,
         )
 
-    def _swap(self, pl_module: Any) -> None:
+    def _swap(self, pl_module: LiteModule) -> None:
         """Exchange the values; the tensors stay where they are, the optimizer does not notice."""
         with torch.no_grad():
             for average, current in self._pairs(pl_module):
@@ -160,7 +166,7 @@ class WeightAveraging(Callback):
         """Continue from what `state_dict` gave, here or in Lightning."""
         self._latest_update_step = state_dict["latest_update_step"]
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Put the average into ``state_dict`` and the weights in training beside it, as Lightning does."""
         if self._average_model is None:
             rank_zero_info("%s: a checkpoint saved outside a fit holds the module alone", type(self).__name__)
@@ -172,7 +178,7 @@ class WeightAveraging(Callback):
             checkpoint["state_dict"], checkpoint["current_model_state"] = states
         checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
 
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Keep the average until the fit starts, and let the trainer load the weights in training."""
         if "current_model_state" not in checkpoint:
             rank_zero_warn(

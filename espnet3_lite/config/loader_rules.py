@@ -1,6 +1,6 @@
 """What the keys of ``dataloader`` say about each other and about those beside it: one function a rule, as in `rules`.
 
-What a loader is built of, and what only its data set tells, is checked when it is built (`espnet3_lite.data.loader`).
+What a loader is built of, and what only its data set tells, is checked when it is built (`espnet.data.loader`).
 """
 
 from collections.abc import Callable, Iterable

@@ -20,7 +20,7 @@ from espnet3_lite.config.container import Config, ConfigList, path_of
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
-_HOME = ("callbacks", "loggers", "schedulers", "compat")
+_HOME = ("callbacks", "loggers", "espnet.schedulers", "compat")
 
 OURS: dict[str, tuple[str, ...]] = {
     "lightning": _HOME,
@@ -28,7 +28,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "espnet3.components": _HOME,
     "espnet2.iterators": ("compat",),
     "espnet2.samplers": ("compat",),
-    "espnet2.schedulers": ("schedulers",),
+    "espnet2.schedulers": ("espnet.schedulers",),
     "espnet2.train.collate_fn": ("compat",),
 }
 """Names that begin with a key are looked up, by their last part, in these modules of ``espnet3_lite``."""
@@ -57,7 +57,7 @@ def find_target(name: str) -> Any:
         TargetError: Nothing of that name; the message says which part failed, and what is near.
 
     >>> find_target("espnet2.schedulers.warmup_lr.WarmupLR")
-    <class 'espnet3_lite.schedulers.warmup.WarmupLR'>
+    <class 'espnet3_lite.espnet.schedulers.warmup.WarmupLR'>
     >>> find_target("torch.optim.Adm")
     Traceback (most recent call last):
         ...

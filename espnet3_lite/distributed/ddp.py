@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from espnet3_lite.distributed.processes import SeveralProcesses, buffers_put_back
-from espnet3_lite.distributed.strategy import training_step_of
+from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
+from espnet3_lite.distributed.single import training_step_of
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class DDPStrategy(SeveralProcesses):
@@ -37,7 +40,7 @@ class DDPStrategy(SeveralProcesses):
         self._parameters: list[torch.nn.Parameter] = []
         self._required: list[bool] = []
 
-    def wrap(self, trainer: Any, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
         self._step = _TrainingStep(module)
         self._parameters = list(module.parameters())
@@ -70,7 +73,7 @@ class DDPStrategy(SeveralProcesses):
         ):
             return (self._wrapped or self._step)(batch, batch_idx)
 
-    def empty_steps(self, trainer: Any, steps: Sequence, returned: list) -> list:
+    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
         if trainer.slots.get(None) is None:
             return [(torch.zeros((), device=self.device, requires_grad=True), slot) for slot in returned]

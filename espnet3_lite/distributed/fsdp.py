@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from espnet3_lite import checkpoint_io, sharded_io
-from espnet3_lite.distributed.processes import SeveralProcesses, buffers_put_back
-from espnet3_lite.distributed.sharded_saving import ShardedOptimizerState, ShardedSaver, read_checkpoint
-from espnet3_lite.distributed.strategy import training_step_of
+from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint import sharded_reader
+from espnet3_lite.checkpoint.sharded_writer import ShardedOptimizerState, ShardedSaver, read_checkpoint
+from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
+from espnet3_lite.distributed.single import training_step_of
 from espnet3_lite.distributed.vote import Verdict
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
 
 _STEPS = ("training_step", "validation_step", "test_step")
 
@@ -42,7 +47,7 @@ class FSDPStrategy(SeveralProcesses):
         self._saver: ShardedSaver | None = None
         self._module: torch.nn.Module | None = None
 
-    def setup(self, trainer: Any, module: torch.nn.Module) -> None:
+    def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Shard the module. Collective.
 
         Raises:
@@ -75,7 +80,7 @@ class FSDPStrategy(SeveralProcesses):
                 if trainer.is_overridden(name, module):
                     _register(module, name)
 
-    def wrap(self, trainer: Any, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step.
 
         Raises:
@@ -101,7 +106,7 @@ class FSDPStrategy(SeveralProcesses):
     def before_forward(self, closes: bool) -> None:
         """Nothing: gradients are reduced in every batch."""
 
-    def vote(self, trainer: Any, steps: Sequence, is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
         """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
         self._saver.poll()
         verdict = super().vote(trainer, steps, is_last)
@@ -111,7 +116,7 @@ class FSDPStrategy(SeveralProcesses):
                     part.reshard()
         return verdict
 
-    def empty_steps(self, trainer: Any, steps: Sequence, returned: list) -> list:
+    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
         """The same backward pass as on the other ranks, of a loss that weighs nothing."""
         return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
 
@@ -142,7 +147,7 @@ class FSDPStrategy(SeveralProcesses):
         if not Path(path).is_dir():
             return checkpoint_io.load_checkpoint(path)
         # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
-        found = self.gather_objects(sharded_io.damage(path, self.rank, self.world_size))
+        found = self.gather_objects(sharded_reader.damage(path, self.rank, self.world_size))
         if damage := next(filter(None, found), None):
             raise CheckpointError(damage)
         return read_checkpoint(path, self._module)
@@ -219,7 +224,7 @@ def units(module: torch.nn.Module) -> list[torch.nn.Module]:
     ]
 
 
-def _refuse_what_needs_whole_gradients(trainer: Any) -> None:
+def _refuse_what_needs_whole_gradients(trainer: Trainer) -> None:
     if not trainer.automatic_optimization:
         raise MisconfigurationException(
             "strategy='fsdp' does not train with automatic_optimization=False: the steps that a module makes by hand "

@@ -7,7 +7,7 @@ import os
 import torch
 
 from espnet3_lite.distributed.rank import local_rank
-from espnet3_lite.distributed.strategy import Strategy
+from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class Verdict(NamedTuple):
@@ -44,7 +47,7 @@ class Verdict(NamedTuple):
 GO_ON = Verdict()
 
 
-def batch_weight(trainer: Any) -> Any:
+def batch_weight(trainer: Trainer) -> Any:
     """What the module says that its batch weighs: a number or a tensor ``()``; None where it says nothing.
 
     Anything else of the name ``batch_weight`` is a plain module's own affair.
@@ -77,7 +80,7 @@ def _all_sound_on_device(losses: Sequence[torch.Tensor], weight: torch.Tensor) -
     return is_sound(found) and all(map(math.isfinite, others))
 
 
-def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
+def vote_alone(trainer: Trainer, steps: Sequence) -> Verdict:
     """One process's verdict where there is something to say: a loss or weight is not sound, or a signal arrived."""
     reason = ""
     if not trainer.detect_anomaly:
@@ -88,7 +91,7 @@ def vote_alone(trainer: Any, steps: Sequence) -> Verdict:
     return Verdict(skip=bool(reason), reason=reason, signal=trainer.signals.received is not None)
 
 
-def vote_together(strategy: Any, trainer: Any, steps: Sequence, is_last: bool) -> Verdict:
+def vote_together(strategy: Any, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
     """Several processes' verdict: one all-reduce of one small vector, which is read once.
 
     The vector counts the ranks on which a loss is not finite, no batch follows, a signal arrived, a stop is wanted, and
@@ -145,13 +148,13 @@ def _different_optimizers(strategy: Any, losses: dict[str | None, Any]) -> str:
     )
 
 
-def _describe_bad_ranks(strategy: Any, trainer: Any, steps: Sequence) -> str:
+def _describe_bad_ranks(strategy: Any, trainer: Trainer, steps: Sequence) -> str:
     """Which ranks have a bad loss, and why. All ranks skip this batch, so all take part in this exchange."""
     reasons = strategy.gather_objects(describe_bad_losses(trainer, steps))  # collective
     return "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
 
 
-def describe_bad_losses(trainer: Any, steps: Sequence) -> str:
+def describe_bad_losses(trainer: Trainer, steps: Sequence) -> str:
     """Which losses are not finite, on which utterances, and which buffers the forward pass spoilt; else nothing."""
     bad = [
         f"{'loss' if slot.name is None else f'loss of {slot.name!r}'} is {float(loss.detach())}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from espnet3_lite.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import beside
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, times_restarted
 
 HPARAMS_FILE = "hparams.yaml"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from espnet3_lite.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import beside
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers.base import FolderLogger, SilentExperiment, as_dict, write_hyperparams

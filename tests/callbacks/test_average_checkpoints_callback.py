@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer, checkpoint_io
+from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import AverageCheckpointsCallback, EarlyStopping, ModelCheckpoint
 from espnet3_lite.callbacks.average_checkpoints import average_best
+from espnet3_lite.checkpoint import files as checkpoint_io
 
 
 class Steps(LiteModule):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import LiteModule, Trainer
 from espnet3_lite.callbacks import GradientAccumulationScheduler, LambdaCallback, ModelCheckpoint
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optimization import OptimizerSlot
+from espnet3_lite.optim.slots import OptimizerSlot
 
 
 class Line(LiteModule):

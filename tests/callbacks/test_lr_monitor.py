@@ -12,7 +12,7 @@ from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import LearningRateMonitor
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import Logger
-from espnet3_lite.optimization import OptimizerSlot
+from espnet3_lite.optim.slots import OptimizerSlot
 
 
 class Rows(Logger):

@@ -15,7 +15,7 @@ from weights_parts import near
 def two(tmp_path_factory):
     """What each of two ranks ended with."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("weights_on_ranks.py")
+    script = Path(__file__).parents[1] / "helpers" / "weights_on_ranks.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, folder]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

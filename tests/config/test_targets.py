@@ -226,7 +226,7 @@ def fake_espnet(monkeypatch):
 
 
 def test_names_of_espnet_give_ours_unless_the_user_asks_for_theirs(fake_espnet, monkeypatch):
-    from espnet3_lite.schedulers import WarmupLR
+    from espnet3_lite.espnet.schedulers import WarmupLR
 
     name = "espnet2.schedulers.warmup_lr.WarmupLR"
     monkeypatch.delenv("ESPNET3_LITE_USE_ESPNET", raising=False)

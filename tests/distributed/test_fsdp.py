@@ -5,7 +5,8 @@ import rank_cases
 import torch
 from rank_lab import SINGLE, Model, Module, Note, loader_of, report, results_of, torchrun, trainer_of
 
-from espnet3_lite import average_checkpoints, checkpoint_io
+from espnet3_lite import average_checkpoints
+from espnet3_lite.checkpoint import files as checkpoint_io
 
 CASES = ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_stream", "fsdp_refuses", "fsdp_units"]
 MIXED = ["ddp_mixed", "fsdp_mixed", "named_mixed"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet3_lite import cli
+from espnet3_lite.cli.commands import _parser
 from espnet3_lite.config import load_config
 from espnet3_lite.config.schema import check_config
 
@@ -43,7 +43,7 @@ def test_each_lesson_says_how_to_install_to_train_and_to_test():
 def test_commands_are_accepted_and_their_configurations_are_right(readme, words, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     arguments = [word.replace("<folder>", str(tmp_path)) for word in words[1:]]
-    parsed = cli._parser().parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     if not hasattr(parsed, "config"):
         return
     files = [word for word in parsed.config if "=" not in word]

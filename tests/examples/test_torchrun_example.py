@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torch.distributed.run import get_args_parser
 
-from espnet3_lite.cli import _parse
+from espnet3_lite.cli.commands import _parse
 from espnet3_lite.config import load_config
 from espnet3_lite.config.schema import check_config
 

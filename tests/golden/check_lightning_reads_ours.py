@@ -80,7 +80,7 @@ def main():
     """Print one line a case."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]
     from make_espnet3_checkpoints import espnet3_library
 
     lab, theirs = espnet3_library()

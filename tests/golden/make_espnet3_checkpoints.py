@@ -31,7 +31,7 @@ def espnet3_library():
     from lightning.pytorch.callbacks import EarlyStopping  # noqa: F401  (named in configurations)
     from omegaconf import OmegaConf
 
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]
     import checkpoint_lab as lab
 
     torchaudio = types.ModuleType("torchaudio")

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

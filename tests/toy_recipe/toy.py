@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from espnet3_lite import Callback, OptimizationStep, checkpoint_io
+from espnet3_lite import Callback, OptimizationStep
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.compat import BaseDataset, Field
-from espnet3_lite.data.contract import Kind, register_kind
+from espnet3_lite.espnet.data.contract import Kind, register_kind
 
 
 class Array(Kind):

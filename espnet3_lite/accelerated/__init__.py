@@ -1,0 +1,2 @@
+"""pytorch-accelerated's callbacks and events on the trainer. The mechanism of event names and the run history are the
+trainer's own."""

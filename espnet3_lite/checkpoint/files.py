@@ -1,0 +1,333 @@
+"""Bytes on disk: checkpoints are written whole or not at all, checked before they are trusted, linked and
+averaged.
+
+No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is
+decided by the trainer and by `callbacks/`. What a file may hold is in `checkpoint_types`; sharded folders are
+read in `sharded_io`; the arithmetic of averaging is in `averaging`; temporary names, links and removal are in
+`atomic_files`.
+"""
+
+import functools
+import logging
+import os
+import pickle
+import struct
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
+from espnet3_lite.checkpoint.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
+from espnet3_lite.checkpoint.averaging import StateDict, average_state_dicts
+from espnet3_lite.checkpoint.zip_integrity import archive_damage
+from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
+
+__all__ = [
+    "CheckpointError",
+    "average_checkpoints",
+    "consolidate",
+    "is_intact",
+    "link_or_copy",
+    "load_checkpoint",
+    "newest_intact",
+    "remove_checkpoint",
+    "save_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+AnyPath = TypeVar("AnyPath", str, Path)
+
+_WRAPPER_PREFIX = "model."
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
+    """Write a checkpoint so that a reader, or a crash at any moment, finds the old file or the new one,
+    whole.
+
+    It is written beside its final name, flushed to disk and renamed. When it cannot be written, neither a
+    part of it nor a temporary file stays behind, and what was there before is untouched. The file loads with
+    ``torch.load(path, weights_only=True)``.
+
+    Args:
+        checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted, as
+            `checkpoint_types.plain` says.
+        path: The file; its folder is made when missing.
+
+    Raises:
+        TypeError: If it holds a value that could not be loaded again; the message names its place.
+        CheckpointError: If it cannot be written; the message names the file and the reason.
+
+    >>> folder = tempfile.mkdtemp()
+    >>> save_checkpoint({"epoch": 3, "state_dict": {"weight": torch.ones(2)}}, f"{folder}/last.ckpt")
+    >>> load_checkpoint(f"{folder}/last.ckpt")
+    {'epoch': 3, 'state_dict': {'weight': tensor([1., 1.])}}
+    >>> os.listdir(folder)
+    ['last.ckpt']
+    """
+    path = Path(path)
+    checkpoint = plain(checkpoint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        with beside(path) as temporary:
+            # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch's writer hides a full disk behind an error of its own, whose context is the reason.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
+
+
+# --- Reading ------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
+    """Read a checkpoint, ours or Lightning's, after checking that it is whole. No code in it is ever run.
+
+    Beside tensors and plain values, the harmless types in `checkpoint_types.allowed_names` are read, which
+    ESPnet3's files under Lightning hold in their hyper-parameters: a `Namespace`, paths and dates come back
+    as such, OmegaConf containers as dicts and lists with their ``${...}`` as text, other dict-likes as dicts,
+    NumPy numbers as Python's, NumPy arrays as arrays. A sharded checkpoint (a folder) is put together on the
+    CPU.
+
+    Args:
+        path: A file, or a sharded checkpoint's folder.
+        map_location: As in `torch.load`. Default: the CPU.
+        mmap: As in `torch.load`: map the tensors instead of reading them. Default: torch's own default.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, damaged, not a checkpoint, or holds other objects;
+            the message says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_sharded(path)
+    if not path.exists():
+        raise CheckpointNotFoundError(f"{path}: does not exist")
+    damage = _file_damage(path)
+    if damage:
+        raise CheckpointError(damage)
+    return _load_file(path, map_location, mmap)
+
+
+def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
+    try:
+        with harmless_globals():
+            checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, error)) from error
+    # The archive's checksums were right: what is inside was not written by torch.save, or there is no room for it.
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    checkpoint = settle(checkpoint)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: not a checkpoint but a {type(checkpoint).__name__}; a dict is expected")
+    return checkpoint
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """Why a file was refused: by name, where its pickle can be listed."""
+    try:
+        with harmless_globals():
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, EOFError, struct.error):
+        names = []
+    if not names:
+        # torch's text advises loading with code allowed; one part of it says what was wrong.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        return f"{path}: its pickle is not one that torch.save writes{': ' if reason else ''}{reason}"
+    return (
+        f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them "
+        "can run code. Where it was written, save it anew without them (most often they are in "
+        "`hyper_parameters`); what is read is listed by espnet3_lite.checkpoint.allowed_types.allowed_names()"
+    )
+
+
+def _file_damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint file as an archive, or None. Reads all of it, in small pieces."""
+    if not path.exists():
+        return f"{path}: does not exist"
+    if not path.is_file():
+        return f"{path}: is neither a file nor a folder"
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                return f"{path}: is empty; its writer was stopped before it began"
+            file.seek(0)
+            reason = archive_damage(file)
+    except OSError as error:
+        reason = f"damaged: {type(error).__name__}: {error}"
+    return f"{path}: {reason}" if reason else None
+
+
+def _damage(path: str | Path) -> str | None:
+    path = Path(path)
+    if path.is_dir():
+        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+
+        return sharded_reader.damage(path)
+    return _file_damage(path)
+
+
+def is_intact(path: str | Path) -> bool:
+    """True if a checkpoint, a file or a sharded folder, is there and whole by its checksums."""
+    return _damage(path) is None
+
+
+def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
+    """Return the first checkpoint that is whole, or None; each one that is passed over is warned about.
+
+    Args:
+        paths: The candidates, the newest first.
+    """
+    for path in paths:
+        damage = _damage(path)
+        if damage is None:
+            return path
+        logger.warning("Checkpoint passed over. %s", damage)
+    return None
+
+
+# --- Sharded checkpoints ------------------------------------------------------------------------------------
+
+
+def _load_sharded(folder: Path, only: str | None = None) -> dict:
+    """Put a sharded checkpoint together; `only` one of its top-level entries, where it has that."""
+    from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+
+    damage = sharded_reader.damage(folder)
+    if damage:
+        raise CheckpointError(damage)
+    metadata = sharded_reader.read_metadata(folder)
+    names = list(metadata.state_dict_metadata)
+    wanted = [
+        name for name in names if sharded_reader.place_of(metadata, name)[0] in (only, sharded_reader.PLAIN_ENTRY)
+    ]
+    if only is None or not any(sharded_reader.place_of(metadata, name)[0] == only for name in names):
+        wanted = names
+    return sharded_reader.nested(sharded_reader.read_entries(folder, wanted, metadata), metadata)
+
+
+def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
+    """Turn a sharded checkpoint into a plain one, in one process and without a process group.
+
+    Takes the whole checkpoint's size in memory.
+
+    Raises:
+        CheckpointError: If the folder is not a whole sharded checkpoint, or the file cannot be written.
+    """
+    if not Path(sharded_folder).is_dir():
+        raise CheckpointError(f"{sharded_folder}: not a folder; only sharded checkpoints need consolidating")
+    save_checkpoint(_load_sharded(Path(sharded_folder)), output_file)
+
+
+# --- Averaging ----------------------------------------------------------------------------------------------
+
+
+def average_checkpoints(
+    paths: Iterable[str | Path], output: str | Path | None = None, wrapper_prefix: str | None = None
+) -> StateDict:
+    """Average the models in several checkpoints into one state dict that loads into the user's model.
+
+    Floating tensors are averaged (summed in float64) and keep their dtype; integer tensors are summed in
+    int64, as ESPnet3 does; boolean ones are the best's; tied weights stay tied. Takes at most 1.2 times the
+    model's size in memory, however many checkpoints there are; sharded ones are consolidated into temporary
+    files first, which takes the model and its largest shard.
+
+    A trainer's module may wrap the model, and then prefixes its keys with ``model.``: the prefix is stripped
+    and the wrapper's other keys are left out. Our checkpoints say whether there is a wrapper
+    (``checkpoint["loops"]["espnet3_lite"]["wrapper_prefix"]``). For a checkpoint that does not say, one is
+    assumed where any key begins with ``model.``, with a warning when others do not, since a model may itself
+    have a part of that name. A plain state dict is taken as it is.
+
+    Args:
+        paths: The best checkpoint first: files with a ``state_dict``, plain state dicts, or sharded folders.
+        output: Where to save the result, or None.
+        wrapper_prefix: ``"model."`` or ``""``, overriding what the checkpoints say. Default: None.
+
+    Returns:
+        The averaged state dict, on the CPU.
+
+    Raises:
+        KeyError: If the keys differ; names them and the file.
+        ValueError: If a tensor's shape differs, or no path is given.
+        CheckpointError: If none is left, or one is damaged.
+
+    >>> folder = tempfile.mkdtemp()
+    >>> for name, value in {"a": 1.0, "b": 2.0}.items():
+    ...     save_checkpoint({"state_dict": {"weight": torch.tensor(value)}}, f"{folder}/{name}.ckpt")
+    >>> average_checkpoints([f"{folder}/a.ckpt", f"{folder}/b.ckpt"], f"{folder}/average.pth")
+    {'weight': tensor(1.5000)}
+    >>> load_checkpoint(f"{folder}/average.pth")
+    {'weight': tensor(1.5000)}
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise ValueError("no checkpoints to average: `paths` is empty")
+    present = [path for path in paths if os.path.exists(path)]
+    for path in paths:
+        if path not in present:
+            logger.warning("%s was deleted meanwhile and is left out of the average", path)
+    if not present:
+        raise CheckpointError(f"no checkpoint to average is left of {', '.join(map(str, paths))}")
+    folder = Path(output).parent if output is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".averaging.", dir=folder) as scratch:
+        readers = [_weights_reader(path, Path(scratch) / f"{i}.pth", wrapper_prefix) for i, path in enumerate(present)]
+        averaged = average_state_dicts([str(path) for path in present], readers)
+    if output is not None:
+        save_checkpoint(averaged, output)
+    return averaged
+
+
+def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial:
+    """Check a checkpoint; return a function that maps its model's state dict from disk, anew at each call."""
+    if path.is_dir():
+        save_checkpoint(_load_sharded(path, only="state_dict"), scratch_file)
+        file = scratch_file
+    else:
+        file = path
+    checkpoint = load_checkpoint(file, mmap=True)
+    if wrapper_prefix is None:
+        wrapper_prefix = _wrapper_prefix(path, checkpoint)
+    return functools.partial(_model_state_dict, file, wrapper_prefix)
+
+
+def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
+    checkpoint = _load_file(file, "cpu", mmap=True)
+    state_dict = checkpoint.get("state_dict", checkpoint)
+    return {key[len(wrapper_prefix) :]: value for key, value in state_dict.items() if key.startswith(wrapper_prefix)}
+
+
+def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
+    ours = (checkpoint.get("loops") or {}).get("espnet3_lite", {})
+    if "wrapper_prefix" in ours:
+        return ours["wrapper_prefix"]
+    if "state_dict" not in checkpoint:
+        return ""
+    keys = list(checkpoint["state_dict"])
+    others = [key for key in keys if not key.startswith(_WRAPPER_PREFIX)]
+    if len(others) == len(keys):
+        return ""
+    if others:
+        logger.warning(
+            "%s does not say whether its model is wrapped: keys that begin with %r are taken for the model's, "
+            "and left out are %s. If these belong to the model, give wrapper_prefix=''",
+            path,
+            _WRAPPER_PREFIX,
+            ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
+        )
+    return _WRAPPER_PREFIX

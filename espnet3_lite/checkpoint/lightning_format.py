@@ -1,0 +1,225 @@
+"""Lightning's way of counting, written and read: the ``loops`` of a checkpoint, so that either side goes on with it.
+
+Lightning counts how often a thing was ready, started, processed and completed; all of it follows from our few counters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+#: Where ESPnet3 keeps its named optimizers' counters in a checkpoint.
+RUNTIME_STATE = "espnet3_optimizer_runtime_state"
+
+
+def _progress(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
+    return {"ready": ready, "completed": completed, "started": started, "processed": processed}
+
+
+def _two(ready: int, completed: int) -> dict[str, int]:
+    return {"ready": ready, "completed": completed}
+
+
+def _batch_progress(total: int, current: int, is_last: bool | None, open_batch: int = 0) -> dict[str, Any]:
+    """`open_batch`: 1 while the hooks of the last batch still run."""
+    progress = {
+        "total": _progress(total, total, total, total - open_batch),
+        "current": _progress(current, current, current, current - open_batch),
+    }
+    return progress if is_last is None else {**progress, "is_last_batch": is_last}
+
+
+def dump_loops(trainer: Trainer) -> dict[str, Any]:
+    """The four entries that Lightning's own resume reads."""
+    loop = trainer.fit_loop
+    steps, batches, done = loop.global_step, loop.batches_seen, loop.batches_done
+    begun = 1 if done or loop.epoch_ended else 0  # an epoch is in work
+    over = 1 if loop.epoch_ended else 0  # its hooks are running
+    epochs = {"ready": loop.epoch + begun, "completed": loop.epoch, "started": loop.epoch + begun}
+    epochs["processed"] = loop.epoch + over
+    open_batch = 1 if done and not loop.validated and not over else 0
+    if not begun and loop.epoch and trainer.num_training_batches != math.inf:
+        done = int(trainer.num_training_batches)  # between epochs Lightning still has the last one's
+    # ESPnet3's several optimizers step by hand, and each step counts.
+    by_hand = not trainer.automatic_optimization or has_named_optimizers(trainer)
+    manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
+    manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
+    steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # rounded up: the last batch closes a window
+    fit_loop = {
+        "state_dict": _dump_loader(trainer),
+        "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
+        "epoch_loop.batch_progress": _batch_progress(batches, done, loop.is_last_batch, open_batch),
+        "epoch_loop.scheduler_progress": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
+        "epoch_loop.automatic_optimization.state_dict": {},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {
+                "step": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
+                "zero_grad": {
+                    "total": {"ready": steps, "completed": steps, "started": steps},
+                    "current": {"ready": steps_here, "completed": steps_here, "started": steps_here},
+                },
+            }
+        },
+        "epoch_loop.manual_optimization.state_dict": {},
+        "epoch_loop.manual_optimization.optim_step_progress": {
+            "total": _two(manual_steps, manual_steps),
+            "current": _two(manual_steps, manual_steps),
+        },
+        "epoch_loop.val_loop.state_dict": {},
+        "epoch_loop.val_loop.batch_progress": _dump_validation(trainer),
+        "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
+    }
+    idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, False)}
+    predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, None)}
+    return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": dict(idle), "predict_loop": predict}
+
+
+def has_named_optimizers(trainer: Trainer) -> bool:
+    """True where the configuration's `optimizers` names them, as opposed to a module that steps several by hand."""
+    return trainer.automatic_optimization and bool(trainer.slots) and None not in trainer.slots
+
+
+def _dump_loader(trainer: Trainer) -> dict[str, Any]:
+    """The state of a training loader that has one, where Lightning looks for it: it skips no data by itself."""
+    given = getattr(trainer.train_data.loader, "given", trainer.train_data.loader)
+    return {"combined_loader": [given.state_dict()]} if hasattr(given, "state_dict") else {}
+
+
+def _dump_validation(trainer: Trainer) -> dict[str, Any]:
+    """A validation is over, or has not begun."""
+    count = sum(count for count in trainer.num_val_batches if count != math.inf) if trainer.validation_ran else 0
+    return _batch_progress(int(count), int(count), bool(count))
+
+
+def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Load optimizers and schedulers; the schedulers of named optimizers by name where the checkpoint knows it.
+
+    Raises:
+        MisconfigurationException: their numbers differ.
+    """
+    states = checkpoint["optimizer_states"]
+    if len(states) != len(trainer.optimizers):
+        raise MisconfigurationException(
+            f"the checkpoint holds {len(states)} optimizers, this run has {len(trainer.optimizers)}; resume with the "
+            f"configuration that wrote it"
+        )
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
+    schedulers = checkpoint["lr_schedulers"]
+    configs = list(trainer.lr_scheduler_configs)
+    if len(schedulers) != len(configs):
+        raise MisconfigurationException(
+            f"the checkpoint holds {len(schedulers)} schedulers, this run has {len(configs)}; resume with the "
+            f"configuration that wrote it"
+        )
+    names = checkpoint.get("loops", {}).get("espnet3_lite", {}).get("scheduler_names")
+    if names and len(set(names)) == len(names):  # written by us: each belongs to its optimizer by name
+        by_name = {config.slot.name if config.slot else None: config for config in configs}
+        configs = [by_name[name] for name in names]
+    for config, state in zip(configs, schedulers, strict=True):
+        configured = _numbers_of(config.scheduler)
+        config.scheduler.load_state_dict(state)
+        restored = _numbers_of(config.scheduler)
+        for name, value in configured.items():
+            if restored.get(name, value) != value:
+                rank_zero_warn(
+                    f"{type(config.scheduler).__name__} goes on with the checkpoint's {name}={restored[name]}; "
+                    f"{name}={value}, as configured, would take a new run"
+                )
+
+
+def _numbers_of(scheduler: Any) -> dict[str, int | float]:
+    """What a scheduler's constructor was given, as far as its state tells: not what it counts."""
+    given = inspect.signature(type(scheduler)).parameters.keys() - {"last_epoch"}
+    return {name: v for name, v in scheduler.state_dict().items() if name in given and isinstance(v, (int, float))}
+
+
+def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Go on where a file that Lightning wrote stands: epoch, batch, steps, named optimizers, the loader's own state.
+
+    The epoch goes on with the batch after those that the file counts, in the data too (Lightning begins the data anew,
+    unless the loader itself can resume). What an epoch's end still lacks is done: the validation, if the file was
+    saved with the last batch, and the hooks. Random numbers and the epoch's means are not in Lightning's files.
+    """
+    loop = trainer.fit_loop
+    fit = checkpoint["loops"]["fit_loop"]
+    epochs = fit["epoch_progress"]["current"]
+    batches, validation = fit["epoch_loop.batch_progress"], fit["epoch_loop.val_loop.batch_progress"]["total"]
+    current = batches["current"]
+    loop.epoch = int(epochs["processed"])
+    within_epoch = epochs["started"] > epochs["processed"]
+    loop.batches_seen = int(batches["total"]["processed"])
+    loop.batches_done = int(current["processed"]) if within_epoch else 0
+    loop.is_last_batch = bool(batches["is_last_batch"])
+    loop.resumed_within_epoch = loop.batches_done > 0
+    hooks_are_over = current["completed"] == current["processed"]
+    loop.validated = hooks_are_over and validation["completed"] == validation["ready"]
+    loop.global_step = int(checkpoint["global_step"])
+    if has_named_optimizers(trainer):
+        _restore_named(trainer, checkpoint.get(RUNTIME_STATE) or {})
+    # The loggers' axis: Lightning, too, counts the batch that was saved only after its validation.
+    loop.batches_stepped = loop.global_step if trainer.automatic_optimization else loop.batches_seen
+    loop.uncounted = 1 if loop.resumed_within_epoch else 0
+    loop.batches_stepped -= loop.uncounted
+    states = fit.get("state_dict", {}).get("combined_loader")
+    if loop.resumed_within_epoch and states:
+        trainer.train_data.resume_from_loader_state(states[0])
+
+
+def _restore_named(trainer: Trainer, counters: dict[str, dict[str, int]]) -> None:
+    """Named optimizers' counters, and our `global_step`: ESPnet3 counts the updates of all of them.
+
+    A window that is open stays so, with its count: ESPnet3 saves no gradients, and its next update, like ours, has
+    those of the window's remaining passes alone.
+
+    Raises:
+        MisconfigurationException: the file names other optimizers.
+    """
+    loop, slots = trainer.fit_loop, trainer.slots
+    if set(counters) != set(slots):
+        raise MisconfigurationException(
+            f"the checkpoint has counters of the optimizers {sorted(counters)}, this run has {sorted(slots)}; resume "
+            f"with the configuration that wrote it"
+        )
+    for name, slot in slots.items():
+        slot.load_state_dict({"update_step": counters[name]["update_step"], "pending": counters[name]["accum_counter"]})
+        if slot.pending:
+            rank_zero_warn(
+                f"optimizers.{name}: the checkpoint was saved after {slot.pending} of the {slot.window} backward "
+                f"passes of an update, and does not hold their gradients (ESPnet3 saves none): this update lacks them"
+            )
+    loop.global_step = batches_that_stepped(
+        loop.batches_seen, [(slot.window, slot.update_step, slot.pending) for slot in slots.values()]
+    )
+
+
+def batches_that_stepped(batches: int, optimizers: list[tuple[int, int, int]]) -> int:
+    """In how many batches at least one named optimizer stepped, from each one's count of updates.
+
+    Exact where each batch trains all of them, and where each trains one; else, which no count can tell, the most that
+    is possible.
+
+    Args:
+        batches: Training batches so far.
+        optimizers: Of each: its window, its updates, the passes in its open window.
+
+    >>> batches_that_stepped(6, [(1, 6, 0), (1, 6, 0)])  # both in each batch
+    6
+    >>> batches_that_stepped(6, [(2, 3, 0), (3, 2, 0)])  # both in each batch; steps in batches 2, 3, 4 and 6
+    4
+    >>> batches_that_stepped(8, [(2, 2, 0), (2, 2, 0)])  # taking turns
+    4
+    """
+    updates = [update_step for _, update_step, _ in optimizers]
+    if all(window * steps + pending == batches for window, steps, pending in optimizers):
+        windows = {window for window, _, _ in optimizers}
+        return batches if 1 in windows else sum(any(n % w == 0 for w in windows) for n in range(1, batches + 1))
+    return min(sum(updates), batches)

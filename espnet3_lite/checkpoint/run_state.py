@@ -1,0 +1,251 @@
+"""A trainer's state as a checkpoint, and back: every key that Lightning's file has, and ours inside ``loops``.
+
+Bytes on disk are `files.py`'s; how Lightning counts its loops is `lightning_format.py`'s; when to save is the
+callbacks'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.checkpoint import lightning_format
+from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.optim import lr_stepping
+from espnet3_lite.optim.slots import scheduler_state
+from espnet3_lite.seed import collect_random_state
+from espnet3_lite.trainer.states import RunningStage
+from espnet3_lite.version import CHECKPOINT_FORMAT
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+#: The key inside ``loops`` that holds what is ours alone.
+OURS = "espnet3_lite"
+_COUNTERS = (
+    "global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips",
+)  # fmt: skip
+
+
+def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
+    """Everything that the next batch depends on, as tensors and plain values. All ranks call it.
+
+    Args:
+        trainer: In a fit, or after one.
+        weights_only: Leave out optimizers, schedulers and callbacks.
+
+    Returns:
+        The checkpoint, ready for `checkpoint_io.save_checkpoint`.
+    """
+    module, loop = trainer.lightning_module, trainer.fit_loop
+    trainer.strategy.sync_buffers(module)
+    checkpoint = {
+        "epoch": loop.epoch,
+        "global_step": loop.global_step,
+        "pytorch-lightning_version": CHECKPOINT_FORMAT,
+        "state_dict": trainer.strategy.module_state_dict(module),
+        "loops": lightning_format.dump_loops(trainer),
+    }
+    checkpoint["loops"][OURS] = {"wrapper_prefix": getattr(module, "wrapper_prefix", "")}
+    if not weights_only:
+        checkpoint["callbacks"] = dump_callbacks(trainer)
+        checkpoint["optimizer_states"] = [
+            trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
+        ]
+        checkpoint["lr_schedulers"] = [scheduler_state(config.scheduler) for config in trainer.lr_scheduler_configs]
+        if trainer.precision.scaler is not None:
+            checkpoint["MixedPrecision"] = trainer.precision.scaler.state_dict()  # Lightning's key
+        checkpoint["loops"][OURS].update(_dump_ours(trainer))
+    for owner in (module, trainer.datamodule):
+        if owner is not None and owner.hparams:
+            prefix = "datamodule_" if owner is trainer.datamodule else ""
+            checkpoint[f"{prefix}hparams_name"] = "kwargs"
+            checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
+    if trainer.datamodule is not None and (state := trainer.datamodule.state_dict()):
+        checkpoint[type(trainer.datamodule).__qualname__] = state
+    if not weights_only:
+        trainer.call_callbacks("on_save_checkpoint", checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def dump_callbacks(trainer: Trainer) -> dict[str, Any]:
+    """Each callback's state under its key."""
+    states = {}
+    for callback in trainer.callbacks:
+        state = callback.state_dict()
+        if state:
+            states[callback.state_key] = state
+    return states
+
+
+def _dump_ours(trainer: Trainer) -> dict[str, Any]:
+    loop = trainer.fit_loop
+    return {
+        **{name: getattr(loop, name) for name in _COUNTERS},
+        "gradient_failed": loop.gradient_failed,
+        "is_last_batch": loop.last_is_done,
+        "validated": loop.validated,
+        "epoch_begun": loop.epoch_begun,
+        "epoch_ended": loop.epoch_ended,
+        "schedulers_due": loop.schedulers_due,
+        "validation_ran": trainer.validation_ran,
+        "world_size": trainer.world_size,
+        "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
+        "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
+        "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict()),  # collective: all ranks
+        "optimizers": [
+            {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
+            for slot in trainer.slots.values()
+        ],
+        "loggers": [logger.state_dict() for logger in trainer.loggers],
+        "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
+        "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
+        "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
+    }
+
+
+def _random_state(trainer: Trainer) -> dict[str, Any]:
+    """From where a run goes on: a validation in work is run again from its beginning."""
+    validating = trainer.state.fn == "fit" and trainer.state.stage == RunningStage.VALIDATING
+    if validating and not trainer.fit_loop.validated:
+        return trainer.random_before_validation
+    return collect_random_state()
+
+
+def _pending_gradients(trainer: Trainer, slot: Any) -> list[dict[str, torch.Tensor]]:
+    """The gradients of an open window, by parameter name: each rank's own, or one for all where they are shared.
+
+    Averaging them now would be cheaper to keep, and would change the last bits of the step to come.
+    """
+    if not slot.pending:
+        return []
+    mine = {id(parameter) for parameter in slot.parameters}
+    named = trainer.lightning_module.named_parameters()
+    own = {name: p.grad.detach() for name, p in named if id(p) in mine and p.grad is not None}
+    return trainer.strategy.gather_gradients(own, slot.synchronized)  # collective: all ranks save together
+
+
+# ---- restoring -----------------------------------------------------------------------------------------------------
+
+
+def restore_module(trainer: Trainer, checkpoint: dict[str, Any], fitting: bool) -> None:
+    """Hooks and states of module, data, loggers and callbacks, then the weights, which all of them may have changed.
+
+    Raises:
+        CheckpointError: the weights are another model's.
+    """
+    module = trainer.lightning_module
+    module.on_load_checkpoint(checkpoint)
+    if trainer.datamodule is not None:
+        state = checkpoint.get(type(trainer.datamodule).__qualname__)
+        if state is not None:
+            trainer.datamodule.load_state_dict(state)
+    if fitting:
+        restore_loggers(trainer, checkpoint)
+        restore_callbacks(trainer, checkpoint)
+    try:
+        trainer.strategy.load_module_state_dict(module, checkpoint["state_dict"], strict=module.strict_loading)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{trainer.ckpt_path}: its weights do not fit this run's {type(module).__name__}: {error}\nGo on with the "
+            f"configuration that wrote it, or begin a new run in another folder (the command's --fresh puts this one "
+            f"aside)"
+        ) from error
+
+
+def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """First each callback's `on_load_checkpoint`, then its state."""
+    states = checkpoint.get("callbacks")
+    if states is None:
+        return
+    trainer.call_callbacks("on_load_checkpoint", checkpoint)
+    missing = [key for key in states if key not in {callback.state_key for callback in trainer.callbacks}]
+    if missing:
+        rank_zero_warn(
+            f"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided during "
+            f"`Trainer` instantiation. Please add the following callbacks: {missing}."
+        )
+    for callback in trainer.callbacks:
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+
+
+def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Go on with the logs of the run that was cut. All ranks call it, before anything is logged.
+
+    Only where a run finds its own checkpoint: one that is told where to begin is another run, with logs of its own.
+    """
+    states = checkpoint.get("loops", {}).get(OURS, {}).get("loggers", ())
+    if trainer.auto_resume or times_restarted():
+        for logger, state in zip(trainer.loggers, states, strict=False):
+            logger.load_state_dict(state)
+        trainer.agree_on_log_dir()
+
+
+def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Optimizers, schedulers, counters, random state: the run goes on where the checkpoint stands.
+
+    Raises:
+        MisconfigurationException: the checkpoint holds weights only, or other optimizers.
+    """
+    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
+        raise MisconfigurationException(
+            "Trying to restore optimizer state but checkpoint contains only the model. This is probably due to "
+            "`ModelCheckpoint.save_weights_only` being set to `True`. Resume from a full checkpoint (last.ckpt), or "
+            "load the weights alone with LiteModule.load_from_checkpoint"
+        )
+    lightning_format.restore_optimizers(trainer, checkpoint)
+    if trainer.precision.scaler is not None and "MixedPrecision" in checkpoint:
+        scaler = trainer.precision.scaler
+        scaler.load_state_dict(checkpoint["MixedPrecision"])
+        scaler.scale(torch.zeros((), device=trainer.strategy.device))  # it makes its state at the first use
+    ours = checkpoint.get("loops", {}).get(OURS)
+    if ours is not None and "batches_done" in ours:
+        _restore_ours(trainer, ours)
+    else:
+        lightning_format.restore_loops(trainer, checkpoint)
+
+
+def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
+    loop = trainer.fit_loop
+    for name in _COUNTERS:
+        setattr(loop, name, int(ours[name]))
+    loop.gradient_failed = bool(ours.get("gradient_failed"))
+    loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
+    trainer.validation_ran = bool(ours["validation_ran"])
+    parts = ours["metrics"]
+    trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
+    if not ours["epoch_ended"]:
+        loop.resumed_within_epoch = bool(ours["epoch_begun"])
+        for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
+            trainer.metrics.load_epoch(part)
+    trainer.resumed_random_states = ours["random"]
+    if loop.resumed_within_epoch:
+        trainer.train_data.resume_state = ours["train_data"]
+    by_name = {state["name"]: state for state in ours["optimizers"]}
+    for slot in trainer.slots.values():
+        if slot.name in by_name:
+            slot.load_state_dict(by_name[slot.name])
+            _restore_gradients(trainer, slot, by_name[slot.name]["gradients"])
+    states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
+    for config, version, waits in states:
+        config.seen_version, config.waits = version, waits
+    if ours["epoch_ended"]:
+        if ours["schedulers_due"]:
+            lr_stepping.step_epoch_monitored(trainer)
+        loop.epoch, loop.batches_done = loop.epoch + 1, 0
+
+
+def _restore_gradients(trainer: Trainer, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:
+    """Give each rank its own pending gradients again; all of them their mean where the number of ranks changed."""
+    slot.synchronized = len(parts) == 1 or len(parts) != trainer.world_size
+    mine = parts if slot.synchronized else [parts[trainer.global_rank]]
+    parameters = dict(trainer.lightning_module.named_parameters())
+    for name in dict.fromkeys(name for part in mine for name in part):
+        gradients = [part[name] for part in mine if name in part]
+        gradient = gradients[0] if len(mine) == 1 else torch.stack(gradients).sum(0) / len(mine)
+        parameters[name].grad = trainer.strategy.local_gradient(gradient, parameters[name])

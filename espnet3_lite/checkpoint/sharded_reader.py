@@ -1,0 +1,239 @@
+"""Reading sharded checkpoints (folders of `torch.distributed.checkpoint`) safely and in one process.
+
+A folder holds `.metadata` and one data file or more a rank. torch's own reader unpickles both without
+restraint; here they pass through lists of allowed names first. `VerifiedReader` and `PlainValuesPlanner` are
+for whoever loads such a folder with `torch.distributed.checkpoint.load`. Nothing here writes. Imported where
+a folder is met, since torch's package is slow to import.
+"""
+
+import inspect
+import io
+import pathlib
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlanner, StorageReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from espnet3_lite.checkpoint.allowed_types import harmless_globals, settle
+from espnet3_lite.checkpoint.zip_integrity import archive_damage
+from espnet3_lite.exceptions import CheckpointError
+
+METADATA_FILE = ".metadata"
+
+#: The entry that holds, as a tuple of one dict, all of a checkpoint that is not sharded.
+PLAIN_ENTRY = "plain"
+
+_METADATA_TYPES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size", "device", "layout"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+    "pathlib._local": {"PosixPath", "PurePosixPath"},
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds the dataclasses of `.metadata` and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module.startswith("pathlib") and name in _METADATA_TYPES.get(module, ()):
+            return getattr(pathlib, name)
+        if name in _METADATA_TYPES.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint's metadata")
+
+
+def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
+    """Read what a sharded checkpoint holds and where, without running code.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds anything but metadata.
+    """
+    path = Path(folder) / name
+    try:
+        with open(path, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish") from error
+    # What a damaged pickle raises depends on the byte that was hit.
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise CheckpointError(f"{path}: not a sharded checkpoint's metadata but a {type(metadata).__name__}")
+    return metadata
+
+
+def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """Say what is wrong with a sharded checkpoint, or None: all is there, and every checksum is right.
+
+    Each stored item is an archive of `torch.save`, which carries checksums (CRC) of its content; torch does not look at
+    them when it reads. Takes memory for the largest item.
+
+    Args:
+        folder: The sharded checkpoint.
+        rank: Of several processes that look through it together, this one reads each `world_size`-th item.
+        world_size: How many processes these are.
+    """
+    try:
+        metadata = read_metadata(folder)
+    except CheckpointError as error:
+        return str(error)
+    items: dict[str, list[tuple[int, int]]] = {}
+    for info in metadata.storage_data.values():
+        items.setdefault(info.relative_path, []).append((info.offset, info.length))
+    for name, places in sorted(items.items()):
+        path, end = Path(folder) / name, max(offset + length for offset, length in places)
+        if not path.is_file():
+            return f"{folder}: the data file {name} is missing"
+        if path.stat().st_size < end:
+            return f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes"
+    every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
+    for name, offset, length in every[rank::world_size]:
+        with open(Path(folder) / name, "rb") as file:
+            file.seek(offset)
+            reason = archive_damage(io.BytesIO(file.read(length)))
+        if reason:
+            return f"{folder}: the data file {name}, at byte {offset}: {reason}"
+    return None
+
+
+class VerifiedReader(FileSystemReader):
+    """torch's reader of sharded checkpoints, with `.metadata` read without running code."""
+
+    def read_metadata(self, *_: object, rank: int | None = None, **__: object) -> Metadata:
+        metadata = read_metadata(self.path, METADATA_FILE if rank is None else f"__{rank}{METADATA_FILE}")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class PlainValuesPlanner(DefaultLoadPlanner):
+    """torch's planner, which lets only tensors and plain values through.
+
+    The parent unpickles without restraint, so it is handed anew what `weights_only=True` has read.
+    """
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        with harmless_globals():
+            read = settle(torch.load(value, map_location="cpu", weights_only=True))
+        checked = io.BytesIO()
+        torch.save(read, checked)
+        checked.seek(0)
+        super().load_bytes(read_item, checked)
+
+
+def place_of(metadata: Metadata, name: str) -> tuple[str | int, ...]:
+    """Where in the nested checkpoint an entry belongs, such as ``("state_dict", "encoder.weight")``."""
+    return tuple((metadata.planner_data or {}).get(name, (name,)))
+
+
+def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -> dict[str, object]:
+    """Read some entries of a sharded checkpoint, whole and onto the CPU, without a process group.
+
+    Args:
+        folder: The sharded checkpoint.
+        names: Keys of ``metadata.state_dict_metadata``.
+        metadata: What `read_metadata` returned for the folder.
+
+    Raises:
+        CheckpointError: If the data is damaged or holds objects that are not read.
+    """
+    values: dict[str, object] = {}
+    for name in names:
+        entry = metadata.state_dict_metadata[name]
+        if isinstance(entry, BytesStorageMetadata):
+            values[name] = None
+        else:
+            values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    try:
+        _load_alone(values, VerifiedReader(folder), PlainValuesPlanner())
+    # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
+    except (Exception, distributed_checkpoint.CheckpointException) as error:
+        raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
+    return values
+
+
+def _load_alone(values: dict[str, object], reader: StorageReader, planner: LoadPlanner) -> None:
+    """In this process by itself, also where it is a rank; `load` of torch 2.6 has no word for that."""
+    if "no_dist" in inspect.signature(distributed_checkpoint.load).parameters:
+        distributed_checkpoint.load(values, storage_reader=reader, planner=planner, no_dist=True)
+    else:
+        distributed_checkpoint.load_state_dict(values, reader, planner=planner, no_dist=True)
+
+
+class _Built(dict):
+    """A container that `nested` makes, as opposed to a dict that was stored as a value."""
+
+
+def nested(values: dict[str, object], metadata: Metadata) -> dict:
+    """Give entries the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
+
+    torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
+    dict. An optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs
+    in `PLAIN_ENTRY`.
+    """
+    whole = _Built()
+    for name, value in values.items():
+        *parents, last = place_of(metadata, name)
+        place = whole
+        for parent in parents:
+            place = place.setdefault(parent, _Built())
+        place[last] = value
+    checkpoint = _with_lists(whole)
+    (rest,) = checkpoint.pop(PLAIN_ENTRY, ({},))
+    for state in checkpoint.get("optimizer_states", []):
+        numbered = state.setdefault("state", {})
+        state["state"] = {int(key) if str(key).isdigit() else key: item for key, item in numbered.items()}
+    return {**checkpoint, **rest}
+
+
+def _with_lists(value: object) -> object:
+    if not isinstance(value, _Built):
+        return value
+    content = {key: _with_lists(item) for key, item in value.items()}
+    if content and all(isinstance(key, int) for key in content):
+        return [content[position] for position in sorted(content)]
+    return content
+
+
+def shardable(checkpoint: dict) -> dict:
+    """Return a checkpoint as it should be given to `torch.distributed.checkpoint.save`.
+
+    Model and optimizers stay, to be sharded; all else goes as one value under `PLAIN_ENTRY`, since torch
+    would otherwise turn its integer keys into text and lose its empty dicts. `nested` and `read_plain` undo
+    it.
+    """
+    sharded = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+    # A tuple is the one container that torch does not take apart.
+    return {
+        **sharded,
+        PLAIN_ENTRY: ({key: value for key, value in checkpoint.items() if key not in sharded},),
+    }
+
+
+def read_plain(folder: str | Path) -> dict:
+    """Read what `shardable` put under `PLAIN_ENTRY`: all of a sharded checkpoint but model and optimizers."""
+    metadata = read_metadata(folder)
+    if PLAIN_ENTRY not in metadata.state_dict_metadata:
+        raise CheckpointError(f"{folder}: no entry {PLAIN_ENTRY!r}; it was not saved by espnet3_lite")
+    (rest,) = read_entries(folder, [PLAIN_ENTRY], metadata)[PLAIN_ENTRY]
+    return rest

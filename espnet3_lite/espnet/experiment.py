@@ -1,0 +1,235 @@
+"""From a configuration file to a run: the model, its initialisation, the trainer, and where a run goes on.
+
+The commands (`cli.py`) are thin around this; ESPnet3 does the same in its training stage. While a run lasts, imports of
+ESPnet's names in a recipe's ``src/`` give ours, unless espnet is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet3_lite.callbacks.base import HOOKS, Callback
+from espnet3_lite.checkpoint.files import load_checkpoint
+from espnet3_lite.config import Config
+from espnet3_lite.config.schema import check_config
+from espnet3_lite.config.targets import instantiate
+from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet.import_aliases import espnet_stand_ins
+from espnet3_lite.espnet.initialization import initialize
+from espnet3_lite.espnet.module import ESPnetModule, ESPnetTrainer
+from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
+from espnet3_lite.espnet.task_models import build_task_model
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.seed import seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: Config) -> torch.nn.Module:
+    """The model of ``model:``, by its ``_target_``, or by ESPnet2's ``task`` where that is installed.
+
+    Raises:
+        MisconfigurationException: `task` is given and espnet is not installed.
+    """
+    settings = config.model.to_container()
+    settings.pop("freeze_param", None)  # the wrapper's, not the model's
+    if config.get("task"):
+        return build_task_model(config.task, settings)
+    return instantiate({"model": settings})["model"]  # so that errors name the place: model.encoder
+
+
+@espnet_stand_ins()
+def build(config: Config) -> ESPnetTrainer:
+    """Check the whole configuration, seed, build model and trainer.
+
+    Raises:
+        ConfigError: every mistake in the configuration, in one message.
+    """
+    check_config(config)
+    if config.get("seed") is not None:
+        seed_everything(int(config.seed), workers=True, verbose=False)
+    model = build_model(config)
+    if config.get("init"):
+        initialize(model, config.init)
+    module = ESPnetModule(model, config)
+    return ESPnetTrainer(
+        model=module,
+        exp_dir=config.get("exp_dir") or "exp",
+        config=config.get("trainer") or {},
+        best_model_criterion=(
+            config.best_model_criterion.to_container() if config.get("best_model_criterion") else None
+        ),
+    )
+
+
+def build_to_train(config: Config) -> ESPnetTrainer:
+    """As `build`, with the callback that keeps the run's folder."""
+    trainer = build(config)
+    if not trainer.trainer.fast_dev_run:
+        trainer.trainer.callbacks = [RunFolder(trainer.exp_dir, config), *trainer.trainer.callbacks]
+    return trainer
+
+
+@espnet_stand_ins()
+def prepare(config: Config, fresh: bool = False) -> Path | None:
+    """Make the run's folder: before the first log line, which is kept there.
+
+    Args:
+        config: A loaded configuration.
+        fresh: Put an old run in `exp_dir` aside, so that a new one begins.
+
+    Returns:
+        The folder; None with ``fast_dev_run``, which leaves nothing.
+
+    Raises:
+        MisconfigurationException: every mistake in the configuration; then nothing was written or put aside. Or the
+            folder cannot be made.
+    """
+    check_config(config)
+    if (config.get("trainer") or {}).get("fast_dev_run"):
+        return None
+    exp_dir = Path(config.get("exp_dir") or "exp")
+    if is_global_zero():
+        try:
+            if fresh:
+                put_aside(exp_dir)
+            exp_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_writable(exp_dir, error) from error
+    return exp_dir
+
+
+@espnet_stand_ins()
+def train(config: Config) -> ESPnetTrainer:
+    """Train, or go on with a training that was cut, in the folder that `prepare` made.
+
+    Returns:
+        The trainer, after its run.
+
+    Raises:
+        SystemExit: a signal or Ctrl-C ended the run (128 plus the signal's number).
+    """
+    torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
+    trainer = build_to_train(config)
+    fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
+    if not fit.get("ckpt_path"):
+        trainer.trainer.auto_resume = True
+    try:
+        trainer.fit(**fit)
+    except SystemExit:  # a signal or Ctrl-C, after all was saved
+        last = trainer.exp_dir / "last.ckpt"
+        if is_global_zero() and last.exists():
+            logger.info("the run was cut by a signal; the same command goes on from %s", last)
+        raise
+    return trainer
+
+
+@espnet_stand_ins()
+def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list[dict[str, float]]:
+    """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
+    trainer = build(config)
+    trainer.trainer.loggers = []  # who called prints the results; the run's folder may be read-only
+    exp_dir = Path(config.get("exp_dir") or "exp")
+    criterion = config.get("best_model_criterion")
+    path = Path(checkpoint) if checkpoint else best_weights(exp_dir, criterion[0][0] if criterion else "valid/loss")
+    load_weights(trainer.model, path)
+    logger.info("weights from %s", path)
+    if not test:
+        return trainer.validate(verbose=False)
+    organizer = instantiate(config.dataset) if config.get("dataset") else None
+    sets = getattr(organizer, "test", None)
+    if not sets:
+        raise MisconfigurationException("dataset.test: the configuration names no test data")
+    results = []
+    for name, dataset in sets.items() if isinstance(sets, Mapping) else [("test", sets)]:
+        loader = trainer.model.test_loader(dataset)
+        for result in trainer.trainer.test(trainer.model, loader, verbose=False):  # none of an empty set
+            results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
+    return results
+
+
+def load_weights(module: ESPnetModule, path: Path) -> None:
+    """Load a checkpoint's or a plain state dict's weights into the model.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds another model's weights.
+    """
+    state = load_checkpoint(path)
+    try:
+        module.load_state_dict(state.get("state_dict", state))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit the configuration's model: {error}\nGive the configuration that they were "
+            f"trained with (config.yaml beside them)"
+        ) from error
+
+
+# ---- what the commands print ---------------------------------------------------------------------------------------
+
+
+def report(trainer: ESPnetTrainer) -> str:
+    """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
+    run, exp_dir = trainer.trainer, trainer.exp_dir
+    lines = [f"trained {run.current_epoch} epochs, {run.global_step} steps"]
+    lines += [f"  {name} {float(value):.4g}" for name, value in sorted(run.callback_metrics.items()) if "/" in name]
+    for callback in run.checkpoint_callbacks:
+        if callback.monitor and callback.best_model_path:
+            place = Path(callback.best_model_path).name
+            lines.append(f"  best {callback.monitor} {float(callback.best_model_score):.4g} in {place}")
+    if run.fast_dev_run:
+        return "\n".join(lines)
+    lines.append(f"written to {exp_dir}:")
+    kinds = {
+        "config.yaml": "the configuration",
+        "train.log": "what was logged",
+        "last.ckpt": "the full state; `train` goes on from it",
+        "epoch*.ckpt": "the best checkpoints",
+        "*.ave_*best.pth": "an average of the best: a plain state dict of the model",
+        "status.json": "how the run ended",
+    }
+    for pattern, meaning in kinds.items():
+        found = sorted(path.name for path in exp_dir.glob(pattern))
+        shown = found if len(found) <= 2 else [f"{found[0]} ... ({len(found)})"]
+        lines += [f"  {name:<44} {meaning}" for name in shown]
+    folders = [os.path.relpath(log.log_dir, exp_dir) for log in run.loggers if getattr(log, "log_dir", None)]
+    lines += [f"  {name:<44} every logged value" for name in folders]
+    return "\n".join(lines)
+
+
+def describe_hooks(trainer: ESPnetTrainer) -> str:
+    """The hooks in their order, with the callbacks that listen to each, then the module where it does."""
+    run, module = trainer.trainer, trainer.model
+    lines = []
+    for hook in HOOKS:
+        if hook == "on_exception":
+            lines.append("at any moment:")
+        listeners = [_name_of(c) for c in run.callbacks if c._listener(hook) is not None]
+        if run.is_overridden(hook, module):
+            listeners.append(type(module).__name__)
+        lines.append(f"{hook:<28} {', '.join(listeners) or '-'}")
+    return "\n".join(lines)
+
+
+def _name_of(callback: Callback) -> str:
+    """A callback's class, with what tells several of one class apart."""
+    monitor = getattr(callback, "monitor", None)
+    return type(callback).__name__ + (f"({monitor})" if monitor else "")
+
+
+@espnet_stand_ins()
+def collect(config: Config) -> None:
+    """ESPnet3's stage `collect_stats`: the model's normalisation, whose statistics are yet to be made, is left out."""
+    model = config.get("model")
+    for key in ("normalize", "normalize_conf"):
+        if model and key in model:
+            del model[key]
+    check_config(config)
+    if config.get("seed") is not None:
+        seed_everything(int(config.seed), workers=True, verbose=False)
+    ESPnetModule(build_model(config), config).collect_stats()

@@ -1,0 +1,118 @@
+"""ESPnet's names for ours, while a recipe's module is imported and espnet itself is not installed.
+
+A recipe's ``dataset/dataset.py`` imports `BaseDataset` and `Field` from espnet3. Inside `espnet_stand_ins`,
+such an import gives this package's class of the same name; afterwards nothing of espnet seems to be
+installed, as before.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from espnet3_lite.config import Config, load_config
+
+_NAMES = {
+    "espnet.data.contract": "BaseDataset DatasetBuilder DatasetContractError Field KINDS Kind register_kind",
+    "espnet.data.dataset": "CombinedDataset DatasetWithTransform ShardedDataset do_nothing",
+    "espnet.data.organizer": "DataOrganizer DatasetConfig",
+    "espnet.data.recipe": "instantiate_dataset_reference load_dataset_module",
+    "espnet.data.samplers": "AbsSampler FoldedBatchSampler LengthBatchSampler NumElementsBatchSampler "
+    "SortedBatchSampler UnsortedBatchSampler build_batch_sampler",
+    "espnet.data.iterators": "SequenceIterFactory",
+    "espnet.data.collate": "CommonCollateFn",
+    "espnet.data.preprocessor": "AbsPreprocessor",
+    "espnet.data.loader": "DataLoaderBuilder",
+    "espnet.data.collect_stats": "collect_stats",
+    "espnet.import_aliases": "load_config_with_defaults",
+}
+HOMES: dict[str, str] = {name: home for home, names in _NAMES.items() for name in names.split()}
+"""ESPnet's names that the data rooms have, each with its module in ``espnet3_lite.espnet.data``."""
+
+_MODULES = tuple(
+    f"{package}.{name}"
+    for package, names in {
+        "espnet3.components.data": "base_dataset collect_stats data_organizer dataloader dataset dataset_builder "
+        "dataset_module",
+        "espnet3.components": "callbacks.default_callbacks modeling.lightning_module modeling.optimization_spec "
+        "schedulers.linear_warmup_decay trainers.trainer",
+        "espnet3.contract": "data field kinds",
+        "espnet3.utils": "config_utils",
+        "espnet2.train": "abs_espnet_model collate_fn preprocessor",
+        "espnet2.schedulers": "abs_scheduler noam_lr warmup_lr warmup_step_lr",
+        "espnet2.iterators": "sequence_iter_factory",
+        "espnet2.samplers": "abs_sampler build_batch_sampler folded_batch_sampler length_batch_sampler "
+        "num_elements_batch_sampler sorted_batch_sampler unsorted_batch_sampler",
+    }.items()
+    for name in names.split()
+)
+"""ESPnet's modules from which recipes import them."""
+
+
+@contextmanager
+def espnet_stand_ins() -> Iterator[None]:
+    """While inside, importing ESPnet's names (those of `espnet3_lite.compat`) from its modules gives ours.
+
+    A package that is installed, or stood in for already, is left alone.
+
+    >>> with espnet_stand_ins():
+    ...     from espnet3.contract import Field
+    >>> Field("text", "text").label
+    'Text'
+    """
+    finder = _StandInFinder([root for root in ("espnet2", "espnet3") if not _is_there(root)])
+    sys.meta_path.insert(0, finder)
+    set_aside = finder.take_out()
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        finder.take_out()
+        sys.modules.update(set_aside)
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package is installed or stood in for; a mere folder of that name (a namespace) is neither."""
+    if package in sys.modules and sys.modules[package].__spec__ is None:
+        return True  # somebody else's stand-in
+    spec = importlib.util.find_spec(package)
+    return spec is not None and (spec.origin is not None or isinstance(spec.loader, _StandInFinder))
+
+
+def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
+    """ESPnet3's way to read a YAML file; whatever `resolve` says, ``${...}`` is resolved when it is read."""
+    return load_config(path)
+
+
+class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds an empty package for each of `_MODULES` and what it is in; attributes come from `compat`."""
+
+    def __init__(self, roots: Sequence[str]):
+        self.roots = roots
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        known = any(f"{module}.".startswith(f"{fullname}.") for module in _MODULES)
+        if known and fullname.partition(".")[0] in self.roots:
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return None
+
+    def take_out(self) -> dict[str, ModuleType]:
+        """Remove from `sys.modules` what is below the roots, and return it."""
+        names = [name for name in sys.modules if name.partition(".")[0] in self.roots]
+        return {name: sys.modules.pop(name) for name in names}
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__getattr__ = _ours
+
+
+def _ours(name: str) -> Any:
+    everything = importlib.import_module("espnet3_lite.compat")  # `HOMES`, and what models and callbacks need
+    if name not in everything.__all__:
+        raise AttributeError(f"espnet3_lite has nothing that stands in for {name!r}")
+    return getattr(everything, name)

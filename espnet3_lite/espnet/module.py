@@ -1,0 +1,389 @@
+"""ESPnet3's contract on top of the trainer: ``loss, stats, weight = model(**batch)``, and its ``training.yaml``.
+
+`ESPnetModule` translates what such a model returns; `ESPnetTrainer` gives the trainer ESPnet3's default callbacks.
+Building both from a file is `experiment.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback
+from espnet3_lite.callbacks.base import Checkpoint
+from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor
+from espnet3_lite.callbacks.progress_bar import ProgressBar
+from espnet3_lite.checkpoint.lightning_format import RUNTIME_STATE
+from espnet3_lite.config import Config
+from espnet3_lite.config.rules import selects
+from espnet3_lite.config.schema import check_config
+from espnet3_lite.config.targets import instantiate
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.espnet.data.collate import CommonCollateFn
+from espnet3_lite.espnet.data.collect_stats import collect_stats
+from espnet3_lite.espnet.data.dataset import CombinedDataset
+from espnet3_lite.espnet.data.loader import DataLoaderBuilder
+from espnet3_lite.espnet.default_callbacks import get_default_callbacks
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.module.lite_module import LiteModule
+from espnet3_lite.optim.slots import OptimizationStep, step_takes_metric
+from espnet3_lite.trainer.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class ESPnetModule(LiteModule):
+    """Wraps an ESPnet model and its configuration.
+
+    Args:
+        model: Called as ``model(**batch)`` with the dict of a batch ``(uids, dict)``; returns ``(loss, stats,
+            weight)``: the loss, ``()``, or with named `optimizers` an `OptimizationStep` or a list of them; a dict of
+            values to log (None is left out); the weight of this batch in means (None: its size).
+        config: A dict or a loaded config with `optimizer` (and `scheduler`, `scheduler_interval`, `scheduler_monitor`)
+            or `optimizers` (and `schedulers`), `dataset`, `dataloader`, and, for statistics, `stats_dir`.
+
+    Raises:
+        MisconfigurationException: from `configure_optimizers`, with every mistake in the configuration.
+
+    Example:
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(2, 1)
+        ...     def forward(self, x):
+        ...         loss = self.layer(x).square().mean()
+        ...         return loss, {"loss": loss.detach()}, torch.tensor(len(x))
+        >>> module = ESPnetModule(Model(), {"optimizer": {"_target_": "torch.optim.Adam", "lr": 0.1}})
+        >>> list(module.state_dict())
+        ['layer.weight', 'layer.bias']
+    """
+
+    #: Our checkpoints hold the model's own state dict: nothing to strip.
+    wrapper_prefix = ""
+
+    def __init__(self, model: torch.nn.Module, config: Mapping[str, Any]):
+        super().__init__()
+        self.model = model
+        self.config = config if isinstance(config, Config) else Config.create(config)
+        #: This batch's weight in means; the loop hands it to the vote.
+        self.batch_weight: Any = None
+        self.named_optimizers: dict[str, dict[str, Any]] = {}
+        self._freeze_parameters()
+        organizer = instantiate(self.config.dataset) if self.config.get("dataset") else None
+        self.train_dataset = getattr(organizer, "train", None)
+        self.valid_dataset = getattr(organizer, "valid", None)
+        if hasattr(organizer, "log_summary"):
+            organizer.log_summary(logger)
+        if not self.config.get("dataloader"):  # then the loaders are passed to fit()
+            self.train_dataloader = self.val_dataloader = None
+        own = type(self).on_before_optimizer_step is not ESPnetModule.on_before_optimizer_step
+        if not self.config.get("optimizers") and not own:
+            self.on_before_optimizer_step = None  # only named optimizers log their updates
+
+    def _freeze_parameters(self) -> None:
+        """``model.freeze_param``: parameter names, or dotted beginnings of them, that are not trained."""
+        model_config = self.config.get("model") or {}
+        for selector in model_config.get("freeze_param") or ():
+            found = [p for name, p in self.model.named_parameters() if f"{name}.".startswith(f"{selector}.")]
+            for parameter in found:
+                parameter.requires_grad = False
+            if found:
+                logger.info("model.freeze_param: %r froze %d parameters", selector, len(found))
+            else:
+                logger.warning("model.freeze_param selector %r did not match any model parameter.", selector)
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[list[str], dict], batch_idx: int) -> Any:
+        """Return what the loop routes to the optimizers: a loss, or named steps."""
+        loss, stats, weight = self._forward(batch)
+        self.batch_weight = weight if weight is not None else self.trainer.metrics.batch_size
+        self._log_stats("train", loss, stats, weight)
+        return loss
+
+    def validation_step(self, batch: tuple[list[str], dict], batch_idx: int) -> Any:
+        """Log the values of one validation batch."""
+        loss, stats, weight = self._forward(batch)
+        self.batch_weight = weight
+        self._log_stats("valid", loss, stats, weight)
+        return loss
+
+    test_step = validation_step
+
+    def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
+            keys = f" with keys {list(batch)}" if isinstance(batch, Mapping) else ""
+            length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise MisconfigurationException(
+                f"a batch must be (uids, {{name: tensor}}), got {type(batch).__name__}{keys}{length}; is "
+                f"dataloader.collate_fn set?"
+            )
+        result = self.model(**batch[1])
+        if not isinstance(result, tuple) or len(result) != 3:
+            raise MisconfigurationException(
+                f"{type(self.model).__name__}.forward must return (loss, stats, weight), got {type(result).__name__}"
+                + (f" of length {len(result)}" if isinstance(result, (tuple, list)) else "")
+            )
+        if not isinstance(result[1], Mapping):
+            raise MisconfigurationException(
+                f"{type(self.model).__name__}.forward: stats must be a dict of values to log, got "
+                f"{type(result[1]).__name__}"
+            )
+        loss, stats, weight = result
+        return loss, stats, self._one_number(weight)
+
+    def _one_number(self, weight: Any) -> Any:
+        """A batch's weight as a number or a tensor ``()``; None stays. Whether it is finite is the vote's to see."""
+        if isinstance(weight, (np.ndarray, np.generic)):
+            weight = torch.as_tensor(weight)
+        if isinstance(weight, torch.Tensor) and weight.numel() == 1:
+            return weight.detach().reshape(())
+        if weight is None or isinstance(weight, (int, float)):
+            return weight
+        raise MisconfigurationException(
+            f"{type(self.model).__name__}.forward: the weight must be a number, a tensor with one element or None, got "
+            f"{weight!r}"
+        )
+
+    def _log_stats(self, mode: str, loss: Any, stats: Mapping[str, Any], weight: Any) -> None:
+        values = {key: value for key, value in stats.items() if value is not None}
+        if self.config.get("optimizers"):
+            steps = [loss] if isinstance(loss, OptimizationStep) else loss
+            named = isinstance(steps, (list, tuple)) and all(isinstance(step, OptimizationStep) for step in steps)
+            tensors = [step for step in steps if isinstance(step.loss, torch.Tensor)] if named else []
+            values.update({f"{step.name}/loss": step.loss for step in tensors})
+        for key, value in values.items():
+            value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+            self.log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""
+        slot = self.trainer.slot_of(optimizer)
+        self.trainer.metrics.hook = "training_step"
+        self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), prog_bar=True)
+
+    # ---- optimizers ------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer with its scheduler, or several by name; after the whole configuration was checked."""
+        check_config(self.config, module=self)
+        if self.config.get("optimizers"):
+            return self._configure_named()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = instantiate(self.config.optimizer, trained)
+        if not self.config.get("scheduler"):
+            return optimizer
+        settings = {
+            "interval": self.config.get("scheduler_interval") or "step",
+            "monitor": self.config.get("scheduler_monitor"),
+        }
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(self.config.scheduler, optimizer, settings)}
+
+    def _configure_named(self) -> tuple[list, list]:
+        optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.named_optimizers = {}
+        named = list(self.named_parameters(remove_duplicate=False))  # a shared parameter has several names
+        for name, block in self.config.optimizers.items():
+            chosen = [p for n, p in named if p.requires_grad and selects(block.params, n)]
+            optimizers[name] = instantiate(block.optimizer, list(dict.fromkeys(chosen)))
+            counts = (block.get("accum_grad_steps") or 1, block.get("step_every_n_iters") or 1)
+            self.named_optimizers[name] = {
+                "window": max(counts),
+                "gradient_clip_val": block.get("gradient_clip_val"),
+                "gradient_clip_algorithm": block.get("gradient_clip_algorithm") or "norm",
+            }
+        schedulers = [
+            self._scheduler(
+                block.scheduler,
+                optimizers[name],
+                {"interval": block.get("interval") or "epoch", "monitor": block.get("monitor"), "name": f"lr-{name}"},
+            )
+            for name, block in (self.config.get("schedulers") or {}).items()
+        ]
+        return list(optimizers.values()), schedulers
+
+    @staticmethod
+    def _scheduler(config: Any, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> dict[str, Any]:
+        scheduler = instantiate(config, optimizer=optimizer)
+        if settings["monitor"] is not None and not step_takes_metric(scheduler):
+            raise MisconfigurationException(
+                f"{type(scheduler).__name__}.step takes no metric, but monitor={settings['monitor']!r} is set; "
+                f"remove it"
+            )
+        return {"scheduler": scheduler, **settings}
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Any:
+        """The loader of the configuration's ``dataloader.train``.
+
+        Raises:
+            MisconfigurationException: there is nothing to train on.
+        """
+        if hasattr(self.train_dataset, "__len__") and not len(self.train_dataset):
+            raise MisconfigurationException("dataset.train holds no samples: there is nothing to train on")
+        return self._loader(self.train_dataset, "train")
+
+    def val_dataloader(self) -> Any:
+        """The loader of ``dataloader.valid``."""
+        if hasattr(self.valid_dataset, "__len__") and not len(self.valid_dataset):
+            rank_zero_warn(
+                "dataset.valid holds no samples: nothing is validated, and no best checkpoints are kept or averaged"
+            )
+        return self._loader(self.valid_dataset, "valid")
+
+    def _loader(self, dataset: Any, mode: str) -> Any:
+        if dataset is None:
+            raise MisconfigurationException(
+                f"dataset: the configuration has `dataloader` but `dataset` gives no {mode!r} data"
+            )
+        builder = DataLoaderBuilder(
+            dataset=dataset, config=self.config, collate_fn=self._collate_fn(), epoch=self.current_epoch
+        )
+        return builder.build(mode=mode)
+
+    def test_loader(self, dataset: Any) -> Any:
+        """A loader over a test set, made as the validation loader is; samples without an id get their index.
+
+        Where that one's batches come from shape files, which know nothing of test sets: the same number of utterances
+        a batch, in order.
+        """
+        if not hasattr(dataset, "use_espnet_collator"):
+            dataset = CombinedDataset([dataset], [(None, None)])
+        valid = (self.config.get("dataloader") or {}).get("valid")
+        if not valid:
+            raise MisconfigurationException("dataloader.valid is missing: test sets are loaded as it says")
+        factory = valid.get("iter_factory")
+        if factory is None:
+            return self._loader(dataset, "valid")
+        plain = {"batch_size": (factory.get("batches") or {}).get("batch_size") or 1, "shuffle": False}
+        builder = DataLoaderBuilder(dataset, {"dataloader": {"valid": plain}}, collate_fn=self._collate_fn())
+        return builder.build("valid")
+
+    def _collate_fn(self) -> Any:
+        """``dataloader.collate_fn``, or ESPnet's padding."""
+        config = self.config.get("dataloader") or {}
+        return instantiate(config.collate_fn) if config.get("collate_fn") else CommonCollateFn(int_pad_value=-1)
+
+    def collect_stats(self) -> None:
+        """Write the shapes and statistics of the training and validation data below ``stats_dir``.
+
+        Raises:
+            MisconfigurationException: `stats_dir` is missing.
+        """
+        config = self.config
+        collect_stats(
+            self.model,
+            instantiate(config.dataset),
+            config.get("stats_dir"),
+            collate_fn=self._collate_fn(),
+            batch_size=config.get("collect_stats_batch_size"),
+            train_mode=config.get("collect_stats_train_mode"),
+            parallel=config.get("parallel"),
+            seed=config.get("seed"),
+        )
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The model's own state dict, without a prefix."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the named optimizers' counters where ESPnet3 looks for them."""
+        if self.named_optimizers and self._trainer is not None:
+            checkpoint[RUNTIME_STATE] = {
+                name: {"accum_counter": slot.pending, "update_step": slot.update_step}
+                for name, slot in self.trainer.slots.items()
+            }
+
+
+class ESPnetTrainer:
+    """A `Trainer` with ESPnet3's default callbacks, for an `ESPnetModule`.
+
+    Args:
+        model: What to train.
+        exp_dir: Where checkpoints, averages and logs go.
+        config: The ``trainer:`` block: arguments of `Trainer`; `callbacks` are appended to the default ones, `logger`
+            may be a list of ``_target_`` entries. ``logger: false``, ``enable_progress_bar: false`` and
+            ``enable_checkpointing: false`` leave out the default callbacks that would need them.
+        best_model_criterion: ``[metric, how many, "min" or "max"]`` for each list of best checkpoints.
+
+    Raises:
+        MisconfigurationException: clipping in `config` for a model with several optimizers.
+    """
+
+    def __init__(
+        self,
+        model: ESPnetModule | None = None,
+        exp_dir: str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        best_model_criterion: Any = None,
+    ):
+        self.model = model
+        self.exp_dir = Path(exp_dir if exp_dir is not None else "exp")
+        self.config = config if isinstance(config, Config) else Config.create(dict(config or {}))
+        given = self.config.to_container()
+        settings = {name: value for name, value in given.items() if value is not None}
+        if given.get("check_val_every_n_epoch", 1) is None and isinstance(settings.get("val_check_interval"), int):
+            settings["check_val_every_n_epoch"] = None  # the one null with a meaning: count batches over epochs
+        self._refuse_global_clipping(settings)
+        if settings.pop("init", None) is not None:
+            raise MisconfigurationException("trainer.init: `init` belongs to the top of the configuration")
+        criterion = [tuple(item) for item in best_model_criterion or [("valid/loss", 3, "min")]]
+        callbacks = get_default_callbacks(self.exp_dir, settings.get("log_every_n_steps", 500), criterion)
+        callbacks = [callback for callback in callbacks if _is_wanted(callback, settings)]
+        more = settings.pop("callbacks", None) or []
+        callbacks += [instantiate(c) for c in (more if isinstance(more, list) else [more])]
+        loggers = settings.pop("logger", None)
+        if isinstance(loggers, (dict, list)):
+            loggers = [instantiate(entry) for entry in (loggers if isinstance(loggers, list) else [loggers])]
+        settings.setdefault("default_root_dir", str(self.exp_dir))
+        #: The trainer itself.
+        self.trainer = Trainer(callbacks=callbacks, logger=loggers, **settings)
+        self.trainer.status_file = self.exp_dir / "status.json"
+
+    def _refuse_global_clipping(self, settings: Mapping[str, Any]) -> None:
+        if self.model is None or not self.model.config.get("optimizers"):
+            return
+        for name in ("gradient_clip_val", "gradient_clip_algorithm"):
+            if settings.get(name) not in (None, 0, "norm"):
+                raise MisconfigurationException(
+                    f"trainer.{name}={settings[name]!r}: with several optimizers clipping is set for each of them, in "
+                    f"optimizers.<name>.{name}"
+                )
+        for name in ("gradient_clip_val", "gradient_clip_algorithm"):
+            settings.pop(name, None)  # 0 and the default say nothing
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """`Trainer.fit` of the model."""
+        self.trainer.fit(self.model, *args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> list[dict[str, float]]:
+        """`Trainer.validate` of the model."""
+        return self.trainer.validate(self.model, *args, **kwargs)
+
+    def collect_stats(self) -> None:
+        """`ESPnetModule.collect_stats` of the model."""
+        self.model.collect_stats()
+
+
+def _is_wanted(callback: Any, settings: Mapping[str, Any]) -> bool:
+    """False for a default callback that would need what the settings switch off."""
+    unwanted: tuple[type, ...] = ()
+    if settings.get("enable_checkpointing") is False:
+        unwanted += (Checkpoint, AverageCheckpointsCallback)
+    if settings.get("enable_progress_bar") is False:
+        unwanted += (ProgressBar,)
+    if settings.get("logger") in (False, []):
+        unwanted += (LearningRateMonitor,)
+    return not isinstance(callback, unwanted)

@@ -1,0 +1,1 @@
+"""WHEN things happen. Begin reading in `fit.py`."""

@@ -1,0 +1,241 @@
+"""Validation (inside a fit or alone), test and prediction: one loop over one or several loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.vote import batch_weight
+from espnet3_lite.loaders.epochs import begin, length_of, limited, request_loaders, set_epoch
+from espnet3_lite.optim import lr_stepping
+from espnet3_lite.optim.slots import OptimizationStep
+from espnet3_lite.trainer.states import RunningStage
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+_WORDS = {"val": "validation", "test": "test", "predict": "predict"}
+
+
+class EvaluationLoop:
+    """Runs `validation_step`, `test_step` or `predict_step` over loaders.
+
+    Args:
+        trainer: Whose module, callbacks and metrics.
+        prefix: ``val``, ``test`` or ``predict``.
+    """
+
+    def __init__(self, trainer: Trainer, prefix: str):
+        self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
+        self.given: Any = None
+        self.loaders: list[Any] = []
+        self.num_batches: list[int | float] = []
+        self.batches_done = 0  # with the loader in work
+        self._loaded_in_epoch = 0
+        self._modes: dict[torch.nn.Module, bool] = {}
+        #: By loader, over all runs: the loggers' axis for values that an evaluation logs on steps.
+        self._seen: Counter[int] = Counter()
+
+    def setup(self) -> None:
+        """Ask for the loaders, and count their batches."""
+        trainer = self.trainer
+        limit = getattr(trainer, f"limit_{self.prefix}_batches")
+        if limit == 0:
+            self.given, self.loaders, self.num_batches = None, [], []
+            return
+        self.given = request_loaders(trainer, self.prefix)
+        several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
+        loaders = list(self.given) if several else [self.given]
+        loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
+        name = f"limit_{self.prefix}_batches"
+        self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
+        self.loaders = loaders  # not before they could be counted: what is refused is asked for anew
+        self._loaded_in_epoch = trainer.current_epoch
+
+    def setup_if_due(self) -> None:
+        """The first time, and by ``reload_dataloaders_every_n_epochs``."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        if not self.loaders or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
+            self.setup()
+
+    def run(self, num_batches: list[int | float] | None = None, end_of_epoch: bool = False) -> list[Any] | None:
+        """One pass over all loaders.
+
+        Args:
+            num_batches: How many batches of each; all that the settings allow by default.
+            end_of_epoch: This validation is the training epoch's last: monitored schedulers step before it ends.
+
+        Returns:
+            For validation and test one dict of floats a loader (in a fit, none); for prediction the outputs.
+        """
+        trainer, call, module, metrics = (
+            self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
+        )  # fmt: skip
+        if sum(self.num_batches if num_batches is None else num_batches) == 0:
+            return None if self.prefix == "predict" else []
+        in_fit = trainer.state.fn == "fit"
+        if not in_fit:
+            self._seen.clear()
+        word, outputs = self.word, []
+        self._modes = {part: part.training for part in module.modules()}
+        trainer.strategy.sync_buffers(module)
+        metrics.start_evaluation()
+        by_loader: list[dict[str, torch.Tensor]] = []
+        inference_mode = trainer.inference_mode and trainer.strategy.inference_mode and not in_fit
+        frozen = torch.inference_mode if inference_mode else torch.no_grad
+        with frozen():
+            getattr(module, f"on_{word}_model_eval")()
+            call(f"on_{word}_start")
+            num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have set up anew
+            call(f"on_{word}_epoch_start")
+            for index, loader in enumerate(self.loaders):
+                metrics.dataloader_idx = index if len(self.loaders) > 1 else None
+                outputs.append(self._run_loader(loader, index, num_batches[index]))
+                if trainer.sanity_checking and len(self.loaders) > 1:
+                    metrics.forget_loader()
+                else:
+                    by_loader.append(metrics.end_epoch(metrics.evaluation))
+            metrics.dataloader_idx = None
+            call(f"on_{word}_epoch_end")
+            at_end = metrics.end_epoch(metrics.evaluation, over=True)  # what belongs to no loader
+            logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
+            if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.automatic_optimization:
+                with torch.enable_grad():
+                    lr_stepping.step_after_validation(trainer, end_of_epoch)
+            if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
+                trainer.log_metrics(logged)
+            if in_fit and trainer.state.stage == RunningStage.VALIDATING:
+                trainer.fit_loop.validated = True  # a checkpoint that the next hook saves stands behind this validation
+            call(f"on_{word}_end")
+            metrics.active = metrics.training
+            self.restore_training_mode() if self.prefix == "predict" else getattr(module, f"on_{word}_model_train")()
+        if self.prefix == "predict":
+            return outputs if len(outputs) > 1 else outputs[0]
+        if in_fit:
+            return []  # nobody reads these: nothing is fetched from the device
+        return [{name: float(value) for name, value in {**values, **at_end}.items()} for values in by_loader]
+
+    def _run_loader(self, loader: Any, index: int, count: int | float) -> list[Any]:
+        trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
+        step = getattr(trainer.lightning_module, f"{word}_step")
+        takes = positional_arguments(step)
+        if takes is not None and takes < 3 and len(self.loaders) > 1:
+            raise RuntimeError(
+                f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step "
+                f"takes no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
+            )
+        keep = self.prefix == "predict" and trainer.return_predictions
+        outputs: list[Any] = []
+        finite: list[tuple[int, torch.Tensor]] = []
+        self.batches_done = 0
+        set_epoch(loader, trainer.current_epoch)
+        if count == 0:
+            return outputs
+        for batch_idx, batch in enumerate(itertools.islice(begin(loader), None if count == math.inf else int(count))):
+            trainer.heed_signal_in_validation()
+            if trainer.transfers_batches:
+                batch = trainer.transfer_batch(batch, index)
+            metrics.start_batch(batch)
+            place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
+            replaying = getattr(loader, "replaying", False)  # with FSDP: for the other ranks' sake, after all of ours
+            if not replaying:
+                call(f"on_{word}_batch_start", *place)
+            metrics.hook = f"{word}_step"
+            with contextlib.nullcontext() if trainer.precision.plain else trainer.precision.forward_context():
+                output = step(*(place if takes is None else place[:takes]))
+            if replaying:
+                metrics.discard_batch()
+                continue
+            if (flag := _is_finite(output, batch_weight(trainer))) is not None:
+                metrics.mask_batch(flag)
+                finite.append((batch_idx, flag))
+            self.batches_done += 1
+            call(f"on_{word}_batch_end", output, *place)
+            if not trainer.sanity_checking:
+                if trainer.loggers and (values := metrics.step_values()):
+                    trainer.log_metrics(values, step=self._seen[index])
+                self._seen[index] += 1
+            if keep:
+                outputs.append(output)
+        _warn_about_left_out(trainer.strategy, finite, word)
+        return outputs
+
+    def abandon(self) -> None:
+        """Leave an evaluation that was broken off."""
+        self.restore_training_mode()
+        self.trainer.metrics.forget_evaluation()
+
+    def restore_training_mode(self) -> None:
+        """Every submodule as it was: what the user had frozen stays in evaluation mode."""
+        for part, training in self._modes.items():
+            part.training = training
+        self._modes.clear()
+
+
+def sanity_check(trainer: Trainer) -> None:
+    """A few validation batches before training, so that a mistake there shows now and not after an hour.
+
+    Metrics and random state are put back: the training that follows does not notice.
+    """
+    loop = trainer.evaluation_loops["val"]
+    trainer.state.stage = RunningStage.SANITY_CHECKING
+    resumed = trainer.metrics.state_dict()
+    trainer.metrics.clear()
+    trainer.call("on_sanity_check_start")
+    loop.setup_if_due()
+    with trainer.isolated_random_state():
+        loop.run(trainer.num_sanity_val_batches)
+    trainer.call("on_sanity_check_end")
+    trainer.metrics.clear()
+    trainer.metrics.load_published(resumed)
+    trainer.state.stage = RunningStage.TRAINING
+
+
+def positional_arguments(step: Any) -> int | None:
+    """How many positional arguments a step takes (`batch_idx` may be left out); None for any number."""
+    parameters = inspect.signature(step).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _is_finite(output: Any, weight: Any = None) -> torch.Tensor | None:
+    """Whether the loss that a step returned is finite, and its batch's weight can stand in a mean.
+
+    ``()`` bool on the loss's device; None where no loss was returned.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    if isinstance(output, OptimizationStep):
+        output = [output]
+    if isinstance(output, (list, tuple)) and output and all(isinstance(part, OptimizationStep) for part in output):
+        finite = torch.stack([part.loss.detach().isfinite().all() for part in output]).all()
+    elif isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
+        finite = output.detach().isfinite().all()
+    else:
+        return None
+    if weight is None or isinstance(weight, int) and weight >= 0:
+        return finite
+    weight = torch.as_tensor(weight, device=finite.device)
+    return finite & (weight >= 0) & (weight < float("inf"))
+
+
+def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:
+    """One read from the device for the whole loader: which batches had a loss that is not finite, on which rank?"""
+    flags = torch.stack([flag for _, flag in finite]).tolist() if finite else []
+    bad = [str(batch_idx) for (batch_idx, _), good in zip(finite, flags, strict=True) if not good]
+    by_rank = strategy.gather_objects(bad)  # collective: all ranks end a loader together
+    for rank, batches in enumerate(by_rank):
+        where = f" of rank {rank}" if len(by_rank) > 1 else ""
+        if batches:
+            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite, or a weight "
+                           f"that is not or is negative; they are left out of the means")  # fmt: skip

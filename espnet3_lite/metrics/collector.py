@@ -1,0 +1,402 @@
+"""Logged values: what `self.log` was given, kept on the device, and what becomes of it at a step and at an epoch's end.
+
+Nothing here reads a value from the device; whoever looks at ``callback_metrics`` does. Loggers and progress bars are
+fed by the loop.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.metrics.logged_value import DEFAULTS, EPOCH_HOOKS, LoggedValue, comparable, neutral
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+class Metrics:
+    """``trainer.metrics``: takes `log` calls and gives ``callback_metrics``, ``logged_metrics`` and the bar's values.
+
+    Args:
+        trainer: For the strategy (reduction over ranks) and the batch that is in work.
+
+    A training value that is logged on steps is its last one; at an epoch's end each value that is logged on epochs is
+    reduced over all ranks (by weight) and stands under its name until it is logged anew.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
+        self.hook: str | None = None
+        self.dataloader_idx: int | None = None
+        #: The batch in work, None between an epoch's last and the next one's first; its size is found when a mean
+        #: needs it.
+        self.batch: Any = None
+        self._batch_size: int | None = None
+        self.training: dict[tuple, LoggedValue] = {}
+        self.evaluation: dict[tuple, LoggedValue] = {}
+        self.active = self.training
+        self._touched: list[tuple] = []
+        self._callback: dict[str, torch.Tensor] = {}
+        self._progress_bar: dict[str, torch.Tensor] = {}
+        self._logged: dict[str, torch.Tensor] = {}
+        #: How often each callback metric was set: tells whether it was logged anew.
+        self.versions: dict[str, int] = {}
+
+    # ---- taking values ---------------------------------------------------------------------------------------------
+
+    def log(
+        self, name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx,
+        batch_size, rank_zero_only,
+    ) -> None:  # fmt: skip
+        """See `LiteModule.log`."""
+        arguments = (
+            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx, rank_zero_only,
+        )  # fmt: skip
+        key = (self.hook, name, self.dataloader_idx)
+        entry = self.active.get(key)
+        if entry is None:
+            entry = self.active[key] = self._new_entry(name, arguments)
+        elif entry.arguments != arguments:
+            if comparable(name, entry.arguments) != comparable(name, arguments):
+                raise MisconfigurationException(
+                    f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
+                    f"{entry.arguments} and {arguments}"
+                )
+            entry.arguments = arguments
+        if rank_zero_only and not self.trainer.is_global_zero:
+            return
+        if not isinstance(value, torch.Tensor) and hasattr(value, "compute") and hasattr(value, "reset"):
+            entry.take_metric(value)
+            return
+        tensor = self._as_tensor(name, value, enable_graph)
+        if entry.on_epoch and batch_size is None and entry.reduce == "mean":
+            batch_size = self.batch_size
+        if sync_dist and entry.on_step and self.active is self.training:
+            # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
+            tensor = self.trainer.strategy.reduce(tensor, entry.reduce)
+        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
+        entry.update(tensor, 1 if batch_size is None else batch_size)
+
+    def _new_entry(self, name: str, arguments: tuple) -> LoggedValue:
+        if self.hook not in DEFAULTS:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
+            )
+        if "/dataloader_idx_" in name:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of "
+                f"the name, or use `add_dataloader_idx=False` with names of your own"
+            )
+        for hook, logged, index in self.active:
+            if (hook, logged) == (self.hook, name) and index != self.dataloader_idx and not arguments[7]:
+                raise MisconfigurationException(
+                    f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
+                    f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
+                )
+        on_step, on_epoch, step_possible = DEFAULTS[self.hook]
+        given_step, given_epoch = arguments[2], arguments[3]
+        if given_step and not step_possible:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ..., on_step=True)` inside `{self.hook}`; must be one of (False,)."
+            )
+        if given_epoch is False and not step_possible:
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ..., on_epoch=False)` inside `{self.hook}`; must be one of (True,)."
+            )
+        on_step = on_step if given_step is None else bool(given_step)
+        on_epoch = on_epoch if given_epoch is None else bool(given_epoch)
+        if not on_step and not on_epoch:
+            raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
+        return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.dataloader_idx)
+
+    def _as_tensor(self, name: str, value: Any, enable_graph: bool) -> torch.Tensor:
+        """The value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here."""
+        if isinstance(value, torch.Tensor):
+            if value.dim() and value.numel() != 1:
+                raise ValueError(
+                    f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
+                    f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+                )
+            value = value if enable_graph else value.detach().clone()
+            value = value.reshape(()) if value.dim() else value
+            return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.get_default_dtype())
+        if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
+            return torch.tensor(float(value), dtype=torch.get_default_dtype())
+        raise ValueError(
+            f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
+            f"log a number or a tensor with a single element"
+        )
+
+    def start_evaluation(self) -> None:
+        """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
+        self._publish()
+        self.active = self.evaluation
+        self.evaluation.clear()
+
+    def start_batch(self, batch: Any) -> None:
+        """A new batch is in work."""
+        self.batch = batch
+        self._batch_size = None
+        self._touched.clear()
+
+    def discard_batch(self) -> None:
+        """Take back all that was logged for the batch in work: it was skipped."""
+        self.discard_since(0)
+
+    def mark(self) -> int:
+        """Now, for `discard_since`."""
+        return len(self._touched)
+
+    def discard_since(self, mark: int) -> None:
+        """Take back what was logged for the batch in work since a mark."""
+        for entry, *before in reversed(self._touched[mark:]):
+            entry.last, entry.total, entry.weight, entry.fresh = before
+        del self._touched[mark:]
+
+    def mask_batch(self, finite: torch.Tensor) -> None:
+        """Leave the batch in work out of the means unless `finite`, ``()`` bool, is true; nothing is read here.
+
+        Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
+        """
+        for entry, _, total, weight, _ in self._touched:
+            if entry.total is not None and entry.on_epoch:
+                before = neutral(entry) if total is None else total
+                entry.total = torch.where(finite.to(entry.total.device), entry.total, before)
+                if entry.reduce == "mean":
+                    entry.weight = torch.where(finite, torch.as_tensor(entry.weight, device=finite.device), weight)
+
+    @property
+    def batch_size(self) -> int:
+        """The first dimension of the first tensor in the batch in work; 1 where there is none."""
+        if self._batch_size is None:
+            self._batch_size = batch_size_of(self.batch)
+        return self._batch_size
+
+    # ---- giving values ---------------------------------------------------------------------------------------------
+
+    def step_values(self) -> dict[str, torch.Tensor]:
+        """What the loggers get for this training step or evaluation batch: each name's last value of the epoch."""
+        loader = self.dataloader_idx
+        return {
+            entry.step_name: entry.last
+            for (_, _, index), entry in self.active.items()
+            if entry.last is not None and entry.on_step and entry.logger and index == loader
+        }
+
+    def end_epoch(self, entries: dict[tuple, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
+        """Reduce an epoch's values over all ranks, publish them, and begin anew.
+
+        All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only
+        its values are meant.
+
+        Args:
+            entries: The training's or the evaluation's.
+            over: The hooks of the epoch's end have run, who may look at a metric object: these are reset now. Where
+                loaders follow one another, they are after each, which may share one.
+
+        Returns:
+            What the loggers get: name to value, ``()``.
+        """
+        self._publish()
+        self.batch, self._batch_size, loader = None, None, self.dataloader_idx
+        chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
+        if self.trainer.strategy.world_size > 1:
+            _reduce_over_ranks(chosen, self.trainer)
+            entries.update(chosen)  # another rank may have logged what this one did not
+        logged = {}
+        for entry in chosen.values():
+            value = entry.epoch_value() if entry.on_epoch else None
+            if value is not None:
+                self._set(entry, entry.epoch_name, value, decides=True)
+                self._count(entry, entry.epoch_name)
+                entry.begin_anew()
+                if entry.logger:
+                    logged[entry.epoch_name] = value
+        for entry in chosen.values():
+            if entry.metric is not None and (over or loader is not None):
+                entry.metric.reset()
+        return logged
+
+    def forget_evaluation(self) -> None:
+        """An evaluation was broken off: its values are nobody's."""
+        for entry in self.evaluation.values():
+            entry.reset()
+        self.evaluation.clear()
+        self.active, self.dataloader_idx = self.training, None
+
+    def forget_loader(self) -> None:
+        """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
+        self._publish()
+        self.batch = self._batch_size = None
+        for (_, _, loader), entry in self.evaluation.items():
+            if loader == self.dataloader_idx:
+                entry.reset()
+
+    def forget_steps(self) -> None:
+        """A training epoch is over: the next one's steps give the loggers their own values only."""
+        for entry in self.training.values():
+            entry.reset()
+
+    def _set(self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool) -> None:
+        """Publish a value under the name of its kind (`name_step` or `name_epoch`), and where it `decides` its own."""
+        if entry.prog_bar:
+            self._progress_bar[forked] = value
+        if entry.logger:
+            self._logged[forked] = value
+        if decides:
+            self._callback[entry.name] = self._callback[forked] = value
+
+    def _count(self, entry: LoggedValue, forked: str) -> None:
+        for name in {entry.name, forked}:
+            self.versions[name] = self.versions.get(name, 0) + 1
+
+    def publish(self, name: str, value: Any) -> None:
+        """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
+        self._callback[name] = torch.as_tensor(value).detach().reshape(())
+        self.versions[name] = self.versions.get(name, 0) + 1
+
+    @property
+    def callback(self) -> dict[str, torch.Tensor]:
+        """``trainer.callback_metrics``."""
+        self._publish()
+        return self._callback
+
+    @property
+    def progress_bar(self) -> dict[str, float]:
+        """``trainer.progress_bar_metrics``: numbers, read from the device here."""
+        self._publish()
+        return {name: float(value) for name, value in self._progress_bar.items()}
+
+    @property
+    def logged(self) -> dict[str, torch.Tensor]:
+        """``trainer.logged_metrics``."""
+        self._publish()
+        return self._logged
+
+    def _publish(self) -> None:
+        """Values are published lazily: when somebody looks, not at every step."""
+        training = self.active is self.training
+        for entry in self.active.values():
+            if not entry.fresh:
+                continue
+            if entry.on_step and entry.last is not None:
+                entry.fresh = False
+                self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
+                self._count(entry, entry.step_name) if training else None
+            elif entry.hook in EPOCH_HOOKS and self.batch is None:  # seen at once; counts when its epoch is over
+                self._set(entry, entry.epoch_name, entry.epoch_value(), decides=True)
+
+    def clear(self) -> None:
+        """A new call of the trainer begins."""
+        self.training.clear()
+        self.evaluation.clear()
+        self._touched.clear()
+        self._callback, self._progress_bar, self._logged = {}, {}, {}
+        self.versions.clear()
+
+    # ---- resuming --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training epoch's sums so far, and the published values."""
+        self._publish()
+        epoch = [
+            {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
+             "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight}
+            for key, e in sorted(self.training.items(), key=lambda item: str(item[0])) if e.metric is None
+        ]  # fmt: skip
+        return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
+
+    def published(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """What can be seen now, and how often each was set; for `put_back`."""
+        return dict(self._callback), dict(self.versions)
+
+    def put_back(self, published: tuple[dict[str, torch.Tensor], dict[str, int]]) -> None:
+        """What was published since then was not."""
+        self._callback, self.versions = published
+
+    def load_published(self, state: dict[str, Any]) -> None:
+        """The published values of what `state_dict` gave, with the counts by which schedulers know new from old."""
+        self._callback.update(state["callback"])
+        self.versions.update(state["versions"])
+
+    def load_epoch(self, state: dict[str, Any]) -> None:
+        """Continue its epoch's sums; a second state, another rank's, is added to the first."""
+        for saved in state["epoch"]:
+            hook, name, dataloader_idx = key = tuple(saved["key"])
+            entry = self.training.get(key)
+            if entry is None:
+                arguments = tuple(saved["arguments"])
+                entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"], dataloader_idx)
+                self.training[key] = entry
+            entry.last = saved["last"]
+            if saved["total"] is not None:
+                entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
+                entry.weight = entry.weight + saved["weight"]
+
+
+def _reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Trainer) -> None:
+    """Replace each entry's sum and weight by those over all ranks. All ranks reach this, at an epoch's end.
+
+    The ranks may have logged different names (one had no batch, say): each tells what it has, and learns the others'.
+    A metric that computes its value itself exchanges it between the ranks then, and so must be there on all of them.
+    """
+    strategy, module = trainer.strategy, trainer.lightning_module
+    mine = {}
+    for key, entry in entries.items():
+        if not entry.on_epoch or entry.rank_zero_only:
+            continue
+        if entry.metric is not None and entry.weight:
+            mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))
+        elif entry.total is not None:
+            mine[key] = (float(entry.total), float(entry.weight), entry.arguments, entry.on_step, None)
+    parts = strategy.gather_objects(mine)  # collective: all ranks
+    for key in dict.fromkeys(key for part in parts for key in part):
+        found = [part[key] for part in parts if key in part]
+        _, _, arguments, on_step, place = found[0]
+        hook, name, dataloader_idx = key
+        if place == "" and len(found) < len(parts):
+            raise MisconfigurationException(
+                f"`self.log({name!r}, ...)` was given a metric object in `{hook}` on {len(found)} of {len(parts)} "
+                f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
+            )
+        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, dataloader_idx)
+        entries[key] = entry  # in the order in which all ranks compute
+        if place is not None:
+            entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
+            continue
+        combine = {"min": min, "max": max}.get(entry.reduce, sum)
+        entry.total = torch.tensor(combine(total for total, *_ in found), dtype=torch.float64, device=strategy.device)
+        entry.weight = sum(weight for _, weight, *_ in found)
+
+
+def place_of_metric(module: Any, metric: Any) -> str:
+    """Where in a module an object is found, such as ``"model.accuracy"``; ``""`` where it is not."""
+    for prefix, part in module.named_modules():
+        for name, value in (*vars(part).items(), *part.named_children()):
+            if value is metric:
+                return f"{prefix}.{name}" if prefix else name
+    return ""
+
+
+def batch_size_of(batch: Any) -> int:
+    """The first dimension of the first tensor found in nested dicts, lists and tuples; 1 if there is none.
+
+    >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
+    2
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.dim() else 1
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((batch_size_of(value) for value in values if _has_tensor(value)), 1)
+
+
+def _has_tensor(data: Any) -> bool:
+    if isinstance(data, torch.Tensor):
+        return True
+    values = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
+    return any(_has_tensor(value) for value in values)

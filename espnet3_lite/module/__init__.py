@@ -1,0 +1,1 @@
+"""WHAT the user writes: the module, the data module, their hooks and hyper-parameters."""

@@ -1,0 +1,396 @@
+"""What the user writes: `LiteModule`, a model with its steps, optimizers and logging; `LiteDataModule`, its data.
+
+How and when the steps are called is the loop's; the hooks are listed in `hooks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import nn
+
+from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loops.manual_optimization import manual_backward, toggle, untoggle
+from espnet3_lite.module.hooks import ModuleHooks
+from espnet3_lite.module.hparams import HyperparametersMixin
+from espnet3_lite.optim.slots import clip_gradients
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
+    """A model that knows how to train itself: an `nn.Module` with steps.
+
+    Override `training_step` and `configure_optimizers`; `validation_step`, `test_step`, `predict_step` and the
+    loaders as needed; any hook of `ModuleHooks`.
+
+    Example:
+        >>> class Line(LiteModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(1, 1)
+        ...     def training_step(self, batch, batch_idx):
+        ...         x, y = batch
+        ...         return torch.nn.functional.mse_loss(self.layer(x), y)
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> Line().automatic_optimization
+        True
+    """
+
+    #: False: `training_step` calls `manual_backward`, ``optimizer.step()`` and ``zero_grad()`` itself.
+    automatic_optimization: bool = True
+    #: False: a checkpoint may miss keys or have others.
+    strict_loading: bool = True
+    #: Inputs for a summary or a graph; optional.
+    example_input_array: Any = None
+
+    def __init__(self):
+        super().__init__()
+        self._trainer = None
+        self._toggled: dict[int, bool] = {}
+
+    # ---- what a user overrides -------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | Mapping | None:
+        """Return the loss, a dict with `loss`, or None to leave the batch out.
+
+        Args:
+            batch: What the training loader gave, on this process's device.
+            batch_idx: Its index within the epoch.
+        """
+        raise NotImplementedError("training_step")
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Compute and `log` metrics of one validation batch. `dataloader_idx` is given for several loaders."""
+        raise NotImplementedError("validation_step")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Compute and `log` metrics of one test batch."""
+        raise NotImplementedError("test_step")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Return predictions; calls the module itself by default."""
+        return self(batch)
+
+    def configure_optimizers(self) -> Any:
+        """Return an optimizer, a list of them, a pair of lists (optimizers, schedulers), a dict with `optimizer` and
+        `lr_scheduler`, a list of such dicts, or None for none.
+
+        A scheduler is itself or a dict with `scheduler`, `interval` (``"epoch"`` by default, or ``"step"``),
+        `frequency` (1), `monitor`, `strict` (True) and `name`.
+        """
+        raise NotImplementedError("configure_optimizers")
+
+    def configure_callbacks(self) -> Any:
+        """Return callbacks that this model wants; one of a type replaces the trainer's own of that type."""
+        return []
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader."""
+        raise NotImplementedError("train_dataloader")
+
+    def val_dataloader(self) -> Any:
+        """Return the validation loader, or a list of them."""
+        raise NotImplementedError("val_dataloader")
+
+    def test_dataloader(self) -> Any:
+        """Return the test loader, or a list of them."""
+        raise NotImplementedError("test_dataloader")
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader for predictions, or a list of them."""
+        raise NotImplementedError("predict_dataloader")
+
+    # ---- what a user calls -----------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | torch.Tensor | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Log one value.
+
+        Args:
+            name: Its key in ``trainer.callback_metrics`` and in the loggers.
+            value: A number, a tensor with one element, or a metric object with `compute` and `reset`.
+            prog_bar: Show it in the progress bar.
+            logger: Hand it to the loggers; True by default.
+            on_step: Log each step's value. By default True in training steps, False in evaluation and at epoch ends.
+            on_epoch: Log the mean over the epoch. By default the opposite. With both, `name_step` and `name_epoch`.
+            reduce_fx: How an epoch's values become one: ``mean`` (weighted by batch size), ``sum``, ``min``, ``max``.
+            enable_graph: Keep the value's graph (it is detached otherwise).
+            sync_dist: Reduce a step's value over the ranks at once. (Means over an epoch always are reduced.)
+            sync_dist_group: The ranks to reduce over; all by default.
+            add_dataloader_idx: Append ``/dataloader_idx_N`` where there are several loaders.
+            batch_size: The weight in an epoch's mean; taken from the batch by default.
+            metric_attribute: Kept for Lightning's sake; not needed.
+            rank_zero_only: This value is logged on rank zero alone, and never reduced.
+
+        Raises:
+            MisconfigurationException: logged in a hook where it has no meaning, or twice with other arguments.
+            ValueError: the value is not a single number.
+        """
+        trainer = self._trainer
+        if trainer is None:  # no error, as in Lightning: a step may be tried out without a trainer
+            rank_zero_warn(f"{type(self).__name__}.log({name!r}, ...) did nothing: no trainer runs this module")
+            return
+        trainer.metrics.log(
+            name, value, prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph,
+            sync_dist, add_dataloader_idx, batch_size, rank_zero_only,
+        )  # fmt: skip
+
+    def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
+        """`log` each entry, with the same arguments."""
+        for name, value in dictionary.items():
+            self.log(name, value, **arguments)
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """The optimizer, or the list of them; for manual optimization.
+
+        With `use_pl_optimizer` their `step` counts towards ``global_step``, calls the hooks and knows mixed precision.
+        """
+        optimizers = self.trainer.optimizers
+        if use_pl_optimizer:
+            optimizers = [self.trainer.slot_of(optimizer).manual for optimizer in optimizers]
+        return optimizers[0] if len(optimizers) == 1 else optimizers
+
+    def lr_schedulers(self) -> Any:
+        """The scheduler, the list of them, or None."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
+
+    def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """``loss.backward()`` with hooks, mixed precision and gradient synchronisation.
+
+        Raises:
+            MisconfigurationException: `automatic_optimization` is True.
+        """
+        if self.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(self).__name__}.manual_backward needs `self.automatic_optimization = False` in __init__"
+            )
+        manual_backward(self.trainer, loss, *args, **kwargs)
+
+    def clip_gradients(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> torch.Tensor | None:
+        """Clip the gradients of `optimizer`'s parameters. With several ranks they are averaged before.
+
+        Args:
+            optimizer: Whose parameters.
+            gradient_clip_val: The largest norm (or value); None or 0 does nothing.
+            gradient_clip_algorithm: ``norm`` (default) or ``value``.
+
+        Returns:
+            The total norm before clipping, ``()`` float; None for ``value``.
+        """
+        if not self.automatic_optimization and self._trainer is not None and self._trainer.world_size > 1:
+            # Collective: all ranks run the same training_step.
+            self._trainer.strategy.share_gradients([self._trainer.slot_of(optimizer)])
+        return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+
+    def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""
+        toggle(self, optimizer)
+
+    def untoggle_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Put ``requires_grad`` back as it was."""
+        untoggle(self)
+
+    def freeze(self) -> None:
+        """No parameter requires gradients; evaluation mode."""
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """All parameters require gradients; training mode."""
+        for parameter in self.parameters():
+            parameter.requires_grad = True
+        self.train()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank zero, without breaking a progress bar."""
+        if self._trainer is not None:
+            self._trainer.print(*args, **kwargs)
+        elif is_global_zero():
+            print(*args, **kwargs)
+
+    # ---- what a user reads -----------------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer that runs this module.
+
+        Raises:
+            RuntimeError: none does.
+        """
+        if self._trainer is None:
+            raise RuntimeError(f"{type(self).__qualname__} is not attached to a `Trainer`.")
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def current_epoch(self) -> int:
+        """The trainer's epoch, 0 without one."""
+        return self._trainer.current_epoch if self._trainer is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps so far, 0 without a trainer."""
+        return self._trainer.global_step if self._trainer is not None else 0
+
+    @property
+    def global_rank(self) -> int:
+        """This process's number over all machines."""
+        return self._trainer.global_rank if self._trainer is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """This process's number on its machine."""
+        return self._trainer.local_rank if self._trainer is not None else 0
+
+    @property
+    def logger(self) -> Any:
+        """The trainer's first logger, or None."""
+        return self._trainer.logger if self._trainer is not None else None
+
+    @property
+    def loggers(self) -> list:
+        """The trainer's loggers."""
+        return self._trainer.loggers if self._trainer is not None else []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies; the CPU for a module without parameters."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating parameter."""
+        floating = (p.dtype for p in self.parameters() if p.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    @property
+    def on_gpu(self) -> bool:
+        """True where `device` is a GPU."""
+        return self.device.type == "cuda"
+
+    # ---- loading ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> LiteModule:
+        """Build the module from its saved hyperparameters and load its weights.
+
+        Args:
+            checkpoint_path: A file that we or Lightning wrote.
+            map_location: Where to put the tensors; the CPU by default.
+            hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
+            strict: Whether keys must match; the module's `strict_loading` by default.
+            kwargs: Arguments of ``__init__``, instead of saved ones.
+        """
+        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
+        module = cls._from_hyperparameters(_saved(checkpoint, "hyper_parameters", hparams_file), kwargs)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
+        return module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a module (an average of weights, say) belongs to no trainer."""
+        return {**self.__dict__, "_trainer": None}
+
+
+class LiteDataModule(HyperparametersMixin):
+    """Data on its own: the loaders and the data hooks of a `LiteModule`, to share between models.
+
+    Its hooks are called before the module's: `prepare_data`, `setup`, `teardown`, the loaders, and the three that move
+    a batch. `state_dict` and `load_state_dict` are kept in checkpoints.
+
+    Example:
+        >>> class Digits(LiteDataModule):
+        ...     def train_dataloader(self):
+        ...         return torch.utils.data.DataLoader([torch.ones(1)] * 4, batch_size=2)
+        >>> len(Digits().train_dataloader())
+        2
+    """
+
+    prepare_data = ModuleHooks.prepare_data
+    setup = ModuleHooks.setup
+    teardown = ModuleHooks.teardown
+    on_before_batch_transfer = ModuleHooks.on_before_batch_transfer
+    transfer_batch_to_device = ModuleHooks.transfer_batch_to_device
+    on_after_batch_transfer = ModuleHooks.on_after_batch_transfer
+    train_dataloader = LiteModule.train_dataloader
+    val_dataloader = LiteModule.val_dataloader
+    test_dataloader = LiteModule.test_dataloader
+    predict_dataloader = LiteModule.predict_dataloader
+
+    trainer: Trainer = None
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
+    ) -> LiteDataModule:
+        """Build the data module from its saved hyperparameters, and load its state.
+
+        Args:
+            checkpoint_path: A file that we or Lightning wrote.
+            map_location: Where to put tensors; the CPU by default.
+            hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
+            kwargs: Arguments of ``__init__``, instead of saved ones.
+        """
+        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
+        data = cls._from_hyperparameters(_saved(checkpoint, "datamodule_hyper_parameters", hparams_file), kwargs)
+        if cls.__qualname__ in checkpoint:
+            data.load_state_dict(checkpoint[cls.__qualname__])
+        return data
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The run ends by `exception`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to continue."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+def _saved(checkpoint: Mapping[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
+    """The saved hyperparameters: a YAML file's where one is given."""
+    if hparams_file is None:
+        return dict(checkpoint.get(key, {}))
+    with open(hparams_file, encoding="utf-8") as file:
+        return yaml.safe_load(file) or {}

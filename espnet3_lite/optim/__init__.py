@@ -1,0 +1,1 @@
+"""WHICH optimizer: windows, clipping, number formats, and when learning rates change."""

@@ -1,0 +1,104 @@
+"""When learning rates change: each scheduler after its optimizer's update, or with the epoch, or by its metric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx: int) -> None:
+    """`interval: step` schedulers of the optimizers just updated; monitored ones wait until the batch has logged."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "step" and config.slot in stepped:
+            # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
+            count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
+            due = count % config.frequency == 0
+            if config.monitor is not None:
+                config.waits = due
+            elif due:
+                _step(trainer, config, None)
+
+
+def step_waiting(trainer: Trainer) -> None:
+    """Monitored `interval: step` schedulers that are due, if their metric was logged anew; else they wait on."""
+    for config in trainer.lr_scheduler_configs:
+        if config.waits:
+            config.waits = not step_monitored(trainer, config)
+
+
+def step_after_validation(trainer: Trainer, end_of_epoch: bool) -> None:
+    """Monitored schedulers, before a checkpoint of this validation is written: those that wait, those of the epoch."""
+    step_waiting(trainer)
+    if end_of_epoch:
+        step_epoch_monitored(trainer)
+
+
+def step_with_epoch(trainer: Trainer) -> None:
+    """`interval: epoch` schedulers without a metric, with the epoch's last batch."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "epoch" and config.monitor is None and _is_due(trainer, config):
+            _step(trainer, config, None)
+
+
+def step_epoch_monitored(trainer: Trainer) -> None:
+    """`interval: epoch` schedulers with a metric: after the epoch's validation, and before a checkpoint is written."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "epoch" and config.monitor is not None and _is_due(trainer, config):
+            step_monitored(trainer, config)
+
+
+def step_monitored(trainer: Trainer, config: LRSchedulerConfig) -> bool:
+    """Step by the metric if it was logged anew (on any rank) since the last step. False where it was not."""
+    metrics, strategy, monitor = trainer.metrics, trainer.strategy, config.monitor
+    value = metrics.callback.get(monitor)
+    version = metrics.versions.get(monitor, 0)
+    # Collective: also a rank that has logged nothing itself steps, by the mean of the others.
+    value = strategy.agreed_metric(monitor, value if version > config.seen_version else None)
+    if value is None:
+        return False
+    # Collective: the same on all ranks, so that rank zero's, which a checkpoint holds, is everybody's.
+    config.seen_version = metrics.versions[monitor] = max(strategy.gather_objects(version))
+    _step(trainer, config, value)
+    return True
+
+
+def require_monitored(trainer: Trainer) -> None:
+    """At an epoch's end: a metric that was never logged although validation ran is an error.
+
+    Raises:
+        MisconfigurationException: naming the scheduler and the nearest metric.
+    """
+    available = trainer.metrics.callback
+    for config in trainer.lr_scheduler_configs:
+        if config.monitor is None:
+            continue
+        if trainer.strategy.any(config.monitor in available or config.seen_version > 0):  # collective: all ranks
+            continue
+        name = "" if config.slot is None or config.slot.name is None else f"schedulers.{config.slot.name}: "
+        message = (
+            f"{name}{type(config.scheduler).__name__} conditioned on metric {config.monitor!r} which is not available. "
+            f"Available metrics are: {sorted(available)}{nearest(config.monitor, available)}"
+        )
+        if config.strict:
+            raise MisconfigurationException(message)
+        rank_zero_warn(f"{message}. strict=False: the learning rate stays as it is.", RuntimeWarning)
+
+
+def _is_due(trainer: Trainer, config: LRSchedulerConfig) -> bool:
+    return (trainer.current_epoch + 1) % config.frequency == 0
+
+
+def _step(trainer: Trainer, config: LRSchedulerConfig, metric: Any) -> None:
+    if "lr_scheduler_step" in trainer.overridden_methods:
+        trainer.metrics.hook = "lr_scheduler_step"
+        trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
+    elif metric is None:
+        config.scheduler.step()
+    else:
+        config.scheduler.step(metric)

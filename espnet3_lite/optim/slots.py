@@ -1,0 +1,383 @@
+"""Which optimizer: (loss, optimizer) pairs, accumulation windows, clipping, and the schedulers that belong to them.
+
+When these things happen is the loop's. How a configuration file names optimizers is `espnet/module.py`'s.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+class OptimizationStep(NamedTuple):
+    """A loss and the name of the optimizer that it trains: what a model with several optimizers returns.
+
+    Args:
+        loss: ``()``, with a graph.
+        name: A key of the configuration's `optimizers`.
+
+    Example:
+        >>> OptimizationStep(loss=torch.tensor(1.0), name="generator").name
+        'generator'
+    """
+
+    loss: torch.Tensor
+    name: str
+
+
+@dataclass(eq=False)
+class LRSchedulerConfig:
+    """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    reduce_on_plateau: bool = False
+    #: The optimizer's slot, for one optimizer and for many.
+    slot: OptimizerSlot | None = field(default=None, repr=False)
+    #: How often the metric had been logged when this scheduler stepped last.
+    seen_version: int = 0
+    #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
+    waits: bool = False
+
+
+@dataclass(eq=False)
+class OptimizerSlot:
+    """An optimizer with its window: how many backward passes make one step, and how far the open window is.
+
+    For one plain optimizer the window follows the batch index (`accumulate_grad_batches`), as Lightning's does; a named
+    one counts its own backward passes (`window`), over epochs' ends and validations.
+    """
+
+    optimizer: Optimizer
+    name: str | None = None
+    window: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str = "norm"
+    #: Successful updates so far.
+    update_step: int = 0
+    #: Backward passes in the open window.
+    pending: int = 0
+    #: A window is open: its gradients were cleared and not yet stepped.
+    open: bool = False
+    #: False: the pending gradients are this rank's alone.
+    synchronized: bool = True
+    #: What ``LiteModule.optimizers()`` gives for it.
+    manual: Any = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer trains now: a finetuning callback may have added to it."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def backward(self, loss: torch.Tensor, retain_graph: bool, stands_in: bool) -> None:
+        """The gradients of a named optimizer's own parameters; no others are even computed.
+
+        Args:
+            loss: ``()``.
+            retain_graph: Another backward pass through the same graph follows.
+            stands_in: This rank has no data in this step, and its loss, a zero, reaches nothing.
+
+        Raises:
+            MisconfigurationException: the loss reaches none of them.
+        """
+        parameters = self.parameters
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        for parameter in frozen:  # as it may be since the forward pass; torch would refuse it among the inputs
+            parameter.requires_grad_(True)
+        try:
+            loss.backward(inputs=parameters, retain_graph=retain_graph)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        trains = stands_in or self.pending or any(parameter.grad is not None for parameter in parameters)
+        if not trains and len(frozen) < len(parameters):
+            raise MisconfigurationException(
+                f"the loss of {self.name!r} reaches none of this optimizer's parameters, so that it trains nothing. Is "
+                f"it the loss of another optimizer? Activation checkpointing needs use_reentrant=False here"
+            )
+
+    def zero_grad(self) -> None:
+        """What ``optimizer.zero_grad()`` does, without its label for the profiler, which takes 40 times as long."""
+        optimizer = self.optimizer
+        if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
+            optimizer.zero_grad()  # its own
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, int]:
+        """The counters."""
+        return {"update_step": self.update_step, "pending": self.pending}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
+        self.open = self.pending > 0
+
+
+def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) -> list[tuple[Any, OptimizerSlot]]:
+    """What a training step returned, as (loss, slot) pairs; each loss divided by its window.
+
+    Args:
+        output: A loss, a dict with `loss`, an `OptimizationStep`, a list or tuple of them, or None.
+        slots: The optimizers by name; one plain optimizer has the name None.
+        divisor: The window of the plain optimizer, in batches.
+
+    Raises:
+        MisconfigurationException: the output does not fit the optimizers.
+    """
+    plain = slots.get(None)
+    if plain is not None:
+        is_tensor = isinstance(output, torch.Tensor)  # asked first: nearly always so
+        loss = output if is_tensor or not isinstance(output, Mapping) else output.get("loss", _MISSING)
+        if is_tensor or isinstance(loss, torch.Tensor):
+            return [(loss if divisor == 1 else loss / divisor, plain)]
+        if loss is None:
+            return [(None, plain)]
+        raise MisconfigurationException(_wrong_plain_output(output))
+    steps = [output] if isinstance(output, OptimizationStep) else output
+    if not isinstance(steps, (list, tuple)) or not all(isinstance(step, OptimizationStep) for step in steps):
+        raise MisconfigurationException(
+            f"with several optimizers ({', '.join(map(repr, slots))}) the loss must be an OptimizationStep or a list "
+            f"of them, which says what each loss trains; got {_describe(output)}"
+        )
+    if not steps:
+        raise MisconfigurationException(
+            f"the model returned an empty list of optimization steps; return at least one of {list(slots)}"
+        )
+    seen: set[str] = set()
+    for step in steps:
+        if step.name not in slots:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}): there is no such optimizer; there are "
+                f"{list(slots)}{nearest(step.name, slots)}"
+            )
+        if step.name in seen:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}) stands twice in one list; add the losses up into one"
+            )
+        seen.add(step.name)
+        if not isinstance(step.loss, torch.Tensor) or step.loss.numel() != 1 or not step.loss.requires_grad:
+            raise MisconfigurationException(
+                f"OptimizationStep(name={step.name!r}): the loss must be a tensor with one element and a graph, got "
+                f"{_describe_loss(step.loss)}; leave the step out of the list where there is nothing to train"
+            )
+    named = [(step.loss, slots[step.name]) for step in steps]
+    return [(loss if slot.window == 1 else loss / slot.window, slot) for loss, slot in named]
+
+
+_MISSING = object()
+
+
+def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
+    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; empty for None."""
+    if isinstance(output, torch.Tensor) and steps:  # asked first: nearly always so
+        return {"loss": steps[0][0].detach()}
+    if output is None:
+        return {}
+    if not steps:  # manual optimization
+        return output if isinstance(output, Mapping) else {"loss": output.detach()}
+    if steps[0][1].name is None:
+        loss = steps[0][0].detach()
+        return {**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss}
+    named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
+    return {"loss": torch.stack(list(named.values())).sum(), **named}
+
+
+def _wrong_plain_output(output: Any) -> str:
+    if isinstance(output, OptimizationStep) or (isinstance(output, (list, tuple)) and output):
+        return (
+            f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
+            f"`OptimizationStep` is for a configuration with named `optimizers`"
+        )
+    keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
+    return f"the training step must return a tensor, a dict with the key 'loss', or None; got {_describe(output)}{keys}"
+
+
+def _describe_loss(loss: Any) -> str:
+    if not isinstance(loss, torch.Tensor):
+        return f"{loss!r}"
+    return f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without a graph (detached?)'}"
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, (list, tuple)) and not isinstance(output, OptimizationStep):
+        return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
+    return f"{type(output).__name__}"
+
+
+# ---- clipping ------------------------------------------------------------------------------------------------------
+
+
+def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | None = "norm") -> torch.Tensor | None:
+    """Clip the gradients of an optimizer's parameters in place.
+
+    Args:
+        optimizer: Whose parameters.
+        value: The largest total norm, or the largest absolute value; None or 0 does nothing.
+        algorithm: ``norm`` or ``value``.
+
+    Returns:
+        The total norm before clipping, ``()``; None for ``value`` or where nothing is clipped.
+    """
+    if not value:
+        return None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if algorithm in (None, "norm"):
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
+    if algorithm == "value":
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return None
+    raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
+    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()
+
+
+def clip_slot(trainer: Trainer, slot: OptimizerSlot) -> float:
+    """Clip a slot's gradients before its step, by its own settings or by the trainer's.
+
+    Returns:
+        The norm before clipping as a number, where somebody wants it checked; 0.0 where nobody does.
+    """
+    module, optimizer, norm = trainer.lightning_module, slot.optimizer, None
+    value, algorithm = slot.gradient_clip_val, slot.gradient_clip_algorithm
+    if slot.name is None:
+        value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    check = trainer.check_grad_finite or trainer.precision.scaler is not None or (value and algorithm == "value")
+    if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None]))
+    if slot.name is None and trainer.clips_by_itself:
+        trainer.metrics.hook = "configure_gradient_clipping"
+        module.configure_gradient_clipping(optimizer, value, algorithm)
+    else:
+        clipped = clip_gradients(optimizer, value, algorithm)
+        norm = clipped if clipped is not None else norm
+    return 0.0 if norm is None else float(norm)  # a CPU-GPU sync point
+
+
+# ---- what `configure_optimizers` returned --------------------------------------------------------------------------
+
+
+def parse_optimizers(
+    returned: Any, owner: str, steps_by_hand: bool = False, steps_its_way: bool = False
+) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Read the seven documented shapes of `configure_optimizers`.
+
+    Args:
+        returned: What it returned.
+        owner: The module's class, for messages.
+        steps_by_hand: The module steps its schedulers itself (manual optimization): none needs a `monitor`.
+        steps_its_way: It overrides `lr_scheduler_step`: only `ReduceLROnPlateau` needs one.
+
+    Returns:
+        The optimizers, and the scheduler configurations (their `slot` is filled in later).
+
+    Raises:
+        MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
+    """
+    where = f"{owner}.configure_optimizers()"
+    if returned is None:
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, Mapping):
+        returned = [returned]
+    if not isinstance(returned, (list, tuple)):
+        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
+                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
+    if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
+        optimizers, schedulers = list(returned[0]), list(returned[1])
+    elif len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], Mapping):
+        optimizers, schedulers = list(returned[0]), [returned[1]]
+    elif all(isinstance(part, Mapping) for part in returned):
+        optimizers = [_entry(part, "optimizer", where) for part in returned]
+        schedulers = [part["lr_scheduler"] for part in returned if part.get("lr_scheduler") is not None]
+    else:
+        optimizers, schedulers = list(returned), []
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
+    return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
+
+
+def _entry(part: Mapping, key: str, where: str) -> Any:
+    if key not in part:
+        raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
+    return part[key]
+
+
+def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
+    """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
+    settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
+    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+    for key in settings:
+        if key not in known:
+            raise MisconfigurationException(f"{where}: unknown key {key!r} of lr_scheduler{nearest(key, known)}")
+    config = LRSchedulerConfig(**{"scheduler": _entry(settings, "scheduler", where), **settings})
+    if not hasattr(config.scheduler, "step"):
+        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
+    if config.interval not in ("step", "epoch"):
+        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
+    if config.frequency < 1:
+        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
+    plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
+    takes_metric = plateau or step_takes_metric(config.scheduler)
+    if config.monitor is None and (steps_by_hand or (steps_its_way and not plateau)):
+        takes_metric = False
+    if takes_metric and config.monitor is None:
+        raise MisconfigurationException(
+            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
+            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
+        )
+    if not takes_metric:
+        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
+    config.reduce_on_plateau = takes_metric
+    return config
+
+
+def step_takes_metric(scheduler: Any) -> bool:
+    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` demands a first argument.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    False
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return True
+    step = getattr(type(scheduler) if not isinstance(scheduler, type) else scheduler, "step", None)
+    if step is None:
+        return False
+    arguments = list(inspect.signature(step).parameters.values())[1:]
+    demanded = [a for a in arguments if a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
+    return bool(demanded)
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
+    return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
+
+
+def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot]) -> None:
+    """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order."""
+    by_optimizer = {id(slot.optimizer): slot for slot in slots}
+    for config in configs:
+        config.slot = by_optimizer.get(id(getattr(config.scheduler, "optimizer", None)))

@@ -1,0 +1,1 @@
+"""Settings in, four calls out: fit, validate, test, predict. Begin reading in `trainer.py`."""

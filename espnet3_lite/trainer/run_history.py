@@ -1,0 +1,322 @@
+"""What pytorch-accelerated's callbacks expect of a trainer: `run_history`, `run_config`, `gather` and a few more.
+
+Nothing of it runs, and nothing is recorded, until somebody asks: a `TrainerCallback` among the callbacks, or a look at
+``trainer.run_history``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.exceptions import nearest
+from espnet3_lite.optim.precision import map_tensors
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+class RunHistory:
+    """``trainer.run_history``: each metric's values, one an epoch, in order.
+
+    The trainer records ``train_loss_epoch`` and ``eval_loss_epoch`` (means over the epoch, weighted by batch size, over
+    all ranks) and every value that is logged for an epoch, as numbers: from the start where a `TrainerCallback` is
+    among the callbacks, else from the first look on. What `update_metric` is given can be monitored by any callback, as
+    a logged value can.
+
+    Attributes:
+        current_epoch: The epoch in work, from 1.
+
+    Example:
+        >>> history = RunHistory()
+        >>> history.update_metric("accuracy", 0.5)
+        >>> history.update_metric("accuracy", 0.75)
+        >>> history.get_latest_metric("accuracy"), history.get_metric_values("accuracy")
+        (0.75, [0.5, 0.75])
+    """
+
+    def __init__(self, trainer: Trainer = None):
+        self._trainer = trainer
+        self._values: dict[str, list[Any]] = {}
+        self.current_epoch = 1
+
+    def update_metric(self, metric_name: str, metric_value: Any) -> None:
+        """Add a value: a number, a tensor, or anything that you want to find again."""
+        self._values.setdefault(metric_name, []).append(metric_value)
+        if self._trainer is not None and _is_number(metric_value):
+            self._trainer.metrics.publish(metric_name, metric_value)
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value that was logged, and stands in ``trainer.callback_metrics`` already."""
+        self._values.setdefault(name, []).append(value)
+
+    def get_metric_names(self) -> set[str]:
+        """The names of all metrics that have a value."""
+        return set(self._values)
+
+    def get_metric_values(self, metric_name: str) -> list[Any]:
+        """All values of a metric, oldest first; none for a name that is not known."""
+        return list(self._values.get(metric_name, ()))
+
+    def items(self) -> Iterator[tuple[str, list[Any]]]:
+        """Name and values of each metric."""
+        return iter(self._values.items())
+
+    def get_latest_metric(self, metric_name: str) -> Any:
+        """The newest value.
+
+        Raises:
+            ValueError: the metric has none, with the nearest name that has.
+        """
+        if metric_name not in self._values:
+            raise ValueError(
+                f"No values have been recorded for the metric {metric_name}{nearest(metric_name, self._values)} "
+                f"(recorded: {', '.join(sorted(self._values)) or 'nothing'})"
+            )
+        return self._values[metric_name][-1]
+
+    def increment_epoch(self) -> None:
+        """The next epoch begins."""
+        self.current_epoch += 1
+
+    def reset(self) -> None:
+        """Forget all values; a fit that does not resume begins with this."""
+        self._values.clear()
+        self.current_epoch = 1
+
+
+class RunHistoryRecorder(Callback):
+    """Fills a `RunHistory`; added to the trainer's callbacks, ahead of all others, when somebody wants one.
+
+    Args:
+        history: What to fill.
+    """
+
+    place = -1  # every other callback finds the new values
+
+    def __init__(self, history: RunHistory):
+        self.history = history
+        self._versions: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers; other things that `update_metric` was given are not kept."""
+        return {"values": {name: [float(v) for v in values if _is_number(v)] for name, values in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.history.reset()
+        for name, values in state_dict["values"].items():
+            for value in values:
+                self.history.record(name, value)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A run that begins anew has no history."""
+        self._versions.clear()
+        if trainer.ckpt_path is None:
+            self.history.reset()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Epochs count from 1."""
+        self.history.current_epoch = trainer.current_epoch + 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The loss as the training step returned it: its share in an accumulation window is undone.
+
+        None where it returned none, which manual optimization allows.
+        """
+        if (loss := _loss_of(outputs)) is not None:
+            loss = loss * trainer.accumulate_grad_batches
+            pl_module.log("train_loss_epoch", loss, on_step=False, on_epoch=True, logger=False)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The evaluation's loss, where the step returned one."""
+        if (loss := _loss_of(outputs)) is not None:
+            pl_module.log("eval_loss_epoch", loss, on_step=False, on_epoch=True, logger=False)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """The training epoch's means."""
+        self._record(trainer.metrics, trainer.metrics.training)
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        """What the module's own `on_train_epoch_end` logged."""
+        self._record(trainer.metrics, trainer.metrics.training)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """The evaluation's means."""
+        if not trainer.sanity_checking:
+            self._record(trainer.metrics, trainer.metrics.evaluation)
+
+    on_test_end = on_validation_end
+
+    def _record(self, metrics: Any, entries: dict[Any, Any]) -> None:
+        """Every value that was logged for this epoch."""
+        for name in dict.fromkeys(entry.epoch_name for entry in entries.values() if entry.on_epoch):
+            version = metrics.versions.get(name)
+            if version is not None and version != self._versions.get(name):
+                self._versions[name] = version
+                self.history.record(name, float(metrics.callback[name]))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """``trainer.run_config``: how the run is set up, by pytorch-accelerated's names. Also ``run_config["name"]``.
+
+    Attributes:
+        num_epochs: ``max_epochs``.
+        train_per_device_batch_size: Of the training loader; None where it does not say.
+        eval_per_device_batch_size: Of the first validation loader; None where there is none.
+        gradient_accumulation_steps: ``accumulate_grad_batches``.
+        gradient_clip_value: ``gradient_clip_val``.
+        mixed_precision: ``precision``.
+        num_processes: Processes that train together.
+        is_distributed: More than one.
+        is_local_process_zero: This is its machine's first process.
+        is_world_process_zero: This is the first of all.
+    """
+
+    num_epochs: int
+    train_per_device_batch_size: int | None
+    eval_per_device_batch_size: int | None
+    gradient_accumulation_steps: int
+    gradient_clip_value: float | None
+    mixed_precision: str
+    num_processes: int
+    is_distributed: bool
+    is_local_process_zero: bool
+    is_world_process_zero: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return dataclasses.asdict(self)
+
+    def __getitem__(self, name: str) -> Any:
+        settings = self.to_dict()
+        if name not in settings:
+            raise KeyError(f"run_config has no {name!r}{nearest(name, settings)}")
+        return settings[name]
+
+
+class RunInformation:
+    """Mixed into the `Trainer`: pytorch-accelerated's part of its surface."""
+
+    _run_history: RunHistory | None = None
+    _module_training_step: Any = None
+
+    @property
+    def run_history(self) -> RunHistory:
+        """Each metric's values, one an epoch. Recording begins with the first look."""
+        return self.keep_history()
+
+    def keep_history(self) -> RunHistory:
+        """Record from now on, if that is not done already."""
+        if self._run_history is None:
+            self._run_history = RunHistory(self)
+            self.callback_handler.add_callback(RunHistoryRecorder(self._run_history))
+        return self._run_history
+
+    @property
+    def run_config(self) -> RunConfig:
+        """How the run is set up. In a fit it asks for the loaders."""
+        validation = self.evaluation_loops["val"]
+        if self.train_data.loader is None and self.state.fn == "fit":
+            self.train_data.setup()
+        if not validation.loaders and self.state.fn == "fit" and self._validates_in_fit():
+            validation.setup()
+        return RunConfig(
+            num_epochs=self.max_epochs,
+            train_per_device_batch_size=_batch_size(self.train_dataloader),
+            eval_per_device_batch_size=_batch_size(next(iter(validation.loaders), None)),
+            gradient_accumulation_steps=self.accumulate_grad_batches,
+            gradient_clip_value=self.gradient_clip_val,
+            mixed_precision=self.precision.name,
+            num_processes=self.world_size,
+            is_distributed=self.world_size > 1,
+            is_local_process_zero=self.local_rank == 0,
+            is_world_process_zero=self.is_global_zero,
+        )
+
+    def gather(self, tensor: Any) -> Any:
+        """All ranks' tensors, joined along the first dimension, in the order of ranks. Collective: all ranks call it.
+
+        Args:
+            tensor: ``(batch, ...)`` or ``()``; or nested dicts, lists and tuples of tensors.
+
+        Returns:
+            ``(all ranks' batches, ...)``, of a ``()`` tensor ``(ranks,)``; with one process `tensor` as it is.
+
+        Raises:
+            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may
+                differ by a batch. What every rank reaches is the evaluation's end.
+        """
+        if self.world_size == 1:
+            return tensor
+        return map_tensors(tensor, self._gather_one)
+
+    def _gather_one(self, tensor: torch.Tensor) -> torch.Tensor:
+        parts = self.strategy.gather_objects(tensor.detach().cpu())  # collective: the ranks' batches may differ in size
+        if not all(isinstance(part, torch.Tensor) for part in parts):
+            raise RuntimeError(
+                "trainer.gather was called on some ranks only. (Each sample is evaluated once, so one rank may have a "
+                "batch less than another.) Collect on each rank, and gather when the evaluation is over: in "
+                "on_eval_epoch_end"
+            )
+        return torch.cat([torch.atleast_1d(part) for part in parts]).to(tensor.device)
+
+    @property
+    def _accelerator(self) -> _Accelerator:
+        return _Accelerator(self)
+
+    def calculate_train_batch_loss(self, batch: Any) -> Any:
+        """The training step of a batch: an override point for trainers that move over from pytorch-accelerated.
+
+        Args:
+            batch: On its device.
+
+        Returns:
+            What the module's `training_step` returned; a plain tensor as ``{"loss": tensor}``.
+        """
+        output = self._module_training_step(batch, self.fit_loop.batches_done)
+        return {"loss": output} if isinstance(output, torch.Tensor) else output
+
+    def _with_override(self, training_step: Any) -> Any:
+        """The training step for the loop: by way of `calculate_train_batch_loss` where a subclass overrides it."""
+        if type(self).calculate_train_batch_loss is RunInformation.calculate_train_batch_loss:
+            return training_step
+        self._module_training_step = training_step
+        return lambda batch, batch_idx: self.calculate_train_batch_loss(batch)
+
+
+class _Accelerator:
+    """As much of Accelerate's object as callbacks use."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    def wait_for_everyone(self) -> None:
+        """Collective: all ranks call it."""
+        self._trainer.strategy.barrier()
+
+
+def _loss_of(outputs: Any) -> torch.Tensor | None:
+    """The loss among what a step returned, if it is one number."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def _batch_size(loader: Any) -> int | None:
+    return getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)

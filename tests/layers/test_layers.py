@@ -1,0 +1,244 @@
+"""Which way imports point, and how long files and functions may be: the rules that keep the house readable.
+
+Imports are read from the source with `ast`, those inside functions included; what stands under ``if TYPE_CHECKING`` is
+for readers and type checkers and counts for nothing. Names that are looked up in tables at run time (`compat`,
+``_target_``) are no imports.
+"""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from espnet3_lite import LiteModule, Trainer
+
+PACKAGE = Path(__file__).parents[2] / "espnet3_lite"
+
+#: The rooms from top to bottom; a folder is one room. A room imports from lines below its own, never from one above.
+COLUMN = (
+    ("__main__",),
+    ("cli",),
+    ("espnet", "accelerated"),
+    ("trainer",),
+    ("loops",),
+    ("callbacks", "loggers", "module"),
+    ("loaders", "optim", "metrics"),
+    ("distributed",),
+    ("checkpoint",),
+)
+#: What stands beside it: below `espnet` and `cli`, and knowing nothing of either.
+BESIDE = ("config",)
+#: Tables of names, which import when they are asked.
+TABLES = ("compat",)
+#: What everybody may use.
+GROUND = (
+    "checkpoint.atomic_files",
+    "distributed.rank",
+    "exceptions",
+    "lazy_names",
+    "seed",
+    "trainer.settings",
+    "trainer.states",
+    "version",
+)
+#: Arrows that still point up, to be turned one by one; none may be added.
+STILL_UP = {
+    ("checkpoint.run_state", "optim.lr_stepping"),
+    ("checkpoint.run_state", "optim.slots"),
+    ("checkpoint.sharded_writer", "optim.precision"),
+    ("distributed.multi", "loaders.rank_share"),
+    ("distributed.single", "optim.precision"),
+    ("module.lite_module", "loops.manual_optimization"),
+}
+MEETING_POINT = ("__main__", "cli", "espnet")
+
+AT_RUN_TIME = {"torch", "numpy", "yaml", "tqdm"}
+NEVER = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "accelerate"}
+
+MOST_LINES_IN_A_FILE = 400
+MOST_LINES_IN_THE_LOOP = 350
+MOST_LINES_IN_A_FUNCTION = 60
+MOST_LINES_IN_A_METHOD_OF_THE_LOOP = 120
+
+
+def module_name(path):
+    """``callbacks.base`` for ``espnet3_lite/callbacks/base.py``; a folder's ``__init__`` is the folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def room_of(name):
+    return name if name in GROUND else name.partition(".")[0]
+
+
+def imports_of(node, inside_function=False):
+    """Each import of a file as (full name, is it inside a function)."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, inside_function) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            home = "." * child.level + (child.module or "")
+            yield from ((f"{home}.{alias.name}", inside_function) for alias in child.names)
+        yield from imports_of(child, inside_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def ours_imported_by(name):
+    """The modules of the package that a module imports, each by its own name."""
+    found = set()
+    for full, _ in imports_of(TREES[name]):
+        assert not full.startswith("."), f"{name}: imports inside the package are written in full"
+        if full.split(".")[0] == "espnet3_lite":
+            inner = full.removeprefix("espnet3_lite").removeprefix(".")
+            while inner and inner not in SOURCES:
+                inner = inner.rpartition(".")[0]
+            found.add(inner or "__init__")
+    return found
+
+
+def test_every_file_has_its_place():
+    known = {room for line in (*COLUMN, BESIDE, TABLES, GROUND) for room in line} | {"__init__"}
+    rooms = {room_of(name) for name in SOURCES}
+    assert sorted(rooms - known) == [], "new rooms: give each a line in COLUMN or BESIDE, and one in the README"
+    assert sorted(known - rooms) == []
+
+
+def test_the_packages_root_holds_few_files():
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
+
+
+def arrows_up():
+    """Each import that points up, as (who, whom)."""
+    height = {room: index for index, line in enumerate(COLUMN) for room in line}
+    for name in SOURCES.keys() - {"__init__", *TABLES}:
+        here = room_of(name)
+        for target in ours_imported_by(name):
+            there = room_of(target)
+            if there in GROUND or (there == here and here not in GROUND):
+                continue
+            beside = there in BESIDE and here in MEETING_POINT
+            if not beside and (here in GROUND or height.get(there, -1) <= height.get(here, 99)):
+                yield name, target
+
+
+def test_imports_point_down():
+    assert sorted(set(arrows_up())) == sorted(STILL_UP)
+
+
+def test_no_import_goes_in_a_circle_not_even_a_late_one():
+    graph = {name: ours_imported_by(name) - {name} for name in SOURCES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+    assert (
+        order.index("exceptions")
+        < order.index("callbacks.base")
+        < order.index("trainer.trainer")
+        < order.index("cli.commands")
+    )
+
+
+def test_at_module_level_only_torch_numpy_yaml_and_tqdm_are_imported():
+    foreign = {}
+    for name, tree in TREES.items():
+        for full, late in imports_of(tree):
+            top = full.split(".")[0]
+            assert top not in NEVER, f"{name} imports {full}"
+            if not late and top not in sys.stdlib_module_names | AT_RUN_TIME | {"espnet3_lite"}:
+                foreign.setdefault(name, set()).add(full)
+    assert foreign == {}
+
+
+@pytest.mark.parametrize("folder", ["tests", "examples"])
+def test_nobody_imports_what_this_replaces(folder):
+    for path in (PACKAGE.parent / folder).rglob("*.py"):
+        if "golden" in path.parts:
+            continue  # scripts that record what the others did, run by hand where they are installed
+        for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+            assert full.split(".")[0] not in NEVER, f"{path} imports {full}"
+
+
+def test_every_module_says_what_it_is_for():
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in SOURCES.items()}
+    assert {name: count for name, count in lengths.items() if count > MOST_LINES_IN_A_FILE} == {}
+    assert lengths["loops.fit"] <= MOST_LINES_IN_THE_LOOP
+
+
+def body_length(function):
+    """Lines of a function without its signature and docstring, which are for callers."""
+    body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
+    return body[-1].end_lineno - body[0].lineno + 1
+
+
+def functions_of(tree):
+    """Every function as (class or "", node)."""
+    owners = {child: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield owners.get(node, ""), node
+
+
+def test_functions_are_short():
+    long = {}
+    for name, tree in TREES.items():
+        for owner, function in functions_of(tree):
+            limit = MOST_LINES_IN_A_METHOD_OF_THE_LOOP if owner == "FitLoop" else MOST_LINES_IN_A_FUNCTION
+            if body_length(function) > limit:
+                long[f"{name}:{owner}.{function.name}"] = body_length(function)
+    assert long == {}
+
+
+def test_the_package_is_light_to_import():
+    script = (
+        "import sys, torch; before = set(sys.modules); import espnet3_lite\n"
+        "print(*sorted({name for name in set(sys.modules) - before}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    ours = [name.removeprefix("espnet3_lite.") for name in loaded if name.startswith("espnet3_lite")]
+    assert ours == ["espnet3_lite", "lazy_names", "version"]
+    heavy = {"yaml", "tqdm", "tensorboard", "matplotlib", "sklearn", "rich", "pandas"}
+    assert heavy & {name.split(".")[0] for name in loaded} == set()
+
+
+def test_few_frames_lie_between_fit_and_the_optimizers_step():
+    stacks = []
+
+    class LookingUp(torch.optim.SGD):
+        def step(self, closure=None):
+            frame, ours = sys._getframe(1), []
+            while frame.f_code.co_name != "fit":
+                if PACKAGE in Path(frame.f_code.co_filename).parents:
+                    ours.append((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+                frame = frame.f_back
+            stacks.append(ours)
+            return super().step(closure)
+
+    class Module(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self):
+            return LookingUp(self.parameters(), lr=0.1)
+
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(Module(), [torch.ones(1, 2)] * 2)
+    (stack,) = set(map(tuple, stacks))
+    assert stack == (
+        ("fit.py", "train_epoch"), ("fit.py", "run"), ("trainer.py", "_run"),
+    )  # fmt: skip
+    assert len(stack) <= 4 and len({file for file, _ in stack}) <= 2

@@ -1,0 +1,169 @@
+"""`Metrics` by itself, where no comparison with Lightning reaches: dtypes, laziness, metric objects, resuming."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from espnet3_lite import LiteModule, Trainer
+from espnet3_lite.metrics.collector import Metrics, batch_size_of
+
+STRATEGY = SimpleNamespace(world_size=1, reduce=lambda value, how: value)
+ARGUMENTS = {
+    "prog_bar": False, "logger": True, "on_step": None, "on_epoch": None, "reduce_fx": "mean", "enable_graph": False,
+    "sync_dist": False, "add_dataloader_idx": True, "batch_size": None, "rank_zero_only": False,
+}  # fmt: skip
+
+
+def metrics_in(hook="training_step", batch=None):
+    metrics = Metrics(SimpleNamespace(strategy=STRATEGY, is_global_zero=True))
+    metrics.hook = hook
+    metrics.start_batch(torch.ones(2, 1) if batch is None else batch)
+    return metrics
+
+
+def log(metrics, name, value, **arguments):
+    metrics.log(name, value, **{**ARGUMENTS, **arguments})
+
+
+def test_the_mean_is_weighted_and_kept_in_float64():
+    metrics = metrics_in()
+    for size, value in ((2, 1.0), (6, 5.0)):
+        metrics.start_batch(torch.ones(size, 1))
+        log(metrics, "loss", torch.tensor(value), on_epoch=True)
+    assert metrics.training[("training_step", "loss", None)].total.dtype == torch.float64
+    logged = metrics.end_epoch(metrics.training)
+    assert logged == {"loss_epoch": torch.tensor(4.0)} and logged["loss_epoch"].dtype == torch.float32
+
+
+def test_a_million_small_values_are_summed_right():
+    metrics = metrics_in()
+    log(metrics, "loss", torch.tensor(1.0), on_epoch=True, on_step=False, batch_size=1)
+    entry = metrics.training[("training_step", "loss", None)]
+    for _ in range(3):
+        entry.update(torch.tensor(1e-8), 1)
+    entry.weight = 1
+    assert entry.total.item() == pytest.approx(1.00000003, abs=1e-12)
+
+
+def test_a_value_that_was_logged_holds_no_graph_unless_wanted():
+    value = torch.ones((), requires_grad=True) * 2
+    metrics = metrics_in()
+    log(metrics, "plain", value)
+    log(metrics, "graph", value, enable_graph=True)
+    assert not metrics.callback["plain"].requires_grad and metrics.callback["graph"].requires_grad
+
+
+def test_versions_count_how_often_a_metric_was_published():
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0)
+    assert metrics.versions == {}  # nobody looked
+    assert metrics.callback["loss"] == 1.0
+    assert metrics.versions == {"loss": 1} and metrics.callback["loss"] == 1.0 and metrics.versions == {"loss": 1}
+
+
+def test_a_discarded_batch_leaves_what_was_there():
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0, on_epoch=True)
+    metrics.start_batch(torch.ones(2, 1))
+    log(metrics, "loss", 9.0, on_epoch=True)
+    metrics.discard_batch()
+    assert metrics.callback["loss_step"] == 1.0
+    assert metrics.end_epoch(metrics.training)["loss_epoch"] == 1.0
+
+
+class Accuracy:
+    """A metric object, as libraries of them make it."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.right, self.total = 0, 0
+
+    def add(self, right, total):
+        self.right, self.total = self.right + right, self.total + total
+
+    def compute(self):
+        return torch.tensor(self.right / self.total)
+
+
+def test_a_metric_object_is_computed_and_reset_at_the_epochs_end():
+    metrics, accuracy = metrics_in("validation_step"), Accuracy()
+    metrics.start_evaluation()
+    for right, total in ((1, 2), (3, 6)):
+        accuracy.add(right, total)
+        log(metrics, "acc", accuracy)
+    assert metrics.end_epoch(metrics.evaluation)["acc"] == 0.5
+    assert metrics.callback["acc"] == 0.5 and accuracy.compute() == 0.5  # the epoch's last hooks may look at it
+    assert metrics.end_epoch(metrics.evaluation, over=True) == {}, "what belongs to no loader: not this one once more"
+    assert metrics.callback["acc"] == 0.5 and (accuracy.right, accuracy.total) == (0, 0)
+
+
+def test_a_metric_object_that_two_loaders_share_begins_anew_with_the_second():
+    metrics, accuracy = metrics_in("validation_step"), Accuracy()
+    metrics.start_evaluation()
+    for metrics.dataloader_idx, right in enumerate((1, 3)):
+        accuracy.add(right, 4)
+        log(metrics, "acc", accuracy)
+        assert metrics.end_epoch(metrics.evaluation)[f"acc/dataloader_idx_{metrics.dataloader_idx}"] == right / 4
+
+
+def test_a_validations_last_hook_sees_what_a_metric_object_computes():
+    """Lightning resets such objects after it, too; each validation begins anew."""
+    seen = []
+
+    class Module(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.accuracy = torch.nn.Linear(1, 1), Accuracy()
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def validation_step(self, batch, batch_idx):
+            self.accuracy.add(batch_idx, 2)
+            self.log("accuracy", self.accuracy)
+
+        def on_validation_epoch_end(self):
+            seen.append(float(self.accuracy.compute()))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.ones(3, 1))
+    trainer.fit(Module(), loader, loader)
+    assert seen == [0.5, 0.5] and trainer.callback_metrics["accuracy"] == 0.5
+
+
+def test_sums_go_on_from_a_saved_state():
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0, on_epoch=True)
+    log(metrics, "most", 4.0, on_epoch=True, reduce_fx="max")
+    resumed = metrics_in()
+    state = metrics.state_dict()
+    resumed.load_published(state)
+    resumed.load_epoch(state)
+    for name, value, how in (("loss", 3.0, "mean"), ("most", 2.0, "max")):
+        log(resumed, name, value, on_epoch=True, reduce_fx=how)
+    logged = resumed.end_epoch(resumed.training)
+    assert logged == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(4.0)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.zeros(3, 2), 3),
+        (torch.tensor(1.0), 1),
+        ([torch.zeros(4), torch.zeros(2)], 4),
+        (("a", {"x": ["b", torch.zeros(5, 1)]}), 5),
+        ({"n": 3, "s": "text"}, 1),
+        (None, 1),
+    ],
+)
+def test_batch_sizes(batch, size):
+    assert batch_size_of(batch) == size

@@ -1,0 +1,196 @@
+"""What README.md shows is run, or at least read. (The lessons' pages: `tests/examples`.)
+
+A comment on the line before a fenced block of ``bash`` or ``python`` says what becomes of it:
+
+- ``<!-- run: quick -->``: it runs in this file's quick tests; ``<!-- run: slow -->``: in its slow ones;
+- ``<!-- run: no (reason) -->``: it does not run.
+
+The Python blocks run in their order in one namespace, in an empty folder. Of a ``bash`` block the commands
+``espnet3-lite ...``, ``torchrun ... -m espnet3_lite ...`` and ``python -m espnet3_lite ...`` run from the repository's
+root, with everything below ``exp/`` in an empty folder instead; ``pip install`` is read and not run; any other command
+needs ``run: no``. Those that do not run must at least be commands that the command line's parser takes. ``yaml`` blocks
+must be YAML that our reader takes. Blocks of other kinds are output; ``<!-- hooks -->`` stands before the hooks' list.
+"""
+
+import ast
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from espnet3_lite import load_config
+from espnet3_lite.callbacks.base import HOOKS
+from espnet3_lite.cli.commands import _parse
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "README.md"
+BLOCK = re.compile(r"^(?P<fence>```+)(?P<kind>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!-- (.*) -->\n\n?\Z")
+#: How long a run may take, in seconds: a bound for a hang, not a measure of speed.
+PATIENCE = 1200
+
+
+class Block(NamedTuple):
+    line: int
+    kind: str
+    text: str
+    mark: str
+
+
+def blocks_of(text):
+    for match in BLOCK.finditer(text):
+        before = COMMENT.search(text[: match.start()])
+        yield Block(
+            line=text.count("\n", 0, match.start()) + 1,
+            kind=match["kind"],
+            text=match["text"],
+            mark=before[1] if before else "",
+        )
+
+
+BLOCKS = list(blocks_of(PAGE.read_text(encoding="utf-8")))
+
+
+def blocks(kind, mark=""):
+    """Those of a kind whose mark begins so."""
+    return [block for block in BLOCKS if block.kind == kind and block.mark.startswith(mark)]
+
+
+def named(cases):
+    return [pytest.param(case, id=f"line {case.line}") for case in cases]
+
+
+def commands_of(block):
+    """The single commands of a block as lists of words: lines, continued by a backslash, joined by ``&&``."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
+
+
+def arguments_of(command):
+    """What our command line gets from a command; None for another program's."""
+    for start in (["espnet3-lite"], ["python", "-m", "espnet3_lite"]):
+        if command[: len(start)] == start:
+            return command[len(start) :]
+    if command[0] == "torchrun" and "espnet3_lite" in command:
+        return command[command.index("espnet3_lite") + 1 :]
+    return None
+
+
+# ---- read ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", named([*blocks("bash"), *blocks("python")]))
+def test_each_block_says_whether_it_runs(block):
+    assert re.fullmatch(r"run: (quick|slow|no \(.+\))", block.mark), (
+        f"README.md:{block.line}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
+    )
+
+
+@pytest.mark.parametrize("block", named(blocks("python")))
+def test_python_can_be_compiled(block):
+    ast.parse(block.text)
+
+
+def test_yaml_can_be_read(tmp_path):
+    for block in blocks("yaml"):
+        (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
+        assert len(load_config(tmp_path / "block.yaml")) > 0, f"README.md:{block.line}"
+
+
+@pytest.mark.parametrize("block", named(blocks("bash")))
+def test_our_commands_are_such_that_the_parser_takes_them(block):
+    for command in commands_of(block):
+        arguments = arguments_of(command)
+        if arguments is not None:
+            _parse(arguments)
+            missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).exists()]
+            assert missing == []
+
+
+@pytest.mark.parametrize("block", named(blocks("bash")))
+def test_the_extras_that_pip_installs_exist(block):
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    for command in commands_of(block):
+        for names in re.findall(r"\[([\w,]+)\]", " ".join(command)) if "pip" in command else ():
+            assert set(names.split(",")) <= set(extras["options.extras_require"])
+
+
+def test_the_list_of_the_hooks_is_the_one_in_the_code():
+    (block,) = blocks("", "hooks")
+    lines = [line for line in block.text.splitlines() if line.strip()]
+    assert lines.index("at any moment:") == lines.index("teardown") + 1  # as `espnet3-lite hooks` prints it
+    assert tuple(line.split()[0] for line in lines if line != "at any moment:") == HOOKS
+
+
+def test_the_map_names_every_room_and_no_other():
+    (block,) = [block for block in BLOCKS if block.text.startswith("espnet3_lite/\n")]
+    on_disk = {path.name for path in (ROOT / "espnet3_lite").glob("*.py")} - {"__init__.py"}
+    on_disk |= {f"{path.parent.name}/" for path in (ROOT / "espnet3_lite").glob("*/__init__.py")}
+    rooms = block.text.splitlines()[1:]
+    on_the_map = {name for line in rooms for name in re.findall(r"\b\w+\.py\b|^ +\w+/", line)}
+    on_the_map = {name.strip() for name in on_the_map} - {"base.py", "handler.py", "fit.py"}  # parts of a room
+    assert on_the_map == on_disk
+
+
+def test_links_lead_somewhere():
+    for path in [PAGE, *ROOT.glob("examples/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+# ---- run -----------------------------------------------------------------------------------------------------------
+
+
+def run_python(chosen, folder):
+    """Python blocks, in one namespace."""
+    script = folder / "blocks.py"
+    script.write_text("\n\n".join(f"# README.md:{block.line}\n{block.text}" for block in chosen), encoding="utf-8")
+    finished = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert finished.returncode == 0, finished.stderr
+
+
+def run_bash(block, folder):
+    """The commands of a block, with `folder` standing for ``exp/``."""
+    for command in commands_of(block):
+        arguments = arguments_of(command)
+        if command[:2] == ["pip", "install"]:
+            continue
+        assert arguments is not None, f"README.md:{block.line}: {command[0]} needs <!-- run: no (reason) -->"
+        arguments = [re.sub(r"^exp/", f"{folder}/", word) for word in arguments]
+        configs = [word for word in arguments if word.endswith(".yaml")]
+        if configs and not any(word.startswith("exp_dir=") for word in arguments):
+            arguments.append(f"exp_dir={re.sub(r'^exp(/|$)', f'{folder}/', load_config(*configs).exp_dir)}")
+        launcher = (
+            ["-m", "torch.distributed.run", *command[1 : command.index("-m")]] if command[0] == "torchrun" else []
+        )
+        words = [sys.executable, *launcher, "-m", "espnet3_lite", *arguments]
+        finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert finished.returncode == 0, f"{words}\n{finished.stdout}\n{finished.stderr}"
+
+
+def test_quick_blocks_run(tmp_path):
+    quick = blocks("python", "run: quick")
+    assert len(quick) >= 3
+    run_python(quick, tmp_path)
+    for block in blocks("bash", "run: quick"):
+        run_bash(block, tmp_path)
+
+
+@pytest.mark.slow
+def test_slow_blocks_run(tmp_path):
+    if blocks("python", "run: slow"):
+        run_python([block for block in blocks("python") if not block.mark.startswith("run: no")], tmp_path)
+    slow = blocks("bash", "run: slow")
+    assert slow, "the page's first command"
+    for block in slow:
+        run_bash(block, tmp_path)
