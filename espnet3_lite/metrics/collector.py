@@ -1,7 +1,6 @@
 """Logged values: what `self.log` was given, kept on the device, and what becomes of it at a step and at an epoch's end.
 
-Nothing here reads a value from the device; whoever looks at ``callback_metrics`` does. Loggers and progress bars are
-fed by the loop.
+Nothing here reads a value from the device; whoever looks at ``callback_metrics`` does. The loop feeds loggers and bars.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ class Metrics:
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
         self.hook: str | None = None
         self.dataloader_idx: int | None = None
-        #: The batch in work, None between an epoch's last and the next one's first; its size is found when a mean
-        #: needs it.
+        #: The batch in work, or None between two epochs. Its size is found when a mean needs it.
         self.batch: Any = None
         self._batch_size: int | None = None
         self.training: dict[tuple, LoggedValue] = {}
