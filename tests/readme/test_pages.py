@@ -1,19 +1,21 @@
-"""What README.md shows is run, or at least read. (The lessons' pages: `tests/examples`.)
+"""What README.md and the pages of docs/ show is run, or at least read. (The lessons' pages: `tests/examples`.)
 
 A comment on the line before a fenced block of ``bash`` or ``python`` says what becomes of it:
 
 - ``<!-- run: quick -->``: it runs in this file's quick tests; ``<!-- run: slow -->``: in its slow ones;
 - ``<!-- run: no (reason) -->``: it does not run.
 
-The Python blocks run in their order in one namespace, in an empty folder. Of a ``bash`` block the commands
-``espnet3-lite ...``, ``torchrun ... -m espnet3_lite ...`` and ``python -m espnet3_lite ...`` run from the repository's
-root, with everything below ``exp/`` in an empty folder instead; ``pip install`` is read and not run; any other command
-needs ``run: no``. Those that do not run must at least be commands that the command line's parser takes. ``yaml`` blocks
-must be YAML that our reader takes. Blocks of other kinds are output; ``<!-- hooks -->`` stands before the hooks' list.
+A page's commands run first, then its Python blocks in one namespace, in an empty folder. The commands that run
+are ``espnet3-lite ...``, ``torchrun ... -m espnet3_lite ...`` and ``python -m espnet3_lite ...``, from the
+repository's root, with everything below ``exp/`` in the empty folder instead. ``pip install`` is read and not
+run; any other command needs ``run: no``. Those that do not run must at least be commands that the command
+line's parser takes. ``yaml`` blocks must be YAML that our reader takes. Blocks of other kinds are output;
+``<!-- hooks -->`` stands before the hooks' list.
 """
 
 import ast
 import configparser
+import os
 import re
 import shlex
 import subprocess
@@ -26,9 +28,11 @@ import pytest
 from espnet3_lite import load_config
 from espnet3_lite.callbacks.base import HOOKS
 from espnet3_lite.cli.commands import _parse
+from espnet3_lite.config.yaml_text import read_yaml
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "README.md"
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<fence>```+)(?P<kind>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!-- (.*) -->\n\n?\Z")
 #: How long a run may take, in seconds: a bound for a hang, not a measure of speed.
@@ -36,16 +40,23 @@ PATIENCE = 1200
 
 
 class Block(NamedTuple):
+    page: Path
     line: int
     kind: str
     text: str
     mark: str
 
+    @property
+    def place(self):
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
-def blocks_of(text):
+
+def blocks_of(page):
+    text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         before = COMMENT.search(text[: match.start()])
         yield Block(
+            page=page,
             line=text.count("\n", 0, match.start()) + 1,
             kind=match["kind"],
             text=match["text"],
@@ -53,16 +64,16 @@ def blocks_of(text):
         )
 
 
-BLOCKS = list(blocks_of(PAGE.read_text(encoding="utf-8")))
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
-def blocks(kind, mark=""):
-    """Those of a kind whose mark begins so."""
-    return [block for block in BLOCKS if block.kind == kind and block.mark.startswith(mark)]
+def blocks(*kinds, mark="", page=None):
+    """Those of some kinds whose mark begins so."""
+    return [b for b in BLOCKS if b.kind in kinds and b.mark.startswith(mark) and page in (None, b.page)]
 
 
 def named(cases):
-    return [pytest.param(case, id=f"line {case.line}") for case in cases]
+    return [pytest.param(case, id=case.place) for case in cases]
 
 
 def commands_of(block):
@@ -88,10 +99,10 @@ def arguments_of(command):
 # ---- read ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", named([*blocks("bash"), *blocks("python")]))
+@pytest.mark.parametrize("block", named(blocks("bash", "python")))
 def test_each_block_says_whether_it_runs(block):
     assert re.fullmatch(r"run: (quick|slow|no \(.+\))", block.mark), (
-        f"README.md:{block.line}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
+        f"{block.place}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
     )
 
 
@@ -100,10 +111,9 @@ def test_python_can_be_compiled(block):
     ast.parse(block.text)
 
 
-def test_yaml_can_be_read(tmp_path):
-    for block in blocks("yaml"):
-        (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
-        assert len(load_config(tmp_path / "block.yaml")) > 0, f"README.md:{block.line}"
+@pytest.mark.parametrize("block", named(blocks("yaml")))
+def test_yaml_can_be_read(block):
+    assert len(read_yaml(block.text, block.place)[0]) > 0
 
 
 @pytest.mark.parametrize("block", named(blocks("bash")))
@@ -126,7 +136,7 @@ def test_the_extras_that_pip_installs_exist(block):
 
 
 def test_the_list_of_the_hooks_is_the_one_in_the_code():
-    (block,) = blocks("", "hooks")
+    (block,) = blocks("", mark="hooks")
     lines = [line for line in block.text.splitlines() if line.strip()]
     assert lines.index("at any moment:") == lines.index("teardown") + 1  # as `espnet3-lite hooks` prints it
     assert tuple(line.split()[0] for line in lines if line != "at any moment:") == HOOKS
@@ -143,33 +153,45 @@ def test_the_map_names_every_room_and_no_other():
 
 
 def test_links_lead_somewhere():
-    for path in [PAGE, *ROOT.glob("examples/*/*.md")]:
+    for path in [*PAGES, *ROOT.glob("examples/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+def test_the_readme_is_one_screen():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 100
+
+
+def test_every_page_is_in_the_navigation():
+    named_there = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert named_there == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page != README}
 
 
 # ---- run -----------------------------------------------------------------------------------------------------------
 
 
 def run_python(chosen, folder):
-    """Python blocks, in one namespace."""
+    """Python blocks, in one namespace, from a folder of their own."""
     script = folder / "blocks.py"
-    script.write_text("\n\n".join(f"# README.md:{block.line}\n{block.text}" for block in chosen), encoding="utf-8")
-    finished = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    script.write_text("\n\n".join(f"# {block.place}\n{block.text}" for block in chosen), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # a page may import from examples/
+    finished = subprocess.run(
+        [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert finished.returncode == 0, finished.stderr
 
 
 def run_bash(block, folder):
-    """The commands of a block, with `folder` standing for ``exp/``."""
+    """The commands of a block, with `folder`/exp standing for ``exp/``."""
     for command in commands_of(block):
         arguments = arguments_of(command)
         if command[:2] == ["pip", "install"]:
             continue
-        assert arguments is not None, f"README.md:{block.line}: {command[0]} needs <!-- run: no (reason) -->"
-        arguments = [re.sub(r"^exp/", f"{folder}/", word) for word in arguments]
+        assert arguments is not None, f"{block.place}: {command[0]} needs <!-- run: no (reason) -->"
+        arguments = [re.sub(r"(^|=)exp/", rf"\1{folder}/exp/", word) for word in arguments]
         configs = [word for word in arguments if word.endswith(".yaml")]
         if configs and not any(word.startswith("exp_dir=") for word in arguments):
-            arguments.append(f"exp_dir={re.sub(r'^exp(/|$)', f'{folder}/', load_config(*configs).exp_dir)}")
+            arguments.append(f"exp_dir={folder}/{load_config(*configs).exp_dir}")
         launcher = (
             ["-m", "torch.distributed.run", *command[1 : command.index("-m")]] if command[0] == "torchrun" else []
         )
@@ -178,19 +200,25 @@ def run_bash(block, folder):
         assert finished.returncode == 0, f"{words}\n{finished.stdout}\n{finished.stderr}"
 
 
-def test_quick_blocks_run(tmp_path):
-    quick = blocks("python", "run: quick")
-    assert len(quick) >= 3
-    run_python(quick, tmp_path)
-    for block in blocks("bash", "run: quick"):
-        run_bash(block, tmp_path)
+def run_page(page, folder, speeds):
+    """A page's blocks, in their order; returns how many ran."""
+    chosen = [b for b in blocks("bash", "python", page=page) if b.mark in [f"run: {speed}" for speed in speeds]]
+    waiting = []
+    for block in chosen:
+        if block.kind == "bash":
+            run_bash(block, folder)
+        else:
+            waiting.append(block)
+    if waiting:
+        run_python(waiting, folder)
+    return len(chosen)
+
+
+def test_the_readme_s_quick_blocks_run(tmp_path):
+    assert run_page(README, tmp_path, ["quick"]) >= 1
 
 
 @pytest.mark.slow
-def test_slow_blocks_run(tmp_path):
-    if blocks("python", "run: slow"):
-        run_python([block for block in blocks("python") if not block.mark.startswith("run: no")], tmp_path)
-    slow = blocks("bash", "run: slow")
-    assert slow, "the page's first command"
-    for block in slow:
-        run_bash(block, tmp_path)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_page_runs(page, tmp_path):
+    run_page(page, tmp_path, ["quick", "slow"])
