@@ -7,15 +7,19 @@ Here: `check_config`, and the checks of single keys against the tables in `field
 import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.config.container import Config, ConfigList
-from espnet3_lite.config.fields import CLOSED, FIELDS, INSTEAD, MORE_KEYS, REFUSED, TRAINER_ARGUMENTS, Kind
+from espnet3_lite.config.fields import CLOSED, FIELDS, MORE_KEYS, REFUSED
 from espnet3_lite.config.interpolation import InterpolationError, is_interpolated
 from espnet3_lite.config.loader_rules import LOADER_RULES
 from espnet3_lite.config.rules import RULES, UNRESOLVED, is_resolved
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.trainer.settings import Kind
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 _TOP_LEVEL = frozenset(path.partition(".")[0] for path in FIELDS)
 
@@ -57,14 +61,10 @@ class Report:
         if error not in self.errors:
             self.errors.append(error)
 
-    def check_value(self, path: KeyPath, value: Any, kind: Kind, instead: Iterable[tuple[str, str]] = ()) -> None:
+    def check_value(self, path: KeyPath, value: Any, kind: Kind) -> None:
         """Note a value that is not of its kind; one that could not be resolved is a mistake already."""
-        if not is_resolved(value) or kind.accepts(value):
-            return
-        hint = next((hint for word, hint in instead if word in str(value).lower()), "")
-        if isinstance(value, str) and not hint:
-            hint = nearest(value, re.findall(r"'([^']+)'", kind.words))
-        self.add(path, f"{value!r} is not {kind.words}{hint}")
+        if is_resolved(value) and (problem := kind.problem(value)):
+            self.add(path, problem)
 
     def check_known(self, path: KeyPath, value: Any, known: Collection[str]) -> None:
         """Note a key, with its value, that is not among the known ones."""
@@ -94,7 +94,7 @@ def _without_null(value: Any) -> Any:
     return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
-def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_ARGUMENTS, module: Any = None) -> None:
+def check_config(config: Mapping[str, Any], module: "Module | None" = None) -> None:
     """Check a training configuration as ESPnet3 has it, and report every mistake in one error.
 
     Checked are types and allowed values, names (unknown keys of ``trainer``, ``optimizers.<name>``,
@@ -104,7 +104,6 @@ def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_A
 
     Args:
         config: A `Config` (errors then give file and line) or a mapping.
-        trainer_arguments: The names that ``trainer`` may hold besides those of `fields.FIELDS`.
         module: The model, where it is already built: ``model`` may then be absent, and the parameters that
             each of several optimizers selects are checked too.
 
@@ -121,7 +120,7 @@ def check_config(config: Mapping, trainer_arguments: Collection[str] = TRAINER_A
     report = Report(config if isinstance(config, Config) else Config.create(config))
     _check_top_level(report)
     _check_values(report)
-    _check_names(report, trainer_arguments)
+    _check_names(report)
     for rule in (*RULES, *LOADER_RULES):
         rule(report, module)
     if report.errors:
@@ -140,15 +139,15 @@ def _matches(settings: Any, pattern: list[str], path: KeyPath = ()) -> Iterable[
 def _check_values(report: Report) -> None:
     for pattern, kind in FIELDS.items():
         for path, value in _matches(report.settings, pattern.split(".")):
-            report.check_value(path, value, kind, INSTEAD.get(pattern, ()))
+            report.check_value(path, value, kind)
 
 
-def _check_names(report: Report, trainer_arguments: Collection[str]) -> None:
+def _check_names(report: Report) -> None:
     for pattern in CLOSED:
         known = {
             path.removeprefix(pattern + ".").partition(".")[0] for path in FIELDS if path.startswith(pattern + ".")
         }
-        known.update(MORE_KEYS.get(pattern, ()), trainer_arguments if pattern == "trainer" else ())
+        known.update(MORE_KEYS.get(pattern, ()))
         for path, mapping in _matches(report.settings, pattern.split(".")):
             for key, value in mapping.items() if isinstance(mapping, dict) else ():
                 instead = REFUSED.get(f"{pattern}.{key}")

@@ -11,10 +11,11 @@ from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.trainer.run_history import RunInformation
+from espnet3_lite.trainer.settings import Settings
 from espnet3_lite.trainer.states import RunningStage
 
 
-class TrainerProperties(RunInformation):
+class TrainerProperties(Settings, RunInformation):
     """The public state of a `Trainer`; mixed into it."""
 
     # ---- where we are ----------------------------------------------------------------------------------------------

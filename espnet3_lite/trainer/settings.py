@@ -1,143 +1,354 @@
-"""What `Trainer` accepts: each argument checked, with a message that says what would do. No behaviour."""
+"""What `Trainer` accepts: the one table of its arguments, each with its default, its rule and its meaning.
+
+From it come the constructor's checks and what ``None`` stands for, the documentation of `Trainer`'s arguments, the
+types of the attributes of the same names, and the check of ``trainer:`` in a configuration file. So this file imports
+no torch. What several settings imply together is here too; what is built from them is in `defaults.py`.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-STRATEGIES = ("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true")
+if TYPE_CHECKING:
+    from espnet3_lite.callbacks.base import Callback
+    from espnet3_lite.distributed.single import Strategy
+    from espnet3_lite.loggers.base import Logger
+    from espnet3_lite.optim.precision import Precision
+
+# ---- what a value may be -------------------------------------------------------------------------------------------
 
 
-def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
-    """Raise a `TypeError` that names the nearest argument, as for any misspelt keyword."""
-    if unknown:
-        name = next(iter(unknown))
-        raise TypeError(f"Trainer() got an unexpected argument {name!r}{nearest(name, known)}. Known are: {known}")
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """Check every argument of `Trainer` on its own; all errors in one message.
-
-    Raises:
-        MisconfigurationException: naming each argument, its value and what is allowed.
-    """
-    errors = [message for name, rule in _RULES.items() if (message := rule(name, settings[name]))]
-    given = settings["val_check_interval"]
-    if settings["check_val_every_n_epoch"] is None and isinstance(given, float) and given != 1.0:
-        errors.append(
-            "`val_check_interval` should be an integer when `check_val_every_n_epoch=None`, "
-            f"found {settings['val_check_interval']!r}"
-        )
-    if settings["fast_dev_run"] is not False and isinstance(settings["fast_dev_run"], (bool, int)):
-        if settings["fast_dev_run"] < 0:
-            errors.append(f"fast_dev_run={settings['fast_dev_run']!r} must be True, False or a number of batches")
-    if errors:
-        raise MisconfigurationException("\n".join(f"Trainer: {error}" for error in errors))
-
-
-def _fraction_or_count(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-        return f"{name}={value!r} must be a number of batches (int) or a fraction from 0.0 to 1.0"
-    if isinstance(value, float) and value > 1.0:
-        return f"{name}={value!r}: a float is a fraction from 0.0 to 1.0; for batches give an int ({int(value)})"
+def _no_hint(value: Any) -> str:
     return ""
 
 
-def _interval(name: str, value: Any) -> str:
-    if value == 0 and not isinstance(value, bool):
-        return f"{name}={value!r} must be positive; to leave validation out set limit_val_batches=0"
-    return _fraction_or_count(name, value)
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be: in words, as a test, and what to use instead of a value that is often tried."""
 
+    words: str
+    accepts: Callable[[Any], bool]
+    hint: Callable[[Any], str] = _no_hint
 
-def _whole(low: int, none: bool = True, extra: str = "") -> Any:
-    def rule(name: str, value: Any) -> str:
-        if value is None and none:
+    def __or__(self, other: Kind) -> Kind:
+        return Kind(
+            f"{self.words} or {other.words}",
+            lambda value: self.accepts(value) or other.accepts(value),
+            lambda value: self.hint(value) or other.hint(value),
+        )
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value and what would do; empty where nothing is wrong.
+
+        >>> one_of("norm", "value").problem("nrom")
+        "'nrom' is not 'norm' or 'value'; did you mean 'norm'?"
+        """
+        if self.accepts(value):
             return ""
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            return f"{name}={value!r} must be a whole number, at least {low}{extra}{' (or None)' if none else ''}"
-        return ""
-
-    return rule
-
-
-def _one_of(*allowed: Any) -> Any:
-    def rule(name: str, value: Any) -> str:
-        if value in allowed:
-            return ""
-        shown = ", ".join(map(repr, allowed))
-        return f"{name}={value!r} must be one of {shown}{nearest(str(value), [str(a) for a in allowed])}"
-
-    return rule
+        hint = self.hint(value)
+        if isinstance(value, str) and not hint:
+            hint = nearest(value, re.findall(r"'([^']+)'", self.words))
+        return f"{value!r} is not {self.words}{hint}"
 
 
-def _flag(name: str, value: Any) -> str:
-    return "" if value is None or isinstance(value, bool) else f"{name}={value!r} must be True or False"
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _clip(name: str, value: Any) -> str:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0):
-        return ""
-    return f"{name}={value!r} must be a number, at least 0 (or None for no clipping)"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _strategy(name: str, value: Any) -> str:
-    if isinstance(value, str) and "deepspeed" in value.lower():
-        return f"{name}={value!r} is not supported; use strategy='fsdp' (torch's FSDP2) for sharded training"
-    if value == "ddp_find_unused_parameters_false":
-        return f"{name}={value!r} is not supported; use 'ddp', which looks for no unused parameters"
-    return _one_of(*STRATEGIES)(name, value)
+def whole(minimum: int, meaning: str = "") -> Kind:
+    """A whole number that is not smaller; `meaning` says what the smallest one stands for."""
+    words = f"a whole number of at least {minimum}" + (f" ({minimum}: {meaning})" if meaning else "")
+    return Kind(words, lambda value: _is_whole(value) and value >= minimum)
 
 
-def _devices(name: str, value: Any) -> str:
-    if value in ("auto", -1, "-1") or isinstance(value, list):
-        return ""
-    good = isinstance(value, (int, str)) and not isinstance(value, bool) and str(value).isdigit() and int(value) > 0
-    return "" if good else f"{name}={value!r} must be a number of devices per machine, a list of indices, or 'auto'"
+def number(minimum: float) -> Kind:
+    """A number, whole or not, that is not smaller."""
+    return Kind(f"a number of at least {minimum}", lambda value: _is_number(value) and value >= minimum)
 
 
-def _unsupported(name: str, value: Any) -> str:
-    return "" if value in (None, [], ()) else f"{name}={value!r} is not supported; leave it out (None)"
+def one_of(*values: Any, hint: Callable[[Any], str] = _no_hint) -> Kind:
+    """One of these values, of the same type: 1 is not true."""
+    words = " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
+    return Kind(words, lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values), hint)
 
 
-_RULES = {
-    "accelerator": _one_of(*ACCELERATORS),
-    "strategy": _strategy,
-    "devices": _devices,
-    "num_nodes": _whole(1, none=False),
-    "max_epochs": _whole(-1, extra=" (-1: no limit)"),
-    "min_epochs": _whole(0),
-    "max_steps": _whole(-1, none=False, extra=" (-1: no limit)"),
-    "min_steps": _whole(0),
-    "limit_train_batches": _fraction_or_count,
-    "limit_val_batches": _fraction_or_count,
-    "limit_test_batches": _fraction_or_count,
-    "limit_predict_batches": _fraction_or_count,
-    "overfit_batches": _fraction_or_count,
-    "val_check_interval": _interval,
-    "check_val_every_n_epoch": _whole(1),
-    "num_sanity_val_steps": _whole(-1, none=False, extra=" (-1: all batches)"),
-    "log_every_n_steps": _whole(0, none=False, extra=" (0: never)"),
-    "accumulate_grad_batches": _whole(1, none=False),
-    "gradient_clip_val": _clip,
-    "gradient_clip_algorithm": _one_of(None, "norm", "value"),
-    "reload_dataloaders_every_n_epochs": _whole(0, none=False, extra=" (0: never)"),
-    "deterministic": _one_of(None, True, False, "warn"),
-    "benchmark": _flag,
-    "inference_mode": _flag,
-    "use_distributed_sampler": _flag,
-    "detect_anomaly": _flag,
-    "enable_checkpointing": _flag,
-    "enable_progress_bar": _flag,
-    "enable_model_summary": _flag,
-    "check_grad_finite": _flag,
-    "async_save": _flag,
-    "auto_resume": _flag,
-    "profiler": _unsupported,
-    "plugins": _unsupported,
+def _instead(*pairs: tuple[str, str]) -> Callable[[Any], str]:
+    """A hint for values that hold a certain word; the first that fits is given."""
+    return lambda value: next((hint for word, hint in pairs if word in str(value).lower()), "")
+
+
+def _count_for_float(value: Any) -> str:
+    return f"; for batches write {int(value)}" if isinstance(value, float) and value > 1 and value.is_integer() else ""
+
+
+def _validation_left_out(value: Any) -> str:
+    return "; to leave validation out set limit_val_batches to 0" if value == 0 and _is_number(value) else ""
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+NONE = Kind("null (None)", lambda value: value is None)
+PATH = Kind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
+MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
+LIST = Kind("a list", lambda value: isinstance(value, list | tuple))
+OBJECT = Kind(
+    "a mapping with _target_",
+    lambda value: (
+        "_target_" in value
+        if isinstance(value, dict)
+        else value is not None and not isinstance(value, str | int | float | list)
+    ),
+)
+DURATION = Kind(
+    "a duration 'DD:HH:MM:SS' or a mapping such as {hours: 2}",
+    lambda value: (
+        isinstance(value, timedelta | dict)
+        or (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None)
+    ),
+)
+DEVICES = Kind(
+    "a number of at least 1, -1 or 'auto' for all, or a list of them",
+    lambda value: (
+        value in (-1, "-1", "auto")
+        or (_is_whole(value) and value >= 1)
+        or (isinstance(value, str) and value.isdecimal() and int(value) >= 1)
+        or (isinstance(value, list | tuple) and len(value) > 0)
+    ),
+)
+LIMIT = whole(0) | Kind(
+    "a fraction from 0.0 to 1.0", lambda value: isinstance(value, float) and 0 <= value <= 1, _count_for_float
+)
+INTERVAL = whole(1) | Kind(
+    "a fraction above 0.0 and at most 1.0",
+    lambda value: isinstance(value, float) and 0 < value <= 1,
+    lambda value: _validation_left_out(value) or _count_for_float(value),
+)
+PRECISION = one_of(
+    "32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16,
+    hint=_instead(("true", "; for half precision use bf16-mixed or 16-mixed")),
+)  # fmt: skip
+SEVERAL = Kind("a list of them", LIST.accepts)
+LOGGERS = FLAG | Kind("a logger (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
+CALLBACKS = Kind("a callback (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
+STRATEGY = one_of(
+    "auto", "ddp", "fsdp", "ddp_find_unused_parameters_true",
+    hint=_instead(
+        ("deepspeed", "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"),
+        ("ddp_find_unused_parameters_false", "; did you mean 'ddp'? It looks for no unused parameters"),
+        ("'find_unused_parameters': true", "; write ddp_find_unused_parameters_true"),
+        ("ddpstrategy", "; write ddp"),
+        ("fsdpstrategy", "; write fsdp"),
+    ),
+)  # fmt: skip
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One argument of `Trainer`.
+
+    Attributes:
+        default: What it is where it is not given, or given as None (but where its kind has a meaning for None).
+        kind: What it may be.
+        meaning: What it does, for the documentation.
+    """
+
+    default: Any
+    kind: Kind
+    meaning: str
+
+
+def _setting(default: Any, kind: Kind, meaning: str) -> Any:
+    """A `Setting`, as a type checker sees it: of the type that the attribute has on a trainer."""
+    return Setting(default, kind, meaning)
+
+
+class Settings:
+    """Each argument of `Trainer` by its name; annotated is the type that the trainer's attribute of this name has."""
+
+    accelerator: str = _setting(
+        "auto", one_of("auto", "cpu", "gpu", "cuda"), "Where to compute; ``auto`` is a GPU where there is one."
+    )
+    devices: int | str | list[int] = _setting(
+        "auto", DEVICES, "Processes per machine; torchrun decides, this is compared with it."
+    )
+    num_nodes: int = _setting(1, whole(1), "Machines.")
+    strategy: Strategy = _setting(
+        "auto", STRATEGY, "How several processes train together; ``auto`` is DDP under torchrun."
+    )
+    precision: Precision = _setting(
+        "32-true", PRECISION, "The number format; 32, 64, bf16 and 16 are short for the first four."
+    )
+    logger: Logger | None = _setting(
+        True, LOGGERS, "True: a `CSVLogger` in `default_root_dir`; False: none; a logger; a list of them."
+    )
+    callbacks: list[Callback] = _setting(
+        None, CALLBACKS, "What reacts to the run's events; the defaults that they do not replace are added."
+    )
+    max_epochs: int = _setting(
+        None, whole(-1, "no limit"),
+        "Stop after this many. Where neither it nor `max_steps` nor `max_time` is given: 1000.",
+    )  # fmt: skip
+    min_epochs: int = _setting(None, whole(0), "Do not stop early before.")
+    max_steps: int = _setting(-1, whole(-1, "no limit"), "Stop after this many optimizer steps.")
+    min_steps: int | None = _setting(None, whole(0), "Do not stop early before.")
+    max_time: timedelta | None = _setting(
+        None, DURATION, 'Stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.'
+    )
+    limit_train_batches: int | float = _setting(1.0, LIMIT, "Batches (int) or fraction (float) of each training epoch.")
+    limit_val_batches: int | float = _setting(1.0, LIMIT, "The same for validation; 0 leaves it out.")
+    limit_test_batches: int | float = _setting(1.0, LIMIT, "The same for `test`.")
+    limit_predict_batches: int | float = _setting(1.0, LIMIT, "The same for `predict`.")
+    fast_dev_run: bool | int = _setting(
+        False, FLAG | number(0), "True or N: one batch (N) of everything, no logs, no checkpoints."
+    )
+    overfit_batches: int | float = _setting(
+        0.0, LIMIT, "Train and validate on this many (or this fraction) of the same batches."
+    )
+    val_check_interval: int | float = _setting(
+        1.0, INTERVAL, "Validate after this many batches (int) or this fraction of an epoch."
+    )
+    check_val_every_n_epoch: int | None = _setting(
+        1, whole(1) | NONE, "Validate in each n-th epoch; None: `val_check_interval` counts over epochs."
+    )
+    num_sanity_val_steps: int = _setting(2, whole(-1, "all batches"), "Validation batches to try out before training.")
+    log_every_n_steps: int = _setting(50, whole(0, "never"), "Hand training metrics to the loggers on each n-th step.")
+    enable_checkpointing: bool = _setting(True, FLAG, "Add a `ModelCheckpoint` where there is none.")
+    enable_progress_bar: bool = _setting(True, FLAG, "Add a `TQDMProgressBar` where there is none.")
+    enable_model_summary: bool = _setting(True, FLAG, "Add a `ModelSummary` where there is none.")
+    accumulate_grad_batches: int = _setting(1, whole(1), "Batches that make one step.")
+    gradient_clip_val: float | None = _setting(None, number(0), "Largest gradient norm (or value); None: no clipping.")
+    gradient_clip_algorithm: str | None = _setting(
+        None, one_of("norm", "value"), "Clip the norm of all gradients together (None too), or each value."
+    )
+    deterministic: bool | str | None = _setting(
+        None, FLAG | one_of("warn"),
+        "True: torch's deterministic algorithms; ``\"warn\"``: warn where there are none; None: leave torch as it is.",
+    )  # fmt: skip
+    benchmark: bool | None = _setting(None, FLAG, "``torch.backends.cudnn.benchmark``; None: leave it as it is.")
+    inference_mode: bool = _setting(
+        True, FLAG, "`validate`, `test` and `predict` run in `torch.inference_mode` (else ``no_grad``)."
+    )
+    use_distributed_sampler: bool = _setting(True, FLAG, "Under torchrun, share each loader's samples among the ranks.")
+    detect_anomaly: bool = _setting(
+        False, FLAG, "``torch.autograd.set_detect_anomaly``; then a NaN raises instead of being skipped."
+    )
+    reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
+    default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
+    check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, without clipping too.")
+    async_save: bool = _setting(False, FLAG, "Sharded checkpoints are written in the background.")
+    auto_resume: bool = _setting(
+        False, FLAG,
+        "`fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.",
+    )  # fmt: skip
+    compile: bool | dict[str, Any] = _setting(
+        False, FLAG | MAPPING, "True, or keyword arguments for ``torch.compile``: compile the training step's module."
+    )
+
+
+SETTINGS: dict[str, Setting] = {
+    name: setting for name, setting in vars(Settings).items() if isinstance(setting, Setting)
 }
+
+REFUSED: dict[str, str] = {
+    "plugins": "plugins are Lightning's own; leave it out",
+    "profiler": "there is no profiler; wrap the run in torch.profiler.profile(), or leave it out",
+    "sync_batchnorm": "use torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) in the model",
+    "barebones": "set logger, enable_checkpointing and enable_progress_bar to false",
+    "model_registry": "there is no model registry; leave it out",
+    "enable_autolog_hparams": "log them with a logger's log_hyperparams; leave it out",
+}
+"""Arguments of Lightning's trainer that ours has not, with what to do instead. Empty, false and None are let pass."""
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def documented(trainer: _Class) -> _Class:
+    """Decorate a class whose docstring has ``{settings}``: there the table's text is put, one line an argument."""
+    lines = [
+        f"{name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}"
+        for name, setting in SETTINGS.items()
+    ]
+    trainer.__doc__ = re.sub(  # newer Pythons have taken the indentation away
+        r"( *)\{settings\}", lambda found: "\n".join(found[1] + line for line in lines), trainer.__doc__ or ""
+    )
+    return trainer
+
+
+# ---- from what was given to what holds -----------------------------------------------------------------------------
+
+
+def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
+    """Check what the constructor was given, all mistakes in one message, and fill in what was not.
+
+    Args:
+        given: Each argument of the table.
+        unknown: Further ones.
+
+    Returns:
+        A value for each setting.
+
+    Raises:
+        TypeError: an unknown argument, with the nearest known one.
+        MisconfigurationException: each value that is not allowed, and what would be.
+    """
+    problems = []
+    for name, value in unknown.items():
+        if name not in REFUSED:
+            known = list(SETTINGS)
+            raise TypeError(f"Trainer() got an unexpected argument {name!r}{nearest(name, known)}. Known are: {known}")
+        if value not in (None, False, [], ()):
+            problems.append(f"{name}={value!r} is not supported; {REFUSED[name]}")
+    settings = {}
+    for name, setting in SETTINGS.items():
+        value = given[name]
+        if value is None and not setting.kind.accepts(None):
+            settings[name] = setting.default
+        else:
+            settings[name] = value
+            problems += [f"{name}={problem}"] if (problem := setting.kind.problem(value)) else []
+    interval = settings["val_check_interval"]
+    if settings["check_val_every_n_epoch"] is None and isinstance(interval, float) and interval != 1.0:
+        problems.append("`val_check_interval` should be an integer when `check_val_every_n_epoch=None`, "
+                        f"found {interval!r}")  # fmt: skip
+    if problems:
+        raise MisconfigurationException("\n".join(f"Trainer: {problem}" for problem in problems))
+    _imply(settings)
+    return settings
+
+
+def _imply(settings: dict[str, Any]) -> None:
+    """What settings say about others: ``fast_dev_run``, ``overfit_batches``, and limits that were not given."""
+    from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn  # it imports torch
+
+    if batches := int(settings["fast_dev_run"]):
+        settings.update({f"limit_{prefix}_batches": batches for prefix in ("train", "val", "test", "predict")})
+        settings.update(
+            max_epochs=1, max_steps=batches, num_sanity_val_steps=0, val_check_interval=1.0,
+            check_val_every_n_epoch=1, logger=False, enable_checkpointing=False,
+        )  # fmt: skip
+        rank_zero_info("Running in `fast_dev_run` mode: %d batch(es) of each loader, no logs, no checkpoints", batches)
+    if settings["overfit_batches"]:
+        settings["limit_train_batches"] = settings["limit_val_batches"] = settings["overfit_batches"]
+    if settings["max_epochs"] is None:
+        limited_otherwise = settings["max_steps"] != -1 or settings["max_time"] is not None
+        if not limited_otherwise:
+            rank_zero_warn("`max_epochs` was not set. Setting it to 1000 epochs. To train without an epoch limit, set "
+                           "`max_epochs=-1`.")  # fmt: skip
+        settings["max_epochs"] = -1 if limited_otherwise else 1000
+    if settings["min_epochs"] is None:
+        settings["min_epochs"] = 1 if settings["min_steps"] is not None else 0
+    settings["max_time"] = parse_duration(settings["max_time"])
 
 
 def parse_duration(value: Any) -> timedelta | None:

@@ -8,80 +8,45 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 
+from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
+from espnet3_lite.loggers.base import Logger
 from espnet3_lite.loops.evaluation import EvaluationLoop, sanity_check
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.module.lite_module import LiteDataModule, LiteModule
 from espnet3_lite.optim.precision import Precision
-from espnet3_lite.trainer import defaults, setup
+from espnet3_lite.trainer import defaults, outcome, setup
 from espnet3_lite.trainer.hook_calls import TrainerServices
 from espnet3_lite.trainer.properties import TrainerProperties
-from espnet3_lite.trainer.settings import check_settings, parse_duration, refuse_unknown
+from espnet3_lite.trainer.settings import documented, resolve
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import SignalFlag
 from espnet3_lite.trainer.trial_run import TrialRuns
 
 
+@documented
 class Trainer(TrainerServices, TrialRuns, TrainerProperties):
     """Trains a `LiteModule`.
 
     Args:
-        accelerator: ``auto`` (a GPU where there is one), ``cpu`` or ``gpu``.
-        devices: Processes per machine; torchrun decides, this is compared with it.
-        num_nodes: Machines.
-        strategy: ``auto`` (DDP under torchrun), ``ddp``, ``ddp_find_unused_parameters_true`` or ``fsdp``.
-        precision: ``32-true``, ``64-true``, ``bf16-mixed`` or ``16-mixed``.
-        logger: True: a `CSVLogger` in `default_root_dir`; False: none; a logger; a list of them.
-        callbacks: One, or a list.
-        max_epochs: Stop after this many; -1: no limit. 1000 where neither it nor `max_steps` nor `max_time` is given.
-        min_epochs: Do not stop early before.
-        max_steps: Stop after this many optimizer steps; -1: no limit.
-        min_steps: Do not stop early before.
-        max_time: Stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.
-        limit_train_batches: Batches (int) or fraction (float) of each training epoch.
-        limit_val_batches: The same for validation; 0 leaves it out.
-        limit_test_batches: The same for `test`.
-        limit_predict_batches: The same for `predict`.
-        fast_dev_run: True or N: one batch (N) of everything, no logs, no checkpoints.
-        overfit_batches: Train and validate on this many (or this fraction) of the same batches.
-        val_check_interval: Validate after this many batches (int) or this fraction of an epoch.
-        check_val_every_n_epoch: Validate in each n-th epoch; None: `val_check_interval` counts over epochs.
-        num_sanity_val_steps: Validation batches to try out before training; -1: all.
-        log_every_n_steps: Hand training metrics to the loggers on each n-th step; 0: never.
-        enable_checkpointing: Add a `ModelCheckpoint` where there is none. Default True.
-        enable_progress_bar: Add a `TQDMProgressBar` where there is none. Default True.
-        enable_model_summary: Add a `ModelSummary` where there is none. Default True.
-        accumulate_grad_batches: Batches that make one step.
-        gradient_clip_val: Largest gradient norm (or value); None: no clipping.
-        gradient_clip_algorithm: ``norm`` (default) or ``value``.
-        deterministic: True: torch's deterministic algorithms; ``"warn"``: warn where there are none.
-        benchmark: ``torch.backends.cudnn.benchmark``.
-        inference_mode: `validate`, `test` and `predict` run in `torch.inference_mode` (else ``no_grad``).
-        use_distributed_sampler: Under torchrun, share each loader's samples among the ranks.
-        detect_anomaly: ``torch.autograd.set_detect_anomaly``; then a NaN raises instead of being skipped.
-        reload_dataloaders_every_n_epochs: Ask for the loaders anew each n-th epoch; 0: never.
-        default_root_dir: Where logs and checkpoints go by default; the current folder.
-        profiler: Not supported; None.
-        plugins: Not supported; None.
-        check_grad_finite: Skip a step whose gradient is not finite, without clipping too.
-        async_save: Sharded checkpoints are written in the background.
-        auto_resume: `fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.
-        compile: True, or keyword arguments for ``torch.compile``: compile the training step's module.
+        {settings}
 
     Raises:
         TypeError: an unknown argument, with the nearest known one.
-        MisconfigurationException: a value that is not allowed; all of them in one message.
+        MisconfigurationException: a value that is not allowed; all of them in one message. None is allowed
+            everywhere and stands for the default.
 
     Example:
         >>> trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -92,68 +57,54 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
     def __init__(
         self,
         *,
-        accelerator: str = "auto",
-        devices: Any = "auto",
-        num_nodes: int = 1,
-        strategy: str = "auto",
+        accelerator: str | None = "auto",
+        devices: int | str | Sequence[int] | None = "auto",
+        num_nodes: int | None = 1,
+        strategy: str | None = "auto",
         precision: str | int | None = "32-true",
-        logger: Any = None,
-        callbacks: Any = None,
+        logger: Logger | Sequence[Logger] | bool | None = True,
+        callbacks: Callback | Sequence[Callback] | None = None,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | None = -1,
         min_steps: int | None = None,
-        max_time: str | timedelta | dict | None = None,
-        limit_train_batches: int | float | None = None,
-        limit_val_batches: int | float | None = None,
-        limit_test_batches: int | float | None = None,
-        limit_predict_batches: int | float | None = None,
-        fast_dev_run: bool | int = False,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
+        max_time: str | timedelta | dict[str, float] | None = None,
+        limit_train_batches: int | float | None = 1.0,
+        limit_val_batches: int | float | None = 1.0,
+        limit_test_batches: int | float | None = 1.0,
+        limit_predict_batches: int | float | None = 1.0,
+        fast_dev_run: bool | int | None = False,
+        overfit_batches: int | float | None = 0.0,
+        val_check_interval: int | float | None = 1.0,
         check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int | None = None,
-        log_every_n_steps: int | None = None,
-        enable_checkpointing: bool | None = None,
-        enable_progress_bar: bool | None = None,
-        enable_model_summary: bool | None = None,
-        accumulate_grad_batches: int = 1,
-        gradient_clip_val: float | None = None,
+        num_sanity_val_steps: int | None = 2,
+        log_every_n_steps: int | None = 50,
+        enable_checkpointing: bool | None = True,
+        enable_progress_bar: bool | None = True,
+        enable_model_summary: bool | None = True,
+        accumulate_grad_batches: int | None = 1,
+        gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | str | None = None,
         benchmark: bool | None = None,
-        inference_mode: bool = True,
-        use_distributed_sampler: bool = True,
-        detect_anomaly: bool = False,
-        reload_dataloaders_every_n_epochs: int = 0,
-        default_root_dir: str | os.PathLike | None = None,
-        profiler: None = None,
-        plugins: None = None,
-        check_grad_finite: bool = False,
-        async_save: bool = False,
-        auto_resume: bool = False,
-        compile: bool | dict = False,
+        inference_mode: bool | None = True,
+        use_distributed_sampler: bool | None = True,
+        detect_anomaly: bool | None = False,
+        reload_dataloaders_every_n_epochs: int | None = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        check_grad_finite: bool | None = False,
+        async_save: bool | None = False,
+        auto_resume: bool | None = False,
+        compile: bool | dict[str, Any] | None = False,
         **unknown: Any,
     ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
-        refuse_unknown(unknown, list(settings))
-        if_none = {
-            "limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0,
-            "limit_predict_batches": 1.0, "val_check_interval": 1.0, "num_sanity_val_steps": 2, "log_every_n_steps": 50,
-            "max_steps": -1, "accumulate_grad_batches": 1,
-        }  # fmt: skip
-        settings.update({name: default for name, default in if_none.items() if settings[name] is None})
-        check_settings(settings)
-        defaults.apply_fast_dev_run(settings)
-        defaults.apply_overfit_batches(settings)
-        for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir", "max_time"}:
+        settings = resolve(locals(), unknown)
+        for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
             setattr(self, name, settings[name])
-        self.max_epochs, self.min_epochs = defaults.epoch_limits(settings)
-        self.max_time = parse_duration(max_time)
-        self.default_root_dir = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
-
-        self.precision = Precision("32-true" if precision is None else precision)
-        self.strategy = make_strategy(strategy, accelerator)
+        root = settings["default_root_dir"]
+        self.default_root_dir = os.fspath(root) if root is not None else os.getcwd()
+        self.precision = Precision(settings["precision"])
+        self.strategy = make_strategy(settings["strategy"], self.accelerator)
         self.state = TrainerState()
         self.signals = SignalFlag()
         self.metrics = Metrics(self)
@@ -312,12 +263,12 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             self.signals.install(at_once=not fitting)
             try:
                 self.call("on_fit_start") if fitting else None
-                defaults.log_hyperparameters(self)
+                outcome.log_hyperparameters(self)
                 if fitting:
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint)
                         del checkpoint  # its tensors are in the model and optimizers now
-                    defaults.write_status(self)
+                    outcome.write_status(self)
                     self._prepare_data()
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
@@ -326,7 +277,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
                     loop.setup()
                     result = loop.run()
                     if verbose and self.is_global_zero:
-                        defaults.print_results(result, loop.word)
+                        outcome.print_results(result, loop.word)
             except StopTrainingError as error:  # before the training began, or in an evaluation of its own
                 self.stop_by(error)
                 self.call("on_stop_training_error")
@@ -351,7 +302,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             self.signals.uninstall()
             self.strategy.teardown()
             self.state.stage = None
-        defaults.write_status(self)
+        outcome.write_status(self)
         if self.stopped_by_signal:
             raise SystemExit(0 if under_torchrun() else 128 + (self.signals.received or 0))
         return result
@@ -381,4 +332,4 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
                 rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
         if self.state.stage != RunningStage.TRAINING:
             self.evaluation_loops[self.state.stage.dataloader_prefix].abandon()
-        defaults.write_status(self, exception)
+        outcome.write_status(self, exception)

@@ -45,7 +45,7 @@ class Memory(Logger):
     ("given", "words"),
     [
         (lambda: [Memory(), torch.nn.ReLU()], r"logger\[1\] must be an instance of Logger, got ReLU\(\) \(ReLU\)"),
-        (lambda: "csv", r"logger must be an instance of Logger, got 'csv' \(str\)"),
+        (lambda: "csv", "logger='csv' is not true or false or a logger"),
         (lambda: CSVLogger, "got <class .*CSVLogger'> .*; pass an instance: add the parentheses"),
     ],
 )

@@ -1,45 +1,127 @@
-"""The Trainer's arguments, each checked by itself, with a message that says what would do."""
+"""The table of the Trainer's arguments: what comes from it, and the messages that say what would do."""
 
+import inspect
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
 
 from espnet3_lite import MisconfigurationException, Trainer
-from espnet3_lite.trainer.settings import parse_duration
+from espnet3_lite.config.fields import FIELDS
+from espnet3_lite.config.schema import ConfigError, check_config
+from espnet3_lite.trainer.settings import SETTINGS, parse_duration
+
+SOUND = {"model": {"_target_": "torch.nn.Identity"}, "optimizer": {"_target_": "torch.optim.SGD"}}
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
          "accelerator": "cpu"}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("accelerator", "tpu", "accelerator='tpu' must be one of 'auto', 'cpu', 'gpu'"),
-        ("strategy", "deepspeed_stage_2", "use strategy='fsdp'"),
-        ("strategy", "ddp_find_unused_parameters_false", "use 'ddp', which looks for no unused parameters"),
-        ("strategy", "ddpp", "did you mean 'ddp'"),
-        ("devices", 0, "devices=0 must be a number of devices"),
-        ("max_epochs", 1.5, "max_epochs=1.5 must be a whole number, at least -1 (-1: no limit)"),
-        ("max_steps", -5, "max_steps=-5 must be a whole number, at least -1"),
-        ("min_epochs", -1, "min_epochs=-1 must be a whole number, at least 0"),
-        ("limit_val_batches", 2.0, "a float is a fraction from 0.0 to 1.0; for batches give an int (2)"),
-        ("limit_train_batches", True, "limit_train_batches=True must be a number of batches"),
-        ("val_check_interval", 0, "must be positive; to leave validation out set limit_val_batches=0"),
-        ("num_sanity_val_steps", -2, "(-1: all batches)"),
-        ("log_every_n_steps", -1, "(0: never)"),
-        ("gradient_clip_val", -1.0, "gradient_clip_val=-1.0 must be a number, at least 0"),
-        ("gradient_clip_algorithm", "nrom", "did you mean 'norm'"),
-        ("deterministic", "maybe", "deterministic='maybe' must be one of"),
-        ("inference_mode", 1, "inference_mode=1 must be True or False"),
-        ("profiler", "simple", "profiler='simple' is not supported; leave it out (None)"),
-        ("plugins", ["x"], "plugins=['x'] is not supported"),
-        ("fast_dev_run", -2, "fast_dev_run=-2"),
-    ],
-)  # fmt: skip
-def test_a_wrong_value(name, value, words):
+WRONG = [
+    ("accelerator", "tpu", "'tpu' is not 'auto', 'cpu', 'gpu' or 'cuda'; did you mean 'gpu'?"),
+    ("strategy", "ddpp", f"'ddpp' is not {SETTINGS['strategy'].kind.words}; did you mean 'ddp'?"),
+    ("devices", 0, "0 is not a number of at least 1, -1 or 'auto' for all, or a list of them"),
+    ("devices", [], "[] is not a number of at least 1, -1 or 'auto' for all, or a list of them"),
+    ("precision", "bf17", f"'bf17' is not {SETTINGS['precision'].kind.words}; did you mean 'bf16'?"),
+    ("max_epochs", 1.5, "1.5 is not a whole number of at least -1 (-1: no limit)"),
+    ("max_steps", -5, "-5 is not a whole number of at least -1 (-1: no limit)"),
+    ("min_epochs", -1, "-1 is not a whole number of at least 0"),
+    ("limit_train_batches", True, "True is not a whole number of at least 0 or a fraction from 0.0 to 1.0"),
+    ("limit_val_batches", 2.0, "2.0 is not a whole number of at least 0 or a fraction from 0.0 to 1.0; "
+                               "for batches write 2"),
+    ("overfit_batches", -1, "-1 is not a whole number of at least 0 or a fraction from 0.0 to 1.0"),
+    ("val_check_interval", 0, "0 is not a whole number of at least 1 or a fraction above 0.0 and at most 1.0; "
+                              "to leave validation out set limit_val_batches to 0"),
+    ("num_sanity_val_steps", -2, "-2 is not a whole number of at least -1 (-1: all batches)"),
+    ("log_every_n_steps", -1, "-1 is not a whole number of at least 0 (0: never)"),
+    ("gradient_clip_val", -1.0, "-1.0 is not a number of at least 0"),
+    ("gradient_clip_val", float("nan"), "nan is not a number of at least 0"),
+    ("gradient_clip_algorithm", "nrom", "'nrom' is not 'norm' or 'value'; did you mean 'norm'?"),
+    ("deterministic", "maybe", "'maybe' is not true or false or 'warn'"),
+    ("inference_mode", 1, "1 is not true or false"),
+    ("fast_dev_run", -2, "-2 is not true or false or a number of at least 0"),
+    ("compile", 3, "3 is not true or false or a mapping"),
+    ("plugins", ["x"], "['x'] is not supported; plugins are Lightning's own; leave it out"),
+    ("barebones", True, "True is not supported; set logger, enable_checkpointing and enable_progress_bar to false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), WRONG)
+def test_a_wrong_value_is_refused_with_the_same_words_in_python_and_in_yaml(name, value, problem):
     with pytest.raises(MisconfigurationException) as raised:
         Trainer(**{**QUIET, name: value})
-    assert words in str(raised.value)
+    assert str(raised.value) == f"Trainer: {name}={problem}"
+    with pytest.raises(ConfigError) as raised:
+        check_config({**SOUND, "trainer": {name: value}})
+    assert raised.value.errors == [f"trainer.{name}: {problem}"]
+
+
+def test_all_wrong_values_come_in_one_message():
+    with pytest.raises(MisconfigurationException) as raised:
+        Trainer(**{**QUIET, "max_steps": "9", "benchmark": "yes", "barebones": True})
+    assert [line.split("=")[0] for line in str(raised.value).splitlines()] == [
+        "Trainer: barebones", "Trainer: max_steps", "Trainer: benchmark",
+    ]  # fmt: skip
+
+
+def test_the_signature_is_the_table():
+    """The signature is written out for editors and type checkers; names, order and defaults are the table's."""
+    parameters = dict(inspect.signature(Trainer).parameters)
+    assert parameters.pop("unknown").kind is inspect.Parameter.VAR_KEYWORD
+    assert list(parameters) == list(SETTINGS)
+    for name, parameter in parameters.items():
+        default = SETTINGS[name].default
+        assert (parameter.default, type(parameter.default)) == (default, type(default)), name
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert "None" in parameter.annotation, f"{name}: None stands for the default"
+
+
+def test_every_default_is_allowed():
+    given = {name: setting for name, setting in SETTINGS.items() if setting.default is not None}
+    assert [name for name, setting in given.items() if setting.kind.problem(setting.default)] == []
+
+
+def test_the_documentation_of_the_arguments_is_the_tables():
+    text = inspect.getdoc(Trainer)
+    for name, setting in SETTINGS.items():
+        line = f"    {name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}"
+        assert line in text.splitlines(), name
+    assert text.splitlines().index("Args:") < text.splitlines().index("Raises:")
+
+
+def test_every_setting_is_an_attribute_of_the_trainer():
+    own = {
+        "accelerator",
+        "strategy",
+        "precision",
+        "logger",
+        "callbacks",
+        "default_root_dir",
+        "max_epochs",
+        "min_epochs",
+    }
+    trainer = Trainer(max_epochs=1)
+    for name, setting in SETTINGS.items():
+        value = getattr(trainer, name)
+        assert not isinstance(value, type(setting)), name
+        assert name in own or (value, type(value)) == (setting.default, type(setting.default)), name
+
+
+def test_the_check_of_the_trainers_keys_is_the_tables():
+    assert {name: FIELDS[f"trainer.{name}"] for name in SETTINGS} == {n: s.kind for n, s in SETTINGS.items()}
+    with pytest.raises(ConfigError, match="trainer.my_own: unknown key"):
+        check_config({**SOUND, "trainer": {"my_own": 1}})
+
+
+def test_the_table_needs_no_torch():
+    script = "import sys, espnet3_lite.trainer.settings, espnet3_lite.config.fields; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_lightnings_further_arguments_may_be_empty():
+    assert Trainer(**QUIET, max_epochs=1, plugins=None, profiler=None, sync_batchnorm=False).max_epochs == 1
 
 
 @pytest.mark.parametrize(
@@ -82,9 +164,12 @@ def test_limits_that_were_not_given(settings, limits):
     assert (trainer.max_epochs, trainer.min_epochs) == limits
 
 
-def test_null_equals_absent():
-    given = dict.fromkeys(("max_steps", "limit_val_batches", "val_check_interval", "log_every_n_steps", "precision"))
-    trainer, plain = Trainer(**QUIET, max_epochs=1, **given), Trainer(**QUIET, max_epochs=1)
-    names = ("max_steps", "limit_val_batches", "val_check_interval", "log_every_n_steps")
-    assert [getattr(trainer, name) for name in names] == [getattr(plain, name) for name in names]
-    assert trainer.precision.name == "32-true"
+def test_none_equals_absent():
+    """But for `check_val_every_n_epoch`, where it has a meaning of its own."""
+    names = SETTINGS.keys() - {"check_val_every_n_epoch", "strategy", "precision", "logger", "callbacks"}
+    quiet = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
+    trainer = Trainer(**{**dict.fromkeys(SETTINGS), **quiet, "check_val_every_n_epoch": 1})
+    plain = Trainer(**quiet)
+    assert {name: getattr(trainer, name) for name in names} == {name: getattr(plain, name) for name in names}
+    assert trainer.precision.name == "32-true" and type(trainer.strategy) is type(plain.strategy)
+    assert Trainer(**quiet, check_val_every_n_epoch=None).check_val_every_n_epoch is None
