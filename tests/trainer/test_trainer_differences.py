@@ -93,9 +93,9 @@ def test_several_optimizers_are_refused_before_the_first_batch(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0 must be a whole number, at least 1"),
-        ({"gradient_clip_val": "1"}, "gradient_clip_val='1' must be a number"),
-        ({"limit_test_batches": "x"}, "limit_test_batches='x' must be a number of batches"),
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0 is not a whole number of at least 1"),
+        ({"gradient_clip_val": "1"}, "gradient_clip_val='1' is not a number"),
+        ({"limit_test_batches": "x"}, "limit_test_batches='x' is not a whole number"),
         ({"precision": "17"}, "precision='17'"),
     ],
 )
