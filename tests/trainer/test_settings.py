@@ -164,6 +164,12 @@ def test_limits_that_were_not_given(settings, limits):
     assert (trainer.max_epochs, trainer.min_epochs) == limits
 
 
+def test_the_warning_of_no_limit_names_the_users_line():
+    with pytest.warns(UserWarning, match="`max_epochs` was not set") as warned:
+        Trainer(**QUIET)
+    assert [warning.filename for warning in warned] == [__file__]
+
+
 def test_none_equals_absent():
     """But for `check_val_every_n_epoch`, where it has a meaning of its own."""
     names = SETTINGS.keys() - {"check_val_every_n_epoch", "strategy", "precision", "logger", "callbacks"}
