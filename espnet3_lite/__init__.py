@@ -11,7 +11,7 @@ _HOME = {
     "LiteModule": "module.lite_module",
     "LiteDataModule": "module.lite_module",
     "ESPnetModule": "espnet.module",
-    "ESPnetTrainer": "espnet.module",
+    "ESPnetTrainer": "espnet.trainer",
     "OptimizationStep": "optim.slots",
     "Callback": "callbacks.base",
     "CallbackHandler": "callbacks.handler",

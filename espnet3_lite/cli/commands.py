@@ -116,6 +116,7 @@ def _add(commands: Any, name: str, function: Any, summary: str, details: str = "
 def _config(parsed: argparse.Namespace) -> Any:
     from espnet3_lite.config import load_config
     from espnet3_lite.config.files import find_template
+    from espnet3_lite.espnet.recipe_path import put_recipe_first
 
     files = [word for word in parsed.config if _is_file(word)]
     overrides = [word for word in parsed.config if not _is_file(word)]
@@ -129,18 +130,11 @@ def _config(parsed: argparse.Namespace) -> Any:
         config = load_config(*files, overrides=overrides)
     except FileNotFoundError as error:
         raise MisconfigurationException(str(error)) from error
-    _make_importable(Path(files[-1]), config.get("recipe_dir"))
+    conf = next((folder for folder in Path(files[-1]).resolve().parents if folder.name == "conf"), None)
+    for recipe_dir in (conf and conf.parent, config.get("recipe_dir")):  # the second one named comes first
+        if recipe_dir is not None:
+            put_recipe_first(recipe_dir)
     return config
-
-
-def _make_importable(file: Path, recipe_dir: str | None) -> None:
-    """A recipe's ``src`` and ``dataset`` import from wherever it is started, and ``egs3.<corpus>`` where it is one."""
-    folders = [Path(recipe_dir)] if recipe_dir else []
-    for parent in file.resolve().parents:
-        folders += [parent.parent] if parent.name in ("conf", "egs3") else []
-    for folder in map(str, map(Path.resolve, folders)):
-        if folder not in sys.path:
-            sys.path.append(folder)
 
 
 def _is_file(word: str) -> bool:

@@ -31,7 +31,7 @@ _HOME = {
     "rank_zero_info": ("distributed.rank", "rank_zero_info"),
     # ESPnet3
     "ESPnetLightningModule": ("espnet.module", "ESPnetModule"),
-    "ESPnet3LightningTrainer": ("espnet.module", "ESPnetTrainer"),
+    "ESPnet3LightningTrainer": ("espnet.trainer", "ESPnetTrainer"),
     "OptimizationStep": ("optim.slots", "OptimizationStep"),
     "AverageCheckpointsCallback": ("callbacks.average_checkpoints", "AverageCheckpointsCallback"),
     "MetricsLogger": ("callbacks.metrics_logger", "MetricsLogger"),

@@ -4,13 +4,21 @@ Here: tables. Those of ``trainer`` come from the trainer's own table, and so do 
 Not here: code that reads them (`schema`), and what keys say about each other (`rules`).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from espnet3_lite.trainer.settings import FLAG, LIST, MAPPING, OBJECT, PATH, SETTINGS, Kind, number, one_of, whole
 from espnet3_lite.trainer.settings import REFUSED as REFUSED_BY_THE_TRAINER
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+PROBABILITY = Kind("a number from 0 to 1", lambda value: number(0).accepts(value) and value <= 1)
+
+
+def _instead(text: str) -> Callable[[Any], str]:
+    """What to use instead of any value that is refused."""
+    return lambda value: text
+
 
 TIME_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
@@ -29,6 +37,7 @@ FIELDS: dict[str, Kind] = {
     "tokenizer": MAPPING,
     "model": MAPPING | OBJECT,
     "model.freeze_param": TEXTS,
+    "freeze_param": TEXTS,
     "optimizer": OBJECT,
     "scheduler": OBJECT,
     "scheduler_interval": one_of("step", "epoch"),
@@ -50,7 +59,8 @@ FIELDS: dict[str, Kind] = {
     "seed": whole(0),
     "init": one_of("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "normal"),
     "parallel": MAPPING,
-    "parallel.env": TEXT,
+    "parallel.env": one_of("local", "local_gpu", hint=_instead(
+        "; take local with n_workers processes, or torchrun under the cluster's own scheduler")),
     "parallel.n_workers": whole(1),
     "parallel.options": MAPPING,
     "parallel.allow_overwrite_lock": FLAG,
@@ -70,6 +80,10 @@ FIELDS: dict[str, Kind] = {
     "trainer": MAPPING,
     **{f"trainer.{name}": setting.kind for name, setting in SETTINGS.items()},
     **{f"trainer.max_time.{unit}": number(0) for unit in TIME_UNITS},
+    "trainer.gan": MAPPING,
+    "trainer.gan.generator_first": FLAG,
+    "trainer.gan.skip_discriminator_prob": PROBABILITY,
+    "trainer.gan.no_forward_run": FLAG,
     **{f"dataloader.{split}.{key}": kind for split in ("train", "valid") for key, kind in {
         "iter_factory": OBJECT,
         "iter_factory.batches": MAPPING,
@@ -77,6 +91,7 @@ FIELDS: dict[str, Kind] = {
         "iter_factory.shuffle": FLAG,
         "batch_distribution": one_of("per_gpu", "global"),
         "total_shards": whole(1),
+        "num_shards": one_of(1, hint=_instead("; shards are given by total_shards and dist_world_size")),
         "dist_world_size": whole(1),
         "batch_size": whole(1),
         "num_workers": whole(0),
@@ -90,7 +105,7 @@ BATCH_SAMPLER: dict[str, Kind] = {
     "type": one_of("unsorted", "sorted", "folded", "length", "numel"),
     "shape_files": TEXTS,
     "batch_size": whole(1),
-    "batch_bins": whole(1),
+    "batch_bins": whole(0),
     "min_batch_size": whole(0),
     "sort_in_batch": one_of("ascending", "descending"),
     "sort_batch": one_of("ascending", "descending"),
@@ -111,6 +126,7 @@ MORE_KEYS: dict[str, Collection[str]] = {"dataloader.train": _LOADER_KEYS, "data
 CLOSED = (
     "trainer",
     "trainer.max_time",
+    "trainer.gan",
     "parallel",
     "optimizers.*",
     "schedulers.*",
@@ -127,6 +143,12 @@ REFUSED: dict[str, str] = {
     "dataloader.valid.multiple_iterator": "use sharded data sets (total_shards, dist_world_size)",
     "dataloader.train.num_iters_per_epoch": "it belongs under iter_factory",
     "dataloader.valid.num_iters_per_epoch": "it belongs under iter_factory",
+    **{
+        f"dataloader.{split}.iter_factory.distributed_batch_mode": (
+            "write batch_distribution: per_gpu or global, beside iter_factory"
+        )
+        for split in ("train", "valid")
+    },
     "fit.weights_only": "checkpoints are always read with weights_only=True; leave it out",
     "fit.model": "the model is built from the key model",
 }

@@ -39,6 +39,8 @@ def batch_samplers(report: Any, module: Any) -> None:
         for key in ("type", "shape_files", *needed.get(kind if isinstance(kind, str) else "", ())):
             if key not in batches:
                 report.add(path, f"the key {key!r} is missing" + (f", which type: {kind} needs" if kind else ""))
+        if kind in ("length", "numel") and batches.get("batch_bins") == 0:
+            report.add((*path, "batch_bins"), f"0 is not a whole number of at least 1, which type: {kind} needs")
         files, folds = batches.get("shape_files"), batches.get("fold_lengths")
         if kind == "folded" and isinstance(files, list) and isinstance(folds, list) and len(files) != len(folds):
             report.add((*path, "fold_lengths"), f"{folds!r} is not one length for each of the {len(files)} shape_files")

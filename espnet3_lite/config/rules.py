@@ -4,14 +4,19 @@ A rule gets the report (its ``settings`` to read, its `add` to complain) and the
 here: what one key alone may be (`fields`).
 """
 
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from espnet3_lite.config.fields import OBJECT
-from espnet3_lite.config.targets import TargetError, find_target, unknown_arguments
+from espnet3_lite.config.fields import OBJECT, REFUSED
+from espnet3_lite.config.targets import (
+    HOW_TO_INSTALL_ESPNET,
+    TargetError,
+    find_target,
+    is_installed,
+    unknown_arguments,
+)
 from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
 
@@ -197,11 +202,11 @@ def model_source(report: Any, module: Any) -> None:
     if "model" not in settings:
         report.add(("model",), "is missing; name its class in model._target_")
     elif "task" in settings:
-        if settings["task"] is not UNRESOLVED and importlib.util.find_spec("espnet2") is None:
+        if settings["task"] is not UNRESOLVED and not is_installed("espnet2"):
             report.add(
                 ("task",),
-                f"{settings['task']!r} builds the model with espnet2, which is not installed; install it, "
-                "or name the model's class in model._target_ and leave task out",
+                f"{settings['task']!r} builds the model with espnet2: {HOW_TO_INSTALL_ESPNET}; or name the "
+                f"model's class in model._target_ and leave task out",
             )
     elif isinstance(settings["model"], dict) and "_target_" not in settings["model"]:
         report.add(("model",), "the key '_target_' is missing: the dotted name of the model's class")
@@ -231,8 +236,9 @@ def targets(report: Any, module: Any) -> None:
             own = ("freeze_param",) if path == ("model",) else ()
             names = [part for part in node if not part.startswith("_") and part not in own]
             for unknown in unknown_arguments(target, names):
-                known = list(inspect.signature(target).parameters)
-                report.add((*path, unknown), f"{name} takes no argument {unknown!r}{nearest(unknown, known)}")
+                instead = REFUSED.get(".".join(map(str, (*path, unknown))))
+                hint = f"; {instead}" if instead else nearest(unknown, list(inspect.signature(target).parameters))
+                report.add((*path, unknown), f"{name} takes no argument {unknown!r}{hint}")
 
 
 def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:

@@ -4,15 +4,17 @@ A target is any importable Python name, so a configuration may run any code that
 Hydra's may: read a stranger's configuration before you use it. (YAML tags run nothing; see `yaml_text`.)
 
 Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this
-    package's class of the same name (`OURS` says which). Where espnet itself is installed,
-    ``ESPNET3_LITE_USE_ESPNET=1`` in the environment makes espnet's names give espnet's own. Not here: what
-    may stand in a configuration (`schema`).
+package's class of the same name (`OURS` says which). Where espnet itself is installed, the classes that are missing
+here are espnet's own, and with ``ESPNET3_LITE_USE_ESPNET=1`` in the environment all of them are. Not here: what may
+stand in a configuration (`schema`).
 """
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +38,11 @@ OURS: dict[str, tuple[str, ...]] = {
 INSTEAD = {"EMACallback": "EMAWeightAveraging"}
 """Names that we do not have, with what does their work here under its own arguments."""
 
+HOW_TO_INSTALL_ESPNET = (
+    "espnet is not installed; `pip install espnet` installs it without Lightning, which only its extra `train` would "
+    "bring (docs/espnet-recipes.md lists what else recipes import)"
+)
+
 _SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
@@ -45,6 +52,24 @@ class TargetError(MisconfigurationException):
 
 class InstantiationError(MisconfigurationException):
     """A ``_target_`` that raised when it was called; the cause is chained."""
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is installed. A mere folder of that name, or what stands in for the package here, is not it.
+
+    >>> is_installed("torch"), is_installed("no_such_package")
+    (True, False)
+    """
+    if package in sys.modules and getattr(sys.modules[package], "__spec__", None) is None:
+        return True  # made by hand, as tests and notebooks do
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _needs_espnet(name: str) -> bool:
+    """Whether a name is of a package of espnet's that is not installed."""
+    package = name.partition(".")[0]
+    return package in ("espnet2", "espnet3") and not is_installed(package)
 
 
 def find_target(name: str) -> Any:
@@ -83,13 +108,13 @@ def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
         if hasattr(module, last):
             return getattr(module, last)
         known += [public for public in dir(module) if not public.startswith("_")]
+    if is_installed(name.partition(".")[0]) and name.startswith("espnet"):
+        return _import_name(name)
     answer = f"; use {INSTEAD[last]}" if last in INSTEAD else nearest(last, known)
-    use_espnet = (
-        "; where espnet is installed, ESPNET3_LITE_USE_ESPNET=1 in the environment gives espnet's own"
-        if name.startswith("espnet")
-        else "; write your own and name it by its full path"
+    theirs = (
+        f"; {HOW_TO_INSTALL_ESPNET}" if name.startswith("espnet") else "; write your own and name it by its full path"
     )
-    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{answer}{use_espnet}")
+    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{answer}{theirs}")
 
 
 def _import_name(name: str) -> Any:
@@ -111,7 +136,10 @@ def _import_module(name: str, module: str, within: Any = None) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
-            raise TargetError(f"{name!r}: importing {module!r} failed: {error}") from error
+            hint = f"; {HOW_TO_INSTALL_ESPNET}" if _needs_espnet(error.name or "") else ""
+            raise TargetError(f"{name!r}: importing {module!r} failed: {error}{hint}") from error
+        if _needs_espnet(name):
+            raise TargetError(f"{name!r}: {HOW_TO_INSTALL_ESPNET}") from None
         if within is None:
             raise TargetError(
                 f"{name!r}: there is no package {module!r}; is it installed, or its folder on PYTHONPATH?"
@@ -123,6 +151,8 @@ def _import_module(name: str, module: str, within: Any = None) -> Any:
 
 
 def _no_such_part(name: str, parent: str, part: str, found: Any) -> TargetError:
+    if _needs_espnet(name):  # what was found stands in for it
+        return TargetError(f"{name!r}: {HOW_TO_INSTALL_ESPNET}")
     return TargetError(f"{name!r}: {parent!r} has no {part!r}{nearest(part, dir(found))}")
 
 

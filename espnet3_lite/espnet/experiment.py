@@ -22,9 +22,10 @@ from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.espnet.initialization import initialize
-from espnet3_lite.espnet.module import ESPnetModule, ESPnetTrainer
+from espnet3_lite.espnet.module import ESPnetModule
 from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.espnet.task_models import build_task_model
+from espnet3_lite.espnet.trainer import ESPnetTrainer
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import seed_everything
 

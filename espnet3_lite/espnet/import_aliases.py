@@ -1,10 +1,12 @@
-"""ESPnet's names for ours, while a recipe's module is imported and espnet itself is not installed.
+"""ESPnet's and Lightning's names for ours, while a recipe's modules are imported and these packages are not installed.
 
-A recipe's ``dataset/dataset.py`` imports `BaseDataset` and `Field` from espnet3. Inside `espnet_stand_ins`,
-such an import gives this package's class of the same name; afterwards nothing of espnet seems to be
-installed, as before.
+A recipe's ``dataset/dataset.py`` imports `BaseDataset` and `Field` from espnet3, a callback in its ``src`` imports
+`Callback` from Lightning, and so do espnet3's own modules where espnet is installed without Lightning. Inside
+`espnet_stand_ins`, such an import gives this package's class of the same name; afterwards nothing of the kind seems to
+be installed, as before.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -17,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from espnet3_lite.config import Config, load_config
+from espnet3_lite.config.targets import is_installed
+from espnet3_lite.exceptions import nearest
 
 _NAMES = {
     "espnet.data.contract": "BaseDataset DatasetBuilder DatasetContractError Field KINDS Kind register_kind",
@@ -35,13 +39,22 @@ _NAMES = {
 HOMES: dict[str, str] = {name: home for home, names in _NAMES.items() for name in names.split()}
 """ESPnet's names that the data rooms have, each with its module in ``espnet3_lite.espnet.data``."""
 
+_LIGHTNING = (
+    "core.datamodule core.module loggers.csv_logs loggers.logger loggers.tensorboard strategies trainer.trainer "
+    "utilities.exceptions utilities.rank_zero utilities.seed utilities.types "
+    "callbacks.batch_size_finder callbacks.callback callbacks.device_stats_monitor callbacks.early_stopping "
+    "callbacks.finetuning callbacks.gradient_accumulation_scheduler callbacks.lambda_function callbacks.lr_finder "
+    "callbacks.lr_monitor callbacks.model_checkpoint callbacks.model_summary callbacks.prediction_writer "
+    "callbacks.progress callbacks.pruning callbacks.rich_model_summary callbacks.stochastic_weight_avg callbacks.timer "
+    "callbacks.weight_averaging"
+)
 _MODULES = tuple(
     f"{package}.{name}"
     for package, names in {
         "espnet3.components.data": "base_dataset collect_stats data_organizer dataloader dataset dataset_builder "
         "dataset_module",
-        "espnet3.components": "callbacks.default_callbacks modeling.lightning_module modeling.optimization_spec "
-        "schedulers.linear_warmup_decay trainers.trainer",
+        "espnet3.components": "callbacks.default_callbacks callbacks.ema modeling.lightning_module "
+        "modeling.optimization_spec schedulers.linear_warmup_decay trainers.trainer",
         "espnet3.contract": "data field kinds",
         "espnet3.utils": "config_utils",
         "espnet2.train": "abs_espnet_model collate_fn preprocessor",
@@ -49,24 +62,27 @@ _MODULES = tuple(
         "espnet2.iterators": "sequence_iter_factory",
         "espnet2.samplers": "abs_sampler build_batch_sampler folded_batch_sampler length_batch_sampler "
         "num_elements_batch_sampler sorted_batch_sampler unsorted_batch_sampler",
+        **dict.fromkeys(("lightning.pytorch", "pytorch_lightning"), _LIGHTNING),
     }.items()
     for name in names.split()
 )
-"""ESPnet's modules from which recipes import them."""
+"""Their modules from which recipes import them."""
+_ROOTS = ("espnet2", "espnet3", "lightning", "pytorch_lightning")
 
 
 @contextmanager
 def espnet_stand_ins() -> Iterator[None]:
-    """While inside, importing ESPnet's names (those of `espnet3_lite.compat`) from its modules gives ours.
+    """While inside, importing ESPnet's and Lightning's names (those of `espnet3_lite.compat`) gives ours.
 
     A package that is installed, or stood in for already, is left alone.
 
     >>> with espnet_stand_ins():
     ...     from espnet3.contract import Field
-    >>> Field("text", "text").label
-    'Text'
+    ...     from lightning.pytorch.callbacks import Timer
+    >>> Field("text", "text").label, Timer.__module__
+    ('Text', 'espnet3_lite.callbacks.timer')
     """
-    finder = _StandInFinder([root for root in ("espnet2", "espnet3") if not _is_there(root)])
+    finder = _StandInFinder([root for root in _ROOTS if not _is_there(root)])
     sys.meta_path.insert(0, finder)
     set_aside = finder.take_out()
     try:
@@ -79,10 +95,9 @@ def espnet_stand_ins() -> Iterator[None]:
 
 def _is_there(package: str) -> bool:
     """Whether a package is installed or stood in for; a mere folder of that name (a namespace) is neither."""
-    if package in sys.modules and sys.modules[package].__spec__ is None:
-        return True  # somebody else's stand-in
-    spec = importlib.util.find_spec(package)
-    return spec is not None and (spec.origin is not None or isinstance(spec.loader, _StandInFinder))
+    return is_installed(package) or isinstance(
+        getattr(importlib.util.find_spec(package), "loader", None), _StandInFinder
+    )
 
 
 def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
@@ -108,11 +123,14 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return {name: sys.modules.pop(name) for name in names}
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__getattr__ = _ours
+        module.__getattr__ = functools.partial(_ours, module.__name__)
 
 
-def _ours(name: str) -> Any:
+def _ours(module: str, name: str) -> Any:
     everything = importlib.import_module("espnet3_lite.compat")  # `HOMES`, and what models and callbacks need
-    if name not in everything.__all__:
-        raise AttributeError(f"espnet3_lite has nothing that stands in for {name!r}")
-    return getattr(everything, name)
+    if name in everything.__all__:
+        return getattr(everything, name)
+    inner = f"{module}.{name}"  # as in ``import lightning as L; L.pytorch.callbacks.Timer``
+    if any(f"{known}.".startswith(f"{inner}.") for known in _MODULES):
+        return importlib.import_module(inner)
+    raise AttributeError(f"espnet3_lite has nothing that stands in for {inner!r}{nearest(name, everything.__all__)}")

@@ -1,23 +1,18 @@
 """ESPnet3's contract on top of the trainer: ``loss, stats, weight = model(**batch)``, and its ``training.yaml``.
 
-`ESPnetModule` translates what such a model returns; `ESPnetTrainer` gives the trainer ESPnet3's default callbacks.
-Building both from a file is `experiment.py`'s.
+`ESPnetModule` translates what such a model returns. The trainer with ESPnet3's default callbacks is in `trainer.py`;
+building both from a file is `experiment.py`'s.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback
-from espnet3_lite.callbacks.base import Checkpoint
-from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor
-from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.checkpoint.lightning_format import RUNTIME_STATE
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
@@ -28,11 +23,9 @@ from espnet3_lite.espnet.data.collate import CommonCollateFn
 from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.dataset import CombinedDataset
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
-from espnet3_lite.espnet.default_callbacks import get_default_callbacks
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.slots import OptimizationStep, step_takes_metric
-from espnet3_lite.trainer.trainer import Trainer
+from espnet3_lite.optim.slots import named_steps, step_takes_metric
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +79,20 @@ class ESPnetModule(LiteModule):
             self.on_before_optimizer_step = None  # only named optimizers log their updates
 
     def _freeze_parameters(self) -> None:
-        """``model.freeze_param``: parameter names, or dotted beginnings of them, that are not trained."""
-        model_config = self.config.get("model") or {}
-        for selector in model_config.get("freeze_param") or ():
-            found = [p for name, p in self.model.named_parameters() if f"{name}.".startswith(f"{selector}.")]
-            for parameter in found:
-                parameter.requires_grad = False
-            if found:
-                logger.info("model.freeze_param: %r froze %d parameters", selector, len(found))
-            else:
-                logger.warning("model.freeze_param selector %r did not match any model parameter.", selector)
+        """Do not train what ``freeze_param`` names, in ``model`` or, as ESPnet2 has it, at the top.
+
+        A name is a parameter's, or a dotted beginning of some.
+        """
+        places = {"model.freeze_param": self.config.get("model") or {}, "freeze_param": self.config}
+        for place, block in places.items():
+            for selector in block.get("freeze_param") or ():
+                found = [p for name, p in self.model.named_parameters() if f"{name}.".startswith(f"{selector}.")]
+                for parameter in found:
+                    parameter.requires_grad = False
+                if found:
+                    logger.info("%s: %r froze %d parameters", place, selector, len(found))
+                else:
+                    logger.warning("%s selector %r did not match any model parameter.", place, selector)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -153,10 +150,8 @@ class ESPnetModule(LiteModule):
     def _log_stats(self, mode: str, loss: Any, stats: Mapping[str, Any], weight: Any) -> None:
         values = {key: value for key, value in stats.items() if value is not None}
         if self.config.get("optimizers"):
-            steps = [loss] if isinstance(loss, OptimizationStep) else loss
-            named = isinstance(steps, (list, tuple)) and all(isinstance(step, OptimizationStep) for step in steps)
-            tensors = [step for step in steps if isinstance(step.loss, torch.Tensor)] if named else []
-            values.update({f"{step.name}/loss": step.loss for step in tensors})
+            steps = named_steps(loss) or ()
+            values.update({f"{step.name}/loss": step.loss for step in steps if isinstance(step.loss, torch.Tensor)})
         for key, value in values.items():
             value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
             self.log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
@@ -305,85 +300,3 @@ class ESPnetModule(LiteModule):
                 name: {"accum_counter": slot.pending, "update_step": slot.update_step}
                 for name, slot in self.trainer.slots.items()
             }
-
-
-class ESPnetTrainer:
-    """A `Trainer` with ESPnet3's default callbacks, for an `ESPnetModule`.
-
-    Args:
-        model: What to train.
-        exp_dir: Where checkpoints, averages and logs go.
-        config: The ``trainer:`` block: arguments of `Trainer`; `callbacks` are appended to the default ones, `logger`
-            may be a list of ``_target_`` entries. ``logger: false``, ``enable_progress_bar: false`` and
-            ``enable_checkpointing: false`` leave out the default callbacks that would need them.
-        best_model_criterion: ``[metric, how many, "min" or "max"]`` for each list of best checkpoints.
-
-    Raises:
-        MisconfigurationException: clipping in `config` for a model with several optimizers.
-    """
-
-    def __init__(
-        self,
-        model: ESPnetModule | None = None,
-        exp_dir: str | Path | None = None,
-        config: Mapping[str, Any] | None = None,
-        best_model_criterion: Any = None,
-    ):
-        self.model = model
-        self.exp_dir = Path(exp_dir if exp_dir is not None else "exp")
-        self.config = config if isinstance(config, Config) else Config.create(dict(config or {}))
-        given = self.config.to_container()
-        settings = {name: value for name, value in given.items() if value is not None}
-        if given.get("check_val_every_n_epoch", 1) is None and isinstance(settings.get("val_check_interval"), int):
-            settings["check_val_every_n_epoch"] = None  # the one null with a meaning: count batches over epochs
-        self._refuse_global_clipping(settings)
-        if settings.pop("init", None) is not None:
-            raise MisconfigurationException("trainer.init: `init` belongs to the top of the configuration")
-        criterion = [tuple(item) for item in best_model_criterion or [("valid/loss", 3, "min")]]
-        callbacks = get_default_callbacks(self.exp_dir, settings.get("log_every_n_steps", 500), criterion)
-        callbacks = [callback for callback in callbacks if _is_wanted(callback, settings)]
-        more = settings.pop("callbacks", None) or []
-        callbacks += [instantiate(c) for c in (more if isinstance(more, list) else [more])]
-        loggers = settings.pop("logger", None)
-        if isinstance(loggers, (dict, list)):
-            loggers = [instantiate(entry) for entry in (loggers if isinstance(loggers, list) else [loggers])]
-        settings.setdefault("default_root_dir", str(self.exp_dir))
-        #: The trainer itself.
-        self.trainer = Trainer(callbacks=callbacks, logger=loggers, **settings)
-        self.trainer.status_file = self.exp_dir / "status.json"
-
-    def _refuse_global_clipping(self, settings: Mapping[str, Any]) -> None:
-        if self.model is None or not self.model.config.get("optimizers"):
-            return
-        for name in ("gradient_clip_val", "gradient_clip_algorithm"):
-            if settings.get(name) not in (None, 0, "norm"):
-                raise MisconfigurationException(
-                    f"trainer.{name}={settings[name]!r}: with several optimizers clipping is set for each of them, in "
-                    f"optimizers.<name>.{name}"
-                )
-        for name in ("gradient_clip_val", "gradient_clip_algorithm"):
-            settings.pop(name, None)  # 0 and the default say nothing
-
-    def fit(self, *args: Any, **kwargs: Any) -> None:
-        """`Trainer.fit` of the model."""
-        self.trainer.fit(self.model, *args, **kwargs)
-
-    def validate(self, *args: Any, **kwargs: Any) -> list[dict[str, float]]:
-        """`Trainer.validate` of the model."""
-        return self.trainer.validate(self.model, *args, **kwargs)
-
-    def collect_stats(self) -> None:
-        """`ESPnetModule.collect_stats` of the model."""
-        self.model.collect_stats()
-
-
-def _is_wanted(callback: Any, settings: Mapping[str, Any]) -> bool:
-    """False for a default callback that would need what the settings switch off."""
-    unwanted: tuple[type, ...] = ()
-    if settings.get("enable_checkpointing") is False:
-        unwanted += (Checkpoint, AverageCheckpointsCallback)
-    if settings.get("enable_progress_bar") is False:
-        unwanted += (ProgressBar,)
-    if settings.get("logger") in (False, []):
-        unwanted += (LearningRateMonitor,)
-    return not isinstance(callback, unwanted)

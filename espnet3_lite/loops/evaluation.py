@@ -16,7 +16,7 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import batch_weight
 from espnet3_lite.loaders.epochs import begin, length_of, limited, request_loaders, set_epoch
 from espnet3_lite.optim import lr_stepping
-from espnet3_lite.optim.slots import OptimizationStep
+from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.trainer.states import RunningStage
 
 if TYPE_CHECKING:
@@ -215,10 +215,8 @@ def _is_finite(output: Any, weight: Any = None) -> torch.Tensor | None:
     """
     if isinstance(output, Mapping):
         output = output.get("loss")
-    if isinstance(output, OptimizationStep):
-        output = [output]
-    if isinstance(output, (list, tuple)) and output and all(isinstance(part, OptimizationStep) for part in output):
-        finite = torch.stack([part.loss.detach().isfinite().all() for part in output]).all()
+    if steps := named_steps(output):
+        finite = torch.stack([step.loss.detach().isfinite().all() for step in steps]).all()
     elif isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
         finite = output.detach().isfinite().all()
     else:

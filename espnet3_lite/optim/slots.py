@@ -36,6 +36,22 @@ class OptimizationStep(NamedTuple):
     name: str
 
 
+def is_step(value: object) -> bool:
+    """True for an optimization step, of this package or of ESPnet3: models return either, so its shape decides."""
+    return hasattr(value, "loss") and hasattr(value, "name")
+
+
+def named_steps(output: object) -> list[OptimizationStep] | None:
+    """The optimization steps of a model's output: one, or a list or tuple of them; None for any other output.
+
+    >>> named_steps(OptimizationStep(torch.tensor(1.0), "generator"))
+    [OptimizationStep(loss=tensor(1.), name='generator')]
+    """
+    if is_step(output):
+        output = [output]
+    return list(output) if isinstance(output, (list, tuple)) and all(map(is_step, output)) else None
+
+
 @dataclass(eq=False)
 class LRSchedulerConfig:
     """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
@@ -151,8 +167,8 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         if loss is None:
             return [(None, plain)]
         raise MisconfigurationException(_wrong_plain_output(output))
-    steps = [output] if isinstance(output, OptimizationStep) else output
-    if not isinstance(steps, (list, tuple)) or not all(isinstance(step, OptimizationStep) for step in steps):
+    steps = named_steps(output)
+    if steps is None:
         raise MisconfigurationException(
             f"with several optimizers ({', '.join(map(repr, slots))}) the loss must be an OptimizationStep or a list "
             f"of them, which says what each loss trains; got {_describe(output)}"
@@ -201,7 +217,7 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str,
 
 
 def _wrong_plain_output(output: Any) -> str:
-    if isinstance(output, OptimizationStep) or (isinstance(output, (list, tuple)) and output):
+    if is_step(output) or (isinstance(output, (list, tuple)) and output):
         return (
             f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
             f"`OptimizationStep` is for a configuration with named `optimizers`"
@@ -217,7 +233,7 @@ def _describe_loss(loss: Any) -> str:
 
 
 def _describe(output: Any) -> str:
-    if isinstance(output, (list, tuple)) and not isinstance(output, OptimizationStep):
+    if isinstance(output, (list, tuple)) and not is_step(output):
         return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
     return f"{type(output).__name__}"
 

@@ -113,6 +113,10 @@ def _batches(text):
 @pytest.mark.parametrize(
     "text",
     [
+        _batches("type: unsorted, batch_size: 2, batch_bins: 0"),
+        _one_loader("{num_shards: 1, batch_size: 2}"),
+        "trainer: {gan: {generator_first: true, skip_discriminator_prob: 0.5, no_forward_run: false}}",
+        "freeze_param: [encoder, 'decoder.output']",
         "dataloader: {train: {batch_size: 2}}\ntrainer: {limit_val_batches: 0}",
         "dataloader: {train: {batch_size: 2}}\nfit: {val_dataloaders: {_target_: builtins.list}}",
         "trainer: {max_time: {hours: 1.5, minutes: 3}, logger: {_target_: lightning.pytorch.loggers.CSVLogger}}",

@@ -9,6 +9,7 @@ import torch
 
 from espnet3_lite.config import Config
 from espnet3_lite.config.targets import (
+    HOW_TO_INSTALL_ESPNET,
     OURS,
     InstantiationError,
     TargetError,
@@ -130,8 +131,8 @@ def test_building_does_not_change_the_configuration():
         ("torch.optim.", "'torch.optim.' is not a dotted Python name such as 'torch.optim.Adam'"),
         (
             "espnet2.schedulers.warmup_lr.WarmpLR",
-            "'espnet2.schedulers.warmup_lr.WarmpLR': espnet3_lite has no 'WarmpLR'; did you mean 'WarmupLR'?; where "
-            "espnet is installed, ESPNET3_LITE_USE_ESPNET=1 in the environment gives espnet's own",
+            "'espnet2.schedulers.warmup_lr.WarmpLR': espnet3_lite has no 'WarmpLR'; did you mean 'WarmupLR'?; "
+            + HOW_TO_INSTALL_ESPNET,
         ),
     ],
 )  # fmt: skip

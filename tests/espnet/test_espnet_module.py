@@ -251,6 +251,15 @@ def test_freeze_param_takes_whole_parts_of_names(caplog):
     assert [parameter.shape for group in optimizer.param_groups for parameter in group["params"]] == [(1, 1)]
 
 
+def test_espnet2s_freeze_param_at_the_top_freezes_too(caplog):
+    caplog.set_level("INFO")
+    model = Gan()
+    ESPnetModule(model, {"optimizer": SGD, "freeze_param": ["generator.weight", "nothing"]})
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["generator.weight"]
+    assert "freeze_param: 'generator.weight' froze 1 parameters" in caplog.text
+    assert "freeze_param selector 'nothing' did not match any model parameter." in caplog.text
+
+
 def test_selectors_match_whole_parts():
     assert selects("generator", "generator.weight") and selects("tts.generator", "model.tts.generator.0.weight")
     assert not selects("generator", "my_generator.weight") and not selects("gen", "generator.weight")

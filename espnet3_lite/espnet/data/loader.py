@@ -27,6 +27,7 @@ _NOT_FOR_TORCH = (
     "iter_factory",
     "batch_distribution",
     "total_shards",
+    "num_shards",
     "dist_world_size",
     "dataset",
     "collate_fn",

@@ -16,6 +16,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from espnet3_lite.espnet.import_aliases import HOMES, espnet_stand_ins
+from espnet3_lite.espnet.recipe_path import put_egs3_first
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 
@@ -37,9 +38,8 @@ def load_dataset_module(data_src: str | None = None, recipe_dir: str | Path | No
                 return _load_local(recipe_dir)
             if "/" not in data_src:
                 return importlib.import_module(data_src)
-            _make_importable("egs3", recipe_dir)
-            name = ".".join(["egs3", *data_src.replace("-", "_").split("/"), "dataset"])
-            return importlib.import_module(name)
+            put_egs3_first(recipe_dir or ".")
+            return importlib.import_module(".".join(["egs3", *data_src.replace("-", "_").split("/"), "dataset"]))
     except ImportError as error:
         hint = ""
         if (error.name or "").partition(".")[0] in ("espnet2", "espnet3"):
@@ -110,7 +110,7 @@ def _load_local(recipe_dir: str | Path | None) -> ModuleType:
     file = None if recipe_dir is None else _local_file(recipe_dir)
     if file is None:
         raise MisconfigurationException(f"there is no dataset/__init__.py in recipe_dir ({recipe_dir})")
-    _make_importable("egs3", recipe_dir)
+    put_egs3_first(recipe_dir)
     # One name a path, so that the modules of two recipes, both called `dataset`, stay apart.
     name = "_recipe_dataset" + "".join(c if c.isalnum() else "_" for c in str(file.resolve()))
     if name not in sys.modules:
@@ -123,13 +123,6 @@ def _load_local(recipe_dir: str | Path | None) -> ModuleType:
             del sys.modules[name]  # half a module is worse than none: the next import would return it
             raise
     return sys.modules[name]
-
-
-def _make_importable(package: str, recipe_dir: str | Path | None) -> None:
-    """A recipe in ``X/egs3/name/task`` imports itself as ``egs3.name.task``: put ``X`` on the path, last."""
-    for parent in Path(recipe_dir or ".").resolve().parents:
-        if parent.name == package and str(parent.parent) not in sys.path:
-            sys.path.append(str(parent.parent))
 
 
 def _reduce(dataset: Dataset, data_src: str | None, recipe_dir: str | Path | None) -> tuple:
