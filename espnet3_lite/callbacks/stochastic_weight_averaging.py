@@ -7,7 +7,6 @@ Averages over optimizer steps, or with decay, are in `weight_averaging.py`; aver
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, update_average
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.optim.slots import LRSchedulerConfig, scheduler_state
@@ -66,7 +66,7 @@ class StochasticWeightAveraging(Callback):
         swa_epoch_start: int | float = 0.8,
         annealing_epochs: int = 10,
         annealing_strategy: str = "cos",
-        avg_fn: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor] | None = None,
+        avg_fn: AverageFunction | None = None,
         device: torch.device | str | None = "cpu",
     ):
         _check_arguments(swa_lrs, swa_epoch_start, annealing_strategy, avg_fn, device)
@@ -132,8 +132,13 @@ class StochasticWeightAveraging(Callback):
                 )
             self._swa_epoch_start = int(trainer.max_epochs * self._given_start)
         self._max_epochs = trainer.max_epochs
-        self._average = AveragedModel(pl_module, device=self._device, avg_fn=self._avg_fn)
-        if trainer.max_epochs != -1 and any(isinstance(module, _BatchNorm) for module in pl_module.modules()):
+        self._average = averaged_model(pl_module, self._device, use_buffers=False, avg_fn=self._avg_fn)
+        if self.swa_start > self.swa_end:
+            rank_zero_warn(
+                f"StochasticWeightAveraging(swa_epoch_start={self._given_start!r}) begins after the last of "
+                f"max_epochs={trainer.max_epochs} epochs: nothing is averaged, the module keeps its own weights"
+            )
+        elif trainer.max_epochs != -1 and any(isinstance(module, _BatchNorm) for module in pl_module.modules()):
             if not trainer.automatic_optimization:
                 raise MisconfigurationException(
                     f"SWA recomputes BatchNorm statistics in an epoch without optimization, which manual optimization "
@@ -165,7 +170,7 @@ class StochasticWeightAveraging(Callback):
             if self._swa_scheduler is None:
                 self._swap_scheduler(trainer)
             if epoch > self._latest_update_epoch:
-                self._average.update_parameters(pl_module)
+                update_average(self._average, pl_module, type(self).__name__)
                 self._latest_update_epoch = epoch
         elif self._adds_epoch and epoch == self.swa_end + 1:
             self._transfer(pl_module)
@@ -192,10 +197,11 @@ class StochasticWeightAveraging(Callback):
         trainer.lr_scheduler_configs[:] = [LRSchedulerConfig(self._swa_scheduler, slot=slot)]
 
     def _transfer(self, pl_module: LiteModule) -> None:
-        """The average's parameters become the module's."""
+        """The average's floating parameters become the module's."""
         with torch.no_grad():
             for averaged, current in zip(self._average.module.parameters(), pl_module.parameters(), strict=True):
-                current.copy_(averaged)
+                if current.is_floating_point() or current.is_complex():
+                    current.copy_(averaged)
 
     # ---- the additional epoch --------------------------------------------------------------------------------------
 

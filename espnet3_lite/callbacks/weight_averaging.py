@@ -7,18 +7,22 @@ are in `stochastic_weight_averaging.py`, averages of saved files in `average_che
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.pruning import ModelPruning
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
+
+AverageFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
 
 
 class WeightAveraging(Callback):
@@ -27,7 +31,11 @@ class WeightAveraging(Callback):
     While a fit validates, the module's weights and the average are swapped. In a checkpoint ``state_dict`` is the
     average (so that a loaded model is the averaged one), ``current_model_state`` the weights in training and
     ``averaging_state`` the number of averaged models; a resumed run goes on with all three. Override `should_update`
-    to choose when the average takes the weights in.
+    to choose when the average takes the weights in. Until it has done so for the first time there is no average: the
+    weights in training are validated, saved, and left in the module.
+
+    Floating (and complex) tensors are averaged. Everything else, such as a counter, a table of indices or a mask, is
+    always the module's own.
 
     Every rank averages for itself: their weights are equal. Buffers may differ between ranks (BatchNorm); whenever the
     average is used, rank zero's holds for all.
@@ -39,7 +47,8 @@ class WeightAveraging(Callback):
             plain mean over all updates by default.
 
     Raises:
-        MisconfigurationException: at the start of a fit, with sharded weights.
+        MisconfigurationException: at the start of a fit, with sharded weights or with `ModelPruning`; at an update,
+            where parameters or buffers were replaced since the fit began.
 
     Example:
         >>> class EveryTenthStep(WeightAveraging):
@@ -52,6 +61,8 @@ class WeightAveraging(Callback):
     def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any):
         self._device = torch.device(device) if isinstance(device, str) else device
         self._use_buffers, self._kwargs = use_buffers, kwargs
+        if not kwargs.keys() & {"avg_fn", "multi_avg_fn"}:
+            self._kwargs = {**kwargs, "avg_fn": get_swa_avg_fn()}
         self._average_model: AveragedModel | None = None
         self._resumed: dict[str, Any] | None = None
         self._swapped = self._handed_over = False
@@ -76,13 +87,18 @@ class WeightAveraging(Callback):
                     f"{type(self).__name__} does not support sharded models; use strategy='ddp', or average "
                     f"checkpoints (AverageCheckpointsCallback)"
                 )
+            if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):
+                raise MisconfigurationException(
+                    f"{type(self).__name__} with ModelPruning: pruning replaces parameters by others while the average "
+                    f"is made, so that they no longer match. Leave one of the two out"
+                )
             self._average_model = self._resumed = None
             self._handed_over = False
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Copy the module, which has its final device and dtype here; a resumed run puts its average in."""
-        average = AveragedModel(pl_module, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
+        average = averaged_model(pl_module, self._device, self._use_buffers, **self._kwargs)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             average.module.load_state_dict(resumed["module"], strict=pl_module.strict_loading)
@@ -95,19 +111,19 @@ class WeightAveraging(Callback):
         """After an optimizer step: a batch that only accumulates, or was skipped, is none."""
         step = trainer.global_step
         if step > self._latest_update_step and self.should_update(step_idx=step - 1):
-            self._average_model.update_parameters(pl_module)
+            update_average(self._average_model, pl_module, type(self).__name__)
             self._latest_update_step = step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """After an epoch."""
         epoch = trainer.current_epoch
         if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
-            self._average_model.update_parameters(pl_module)
+            update_average(self._average_model, pl_module, type(self).__name__)
             self._latest_update_epoch = epoch
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """Validate with the average. (A validation outside a fit takes the module as it is.)"""
-        if trainer.state.fn == "fit":
+        """Validate with the average, if there is one. (A validation outside a fit takes the module as it is.)"""
+        if trainer.state.fn == "fit" and self._begun:
             self._swap(pl_module)
             trainer.strategy.sync_buffers(pl_module)  # collective: all ranks validate
 
@@ -129,7 +145,7 @@ class WeightAveraging(Callback):
             return
         self._handed_over = True
         with torch.no_grad():
-            for average, current in self._pairs(pl_module):
+            for average, current in self._pairs(pl_module) if self._begun else ():
                 current.copy_(average)
         trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
 
@@ -138,14 +154,15 @@ class WeightAveraging(Callback):
         if not self._handed_over and trainer.stop_error is None:
             self.on_train_end(trainer, pl_module)
 
-    def _pairs(self, pl_module: LiteModule) -> Any:
-        """Each parameter and buffer of the average with the module's own."""
-        average = self._average_model.module
-        return zip(
-            itertools.chain(average.parameters(), average.buffers()),
-            itertools.chain(pl_module.parameters(), pl_module.buffers()),
-            strict=True,
-        )
+    @property
+    def _begun(self) -> bool:
+        """The average has taken weights in."""
+        return int(self._average_model.n_averaged) > 0
+
+    def _pairs(self, pl_module: LiteModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each floating parameter and buffer of the average with the module's own."""
+        pairs = zip(tensors_of(self._average_model.module), tensors_of(pl_module), strict=True)
+        return (pair for pair in pairs if _is_averaged(pair[0]))
 
     def _swap(self, pl_module: LiteModule) -> None:
         """Exchange the values; the tensors stay where they are, the optimizer does not notice."""
@@ -172,11 +189,20 @@ class WeightAveraging(Callback):
             rank_zero_info("%s: a checkpoint saved outside a fit holds the module alone", type(self).__name__)
             return
         checkpoint["current_model_state"] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = trainer.strategy.module_state_dict(self._average_model.module)
+        if self._begun:
+            self._save_average(trainer, pl_module, checkpoint)
+        checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
+
+    def _save_average(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
+        average = self._average_model.module
+        with torch.no_grad():
+            for kept, current in zip(tensors_of(average), tensors_of(pl_module), strict=True):
+                if not _is_averaged(kept):
+                    kept.copy_(current)
+        checkpoint["state_dict"] = trainer.strategy.module_state_dict(average)
         if self._swapped:  # within a validation, or where one was broken off
             states = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = states
-        checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Keep the average until the fit starts, and let the trainer load the weights in training."""
@@ -232,3 +258,67 @@ class EMAWeightAveraging(WeightAveraging):
             return begun and self.update_every_n_steps > 0 and step_idx % self.update_every_n_steps == 0
         first = self.update_starting_at_epoch
         return epoch_idx is not None and first is not None and epoch_idx >= first
+
+
+# ---- torch's AveragedModel, for tensors of every kind ----------------------------------------------------------------
+
+
+def averaged_model(
+    module: torch.nn.Module,
+    device: torch.device | str | int | None,
+    use_buffers: bool,
+    avg_fn: AverageFunction | None = None,
+    multi_avg_fn: Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor | int], None] | None = None,
+    **kwargs: Any,
+) -> AveragedModel:
+    """torch's `AveragedModel`, whose function is asked about floating tensors only; others are copied.
+
+    Args:
+        module: What is averaged.
+        device: Where the average lies; None: where the module is.
+        use_buffers: Average buffers too.
+        avg_fn: ``avg_fn(averaged, current, num_averaged)`` gives the new average.
+        multi_avg_fn: The same for lists of tensors, in place.
+        kwargs: Further arguments of `AveragedModel`.
+    """
+
+    def average_one(averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+        return avg_fn(averaged, current, count) if _is_averaged(averaged) else current
+
+    def average_many(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
+        if _is_averaged(averaged[0]):  # torch groups them by dtype
+            multi_avg_fn(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    one, many = average_one if avg_fn is not None else None, average_many if multi_avg_fn is not None else None
+    return AveragedModel(module, device, one, many, use_buffers=use_buffers, **kwargs)
+
+
+def update_average(average: AveragedModel, module: torch.nn.Module, owner: str) -> None:
+    """Take a module's weights in, after a look whether it still has the parameters and buffers that it began with.
+
+    Raises:
+        MisconfigurationException: they were replaced: tied, parametrised, pruned.
+    """
+    held, now = ({name: tensor.shape for name, tensor in _named_tensors(m)} for m in (average.module, module))
+    if list(held.items()) != list(now.items()):
+        gone, new = ([n for n in a if b.get(n) != a[n]] for a, b in ((held, now), (now, held)))
+        raise MisconfigurationException(
+            f"{owner}: the module's parameters and buffers were replaced while they are averaged (before: {gone}, now: "
+            f"{new}). Tie, parametrise or prune weights before the fit begins: in __init__, configure_model or setup"
+        )
+    average.update_parameters(module)
+
+
+def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return itertools.chain(module.named_parameters(), module.named_buffers())
+
+
+def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """All parameters, then all buffers."""
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+def _is_averaged(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -3,9 +3,12 @@
 Which files they come from, and where the result goes, is `checkpoint_io`'s business.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 StateDict = dict[str, object]
 
@@ -44,8 +47,17 @@ def average_state_dicts(names: Sequence[str], readers: Sequence[Callable[[], Sta
     """
     owners = _owners(names, readers)
     result, summed = _start(readers[0](), owners)
+    varied: set[str] = set()
     for window in _windows(summed):
-        _fill_window(window, readers, summed)
+        varied |= _fill_window(window, readers, summed)
+    integers = {key: value for key, value in summed.items() if value.dtype == torch.int64}
+    constant = [key for key, value in integers.items() if value.any() and key not in varied]
+    if constant and len(readers) > 1:
+        logger.warning(
+            "Integer tensors are summed, as ESPnet3 does. These were the same in all %d files, and are %d times as "
+            "large in the average: %s. Where one is a table of constants, take it from one of the files: %s",
+            len(readers), len(readers), ", ".join(constant), names[0],
+        )  # fmt: skip
     return result
 
 
@@ -154,16 +166,25 @@ def _fill_window(
     window: list[tuple[str, int, int]],
     readers: Sequence[Callable[[], StateDict]],
     summed: dict[str, torch.Tensor],
-) -> None:
-    """Combine one window of all state dicts and put it in its place in the result."""
+) -> set[str]:
+    """Combine one window of all state dicts and put it in its place in the result.
+
+    Returns:
+        The keys of integer tensors that differ between the files.
+    """
+    varied: set[str] = set()
     sums: list[torch.Tensor] = []
+    first: list[torch.Tensor] = []
     for reader in readers:
         state_dict = reader()
         pieces = [_rows(state_dict[key], start, stop) for key, start, stop in window]
         if not sums:
             sums = [piece.to(_wide(piece.dtype), copy=True) for piece in pieces]
+            first = [total.clone() if total.dtype == torch.int64 else total for total in sums]
         else:
-            for total, piece in zip(sums, pieces, strict=True):
+            for (key, _, _), total, piece, one in zip(window, sums, pieces, first, strict=True):
+                if one is not total and not torch.equal(one, piece):
+                    varied.add(key)
                 total.add_(piece.to(total.dtype))
         # Before the next file is mapped, so that this one's pages go first.
         del state_dict, pieces
@@ -171,3 +192,4 @@ def _fill_window(
         if total.is_floating_point() or total.is_complex():
             total.div_(len(readers))
         _rows(summed[key], start, stop).copy_(total)
+    return varied

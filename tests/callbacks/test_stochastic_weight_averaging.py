@@ -201,3 +201,32 @@ def test_settings_that_do_not_fit():
         fit(Net(), StochasticWeightAveraging([0.1, 0.2], 1))
     with pytest.raises(MisconfigurationException, match="`max_epochs=-1`"):
         fit(Net(), StochasticWeightAveraging(0.1), max_epochs=-1, max_steps=2)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_an_average_that_never_begins_leaves_the_modules_own_weights(batch_norm):
+    plain, module = Net(batch_norm), Net(batch_norm)
+    trainer_of(max_epochs=2).fit(plain, loader())
+    trainer = trainer_of(StochasticWeightAveraging(0.1, swa_epoch_start=5), max_epochs=2)
+    with pytest.warns(UserWarning, match="begins after the last of max_epochs=2"):
+        trainer.fit(module, loader())
+    assert trainer.current_epoch == 2
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(module)[name]), name
+
+
+def test_what_is_no_floating_number_is_not_averaged():
+    class Moving(Net):
+        def __init__(self):
+            super().__init__(batch_norm=False)
+            self.quantized = torch.nn.Parameter(torch.tensor([1, 100], dtype=torch.int8), requires_grad=False)
+            self.mask = torch.nn.Parameter(torch.tensor([True, False]), requires_grad=False)
+
+        def on_train_epoch_end(self):
+            self.quantized += 1
+            self.mask.logical_not_()
+
+    module = Moving()
+    trainer_of(StochasticWeightAveraging(0.1, swa_epoch_start=1), max_epochs=3).fit(module, loader())
+    assert module.quantized.tolist() == [4, 103]
+    assert module.mask.tolist() == [False, True]

@@ -133,3 +133,19 @@ def test_keys_that_differ_are_named_with_the_file():
 def test_values_that_do_not_fit_are_named_with_the_file(other, message):
     with pytest.raises(ValueError, match=message):
         average({"w": torch.ones(2)}, {"w": other})
+
+
+def test_integer_tables_that_are_the_same_in_all_files_are_named(caplog):
+    def state(batches):
+        return {"weight": torch.ones(2), "positions": torch.arange(4), "batches": torch.tensor(batches),
+                "zero": torch.zeros(2, dtype=torch.int32), "mask": torch.tensor([True])}  # fmt: skip
+
+    states = [state(2), state(1), state(3)]  # their sum is three times the first, though they differ
+    average_state_dicts(["best", "b", "c"], [lambda one=one: one for one in states])
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "positions. Where" in record.message and "3 times" in record.message and "best" in record.message
+    assert "batches" not in record.message and "zero" not in record.message
+    caplog.clear()
+    average_state_dicts(["best"], [lambda: states[0]])
+    assert not caplog.records
