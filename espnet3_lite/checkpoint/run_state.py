@@ -96,7 +96,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
         "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
-        "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict()),  # collective: all ranks
+        "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective
         "optimizers": [
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
             for slot in trainer.slots.values()
@@ -109,11 +109,14 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
 
 
 def _random_state(trainer: Trainer) -> dict[str, Any]:
-    """From where a run goes on: a validation in work is run again from its beginning."""
+    """From where a run goes on."""
+    return trainer.random_before_validation if _validates_anew(trainer) else collect_random_state()
+
+
+def _validates_anew(trainer: Trainer) -> bool:
+    """A validation in work is run again from its beginning."""
     validating = trainer.state.fn == "fit" and trainer.state.stage == RunningStage.VALIDATING
-    if validating and not trainer.fit_loop.validated:
-        return trainer.random_before_validation
-    return collect_random_state()
+    return validating and not trainer.fit_loop.validated
 
 
 def _pending_gradients(trainer: Trainer, slot: Any) -> list[dict[str, torch.Tensor]]:
@@ -219,6 +222,13 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
     trainer.validation_ran = bool(ours["validation_ran"])
     parts = ours["metrics"]
     trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
+    if len(parts) == trainer.world_size:
+        trainer.metrics.load_objects(parts[trainer.global_rank], bool(ours["epoch_ended"]))
+    elif any(part.get("objects") for part in parts):
+        rank_zero_warn(
+            f"metric objects ({', '.join(parts[0]['objects'])}) begin anew within the epoch: their states on "
+            f"{len(parts)} ranks cannot be dealt out to {trainer.world_size}"
+        )
     if not ours["epoch_ended"]:
         loop.resumed_within_epoch = bool(ours["epoch_begun"])
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.metrics.logged_value import DEFAULTS, EPOCH_HOOKS, LoggedValue, comparable, neutral
+from espnet3_lite.metrics.logged_value import (
+    DEFAULTS,
+    EPOCH_HOOKS,
+    LoggedValue,
+    as_number,
+    check_weight,
+    comparable,
+    neutral,
+)  # fmt: skip
+from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
+from espnet3_lite.metrics.rank_sums import reduce_over_ranks
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -44,6 +54,8 @@ class Metrics:
         self._logged: dict[str, torch.Tensor] = {}
         #: How often each callback metric was set: tells whether it was logged anew.
         self.versions: dict[str, int] = {}
+        #: The states of metric objects when the evaluation in work began.
+        self._objects_before: dict[str, Any] = {}
 
     # ---- taking values ---------------------------------------------------------------------------------------------
 
@@ -68,11 +80,15 @@ class Metrics:
             entry.arguments = arguments
         if rank_zero_only and not self.trainer.is_global_zero:
             return
-        if not isinstance(value, torch.Tensor) and hasattr(value, "compute") and hasattr(value, "reset"):
+        if is_metric_object(value):
             entry.take_metric(value)
             return
-        tensor = self._as_tensor(name, value, enable_graph)
-        if entry.on_epoch and batch_size is None and entry.reduce == "mean":
+        tensor = as_number(name, value, enable_graph)
+        if batch_size is not None:
+            module = self.trainer.lightning_module
+            if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
+                check_weight(name, batch_size)
+        elif entry.on_epoch and entry.reduce == "mean":
             batch_size = self.batch_size
         if sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
@@ -112,27 +128,10 @@ class Metrics:
             raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
         return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.dataloader_idx)
 
-    def _as_tensor(self, name: str, value: Any, enable_graph: bool) -> torch.Tensor:
-        """The value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here."""
-        if isinstance(value, torch.Tensor):
-            if value.dim() and value.numel() != 1:
-                raise ValueError(
-                    f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
-                    f"You can try doing `self.log({name!r}, {value!r}.mean())`"
-                )
-            value = value if enable_graph else value.detach().clone()
-            value = value.reshape(()) if value.dim() else value
-            return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.get_default_dtype())
-        if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
-            return torch.tensor(float(value), dtype=torch.get_default_dtype())
-        raise ValueError(
-            f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
-            f"log a number or a tensor with a single element"
-        )
-
     def start_evaluation(self) -> None:
         """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
         self._publish()
+        self._objects_before = self._objects()
         self.active = self.evaluation
         self.evaluation.clear()
 
@@ -204,7 +203,7 @@ class Metrics:
         self.batch, self._batch_size, loader = None, None, self.dataloader_idx
         chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
-            _reduce_over_ranks(chosen, self.trainer)
+            reduce_over_ranks(chosen, self.trainer)
             entries.update(chosen)  # another rank may have logged what this one did not
         logged = {}
         for entry in chosen.values():
@@ -299,15 +298,40 @@ class Metrics:
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The training epoch's sums so far, and the published values."""
+    def state_dict(self, within_evaluation: bool = False) -> dict[str, Any]:
+        """The training epoch's sums so far, the states of metric objects, and the published values.
+
+        Args:
+            within_evaluation: Who resumes here begins the evaluation in work anew.
+        """
         self._publish()
+        module = self.trainer.lightning_module
+        places = {id(metric): place for place, metric in metric_objects(module).items()} if module is not None else {}
         epoch = [
             {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
-             "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight}
-            for key, e in sorted(self.training.items(), key=lambda item: str(item[0])) if e.metric is None
+             "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight,
+             "metric": places.get(id(e.metric))}
+            for key, e in sorted(self.training.items(), key=lambda item: str(item[0]))
+            if e.metric is None or (e.weight and id(e.metric) in places)
         ]  # fmt: skip
-        return {"epoch": epoch, "callback": dict(self._callback), "versions": dict(self.versions)}
+        objects = self._objects_before if within_evaluation else self._objects()
+        return {"epoch": epoch, "objects": objects, "callback": dict(self._callback), "versions": dict(self.versions)}
+
+    def _objects(self) -> dict[str, Any]:
+        """The state of each metric object of the module, by place; `logged`: it is reset when the epoch ends."""
+        module = self.trainer.lightning_module
+        logged = {id(entry.metric) for entry in self.training.values()}
+        found = metric_objects(module) if module is not None else {}
+        states = {place: (state_of(place, metric), id(metric) in logged) for place, metric in found.items()}
+        return {place: {"state": state, "logged": is_logged} for place, (state, is_logged) in states.items() if state}
+
+    def load_objects(self, state: dict[str, Any], epoch_ended: bool) -> None:
+        """Give the module's metric objects the state that they had; those that were logged, in the same epoch only."""
+        module = self.trainer.lightning_module
+        found = metric_objects(module)
+        for place, saved in state.get("objects", {}).items():
+            if place in found and not (epoch_ended and saved["logged"]):
+                restore(found[place], saved["state"], self.trainer.strategy.device)
 
     def published(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
         """What can be seen now, and how often each was set; for `put_back`."""
@@ -331,54 +355,13 @@ class Metrics:
                 arguments = tuple(saved["arguments"])
                 entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"], dataloader_idx)
                 self.training[key] = entry
+            if saved.get("metric") is not None:
+                entry.take_metric(operator.attrgetter(saved["metric"])(self.trainer.lightning_module))
+                entry.fresh = False
             entry.last = saved["last"]
             if saved["total"] is not None:
                 entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
                 entry.weight = entry.weight + saved["weight"]
-
-
-def _reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Trainer) -> None:
-    """Replace each entry's sum and weight by those over all ranks. All ranks reach this, at an epoch's end.
-
-    The ranks may have logged different names (one had no batch, say): each tells what it has, and learns the others'.
-    A metric that computes its value itself exchanges it between the ranks then, and so must be there on all of them.
-    """
-    strategy, module = trainer.strategy, trainer.lightning_module
-    mine = {}
-    for key, entry in entries.items():
-        if not entry.on_epoch or entry.rank_zero_only:
-            continue
-        if entry.metric is not None and entry.weight:
-            mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))
-        elif entry.total is not None:
-            mine[key] = (float(entry.total), float(entry.weight), entry.arguments, entry.on_step, None)
-    parts = strategy.gather_objects(mine)  # collective: all ranks
-    for key in dict.fromkeys(key for part in parts for key in part):
-        found = [part[key] for part in parts if key in part]
-        _, _, arguments, on_step, place = found[0]
-        hook, name, dataloader_idx = key
-        if place == "" and len(found) < len(parts):
-            raise MisconfigurationException(
-                f"`self.log({name!r}, ...)` was given a metric object in `{hook}` on {len(found)} of {len(parts)} "
-                f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
-            )
-        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, dataloader_idx)
-        entries[key] = entry  # in the order in which all ranks compute
-        if place is not None:
-            entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
-            continue
-        combine = {"min": min, "max": max}.get(entry.reduce, sum)
-        entry.total = torch.tensor(combine(total for total, *_ in found), dtype=torch.float64, device=strategy.device)
-        entry.weight = sum(weight for _, weight, *_ in found)
-
-
-def place_of_metric(module: Any, metric: Any) -> str:
-    """Where in a module an object is found, such as ``"model.accuracy"``; ``""`` where it is not."""
-    for prefix, part in module.named_modules():
-        for name, value in (*vars(part).items(), *part.named_children()):
-            if value is metric:
-                return f"{prefix}.{name}" if prefix else name
-    return ""
 
 
 def batch_size_of(batch: Any) -> int:

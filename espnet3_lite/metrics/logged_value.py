@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -70,19 +72,22 @@ class LoggedValue:
         self.weight: Any = 0
         self.fresh = False  # `last` has not been published yet
 
-    def update(self, value: torch.Tensor, batch_size: Any) -> None:
-        """Take one batch's value, ``()``."""
+    def update(self, value: torch.Tensor, weight: int | float | torch.Tensor) -> None:
+        """Take one batch's value, ``()``, with its weight in a mean, a number or ``()``; 0: it has no say there."""
         self.fresh = True
         if self.on_step:
             self.last = value
         if not self.on_epoch:
             return
         self.dtype = torch.promote_types(torch.get_default_dtype(), value.dtype)
-        # Sums are kept in float64: a mean over a million batches stays right in its last shown digit.
-        value = value.to(torch.float64) if value.device.type != "mps" else value.float()
+        value = wide(value)
         if self.reduce == "mean":
-            value = value * batch_size
-            self.weight = self.weight + batch_size
+            if isinstance(weight, torch.Tensor):
+                weight = wide(weight.detach()).reshape(())
+                value = torch.where(weight.to(value.device) == 0, 0.0, value * weight)
+            else:
+                value = value * weight if weight else torch.zeros_like(value)
+            self.weight = self.weight + weight
         self.total = value if self.total is None else self.combined(self.total, value)
 
     def take_metric(self, metric: Any) -> None:
@@ -102,6 +107,61 @@ class LoggedValue:
             return None
         value = self.total / self.weight if self.reduce == "mean" else self.total
         return value.to(self.dtype)
+
+
+def as_number(name: str, value: Any, enable_graph: bool) -> torch.Tensor:
+    """A logged value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here.
+
+    Integers become float64, which holds them to the last digit (up to 2**53); halves become float32.
+
+    Raises:
+        ValueError: it is not one number.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
+                f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+            )
+        value = value if enable_graph else value.detach().clone()
+        value = value.reshape(()) if value.dim() else value
+        if value.dtype in (torch.float32, torch.float64):
+            return value
+        whole = not value.is_floating_point() and value.dtype != torch.bool and value.device.type != "mps"
+        return value.to(torch.float64 if whole else torch.get_default_dtype())
+    if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return torch.tensor(float(value), dtype=torch.float64 if whole else torch.get_default_dtype())
+    raise ValueError(
+        f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
+        f"log a number or a tensor with a single element"
+    )
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Refuse a `batch_size` that is no weight. What lies on another device than the CPU is not read.
+
+    Raises:
+        ValueError: it is not one number, or below 0, or not finite.
+    """
+    is_tensor = isinstance(weight, torch.Tensor)
+    single = weight.numel() == 1 if is_tensor else hasattr(weight, "__float__")
+    if single and is_tensor and weight.device.type != "cpu":
+        return
+    if not single or not 0 <= float(weight) < math.inf:
+        raise ValueError(
+            f"`self.log({name!r}, ..., batch_size={weight!r})`: it is the value's weight in the epoch's mean, and must "
+            f"be one finite number, at least 0"
+        )
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """A number in the type in which it is summed: float64 or int64; on the CPU where the device knows no float64.
+
+    A mean over a million batches stays right in its last shown digit, and a count in a narrow type does not overflow.
+    """
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
+    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
 
 
 def _reduction(name: str, reduce: str | Callable) -> str:

@@ -16,7 +16,7 @@ ARGUMENTS = {
 
 
 def metrics_in(hook="training_step", batch=None):
-    metrics = Metrics(SimpleNamespace(strategy=STRATEGY, is_global_zero=True))
+    metrics = Metrics(SimpleNamespace(strategy=STRATEGY, is_global_zero=True, lightning_module=None))
     metrics.hook = hook
     metrics.start_batch(torch.ones(2, 1) if batch is None else batch)
     return metrics

@@ -1,0 +1,115 @@
+"""Objects that compute an epoch's value themselves, such as torchmetrics': where a module has them, and their state.
+
+They keep what they have seen in plain attributes, which no state dict holds: a run that is resumed within an epoch
+would forget the epoch's first part.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+
+#: What torch keeps in a module beside its attributes.
+_TORCHS_OWN = frozenset(vars(torch.nn.Module()))
+
+
+def is_metric_object(value: Any) -> bool:
+    """Whether `log` takes it as an object that computes its value: it has `compute` and `reset`."""
+    return not isinstance(value, (torch.Tensor, type)) and hasattr(value, "compute") and hasattr(value, "reset")
+
+
+def metric_objects(module: torch.nn.Module) -> dict[str, Any]:
+    """The metric objects among a module's attributes, by place, such as ``"model.accuracy"``; not parts of others."""
+    found: dict[str, Any] = {}
+    for prefix, part in module.named_modules():
+        if any(prefix == place or prefix.startswith(f"{place}.") for place in found):
+            continue
+        for name, value in (*vars(part).items(), *part.named_children()):
+            if is_metric_object(value):
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found
+
+
+def place_of_metric(module: torch.nn.Module, metric: Any) -> str:
+    """Where in a module a metric object is found; ``""`` where it is not."""
+    for prefix, part in module.named_modules():
+        for name, value in (*vars(part).items(), *part.named_children()):
+            if value is metric:
+                return f"{prefix}.{name}" if prefix else name
+    return ""
+
+
+def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
+    """What `reset` would take back: by part, the attributes that differ from those of a copy that is reset.
+
+    Args:
+        place: Where it stands, for a warning.
+        metric: The object, which stays as it is.
+    """
+    try:
+        fresh = copy.deepcopy(metric)
+    except Exception as error:
+        rank_zero_warn(
+            f"the metric object {place} ({type(metric).__name__}) cannot be copied ({type(error).__name__}: {error}), "
+            f"and stands in no checkpoint: a run that is resumed within an epoch forgets what it has seen of it"
+        )
+        return {}
+    fresh.reset()
+    before = dict(_parts(fresh))
+    state = {}
+    for name, part in _parts(metric):
+        unset = _attributes(before[name]) if name in before else {}
+        changed = {
+            key: value
+            for key, value in _attributes(part).items()
+            if _is_plain(value) and not (key in unset and _same(value, unset[key]))
+        }
+        if changed:
+            state[name] = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), changed)
+    return state
+
+
+def restore(metric: Any, state: dict[str, dict[str, Any]], device: torch.device) -> None:
+    """Put back what `state_of` gave, on this device."""
+    parts = dict(_parts(metric))
+    for name, attributes in state.items():
+        for key, value in attributes.items():
+            setattr(parts[name], key, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value))
+
+
+def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
+    return metric.named_modules() if isinstance(metric, torch.nn.Module) else iter([("", metric)])
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    if not isinstance(part, torch.nn.Module):
+        return vars(part)
+    own = {name: value for name, value in vars(part).items() if name not in _TORCHS_OWN}
+    return {**own, **dict(part.named_buffers(recurse=False))}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold it."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for part in (*value.keys(), *value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (torch.Tensor, bool, int, float, str))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other
