@@ -43,16 +43,25 @@ def plain(value: object, where: str = "checkpoint") -> object:
         ...
     TypeError: checkpoint['loss'][0] is a torch.nn.modules.loss.MSELoss, which a checkpoint cannot hold...
     """
+    try:
+        return _plain(value, where, {})
+    except RecursionError as error:
+        raise TypeError(f"{where} is nested too deeply, or contains itself: a checkpoint cannot hold it") from error
+
+
+def _plain(value: object, where: str, seen: dict[int, tuple[object, object]]) -> object:
+    """`seen` as in `_settle`: what is shared stays shared, and is looked through once."""
     if isinstance(value, torch.Tensor) or type(value) in _ATOMS:
         return value
     if isinstance(value, argparse.Namespace):
-        return plain(vars(value), where)
-    if isinstance(value, dict):
-        return _plain_dict(value, where)
-    if isinstance(value, (list, tuple, set)):
-        return _plain_sequence(value, where)
+        value = vars(value)
+    if isinstance(value, (dict, list, tuple, set)):
+        if id(value) not in seen:
+            convert = _plain_dict if isinstance(value, dict) else _plain_sequence
+            seen[id(value)] = (value, convert(value, where, seen))
+        return seen[id(value)][1]
     if isinstance(value, numpy.generic):
-        return plain(value.item(), where)
+        return _plain(value.item(), where, seen)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     for base in _BASES:
@@ -66,8 +75,10 @@ def plain(value: object, where: str = "checkpoint") -> object:
     )
 
 
-def _plain_dict(value: dict, where: str) -> dict:
-    items = [(plain(key, f"a key of {where}"), plain(item, f"{where}[{key!r}]")) for key, item in value.items()]
+def _plain_dict(value: dict, where: str, seen: dict[int, tuple[object, object]]) -> dict:
+    items = [
+        (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen)) for key, item in value.items()
+    ]
     # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
     if type(value) in (dict, OrderedDict, Counter):
         if all(new[0] is old[0] and new[1] is old[1] for new, old in zip(items, value.items(), strict=True)):
@@ -77,8 +88,10 @@ def _plain_dict(value: dict, where: str) -> dict:
     return dict(items)
 
 
-def _plain_sequence(value: list | tuple | set, where: str) -> list | tuple | set:
-    items = [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+def _plain_sequence(
+    value: list | tuple | set, where: str, seen: dict[int, tuple[object, object]]
+) -> list | tuple | set:
+    items = [_plain(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
     kind = next(base for base in (list, tuple, set) if isinstance(value, base))
     if type(value) is kind and all(new is old for new, old in zip(items, value, strict=True)):
         return value
@@ -106,6 +119,26 @@ class _EmptyList:
 
     def __new__(cls, *_: object) -> list:
         return []
+
+
+class _Text(str):
+    """`str`, of a text alone: of a forged value, whose parts are shared, the text could be endless."""
+
+    def __new__(cls, value: str = "") -> str:
+        return _only(str, value)
+
+
+class _Bytes(bytes):
+    """`bytes`, but not of a length, which may be forged: the memory would be taken at once."""
+
+    def __new__(cls, value: bytes | list = b"") -> bytes:
+        return bytes(value) if isinstance(value, list) else _only(bytes, value)
+
+
+def _only(kind: type, value: object) -> object:
+    if type(value) is not kind:
+        raise pickle.UnpicklingError(f"{kind.__name__}({type(value).__name__}), which no checkpoint needs")
+    return value
 
 
 class _Ignored:
@@ -172,14 +205,14 @@ _STAND_INS = {
     # The standard library: types that only hold values.
     "argparse.Namespace": argparse.Namespace,
     "builtins.bool": bool,
-    "builtins.bytes": bytes,
+    "builtins.bytes": _Bytes,
     "builtins.dict": dict,
     "builtins.float": float,
     "builtins.frozenset": frozenset,
     "builtins.int": int,
     "builtins.list": list,
     "builtins.slice": slice,
-    "builtins.str": str,
+    "builtins.str": _Text,
     "builtins.tuple": tuple,
     "collections.defaultdict": _EmptyDict,
     "collections.deque": _EmptyList,
@@ -252,7 +285,9 @@ def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:
         return settled
     if type(value) is tuple:
         items = tuple(_settle(item, seen) for item in value)
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        settled = items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        seen[id(value)] = (value, settled)
+        return settled
     if isinstance(value, (dict, list, argparse.Namespace)):
         seen[id(value)] = (value, value)
         content = vars(value) if isinstance(value, argparse.Namespace) else value

@@ -2,8 +2,8 @@
 averaged.
 
 No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is
-decided by the trainer and by `callbacks/`. What a file may hold is in `checkpoint_types`; sharded folders are
-read in `sharded_io`; the arithmetic of averaging is in `averaging`; temporary names, links and removal are in
+decided by the trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are
+read in `sharded_reader`; the arithmetic of averaging is in `averaging`; temporary names, links and removal are in
 `atomic_files`.
 """
 
@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import pickle
-import struct
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,7 +56,7 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
 
     Args:
         checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted, as
-            `checkpoint_types.plain` says.
+            `allowed_types.plain` says.
         path: The file; its folder is made when missing.
 
     Raises:
@@ -96,7 +95,7 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
 def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
     """Read a checkpoint, ours or Lightning's, after checking that it is whole. No code in it is ever run.
 
-    Beside tensors and plain values, the harmless types in `checkpoint_types.allowed_names` are read, which
+    Beside tensors and plain values, the harmless types in `allowed_types.allowed_names` are read, which
     ESPnet3's files under Lightning hold in their hyper-parameters: a `Namespace`, paths and dates come back
     as such, OmegaConf containers as dicts and lists with their ``${...}`` as text, other dict-likes as dicts,
     NumPy numbers as Python's, NumPy arrays as arrays. A sharded checkpoint (a folder) is put together on the
@@ -125,13 +124,15 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
 def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
     try:
         with harmless_globals():
-            checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+            checkpoint = settle(torch.load(path, map_location=map_location, mmap=mmap, weights_only=True))
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
-    # The archive's checksums were right: what is inside was not written by torch.save, or there is no room for it.
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: its values are nested too deeply for a checkpoint") from error
+    # The archive's checksums were right: what is inside was not written by torch.save, or there is no room for it. What
+    # torch raises then depends on the bytes: any error will do, and means the same.
+    except Exception as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
-    checkpoint = settle(checkpoint)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: not a checkpoint but a {type(checkpoint).__name__}; a dict is expected")
     return checkpoint
@@ -142,11 +143,11 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     try:
         with harmless_globals():
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, EOFError, struct.error):
+    except Exception:  # it follows the same damaged pickle, and ends as variously; the first error is told
         names = []
     if not names:
-        # torch's text advises loading with code allowed; one part of it says what was wrong.
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        # torch's text advises loading with code allowed; the error that it stands for says what was wrong.
+        reason = str(error.__context__ or "").removeprefix("WeightsUnpickler error: ").partition("\n")[0]
         return f"{path}: its pickle is not one that torch.save writes{': ' if reason else ''}{reason}"
     return (
         f"{path}: holds pickled objects of {', '.join(sorted(names))}, which are not read, since loading them "
@@ -178,11 +179,17 @@ def _damage(path: str | Path) -> str | None:
         from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
 
         return sharded_reader.damage(path)
-    return _file_damage(path)
+    damage = _file_damage(path)
+    if damage is None:
+        try:
+            _load_file(path, "cpu", mmap=True)  # no checksum covers all that torch reads: only trying it tells
+        except CheckpointError as error:
+            damage = str(error)
+    return damage
 
 
 def is_intact(path: str | Path) -> bool:
-    """True if a checkpoint, a file or a sharded folder, is there and whole by its checksums."""
+    """True if a checkpoint, a file or a sharded folder, is there, whole by its checksums, and torch can read it."""
     return _damage(path) is None
 
 

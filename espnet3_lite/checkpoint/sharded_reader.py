@@ -8,6 +8,7 @@ a folder is met, since torch's package is slow to import.
 
 import inspect
 import io
+import math
 import pathlib
 import pickle
 from collections.abc import Iterable
@@ -71,14 +72,38 @@ def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
     try:
         with open(path, "rb") as file:
             metadata = _MetadataUnpickler(file).load()
+        _check_metadata(metadata)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish") from error
     # What a damaged pickle raises depends on the byte that was hit.
     except Exception as error:
         raise CheckpointError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise CheckpointError(f"{path}: not a sharded checkpoint's metadata but a {type(metadata).__name__}")
     return metadata
+
+
+def _check_metadata(metadata: object) -> None:
+    """Types, places and sizes: nobody who reads them further has to doubt them.
+
+    Raises:
+        ValueError, TypeError or AttributeError: something is not as torch writes it.
+    """
+    if not isinstance(metadata, Metadata):
+        raise TypeError(f"not a sharded checkpoint's metadata but a {type(metadata).__name__}")
+    for info in metadata.storage_data.values():
+        name = info.relative_path
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"the data file {name!r} is not one of this folder")
+        if not all(type(number) is int and number >= 0 for number in (info.offset, info.length)):
+            raise ValueError(f"an item of {name} at byte {info.offset!r}, {info.length!r} long")
+    for name, entry in metadata.state_dict_metadata.items():
+        place = place_of(metadata, name)
+        if not place or not all(isinstance(part, str | int) for part in (name, *place)):
+            raise TypeError(f"the entry {name!r}, whose place is {place!r}")
+        if isinstance(entry, BytesStorageMetadata):
+            continue
+        stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if stored != math.prod(entry.size) or not isinstance(entry.properties.dtype, torch.dtype):
+            raise ValueError(f"the entry {name!r} has size {tuple(entry.size)}, of which {stored} values are stored")
 
 
 def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
@@ -96,15 +121,17 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
         metadata = read_metadata(folder)
     except CheckpointError as error:
         return str(error)
-    items: dict[str, list[tuple[int, int]]] = {}
+    items: dict[str, set[tuple[int, int]]] = {}
     for info in metadata.storage_data.values():
-        items.setdefault(info.relative_path, []).append((info.offset, info.length))
+        items.setdefault(info.relative_path, set()).add((info.offset, info.length))
     for name, places in sorted(items.items()):
         path, end = Path(folder) / name, max(offset + length for offset, length in places)
         if not path.is_file():
             return f"{folder}: the data file {name} is missing"
         if path.stat().st_size < end:
             return f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes"
+        if sum(length for _, length in places) > end:
+            return f"{folder}: damaged metadata: items of the data file {name} overlap"
     every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
     for name, offset, length in every[rank::world_size]:
         with open(Path(folder) / name, "rb") as file:
@@ -158,13 +185,11 @@ def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -
         CheckpointError: If the data is damaged or holds objects that are not read.
     """
     values: dict[str, object] = {}
-    for name in names:
-        entry = metadata.state_dict_metadata[name]
-        if isinstance(entry, BytesStorageMetadata):
-            values[name] = None
-        else:
-            values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     try:
+        for name in names:
+            entry = metadata.state_dict_metadata[name]
+            tensor = not isinstance(entry, BytesStorageMetadata)
+            values[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if tensor else None
         _load_alone(values, VerifiedReader(folder), PlainValuesPlanner())
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, distributed_checkpoint.CheckpointException) as error:
@@ -190,7 +215,17 @@ def nested(values: dict[str, object], metadata: Metadata) -> dict:
     torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
     dict. An optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs
     in `PLAIN_ENTRY`.
+
+    Raises:
+        CheckpointError: The places contradict one another.
     """
+    try:
+        return _nested(values, metadata)
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged metadata: its entries do not make a checkpoint: {error}") from error
+
+
+def _nested(values: dict[str, object], metadata: Metadata) -> dict:
     whole = _Built()
     for name, value in values.items():
         *parents, last = place_of(metadata, name)
@@ -235,5 +270,7 @@ def read_plain(folder: str | Path) -> dict:
     metadata = read_metadata(folder)
     if PLAIN_ENTRY not in metadata.state_dict_metadata:
         raise CheckpointError(f"{folder}: no entry {PLAIN_ENTRY!r}; it was not saved by espnet3_lite")
-    (rest,) = read_entries(folder, [PLAIN_ENTRY], metadata)[PLAIN_ENTRY]
-    return rest
+    plain_entry = read_entries(folder, [PLAIN_ENTRY], metadata)[PLAIN_ENTRY]
+    if not isinstance(plain_entry, tuple) or [type(part) for part in plain_entry] != [dict]:
+        raise CheckpointError(f"{folder}: the entry {PLAIN_ENTRY!r} is not as espnet3_lite writes it")
+    return plain_entry[0]

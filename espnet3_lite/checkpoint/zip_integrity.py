@@ -1,6 +1,7 @@
 """Whether an archive that `torch.save` wrote is whole: torch itself does not look at the checksums when it reads.
 
-What is inside, and which files there are, is not known here.
+What is inside, and which files there are, is not known here. No checksum covers the archive's table of contents:
+whether torch finds its way by it is tried out in `files.py`.
 """
 
 import struct
@@ -28,6 +29,11 @@ def archive_damage(file: BinaryIO) -> str | None:
         if not zipfile.is_zipfile(file):
             return "truncated: the archive's table of contents at its end is missing"
         with zipfile.ZipFile(file) as archive:
+            # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "damaged, or not written by torch.save, which does not compress: an entry is compressed"
+            if sum(entry.file_size for entry in archive.infolist()) > file.seek(0, 2):
+                return "damaged: its table of contents lists more bytes than the file has"
             bad = archive.testzip()
             if bad:
                 return f"damaged: the checksum (CRC) of {bad!r} is wrong"

@@ -1,0 +1,228 @@
+"""Files that an attacker or an accident made: read, or refused by a message, within two seconds."""
+
+import io
+import os
+import pickle
+import time
+import zipfile
+
+import pytest
+import torch
+import torch.distributed.checkpoint as distributed_checkpoint
+
+from espnet3_lite.checkpoint.files import CheckpointError, is_intact, load_checkpoint, newest_intact, save_checkpoint
+from espnet3_lite.checkpoint.sharded_reader import METADATA_FILE, damage, read_metadata
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of pickle protocols in flipped bits
+
+
+@pytest.fixture(autouse=True)
+def within_two_seconds(request):
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 2 or "slow" in request.keywords
+
+
+def nested_tuples(depth):
+    value = (1,)
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+def pickled_into(path, instructions):
+    """An archive of torch.save whose ``data.pkl`` holds these instructions."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, instructions if name.endswith("data.pkl") else content)
+    return path
+
+
+def test_shared_tuples_are_looked_through_once(tmp_path):
+    torch.save({"a": nested_tuples(24)}, tmp_path / "bomb.ckpt")
+    loaded = load_checkpoint(tmp_path / "bomb.ckpt")
+    assert loaded["a"][0] is loaded["a"][1]
+    save_checkpoint(loaded, tmp_path / "again.ckpt")
+    assert os.path.getsize(tmp_path / "again.ckpt") < 5000
+
+
+def test_lists_that_are_nested_too_deeply(tmp_path):
+    pickled_into(tmp_path / "deep.ckpt", b"\x80\x02}U\x01a" + b"]" * 100_000 + b"a" * 99_999 + b"s.")
+    with pytest.raises(CheckpointError, match=r"deep\.ckpt: its values are nested too deeply for a checkpoint"):
+        load_checkpoint(tmp_path / "deep.ckpt")
+
+
+def test_what_contains_itself_is_not_written(tmp_path):
+    value = [1]
+    value.append(value)
+    with pytest.raises(TypeError, match="checkpoint is nested too deeply, or contains itself"):
+        save_checkpoint({"a": value}, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "message"),
+    [
+        (b"c__builtin__\nbytes\n\x8a\x06\x00\x00\x00\x00\x00\x20\x85R", r"bytes\(int\), which no checkpoint needs"),
+        (b"c__builtin__\nbytes\n\x8a\x05\x00\x00\x00\x00\x01\x85R", r"bytes\(int\), which no checkpoint needs"),
+        (b"c__builtin__\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x20\x85R", "MemoryError"),
+        (b"c__builtin__\nstr\n(K\x01t\x85R", r"str\(tuple\), which no checkpoint needs"),
+        (b"cdatetime\ntimedelta\n\x8a\x06\x00\x00\x00\x00\x00\x20\x85R", "OverflowError"),
+    ],
+)
+def test_calls_that_take_memory_or_fail(tmp_path, instructions, message):
+    path = pickled_into(tmp_path / "call.ckpt", b"\x80\x02}U\x01a" + instructions + b"s.")
+    with pytest.raises(CheckpointError, match=rf"call\.ckpt: .*{message}"):
+        load_checkpoint(path)
+    assert not is_intact(path)
+
+
+def test_a_small_archive_of_many_zeros(tmp_path):
+    save_checkpoint({"w": torch.zeros(10)}, tmp_path / "a.ckpt")
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="not written by torch.save, which does not compress"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_an_archive_that_names_the_same_bytes_often(tmp_path):
+    save_checkpoint({"w": torch.zeros(1000)}, tmp_path / "a.ckpt")
+    content = (tmp_path / "a.ckpt").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        start, count = archive.start_dir, len(archive.infolist())
+        with open(tmp_path / "a.ckpt", "r+b") as file:
+            archive.fp = file
+            archive.mode, archive._didModify, archive._comment = "a", True, b""
+            archive.filelist += [entry for entry in archive.infolist() if entry.file_size == 4000] * 1000
+            file.seek(start)
+            archive._write_end_record()
+            archive.fp, archive._didModify = None, False
+    assert count < 20
+    with pytest.raises(CheckpointError, match="lists more bytes than the file has|Overlapped entries"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+# --- one flipped bit --------------------------------------------------------------------------------------------------
+
+
+def flips_in_the_directory(folder, step):
+    """Flip every `step`-th bit of a small checkpoint's table of contents; yields each bit, and what is taken then."""
+    save_checkpoint({"epoch": 1, "state_dict": {"w": torch.arange(6.0)}}, folder / "old.ckpt")
+    save_checkpoint({"epoch": 2, "state_dict": {"w": torch.arange(6.0) + 1}}, folder / "new.ckpt")
+    whole = (folder / "new.ckpt").read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    for bit in range(start * 8, len(whole) * 8, step):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (folder / "new.ckpt").write_bytes(flipped)
+        taken = newest_intact([folder / "new.ckpt", folder / "old.ckpt"])
+        yield bit, load_checkpoint(taken)
+
+
+def check_flips(folder, step):
+    fell_back = 0
+    for bit, loaded in flips_in_the_directory(folder, step):
+        older = 2 - loaded["epoch"]
+        assert torch.equal(loaded["state_dict"]["w"], torch.arange(6.0) + 1 - older), bit
+        fell_back += older
+    return fell_back
+
+
+def test_a_flipped_bit_in_the_directory_ends_no_run_that_has_an_older_state(tmp_path):
+    assert check_flips(tmp_path, 149) > 10
+
+
+@pytest.mark.slow
+def test_no_bit_of_the_directory_ends_a_run_that_has_an_older_state(tmp_path):
+    assert check_flips(tmp_path, 1) > 1000
+
+
+# --- sharded folders --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    state = {"state_dict": {"w": torch.arange(4.0)}, "plain": ({"epoch": 2},)}
+    distributed_checkpoint.save(state, checkpoint_id=tmp_path / "step1.ckpt")
+    assert damage(tmp_path / "step1.ckpt") is None
+    return tmp_path / "step1.ckpt"
+
+
+def forged(folder, change):
+    metadata = read_metadata(folder)
+    change(metadata)
+    (folder / METADATA_FILE).write_bytes(pickle.dumps(metadata))
+
+
+def set_info(name, value):
+    def change(metadata):
+        for info in metadata.storage_data.values():
+            setattr(info, name, value)
+
+    return change
+
+
+def set_size(size):
+    def change(metadata):
+        metadata.state_dict_metadata["state_dict.w"].size = torch.Size(size)
+
+    return change
+
+
+def set_chunk(size):
+    def change(metadata):
+        entry = metadata.state_dict_metadata["state_dict.w"]
+        entry.size = entry.chunks[0].sizes = torch.Size(size)
+
+    return change
+
+
+def set_place(*place):
+    return lambda metadata: metadata.planner_data.update({"state_dict.w": place})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_info("relative_path", "../secret"), "the data file '../secret' is not one of this folder"),
+        (set_info("relative_path", "/etc/passwd"), "the data file '/etc/passwd' is not one of this folder"),
+        (set_info("relative_path", 3), "the data file 3 is not one of this folder"),
+        (set_info("offset", "0"), "an item of __0_0.distcp at byte '0'"),
+        (set_info("offset", -5), "an item of __0_0.distcp at byte -5"),
+        (set_info("length", 1.5), "1.5 long"),
+        (set_info("length", 2**70), "is truncated"),
+        (set_size([2**40]), "has size .1099511627776,., of which 4 values are stored"),
+        (set_chunk([2**50]), "its shards cannot be read"),
+        (set_place([1]), r"the entry 'state_dict.w', whose place is \(\[1\],\)"),
+        (set_place("optimizer_states", "a"), "its entries do not make a checkpoint"),
+        (lambda metadata: setattr(metadata, "storage_data", [1]), "damaged metadata: AttributeError"),
+        (lambda metadata: setattr(metadata, "state_dict_metadata", {1: 2}), "damaged metadata: "),
+        (lambda metadata: metadata.state_dict_metadata.update({"w": 3}), "damaged metadata: AttributeError"),
+        (lambda metadata: setattr(metadata, "planner_data", 7), "damaged metadata: AttributeError"),
+    ],
+)
+def test_forged_metadata_is_refused_by_a_message(folder, change, message):
+    forged(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_the_same_item_under_many_names_is_read_once(folder):
+    forged(folder, lambda metadata: metadata.storage_data.update(
+        {(name, 0): info for name in range(50_000) for info in list(metadata.storage_data.values())[:1]}
+    ))  # fmt: skip
+    assert damage(folder) is None
+
+
+def test_items_that_overlap_are_refused(folder):
+    def overlap(metadata):
+        for index, info in enumerate(metadata.storage_data.values()):
+            info.offset, info.length = index, 400
+
+    forged(folder, overlap)
+    assert "overlap" in damage(folder)
