@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet3_lite.config.environment import masked, take
 from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -40,7 +41,7 @@ class InterpolationError(MisconfigurationException):
     def __init__(self, path: KeyPath, problem: str):
         self.path = path
         self.problem = problem
-        super().__init__(f"{format_path(path)}: {problem}")
+        super().__init__(masked(f"{format_path(path)}: {problem}"))
 
     def __reduce__(self):
         return type(self), (self.path, self.problem)
@@ -304,7 +305,7 @@ def _primitive(position: Position, text: str) -> Any:
 
 def _environment(position: Position, variable, default=...):
     if variable in os.environ:
-        return os.environ[variable]
+        return take(variable)
     if default is ...:
         raise position.error(f"the environment variable {variable!r} is not set and no default is given")
     return None if default is None else str(default)

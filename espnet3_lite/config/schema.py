@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.config.container import Config, ConfigList
+from espnet3_lite.config.environment import masked, masked_repr
 from espnet3_lite.config.fields import CLOSED, FIELDS, MORE_KEYS, REFUSED
 from espnet3_lite.config.interpolation import InterpolationError, is_interpolated
 from espnet3_lite.config.loader_rules import LOADER_RULES
@@ -57,19 +58,20 @@ class Report:
     def add(self, path: KeyPath, problem: str) -> None:
         """Note a mistake at a key, once."""
         location = self.config.location(*path)
-        error = f"{format_path(path)}{f' ({location})' if location else ''}: {problem}"
+        error = masked(f"{format_path(path)}{f' ({location})' if location else ''}: {problem}")
         if error not in self.errors:
             self.errors.append(error)
 
     def check_value(self, path: KeyPath, value: Any, kind: Kind) -> None:
         """Note a value that is not of its kind; one that could not be resolved is a mistake already."""
         if is_resolved(value) and (problem := kind.problem(value)):
-            self.add(path, problem)
+            self.add(path, problem.replace(repr(value), masked_repr(value)))
 
     def check_known(self, path: KeyPath, value: Any, known: Collection[str]) -> None:
         """Note a key, with its value, that is not among the known ones."""
         if path[-1] not in known:
-            shown = "" if isinstance(value, dict | list) or value is UNRESOLVED else f" (its value is {value!r})"
+            is_scalar = not isinstance(value, dict | list) and value is not UNRESOLVED
+            shown = f" (its value is {masked_repr(value)})" if is_scalar else ""
             self.add(path, f"unknown key{shown}{nearest(path[-1], known)}")
 
     def _resolved(self, view: Config | ConfigList, key: Any) -> Any:

@@ -1,7 +1,7 @@
 """``_target_``: from a mapping that names a class or function to what it builds, as Hydra's `instantiate`.
 
-A target is any importable Python name, so a configuration may run any code that is installed, exactly as
-Hydra's may: read a stranger's configuration before you use it. (YAML tags run nothing; see `yaml_text`.)
+A target is any importable Python name but for the few that `allowed_targets` refuses, so a configuration is code,
+exactly as Hydra's is: read a stranger's configuration before you use it. (YAML tags run nothing; see `yaml_text`.)
 
 Here: finding targets, and building what they name. Names of Lightning, ESPnet3 and some of ESPnet2 give this
 package's class of the same name (`OURS` says which). Where espnet itself is installed, the classes that are missing
@@ -18,7 +18,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from espnet3_lite.config.allowed_targets import refusal
 from espnet3_lite.config.container import Config, ConfigList, path_of
+from espnet3_lite.config.environment import masked, masked_repr
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -79,7 +81,8 @@ def find_target(name: str) -> Any:
         name: A dotted name. Under a prefix in `OURS`, this package's object of the same last name.
 
     Raises:
-        TargetError: Nothing of that name; the message says which part failed, and what is near.
+        TargetError: Nothing of that name; the message says which part failed, and what is near. Or one that is
+            refused, as `allowed_targets` says.
 
     >>> find_target("espnet2.schedulers.warmup_lr.WarmupLR")
     <class 'espnet3_lite.espnet.schedulers.warmup.WarmupLR'>
@@ -121,6 +124,7 @@ def _import_name(name: str) -> Any:
     """Import the longest part of the name that is a module, and take the rest from it as attributes."""
     parts = name.split(".")
     found = _import_module(name, parts[0])
+    passed = [found]
     for depth, part in enumerate(parts[1:], start=1):
         if not hasattr(found, part) and inspect.ismodule(found):
             found = _import_module(name, ".".join(parts[: depth + 1]), within=found)
@@ -128,6 +132,10 @@ def _import_name(name: str) -> Any:
             raise _no_such_part(name, ".".join(parts[:depth]), part, found)
         else:
             found = getattr(found, part)
+        passed.append(found)
+    reason = refusal(name, passed)
+    if reason is not None:
+        raise TargetError(f"{name!r} is refused: {reason}")
     return found
 
 
@@ -256,13 +264,14 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
             f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
             for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
         )
-        raise InstantiationError(f"{where}{name}({given}) raised {type(error).__name__}: {error}{hint}") from error
+        message = f"raised {type(error).__name__}: {masked(str(error))}{hint}"
+        raise InstantiationError(f"{where}{name}({given}) {message}") from error
 
 
 def _shown(value: Any) -> str:
-    """A short value as it is, anything longer by its type."""
+    """A short value as it is, anything longer by its type; what came from the environment is masked."""
     short = value is None or isinstance(value, bool | int | float | str) and len(repr(value)) <= 40
-    return repr(value) if short else f"<{type(value).__name__}>"
+    return masked_repr(value) if short else f"<{type(value).__name__}>"
 
 
 def parameter_names(target: Callable) -> list[str]:

@@ -15,6 +15,10 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 KeyPath = tuple[str | int, ...]
 
+#: So many values may be reached through aliases again: a few lines can name one another endlessly often.
+_MOST_REPEATED = 20_000
+_DEEPEST = 100
+
 # Decimal numbers as OmegaConf and YAML 1.2 read them: an exponent needs neither a dot nor a sign.
 _FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -45,6 +49,22 @@ class _Loader(yaml.SafeLoader):
     """The safe loader: no tag makes an object or runs code."""
 
     yaml_implicit_resolvers = _numbers_and_words()
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        """A bracket opens: PyYAML would scan thousands for seconds before Python's stack ends them."""
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def add_indent(self, column: int) -> bool:
+        """A block begins."""
+        self._check_depth(len(self.indents))
+        return super().add_indent(column)
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"its values are nested too deeply: more than {_DEEPEST} levels", problem_mark=self.get_mark()
+            )
 
 
 for _name in ("timestamp", "set"):  # a date or a set is no value of a configuration, in OmegaConf as here
@@ -118,6 +138,7 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
         positions: dict[KeyPath, str] = {}
         if node is None:
             return {}, positions
+        _check_aliases(node)
         _record_positions(node, (), name, positions, enclosing=())
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -125,7 +146,7 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
         hint = "; a configuration is data: tags that make objects are not read" if "tag" in str(error) else ""
         line = f", line {mark.line + 1}" if mark else ""
         raise MisconfigurationException(f"{name}{line}: {error.problem or error.context}{hint}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits, a tag that does not fit
         raise MisconfigurationException(f"{name}: {error}") from error
     finally:
         loader.dispose()
@@ -136,6 +157,27 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
             f"{name}: a configuration is a mapping of keys to values; this file holds a {type(data).__name__}"
         )
     return data, positions
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Refuse a document that is small as text and endless when its aliases are written out.
+
+    Raises:
+        yaml.YAMLError: More than `_MOST_REPEATED` values stand behind aliases.
+    """
+    sizes: dict[yaml.Node, int] = {}  # of each node: how many values it is, aliases written out
+
+    def size_of(node: yaml.Node) -> int:
+        if node not in sizes:
+            sizes[node] = 1  # one that contains itself is reported by its place, later
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+            sizes[node] = 1 + sum(map(size_of, inner))
+        return sizes[node]
+
+    repeated = size_of(root) - len(sizes)
+    if repeated > _MOST_REPEATED:
+        raise yaml.YAMLError(f"its aliases stand for {repeated} values more; at most {_MOST_REPEATED} are read")
 
 
 def _record_positions(node: yaml.Node, path: KeyPath, name: str, positions: dict, enclosing: tuple) -> None:
@@ -182,8 +224,12 @@ def parse_value(text: str, in_interpolation: bool = False) -> Any:
         MisconfigurationException: The text is no YAML value, or a mapping without a space after its colon.
     """
     try:
-        value = yaml.load(text, _ElementLoader if in_interpolation else _Loader)  # both are SafeLoaders
-    except yaml.YAMLError as error:
+        loader = (_ElementLoader if in_interpolation else _Loader)(text)  # both are SafeLoaders
+        node = loader.get_single_node()
+        if node is not None:
+            _check_aliases(node)
+        value = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
         problem = getattr(error, "problem", None) or error
         raise MisconfigurationException(f"{text!r} is no YAML value: {problem}; quote it if it is text") from error
     if isinstance(value, dict) and any(item is None and ":" in str(key) for key, item in value.items()):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from espnet3_lite.config import Config
+from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.config.targets import (
     HOW_TO_INSTALL_ESPNET,
     OURS,
@@ -271,3 +272,47 @@ def test_unknown_arguments_says_nothing_where_python_cannot_tell():
     assert unknown_arguments(Box, ["size", "dept", "depth"]) == ["dept"]
     assert unknown_arguments(lambda **kwargs: None, ["anything"]) == []
     assert unknown_arguments(dict, ["anything"]) == []
+
+
+# --- values from the environment --------------------------------------------------------------------------------------
+
+
+def test_a_value_from_the_environment_is_masked_in_the_message(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "hunter2-hunter2")
+    monkeypatch.setenv("DB_PIN", "4711")
+    config = Config.create({
+        "m": {
+            "_target_": "toys.failing", "name": "${oc.env:DB_PASSWORD}", "url": "db://me:${oc.env:DB_PASSWORD}@host",
+            "pin": "${oc.decode:${oc.env:DB_PIN}}", "size": 4712,
+        }
+    })  # fmt: skip
+    with pytest.raises(InstantiationError) as caught:
+        instantiate(config.m)
+    text = str(caught.value)
+    assert "hunter2" not in text and "4711" not in text
+    assert "name=<value of $DB_PASSWORD>, url='db://me:<value of $DB_PASSWORD>@host', pin=<value of $DB_PIN>" in text
+    assert "size=4712" in text
+
+
+def test_what_the_target_says_about_the_value_is_masked_too(monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "sesame-open-now")
+    with pytest.raises(InstantiationError) as caught:
+        instantiate(Config.create({"_target_": "builtins.float", "_args_": ["${oc.env:API_TOKEN}"]}))
+    assert str(caught.value) == (
+        "builtins.float(str) raised ValueError: could not convert string to float: '<value of $API_TOKEN>'"
+    )
+
+
+def test_the_check_of_the_configuration_masks_it(monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "sesame-open-now")
+    monkeypatch.setenv("EPOCHS", "ten")
+    with pytest.raises(ConfigError) as caught:
+        check_config(Config.create({
+            "model": {"_target_": "torch.nn.Identity"}, "optimizer": {"_target_": "torch.optim.Adam"},
+            "trainer": {"max_epochs": "${oc.env:EPOCHS}", "max_epoch": "${oc.env:API_TOKEN}"},
+            "exp_dir": "${exp.${oc.env:API_TOKEN}}",
+        }))  # fmt: skip
+    text = str(caught.value)
+    assert "sesame" not in text and "'ten'" not in text
+    assert "trainer.max_epochs: <value of $EPOCHS> is not a whole number" in text
+    assert "trainer.max_epoch: unknown key (its value is <value of $API_TOKEN>)" in text
