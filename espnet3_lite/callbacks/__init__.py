@@ -28,6 +28,7 @@ _HOME = {
     "StochasticWeightAveraging": "callbacks.stochastic_weight_averaging",
     "WeightAveraging": "callbacks.weight_averaging",
     "EMAWeightAveraging": "callbacks.weight_averaging",
+    "EMACallback": "callbacks.ema",
     "BaseFinetuning": "callbacks.finetuning",
     "BackboneFinetuning": "callbacks.finetuning",
     "LambdaCallback": "callbacks.lambda_callback",

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 AverageFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
 
 
+def pairs_of(average: AveragedModel, module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each floating parameter and buffer of the average with the module's own."""
+    pairs = zip(tensors_of(average.module), tensors_of(module), strict=True)
+    return (pair for pair in pairs if _is_averaged(pair[0]))
+
+
+@torch.no_grad()
+def swap(average: AveragedModel, module: torch.nn.Module) -> None:
+    """Exchange the values; the tensors stay where they are, so that the optimizer does not notice."""
+    for averaged, current in pairs_of(average, module):
+        held = averaged.clone()
+        averaged.copy_(current)
+        current.copy_(held)
+
+
 class WeightAveraging(Callback):
     """Keeps an average of the weights (torch's `AveragedModel`), validates with it, leaves it in the module at the end.
 
@@ -145,7 +160,7 @@ class WeightAveraging(Callback):
             return
         self._handed_over = True
         with torch.no_grad():
-            for average, current in self._pairs(pl_module) if self._begun else ():
+            for average, current in pairs_of(self._average_model, pl_module) if self._begun else ():
                 current.copy_(average)
         trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
 
@@ -159,18 +174,8 @@ class WeightAveraging(Callback):
         """The average has taken weights in."""
         return int(self._average_model.n_averaged) > 0
 
-    def _pairs(self, pl_module: LiteModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each floating parameter and buffer of the average with the module's own."""
-        pairs = zip(tensors_of(self._average_model.module), tensors_of(pl_module), strict=True)
-        return (pair for pair in pairs if _is_averaged(pair[0]))
-
     def _swap(self, pl_module: LiteModule) -> None:
-        """Exchange the values; the tensors stay where they are, the optimizer does not notice."""
-        with torch.no_grad():
-            for average, current in self._pairs(pl_module):
-                held = average.clone()
-                average.copy_(current)
-                current.copy_(held)
+        swap(self._average_model, pl_module)
         self._swapped = not self._swapped
 
     # ---- state -----------------------------------------------------------------------------------------------------

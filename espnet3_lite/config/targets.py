@@ -37,9 +37,6 @@ OURS: dict[str, tuple[str, ...]] = {
 }
 """Names that begin with a key are looked up, by their last part, in these modules of ``espnet3_lite``."""
 
-INSTEAD = {"EMACallback": "EMAWeightAveraging"}
-"""Names that we do not have, with what does their work here under its own arguments."""
-
 HOW_TO_INSTALL_ESPNET = (
     "espnet is not installed; `pip install espnet` installs it without Lightning, which only its extra `train` would "
     "bring (docs/espnet-recipes.md lists what else recipes import)"
@@ -113,7 +110,7 @@ def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
         known += [public for public in dir(module) if not public.startswith("_")]
     if is_installed(name.partition(".")[0]) and name.startswith("espnet"):
         return _import_name(name)
-    answer = f"; use {INSTEAD[last]}" if last in INSTEAD else nearest(last, known)
+    answer = nearest(last, known)
     theirs = (
         f"; {HOW_TO_INSTALL_ESPNET}" if name.startswith("espnet") else "; write your own and name it by its full path"
     )
