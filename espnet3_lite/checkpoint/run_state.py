@@ -56,8 +56,8 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
             trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
         ]
         checkpoint["lr_schedulers"] = [scheduler_state(config.scheduler) for config in trainer.lr_scheduler_configs]
-        if trainer.precision.scaler is not None:
-            checkpoint["MixedPrecision"] = trainer.precision.scaler.state_dict()  # Lightning's key
+        if trainer.precision_plugin.scaler is not None:
+            checkpoint["MixedPrecision"] = trainer.precision_plugin.scaler.state_dict()  # Lightning's key
         checkpoint["loops"][OURS].update(_dump_ours(trainer))
     for owner in (module, trainer.datamodule):
         if owner is not None and owner.hparams:
@@ -202,8 +202,8 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "load the weights alone with LiteModule.load_from_checkpoint"
         )
     lightning_format.restore_optimizers(trainer, checkpoint)
-    if trainer.precision.scaler is not None and "MixedPrecision" in checkpoint:
-        scaler = trainer.precision.scaler
+    if trainer.precision_plugin.scaler is not None and "MixedPrecision" in checkpoint:
+        scaler = trainer.precision_plugin.scaler
         scaler.load_state_dict(checkpoint["MixedPrecision"])
         scaler.scale(torch.zeros((), device=trainer.strategy.device))  # it makes its state at the first use
     ours = checkpoint.get("loops", {}).get(OURS)

@@ -36,7 +36,7 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
         calls += 1
         if calls > 1 and not verdict.skip:
             trainer.metrics.hook = "training_step"
-            with trainer.precision.forward_context(), torch.enable_grad():
+            with trainer.precision_plugin.forward_context(), torch.enable_grad():
                 steps = route(trainer.training_step(batch, batch_idx), trainer.slots, accumulate)
                 (loss, _), *_ = verdict.weigh(steps)
             if batch_idx % accumulate == 0:
@@ -51,6 +51,8 @@ def step_with_closure(loop: Any, slot: OptimizerSlot, loss: Any, verdict: Verdic
 
     trainer.metrics.hook = "optimizer_step"
     module.optimizer_step(loop.epoch, batch_idx, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
-    if trainer.precision.scaler is not None and not prepared:
-        trainer.precision.scaler.unscale_(slot.optimizer)  # no step was wanted; the scaler must have looked anyway
+    if trainer.precision_plugin.scaler is not None and not prepared:
+        trainer.precision_plugin.scaler.unscale_(
+            slot.optimizer
+        )  # no step was wanted; the scaler must have looked anyway
     return finite

@@ -150,7 +150,11 @@ class EvaluationLoop:
             if not replaying:
                 call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
-            with contextlib.nullcontext() if trainer.precision.plain else trainer.precision.forward_context():
+            with (
+                contextlib.nullcontext()
+                if trainer.precision_plugin.plain
+                else trainer.precision_plugin.forward_context()
+            ):
                 output = step(*(place if takes is None else place[:takes]))
             if replaying:
                 metrics.discard_batch()

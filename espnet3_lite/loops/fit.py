@@ -125,12 +125,12 @@ class FitLoop:
         trainer, call, module = self.trainer, self.trainer.call, self.trainer.lightning_module
         batches = self.begin_epoch()
         metrics, strategy, slots = trainer.metrics, trainer.strategy, trainer.slots
-        several, plain = strategy.world_size > 1, trainer.precision.plain
+        several, plain = strategy.world_size > 1, trainer.precision_plugin.plain
         optimizes = trainer.automatic_optimization and not self.forward_only
         overridden, max_steps = trainer.overridden_methods, self.max_steps
 
         for batch, self.is_last_batch in batches:
-            batch_idx, hooks, scaler = self.batches_done, trainer.hooks, trainer.precision.scaler
+            batch_idx, hooks, scaler = self.batches_done, trainer.hooks, trainer.precision_plugin.scaler
             if trainer.transfers_batches:
                 batch = trainer.transfer_batch(batch, 0)
             metrics.start_batch(batch)
@@ -147,7 +147,7 @@ class FitLoop:
             if plain:
                 output = trainer.training_step(batch, batch_idx)
             else:
-                with trainer.precision.forward_context():
+                with trainer.precision_plugin.forward_context():
                     output = trainer.training_step(batch, batch_idx)
             losses = steps = route(output, slots, accumulate) if optimizes else ()
 
@@ -200,7 +200,7 @@ class FitLoop:
                     slot.update_step += 1
                     stepped.append(slot)
             if scaler is not None:
-                trainer.precision.update_scaler(slots.values())
+                trainer.precision_plugin.update_scaler(slots.values())
             if stepped:
                 self.global_step += 1
                 self.gradient_failed = False
@@ -298,8 +298,8 @@ class FitLoop:
     def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
         """One backward pass with its hooks, for one optimizer."""
         trainer, call = self.trainer, self.trainer.call
-        if trainer.precision.scaler is not None:
-            loss = trainer.precision.scaler.scale(loss)
+        if trainer.precision_plugin.scaler is not None:
+            loss = trainer.precision_plugin.scaler.scale(loss)
         if trainer.hooks["on_before_backward"]:
             call("on_before_backward", loss)
         if slot.name is None and "backward" in trainer.overridden_methods:
@@ -315,8 +315,8 @@ class FitLoop:
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
-        if trainer.precision.scaler is not None and slot.pending:
-            trainer.precision.scaler.unscale_(slot.optimizer)
+        if trainer.precision_plugin.scaler is not None and slot.pending:
+            trainer.precision_plugin.scaler.unscale_(slot.optimizer)
         if trainer.hooks["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
         if not trainer.checks_gradients:
@@ -325,7 +325,7 @@ class FitLoop:
         if math.isfinite(norm):
             return True
         trainer.metrics.discard_since(logged)  # of this step alone; other optimizers may step
-        if trainer.precision.scaler is None:  # with a scaler this is how it finds its scale
+        if trainer.precision_plugin.scaler is None:  # with a scaler this is how it finds its scale
             slot.zero_grad()
             self.failed_steps.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False

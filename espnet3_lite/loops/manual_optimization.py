@@ -50,14 +50,14 @@ class ManualOptimizer:
         def prepare() -> None:
             trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
             slot.synchronized = False  # what comes next is this rank's own again
-            if trainer.precision.scaler is not None:
-                trainer.precision.scaler.unscale_(self.optimizer)
+            if trainer.precision_plugin.scaler is not None:
+                trainer.precision_plugin.scaler.unscale_(self.optimizer)
             trainer.call("on_before_optimizer_step", self.optimizer)
             trainer.metrics.hook = "training_step"
 
-        result = _step(self.optimizer, trainer.precision.scaler, closure, prepare, kwargs)
-        if trainer.precision.scaler is not None:
-            trainer.precision.scaler.update()
+        result = _step(self.optimizer, trainer.precision_plugin.scaler, closure, prepare, kwargs)
+        if trainer.precision_plugin.scaler is not None:
+            trainer.precision_plugin.scaler.update()
         slot.update_step += 1
         trainer.fit_loop.global_step += 1
         return result
@@ -82,7 +82,7 @@ class PreparingOptimizer(ManualOptimizer):
 
     def step(self, closure: Any = None, **kwargs: Any) -> Any:
         """As the optimizer's own; the loop counts."""
-        return _step(self.optimizer, self._trainer.precision.scaler, closure, self._prepare, kwargs)
+        return _step(self.optimizer, self._trainer.precision_plugin.scaler, closure, self._prepare, kwargs)
 
 
 def _step(optimizer: Optimizer, scaler: Any, closure: Any, prepare: Callable[[], None], arguments: dict) -> Any:
@@ -135,8 +135,8 @@ def untoggle(module: Any) -> None:
 
 def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
     """``loss.backward(...)`` with the scaler and the two hooks."""
-    if trainer.precision.scaler is not None:
-        loss = trainer.precision.scaler.scale(loss)
+    if trainer.precision_plugin.scaler is not None:
+        loss = trainer.precision_plugin.scaler.scale(loss)
     if trainer.train_data.replaying:
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)

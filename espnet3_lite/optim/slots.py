@@ -278,7 +278,7 @@ def clip_slot(trainer: Trainer, slot: OptimizerSlot) -> float:
     value, algorithm = slot.gradient_clip_val, slot.gradient_clip_algorithm
     if slot.name is None:
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-    check = trainer.check_grad_finite or trainer.precision.scaler is not None or (value and algorithm == "value")
+    check = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None or (value and algorithm == "value")
     if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None]))
     if slot.name is None and trainer.clips_by_itself:

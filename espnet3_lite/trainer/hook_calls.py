@@ -78,7 +78,7 @@ class TrainerServices:
 
     def transfer_batch(self, batch: Any, dataloader_idx: int) -> Any:
         """A batch on its way to the device: the three hooks of the data module, else of the module."""
-        batch = self.precision.convert_batch(batch)
+        batch = self.precision_plugin.convert_batch(batch)
         self.metrics.hook = "transfer_batch_to_device"
         for hook in self.transfer_hooks:
             batch = hook(batch, dataloader_idx)

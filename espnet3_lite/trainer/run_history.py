@@ -239,7 +239,7 @@ class RunInformation:
             eval_per_device_batch_size=_batch_size(next(iter(validation.loaders), None)),
             gradient_accumulation_steps=self.accumulate_grad_batches,
             gradient_clip_value=self.gradient_clip_val,
-            mixed_precision=self.precision.name,
+            mixed_precision=self.precision_plugin.name,
             num_processes=self.world_size,
             is_distributed=self.world_size > 1,
             is_local_process_zero=self.local_rank == 0,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from espnet3_lite.callbacks.base import Callback
     from espnet3_lite.distributed.single import Strategy
     from espnet3_lite.loggers.base import Logger
-    from espnet3_lite.optim.precision import Precision
 
 # ---- what a value may be -------------------------------------------------------------------------------------------
 
@@ -186,7 +185,7 @@ class Settings:
     strategy: Strategy = _setting(
         "auto", STRATEGY, "How several processes train together; ``auto`` is DDP under torchrun."
     )
-    precision: Precision = _setting(
+    precision: str = _setting(
         "32-true", PRECISION, "The number format; 32, 64, bf16 and 16 are short for the first four."
     )
     logger: Logger | None = _setting(

@@ -73,7 +73,7 @@ def connect(
         data.setup(stage)
     trainer.call("setup", stage)
     model.configure_model()
-    trainer.precision.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
+    trainer.precision_plugin.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
     trainer.strategy.setup(trainer, model)  # likewise: a sharded model takes only its own parts
     checkpoint = None
     if path is not None:
@@ -206,7 +206,7 @@ def find_hooks(trainer: Trainer, model: Any, data: Any) -> None:
             trainer.transfer_hooks.append(lambda batch, index, move=move: move(batch, device, index))
         elif owner is not None:
             trainer.transfer_hooks.append(getattr(owner, name))
-    trainer.transfers_batches = bool(trainer.transfer_hooks) or trainer.precision.name == "64-true"
+    trainer.transfers_batches = bool(trainer.transfer_hooks) or trainer.precision_plugin.name == "64-true"
 
 
 def configure_optimizers(trainer: Trainer, model: Any) -> None:
@@ -253,7 +253,7 @@ def configure_optimizers(trainer: Trainer, model: Any) -> None:
     trainer.slots, trainer.lr_scheduler_configs = slots, schedulers
     _check_lbfgs(trainer, named)
     clipped = [trainer.gradient_clip_val, *(slot.gradient_clip_val for slot in slots.values())]
-    scaled = trainer.precision.scaler is not None
+    scaled = trainer.precision_plugin.scaler is not None
     trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
     needs_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in slots.values())
     parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step", "lr_scheduler_step")
@@ -270,7 +270,7 @@ def _check_lbfgs(trainer: Trainer, named: Any) -> None:
                 f"optimizers.{slot.name}: LBFGS evaluates its loss several times a step, which several optimizers with "
                 f"losses from one forward pass cannot do; take another optimizer"
             )
-        if trainer.precision.scaler is not None:
+        if trainer.precision_plugin.scaler is not None:
             raise MisconfigurationException(
                 "LBFGS with precision='16-mixed': AMP and the LBFGS optimizer are not compatible; use '32-true' or "
                 "'bf16-mixed'"

@@ -103,7 +103,8 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             setattr(self, name, settings[name])
         root = settings["default_root_dir"]
         self.default_root_dir = os.fspath(root) if root is not None else os.getcwd()
-        self.precision = Precision(settings["precision"])
+        self.precision_plugin = Precision(settings["precision"])
+        self.precision = self.precision_plugin.name
         self.strategy = make_strategy(settings["strategy"], self.accelerator)
         self.state = TrainerState()
         self.signals = SignalFlag()

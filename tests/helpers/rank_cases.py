@@ -416,7 +416,7 @@ def mixed(strategy, names=None):
     module = Module(Model(names).float(), config)
     clip = {"gradient_clip_val": 1.0} if names is None else {}
     result = fit(module, precision="16-mixed", strategy=strategy, **clip)
-    return {**result, "scale": module.trainer.precision.scaler.get_scale()}
+    return {**result, "scale": module.trainer.precision_plugin.scaler.get_scale()}
 
 
 def ddp_mixed():

@@ -36,7 +36,7 @@ def test_the_scaler_leaves_a_window_without_a_backward_pass_alone(tmp_path):
     before = module.layer.weight.detach().clone()
     trainer.fit(module, DataLoader(torch.ones(6, 3), batch_size=2))
     assert torch.equal(module.layer.weight, before)
-    assert trainer.precision.scaler.get_scale() == 65536.0
+    assert trainer.precision_plugin.scaler.get_scale() == 65536.0
 
 
 def test_double_weights_are_not_rounded_when_a_run_resumes(tmp_path):
@@ -94,7 +94,7 @@ def test_the_scaler_finds_its_scale_and_skips_what_overflows(tmp_path, overrides
         Overflows.optimizer_step = lambda self, epoch, batch_idx, optimizer, closure: optimizer.step(closure=closure)
     trainer, module = trainer_of(tmp_path, "16-mixed"), Overflows()
     trainer.fit(module, DataLoader(torch.full((6, 3), 0.01), batch_size=2))
-    assert trainer.precision.scaler.get_scale() == 32768.0
+    assert trainer.precision_plugin.scaler.get_scale() == 32768.0
     assert module.layer.weight.isfinite().all()
     assert trainer.global_step == 2 and trainer.slots[None].update_step == 2
 
@@ -121,4 +121,4 @@ def test_an_overridden_step_that_steps_nothing_does_not_confuse_the_scaler(tmp_p
 
     trainer = trainer_of(tmp_path, "16-mixed")
     trainer.fit(Every(), DataLoader(torch.full((6, 3), 0.01), batch_size=2))
-    assert trainer.precision.scaler.get_scale() == 65536.0
+    assert trainer.precision_plugin.scaler.get_scale() == 65536.0

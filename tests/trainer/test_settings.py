@@ -177,5 +177,5 @@ def test_none_equals_absent():
     trainer = Trainer(**{**dict.fromkeys(SETTINGS), **quiet, "check_val_every_n_epoch": 1})
     plain = Trainer(**quiet)
     assert {name: getattr(trainer, name) for name in names} == {name: getattr(plain, name) for name in names}
-    assert trainer.precision.name == "32-true" and type(trainer.strategy) is type(plain.strategy)
+    assert trainer.precision_plugin.name == "32-true" and type(trainer.strategy) is type(plain.strategy)
     assert Trainer(**quiet, check_val_every_n_epoch=None).check_val_every_n_epoch is None
