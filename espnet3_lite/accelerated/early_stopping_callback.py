@@ -99,7 +99,7 @@ class EarlyStoppingCallback(TrainerCallback):
         if value is None:
             return
         self._values_seen = len(trainer.run_history.get_metric_values(self.watch_metric))
-        stop, _ = self._judge.judge(torch.tensor(value))
+        stop, _ = self._judge._evaluate_stopping_criteria(torch.tensor(value))
         if stop:
             raise StopTrainingError(
                 f"Stopping training due to no improvement of {self.watch_metric} after {self.early_stopping_patience} "

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+#: Methods of Lightning's `ModelCheckpoint` that nothing calls here, with what to override instead.
+_NOT_CALLED = {
+    "_format_checkpoint_name": "format_checkpoint_name",
+    "_get_metric_interpolated_filepath_name": "format_checkpoint_name",
+    "_find_last_checkpoints": "resume_candidates",
+}
 
 _FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 
@@ -99,6 +107,15 @@ class CheckpointFiles(Checkpoint):
         self.enable_version_counter = enable_version_counter
         self.save_weights_only = save_weights_only
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse an override that would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name in _NOT_CALLED.keys() & vars(cls).keys():
+            raise MisconfigurationException(
+                f"{cls.__name__}.{name}: Lightning's ModelCheckpoint calls it, espnet3_lite's does not; override "
+                f"{_NOT_CALLED[name]} instead"
+            )
+
     def format_checkpoint_name(
         self,
         metrics: dict[str, Any],
@@ -130,7 +147,7 @@ class CheckpointFiles(Checkpoint):
         """The path to save under: the first version that is not taken, or one of `reuse`, which may be written over."""
         path = self.format_checkpoint_name(candidates, filename)
         version = self.STARTING_VERSION
-        while self.enable_version_counter and os.path.exists(path) and path not in reuse:
+        while self.enable_version_counter and self.file_exists(path, trainer) and path not in reuse:
             path = self.format_checkpoint_name(candidates, filename, ver=version)
             version += 1
         return trainer.strategy.broadcast_object(path)  # collective: rank zero knows what is on its disk
@@ -160,7 +177,7 @@ class CheckpointFiles(Checkpoint):
     def resume_candidates(self, trainer: Trainer) -> list[Path]:
         """The files in this callback's folder that a fit may go on from; two names of one file count once.
 
-        Which of them is the newest one that is intact is found by ``connection.newest_checkpoint``.
+        Which of them is the newest one that is intact is found at the start of the call.
         """
         if self.save_weights_only:
             return []
@@ -171,18 +188,46 @@ class CheckpointFiles(Checkpoint):
                 files.setdefault((path.stat().st_dev, path.stat().st_ino), path)
         return list(files.values())
 
+    def file_exists(self, filepath: str, trainer: Trainer) -> bool:
+        """Is the name taken? Rank zero's answer counts."""
+        return os.path.exists(filepath)
+
     def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
-        """Remove files of this callback's folder, but never what was just saved, nor what the user resumed from.
+        """Remove files whose place another one takes, once that is on disk. Rank zero does it."""
+        for path in paths if trainer.is_global_zero else ():
+            if self._should_remove_checkpoint(trainer, path, saved):
+                trainer.strategy.when_saved(lambda path=path: self._remove_checkpoint(trainer, path))
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Only in this callback's folder; never what was just saved, nor what the user resumed from.
 
         (What ``auto_resume`` chose is a file like any other: it may go when its turn comes.)
         """
-        if not trainer.is_global_zero:
-            return
         named_by_user = None if trainer.auto_resume else trainer.ckpt_path
-        keep = {Path(path).absolute() for path in (saved, named_by_user) if path is not None}
-        for path in map(Path, paths):
-            if path.absolute() not in keep and Path(self.dirpath).absolute() in path.absolute().parents:
-                trainer.strategy.when_saved(lambda path=path: checkpoint_io.remove_checkpoint(path))
+        keep = {Path(path).absolute() for path in (current, named_by_user) if path is not None}
+        path = Path(previous).absolute()
+        return path not in keep and Path(self.dirpath).absolute() in path.parents
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        checkpoint_io.remove_checkpoint(filepath)
+
+
+def newest_first(paths: Collection[Path]) -> list[Path]:
+    """Checkpoints to go on from, by the time at which they were written.
+
+    Of several that are called the last one (Lightning writes ``last-v1.ckpt`` beside a ``last.ckpt`` of another run)
+    that with the most steps goes first, whatever the time: a copied folder's times say little. It is told.
+    """
+    ordered = sorted(set(paths), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    last = [index for index, path in enumerate(ordered) if re.fullmatch(r"last(-v\d+)?\.ckpt", path.name)]
+    if len(last) > 1:
+        steps = {ordered[index]: checkpoint_io.step_of(ordered[index]) for index in last}
+        most = sorted(steps, key=steps.get, reverse=True)  # equal ones stay in the order of time
+        for index, path in zip(last, most, strict=True):
+            ordered[index] = path
+        found = ", ".join(f"{path} (step {step if step >= 0 else 'unreadable'})" for path, step in steps.items())
+        rank_zero_info("Several last checkpoints: %s. The first to be tried is %s", found, most[0])
+    return ordered
 
 
 def _local(dirpath: str | os.PathLike) -> str:

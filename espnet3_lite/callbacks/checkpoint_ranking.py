@@ -1,12 +1,11 @@
-"""The best checkpoints by a metric: which they are, which is the next to go, and their part in a checkpoint's state.
+"""The best checkpoints by a metric: which stay, which goes when a better one comes, and their part in a state.
 
-When something is saved or removed is decided in `model_checkpoint.py`.
+When to look is decided in `model_checkpoint.py`, which also says how a file is saved.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import torch
 import yaml
 
 from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class CheckpointRanking(CheckpointFiles):
         self.best_model_path = ""
         self.best_model_score: torch.Tensor | None = None
         self.kth_best_model_path = ""
-        self.kth_value = torch.tensor(float("inf" if mode == "min" else "-inf"))
+        self.kth_value = self._worst_value()
         self.last_model_path = ""
+        self._on_disk: set[str] = set()  # a file that is still being written in the background is not missing
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Would `current`, ``()``, be among the best `save_top_k`? A tie is not better."""
@@ -58,6 +59,47 @@ class CheckpointRanking(CheckpointFiles):
         worst = self.best_k_models[self._worst()]
         return bool(current < worst if self.mode == "min" else current > worst)
 
+    def _save_monitor_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        self._follow_files(trainer)
+        current = torch.as_tensor(candidates[self.monitor]).detach().cpu()
+        if self.check_monitor_top_k(trainer, current):
+            self._update_best_and_save(current, trainer, candidates)
+        elif self.verbose:
+            rank_zero_info("%s was not in top %d", self._moment(candidates), self.save_top_k)
+
+    def _moment(self, candidates: dict[str, Any]) -> str:
+        return f"Epoch {int(candidates['epoch'])}, global step {int(candidates['step'])}: {self.monitor!r}"
+
+    def _follow_files(self, trainer: Trainer) -> None:
+        """Forget the best files that somebody removed meanwhile: another may take their place."""
+        gone = [path for path in self.best_k_models if path in self._on_disk and not os.path.exists(path)]
+        gone = trainer.strategy.broadcast_object(gone)  # collective: rank zero knows what is on its disk
+        self._forget(gone)
+
+    def _update_best_and_save(self, current: torch.Tensor, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        if current.isnan():  # the worst there is, so that it is the first to go
+            current = torch.full_like(current, float("inf" if self.mode == "min" else "-inf"))
+        candidates[self.monitor] = current
+        doomed = []
+        while 0 < self.save_top_k <= len(self.best_k_models):  # several, where a resumed run wants fewer
+            doomed.append(self._worst())
+            self.best_k_models.pop(doomed[-1])
+        path = self._free_path(trainer, candidates, self.filename, reuse=doomed)
+        self._rank(path, current)
+        if self.verbose:
+            rank_zero_info(
+                "%s reached %.5f (best %.5f), saving model to %r as top %d",
+                self._moment(candidates), current, self.best_model_score, path, self._k,
+            )  # fmt: skip
+        self._save_checkpoint(trainer, path)
+        self._remove(trainer, doomed, path)
+
+    def _forget(self, gone: list[str]) -> None:
+        if gone:
+            rank_zero_warn(f"ModelCheckpoint: no longer there and left out of the best files: {', '.join(gone)}")
+            self.best_k_models = {path: score for path, score in self.best_k_models.items() if path not in gone}
+            self._summarize()
+
     @property
     def _k(self) -> int:
         return len(self.best_k_models) if self.save_top_k == -1 else self.save_top_k
@@ -65,12 +107,19 @@ class CheckpointRanking(CheckpointFiles):
     def _rank(self, path: str, current: torch.Tensor) -> None:
         """Take a file and its score among the best."""
         self.current_score = self.best_k_models[path] = current
-        if len(self.best_k_models) == self._k:
-            self.kth_best_model_path = self._worst()
-            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        self._summarize()
+
+    def _summarize(self) -> None:
+        """Say anew which of the files is the best, and which the worst where there are as many as may stay."""
         best = min if self.mode == "min" else max
-        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get)
-        self.best_model_score = self.best_k_models[self.best_model_path]
+        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get, default="")
+        self.best_model_score = self.best_k_models.get(self.best_model_path)
+        full = bool(self.best_k_models) and len(self.best_k_models) == self._k
+        self.kth_best_model_path = self._worst() if full else ""
+        self.kth_value = self.best_k_models[self.kth_best_model_path] if full else self._worst_value()
+
+    def _worst_value(self) -> torch.Tensor:
+        return torch.tensor(float("inf" if self.mode == "min" else "-inf"))
 
     def _worst(self) -> str:
         """Of the files that stay, the one to go next; the first of several that are equal."""
@@ -100,19 +149,17 @@ class CheckpointRanking(CheckpointFiles):
             for name in ("current_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
                 setattr(self, name, state_dict.get(name, getattr(self, name)))
         else:
-            warnings.warn(
+            rank_zero_warn(
                 f"The dirpath has changed from {saved_dirpath!r} to {self.dirpath!r}, therefore `best_model_score`, "
                 f"`kth_best_model_path`, `kth_value`, `last_model_path` and `best_k_models` won't be reloaded. Only "
-                f"`best_model_path` will be reloaded.",
-                stacklevel=2,
+                f"`best_model_path` will be reloaded."
             )
         self.best_model_path = state_dict["best_model_path"]
+        self._forget([path for path in self.best_k_models if not os.path.exists(path)])
+        self._on_disk = set(self.best_k_models)
 
     def relocated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state for the folder's new place, if the files it speaks of are there: the folder was moved or copied.
-
-        Of the best files those that are not there are left out.
-        """
+        """The state for the folder's new place, if a file it speaks of is there: the folder was moved or copied."""
         before = state_dict.get("dirpath")
         if before in (None, self.dirpath) or self.dirpath is None:
             return state_dict
@@ -121,29 +168,12 @@ class CheckpointRanking(CheckpointFiles):
             inside = os.path.relpath(path, before)
             return path if inside.startswith(os.pardir) else os.path.join(self.dirpath, inside)
 
-        state = dict(state_dict)
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
-        state.update({name: moved(state[name]) for name in names if state.get(name)})
-        best = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
-        state["best_k_models"] = {path: score for path, score in best.items() if os.path.exists(path)}
-        if not state["best_k_models"] and not any(os.path.exists(state.get(name) or "") for name in names):
+        state = {**state_dict, **{name: moved(state_dict[name]) for name in names if state_dict.get(name)}}
+        state["best_k_models"] = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
+        if not any(os.path.exists(path) for path in (*state["best_k_models"], *(state.get(n) or "" for n in names))):
             return state_dict
-        if len(state["best_k_models"]) < len(best):
-            state.update(self._summary_of(state["best_k_models"]))
         return {**state, "dirpath": self.dirpath}
-
-    def _summary_of(self, best_k_models: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """What a state says of the best files, where only some of them are left."""
-        best, worst = (min, max) if self.mode == "min" else (max, min)
-        summary: dict[str, Any] = {"kth_best_model_path": "", "best_model_path": "", "best_model_score": None}
-        summary["kth_value"] = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
-        if best_k_models:
-            path = best(best_k_models, key=best_k_models.get)
-            summary.update(best_model_path=path, best_model_score=best_k_models[path])
-        if best_k_models and len(best_k_models) == self.save_top_k:
-            path = worst(best_k_models, key=best_k_models.get)
-            summary.update(kth_best_model_path=path, kth_value=best_k_models[path])
-        return summary
 
 
 def check_arguments(callback: Any) -> None:

@@ -65,7 +65,7 @@ class EarlyStopping(MonitoringCallback):
     Example:
         >>> stopping = EarlyStopping("valid/loss", patience=2, min_delta=0.01)
         >>> for loss in (0.5, 0.495, 0.494):
-        ...     stopped, message = stopping.judge(torch.tensor(loss))
+        ...     stopped, message = stopping._evaluate_stopping_criteria(torch.tensor(loss))
         >>> stopped, stopping.wait_count, stopping.stopping_reason.name
         (True, 2, 'PATIENCE_EXHAUSTED')
     """
@@ -131,51 +131,65 @@ class EarlyStopping(MonitoringCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Check, if this is the moment."""
-        if self.check_on_train_epoch_end:
-            self._check(trainer)
+        if self.check_on_train_epoch_end and not self._should_skip_check(trainer):
+            self._run_early_stopping_check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Check, if this is the moment."""
-        if not self.check_on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._check(trainer)
+        if not self.check_on_train_epoch_end and not self._should_skip_check(trainer):
+            self._run_early_stopping_check(trainer)
 
     # ---- what -----------------------------------------------------------------------------------------------------
 
-    def _check(self, trainer: Trainer) -> None:
+    # These methods, which a subclass may override, bear the names that Lightning gave them.
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        return trainer.state.fn != "fit" or trainer.sanity_checking
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:
             return
-        metrics = trainer.callback_metrics
+        metrics = dict(trainer.callback_metrics)
         # Collective: all ranks decide by the same number, also one that has logged none itself.
         current = trainer.strategy.agreed_metric(self.monitor, metrics.get(self.monitor))
-        if current is None:
-            self._report_missing(metrics)
+        if current is not None:
+            metrics[self.monitor] = torch.as_tensor(current).detach().squeeze().cpu()
+        if not self._validate_condition_metric(metrics):
             return
-        stop, message = self.judge(torch.as_tensor(current).detach().squeeze().cpu())
+        stop, message = self._evaluate_stopping_criteria(metrics[self.monitor])
         if stop:
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = message
-        if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
+        if message and self.verbose:
+            self._log_info(trainer, message, self.log_rank_zero_only)
+
+    @staticmethod
+    def _log_info(trainer: Trainer, message: str, log_rank_zero_only: bool) -> None:
+        if trainer.is_global_zero or not log_rank_zero_only:
             prefix = f"[rank: {trainer.global_rank}] " if trainer.world_size > 1 else ""
             logger.info("%s%s", prefix, message)
 
-    def _report_missing(self, metrics: dict[str, torch.Tensor]) -> None:
-        """The metric is not there.
+    def _validate_condition_metric(self, logs: dict[str, torch.Tensor]) -> bool:
+        """Is the metric there?
 
         Raises:
-            MisconfigurationRuntimeError: `strict` is set.
+            MisconfigurationRuntimeError: it is not, and `strict` is set.
         """
+        if self.monitor in logs:
+            return True
         message = (
             f"Early stopping conditioned on metric `{self.monitor}` which is not available. Pass in or modify your "
-            f"`EarlyStopping` callback to use any of the following: `{'`, `'.join(metrics)}`"
-            f"{nearest(self.monitor, metrics)}"
+            f"`EarlyStopping` callback to use any of the following: `{'`, `'.join(logs)}`"
+            f"{nearest(self.monitor, logs)}"
         )
         if self.strict:
             raise MisconfigurationRuntimeError(message)
         if self.verbose:
             rank_zero_warn(message, RuntimeWarning)
+        return False
 
-    def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
+    def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
         """Take one more value of the metric.
 
         Args:
@@ -205,7 +219,7 @@ class EarlyStopping(MonitoringCallback):
                 f"Signaling Trainer to stop."
             )
         if better(current - self.min_delta, self.best_score):
-            message = self._improvement(current)
+            message = self._improvement_message(current)
             self.best_score = current
             self.wait_count = 0
             return False, message
@@ -218,7 +232,7 @@ class EarlyStopping(MonitoringCallback):
             f"{self.best_score:.3f}. Signaling Trainer to stop."
         )
 
-    def _improvement(self, current: torch.Tensor) -> str:
+    def _improvement_message(self, current: torch.Tensor) -> str:
         if not torch.isfinite(self.best_score):
             return f"Metric {self.monitor} improved. New best score: {current:.3f}"
         return (

@@ -35,6 +35,8 @@ class ModelCheckpoint(CheckpointRanking):
     All ranks decide by the same number and save together; rank zero writes, links and removes. A file is removed only
     when the one that takes its place is safely there. Nothing is saved in a sanity check, with ``fast_dev_run``, or
     twice at one ``global_step``. When a signal ends the run, a callback that keeps whole states saves the present one.
+    A subclass may override Lightning's methods ``_save_checkpoint``, ``_remove_checkpoint``, ``_monitor_candidates``,
+    ``_save_topk_checkpoint``, ``_save_last_checkpoint`` and the like: they are what is called here too.
 
     Args:
         dirpath: The folder. Default: ``checkpoints`` in the first logger's folder, else in ``default_root_dir``.
@@ -99,11 +101,11 @@ class ModelCheckpoint(CheckpointRanking):
         self.verbose = verbose
         self.save_last = save_last
         self.save_on_exception = save_on_exception
-        self.train_time_interval = parse_duration(train_time_interval)
+        self._train_time_interval = parse_duration(train_time_interval)
         if every_n_train_steps is None and every_n_epochs is None and train_time_interval is None:
             every_n_epochs = 1
-        self.every_n_train_steps = every_n_train_steps or 0
-        self.every_n_epochs = every_n_epochs or 0
+        self._every_n_train_steps = every_n_train_steps or 0
+        self._every_n_epochs = every_n_epochs or 0
         self.save_on_train_epoch_end = save_on_train_epoch_end
         self.keep_newest = keep_newest
         check_arguments(self)
@@ -117,11 +119,26 @@ class ModelCheckpoint(CheckpointRanking):
         self._saves_for_resuming = False
         self._warned = False
 
+    @property
+    def every_n_epochs(self) -> int:
+        """As the constructor was given it; so are the other two."""
+        return self._every_n_epochs
+
+    @property
+    def every_n_train_steps(self) -> int:
+        """0: not by steps."""
+        return self._every_n_train_steps
+
+    @property
+    def train_time_interval(self) -> timedelta | None:
+        """None: not by time."""
+        return self._train_time_interval
+
     # ---- when -----------------------------------------------------------------------------------------------------
 
     def _listener(self, event: str) -> Callable | None:
         """Batches are listened to only where they can be the moment to save."""
-        if event == "on_train_batch_end" and not self.every_n_train_steps and self.train_time_interval is None:
+        if event == "on_train_batch_end" and not self._every_n_train_steps and self._train_time_interval is None:
             return None
         return super()._listener(event)
 
@@ -144,7 +161,7 @@ class ModelCheckpoint(CheckpointRanking):
         if goes_on and trainer.strategy.broadcast_object(os.path.exists(self.best_model_path)):
             self._last_checkpoint_saved = self.best_model_path
             if self.save_last == "link":
-                self._save_last(trainer, self._candidates(trainer))
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._keep_newest(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
@@ -155,31 +172,31 @@ class ModelCheckpoint(CheckpointRanking):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save by steps or by time."""
-        by_steps = self.every_n_train_steps > 0 and trainer.global_step % self.every_n_train_steps == 0
+        by_steps = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
         if not self._time_is_up(trainer) and not by_steps:
             return
-        candidates = self._candidates(trainer)
+        candidates = self._monitor_candidates(trainer)
         if self.monitor is not None and (self.monitor not in candidates or self._validation_follows(trainer)):
             self._waits_for_validation = True
-        elif not self._skips(trainer):
-            self._save_top_k(trainer, candidates)
-            self._save_last(trainer, candidates)
+        elif not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Save by epochs, where validation is the moment, or what a batch put off."""
-        if self._skips(trainer) or self._saves_on_train_epoch_end(trainer):
+        if self._should_skip_saving_checkpoint(trainer) or self._should_save_on_train_epoch_end(trainer):
             return
         if self._waits_for_validation:
             self._waits_for_validation = False
-            candidates = self._candidates(trainer)
-            self._save_top_k(trainer, candidates)
-            self._save_last(trainer, candidates)
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
         else:
             self._save_by_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Save by epochs, where the epoch's end is the moment."""
-        if not self._skips(trainer) and self._saves_on_train_epoch_end(trainer):
+        if not self._should_skip_saving_checkpoint(trainer) and self._should_save_on_train_epoch_end(trainer):
             self._save_by_epoch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
@@ -187,38 +204,41 @@ class ModelCheckpoint(CheckpointRanking):
         if trainer.stopped_by_signal:
             self._save_for_resuming(trainer)
         elif self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
-            self._save_last(trainer, self._candidates(trainer))
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """Save what there is, if `save_on_exception` says so."""
-        if not self.save_on_exception or self._skips(trainer):
+        if not self._should_save_on_exception(trainer):
             return
         if trainer.world_size > 1:  # saving is collective, and the other ranks may not have failed
             rank_zero_warn("ModelCheckpoint(save_on_exception=True) does nothing with several processes")
             return
-        candidates = self._candidates(trainer)
+        candidates = self._monitor_candidates(trainer)
         path = self.format_checkpoint_name(candidates)
-        self._save_file(trainer, path)
-        self._save_last(trainer, candidates)
+        self._save_checkpoint(trainer, path)
+        self._save_last_checkpoint(trainer, candidates)
         rank_zero_info("%s (%s) ended the run; saved checkpoint to %s", type(exception).__name__, exception, path)
 
-    def _skips(self, trainer: Trainer) -> bool:
+    def _should_save_on_exception(self, trainer: Trainer) -> bool:
+        return self.save_on_exception and not self._should_skip_saving_checkpoint(trainer)
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
         already = self._last_global_step_saved == trainer.global_step
         return bool(trainer.fast_dev_run) or trainer.state.fn != "fit" or trainer.sanity_checking or already
 
     def _time_is_up(self, trainer: Trainer) -> bool:
-        if self.train_time_interval is None:
+        if self._train_time_interval is None:
             return False
         now = time.monotonic()
         due = self._last_time_checked is not None and (
-            now - self._last_time_checked >= self.train_time_interval.total_seconds()
+            now - self._last_time_checked >= self._train_time_interval.total_seconds()
         )
         due = trainer.strategy.broadcast_object(due)  # collective: rank zero's clock decides for all ranks
         if due:
             self._last_time_checked = now
         return due
 
-    def _saves_on_train_epoch_end(self, trainer: Trainer) -> bool:
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         if self.save_on_train_epoch_end is not None:
             return self.save_on_train_epoch_end
         if trainer.check_val_every_n_epoch != 1:
@@ -233,19 +253,19 @@ class ModelCheckpoint(CheckpointRanking):
 
         Lightning takes a validation for granted there, and misses a save where `val_check_interval` brings none.
         """
-        if not trainer.is_last_batch or self._saves_on_train_epoch_end(trainer) or not self._validates(trainer):
+        if not trainer.is_last_batch or self._should_save_on_train_epoch_end(trainer) or not self._validates(trainer):
             return False
         return trainer.validation_is_due(trainer.fit_loop.batches_done - 1, is_last=True)
 
     # ---- what -----------------------------------------------------------------------------------------------------
 
     def _save_by_epoch(self, trainer: Trainer) -> None:
-        candidates = self._candidates(trainer)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._save_top_k(trainer, candidates)
+        candidates = self._monitor_candidates(trainer)
+        if self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self._save_topk_checkpoint(trainer, candidates)
         saved_now = self._last_global_step_saved == trainer.global_step
         if saved_now or (self.save_last == "link" and self._last_checkpoint_saved):
-            self._save_last(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
     def _save_for_resuming(self, trainer: Trainer) -> None:
         """The state of this moment, which is within an epoch: kept as the newest, never ranked by a stale metric.
@@ -262,16 +282,16 @@ class ModelCheckpoint(CheckpointRanking):
         chosen = [callback for callback in able if callback.monitor is None or callback.save_last] or able[:1]
         if self not in chosen or trainer.fast_dev_run or self._batches_at_save == trainer.fit_loop.batches_seen:
             return
-        candidates = self._candidates(trainer)
+        candidates = self._monitor_candidates(trainer)
         self._saves_for_resuming = True  # that save is none of the run's own: the resumed run must not know of it
         if self.monitor is None and self.save_top_k != 0:
-            self._save_newest(trainer, candidates)
-            self._save_last(trainer, candidates)
+            self._save_none_monitor_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
         else:
             self._write_last(trainer, candidates, link=False)
         self._saves_for_resuming = False
 
-    def _candidates(self, trainer: Trainer) -> dict[str, Any]:
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Any]:
         """What a name or a decision may be made of: the callback metrics, `epoch` and `step`. All ranks call it."""
         candidates = dict(trainer.callback_metrics)
         if self.monitor is not None:
@@ -283,13 +303,13 @@ class ModelCheckpoint(CheckpointRanking):
             candidates[name] = torch.tensor(int(candidates.get(name, count)))
         return candidates
 
-    def _save_top_k(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+    def _save_topk_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         if self.save_top_k == 0:
             return
         if self.monitor is None:
-            self._save_newest(trainer, candidates)
+            self._save_none_monitor_checkpoint(trainer, candidates)
         elif self.monitor in candidates:
-            self._save_if_best(trainer, candidates)
+            self._save_monitor_checkpoint(trainer, candidates)
         else:
             message = (
                 f"`ModelCheckpoint(monitor={self.monitor!r})` could not find the monitored key in the returned "
@@ -302,11 +322,11 @@ class ModelCheckpoint(CheckpointRanking):
                 self._warned = True
                 rank_zero_warn(message)
 
-    def _save_newest(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+    def _save_none_monitor_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         path = self._free_path(trainer, candidates, self.filename, reuse=(self.best_model_path,))
         # Set before saving: it is part of the state that is saved.
         previous, self.best_model_path = self.best_model_path, path
-        self._save_file(trainer, path)
+        self._save_checkpoint(trainer, path)
         if self.save_top_k == 1:
             self._older = [older for older in (*self._older, previous) if older not in ("", path)]
             self._keep_newest(trainer)
@@ -317,31 +337,7 @@ class ModelCheckpoint(CheckpointRanking):
         self._remove(trainer, self._older[:surplus], self.best_model_path)
         self._older = self._older[surplus:]
 
-    def _save_if_best(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
-        current = torch.as_tensor(candidates[self.monitor]).detach().cpu()
-        where = f"Epoch {int(candidates['epoch'])}, global step {int(candidates['step'])}: {self.monitor!r}"
-        if not self.check_monitor_top_k(trainer, current):
-            if self.verbose:
-                rank_zero_info("%s was not in top %d", where, self.save_top_k)
-            return
-        if current.isnan():  # the worst there is, so that it is the first to go
-            current = torch.full_like(current, float("inf" if self.mode == "min" else "-inf"))
-        candidates[self.monitor] = current
-        doomed = []
-        while 0 < self.save_top_k <= len(self.best_k_models):  # several, where a resumed run wants fewer
-            doomed.append(self._worst())
-            self.best_k_models.pop(doomed[-1])
-        path = self._free_path(trainer, candidates, self.filename, reuse=doomed)
-        self._rank(path, current)
-        if self.verbose:
-            rank_zero_info(
-                "%s reached %.5f (best %.5f), saving model to %r as top %d",
-                where, current, self.best_model_score, path, self._k,
-            )  # fmt: skip
-        self._save_file(trainer, path)
-        self._remove(trainer, doomed, path)
-
-    def _save_last(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+    def _save_last_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         if self.save_last:
             self._write_last(trainer, candidates, link=self.save_last == "link")
 
@@ -350,18 +346,23 @@ class ModelCheckpoint(CheckpointRanking):
         previous, self.last_model_path = self.last_model_path, path
         saved = self._last_checkpoint_saved
         if link and saved and self.save_top_k != 0:
-            if trainer.is_global_zero:
-                trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(saved, path))
+            self._link_checkpoint(trainer, saved, path)
         else:
-            self._save_file(trainer, path)
+            self._save_checkpoint(trainer, path)
         self._remove(trainer, [previous] if previous else [], path)
 
-    def _save_file(self, trainer: Trainer, path: str) -> None:
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if not self._saves_for_resuming:
             self._last_global_step_saved = trainer.global_step
         self._batches_at_save = trainer.fit_loop.batches_seen
-        self._last_checkpoint_saved = path
-        trainer.save_checkpoint(path, self.save_weights_only)  # collective: all ranks
+        self._last_checkpoint_saved = filepath
+        trainer.save_checkpoint(filepath, self.save_weights_only)  # collective: all ranks
+        trainer.strategy.when_saved(lambda: self._on_disk.add(filepath))
 
     # ---- state ----------------------------------------------------------------------------------------------------
 
@@ -371,9 +372,9 @@ class ModelCheckpoint(CheckpointRanking):
         return self._generate_state_key(
             monitor=self.monitor,
             mode=self.mode,
-            every_n_train_steps=self.every_n_train_steps,
-            every_n_epochs=self.every_n_epochs,
-            train_time_interval=self.train_time_interval,
+            every_n_train_steps=self._every_n_train_steps,
+            every_n_epochs=self._every_n_epochs,
+            train_time_interval=self._train_time_interval,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

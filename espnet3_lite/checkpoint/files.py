@@ -52,7 +52,8 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
 
     It is written beside its final name, flushed to disk and renamed. When it cannot be written, neither a
     part of it nor a temporary file stays behind, and what was there before is untouched. The file loads with
-    ``torch.load(path, weights_only=True)``.
+    ``torch.load(path, weights_only=True)``. What this process has just saved in the same folder with the same content
+    is not written again: the new name is a second one (a hard link) of that file.
 
     Args:
         checkpoint: Tensors and plain values; NumPy numbers, paths and the like are converted, as
@@ -72,6 +73,10 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
     """
     path = Path(path)
     checkpoint = plain(checkpoint)
+    twin = _twin_of(checkpoint, path)
+    if twin is not None:
+        link_or_copy(twin, path)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
@@ -87,6 +92,44 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
         # torch's writer hides a full disk behind an error of its own, whose context is the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
+    _written[path.parent] = (path, *_moment(checkpoint))
+
+
+#: What this process wrote last in each folder: the file, and the epoch and step of its state.
+_written: dict[Path, tuple[Path, object, object]] = {}
+
+
+def _moment(checkpoint: dict) -> tuple[object, object]:
+    return checkpoint.get("epoch"), checkpoint.get("global_step")
+
+
+def _twin_of(checkpoint: dict, path: Path) -> Path | None:
+    """The file that holds just this already: several callbacks save one state, each under a name of its own."""
+    twin, *moment = _written.get(path.parent, (path, None, None))
+    if twin == path or None in moment or tuple(moment) != _moment(checkpoint):
+        return None
+    try:
+        saved = _load_file(twin, "cpu", mmap=True)
+    except CheckpointError:  # it was removed or replaced meanwhile
+        return None
+    # The small values first: where they differ, no tensor has to be looked at.
+    return twin if _same(checkpoint, saved, tensors=False) and _same(checkpoint, saved, tensors=True) else None
+
+
+def _same(one: object, other: object, tensors: bool) -> bool:
+    if isinstance(one, torch.Tensor):
+        if not isinstance(other, torch.Tensor) or (one.shape, one.dtype, one.layout) != (
+            other.shape, other.dtype, other.layout,
+        ):  # fmt: skip
+            return False
+        return not tensors or one.layout == torch.strided and torch.equal(one.detach().cpu(), other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key], tensors) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(_same(*pair, tensors) for pair in zip(one, other, strict=True))
+    return one == other
 
 
 # --- Reading ------------------------------------------------------------------------------------------------
@@ -205,6 +248,15 @@ def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
             return path
         logger.warning("Checkpoint passed over. %s", damage)
     return None
+
+
+def step_of(path: str | Path) -> int:
+    """The optimizer steps that a checkpoint had seen; -1 where that cannot be read."""
+    try:
+        step = load_checkpoint(path, mmap=True).get("global_step")
+    except CheckpointError:
+        return -1
+    return step if isinstance(step, int) else -1
 
 
 # --- Sharded checkpoints ------------------------------------------------------------------------------------

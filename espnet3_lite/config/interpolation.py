@@ -16,7 +16,6 @@ Here: the grammar, the search for a key, the resolvers (`RESOLVERS`: OmegaConf's
 import inspect
 import os
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from espnet3_lite.config.environment import masked, take
 from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 _OPENING = re.compile(r"(\\*)\$\{")
@@ -324,7 +324,7 @@ def _create(position: Position, value):
 
 def _deprecated(position: Position, key, message="'$OLD_KEY' is deprecated; use '$NEW_KEY'"):
     text = message.replace("$OLD_KEY", format_path(position.path)).replace("$NEW_KEY", str(key))
-    warnings.warn(text, UserWarning, stacklevel=2)
+    rank_zero_warn(text)
     split = split_reference(str(key))
     if split is None:
         raise position.error(f"oc.deprecated: {key!r} is not a key")

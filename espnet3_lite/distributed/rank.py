@@ -1,9 +1,12 @@
 """Who am I: rank, world size, and what only rank zero does. No collectives here."""
 
+import contextlib
 import functools
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -50,10 +53,20 @@ def rank_zero_only(function):
     return wrapped
 
 
+#: Whose lines no warning points to: this package's, torch's, and decorators.
+_NOT_THE_USERS = (
+    f"{Path(__file__).parents[1]}{os.sep}", f"{Path(dist.__file__).parents[1]}{os.sep}",
+    functools.__file__, contextlib.__file__,
+)  # fmt: skip
+
+
 @rank_zero_only
-def rank_zero_warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 4) -> None:
-    """`warnings.warn` on rank zero."""
-    warnings.warn(message, category, stacklevel=stacklevel)
+def rank_zero_warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """`warnings.warn` on rank zero, pointing to the user's line: the innermost that is neither ours nor torch's."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 @rank_zero_only

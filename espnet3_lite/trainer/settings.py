@@ -343,7 +343,7 @@ def _imply(settings: dict[str, Any]) -> None:
         limited_otherwise = settings["max_steps"] != -1 or settings["max_time"] is not None
         if not limited_otherwise:
             rank_zero_warn("`max_epochs` was not set. Setting it to 1000 epochs. To train without an epoch limit, set "
-                           "`max_epochs=-1`.", stacklevel=6)  # fmt: skip
+                           "`max_epochs=-1`.")  # fmt: skip
         settings["max_epochs"] = -1 if limited_otherwise else 1000
     if settings["min_epochs"] is None:
         settings["min_epochs"] = 1 if settings["min_steps"] is not None else 0

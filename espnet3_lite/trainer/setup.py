@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import HOOKS
+from espnet3_lite.callbacks.checkpoint_files import newest_first
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn, times_restarted
@@ -133,8 +134,7 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
     for callback in trainer.checkpoint_callbacks:
         finder: Callable | None = getattr(callback, "resume_candidates", None)
         candidates += finder(trainer) if finder is not None else []
-    candidates = sorted(set(candidates), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    found = checkpoint_io.newest_intact(candidates)
+    found = checkpoint_io.newest_intact(newest_first(candidates))
     return None if found is None else os.fspath(found)
 
 

@@ -11,6 +11,8 @@ def ranked(folder, scores, **arguments):
     """A callback that has saved files `a`, `b`, ... with these scores."""
     callback = ModelCheckpoint(folder, monitor="valid/loss", **arguments)
     for name, score in zip("abcdef", scores, strict=False):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.ckpt").touch()
         callback._rank(str(folder / f"{name}.ckpt"), torch.tensor(score))
     return callback
 
@@ -66,3 +68,17 @@ def test_another_folder_keeps_only_the_best_path(tmp_path):
         second.load_state_dict(first.state_dict())
     assert second.best_model_path == first.best_model_path
     assert (second.best_k_models, second.best_model_score, second.kth_best_model_path) == ({}, None, "")
+
+
+def test_files_that_are_gone_are_left_out_and_named(tmp_path):
+    first, second = ranked(tmp_path, [3.0, 1.0], save_top_k=2), ModelCheckpoint(tmp_path, monitor="valid/loss")
+    (tmp_path / "b.ckpt").unlink()
+    with pytest.warns(UserWarning, match=rf"left out of the best files: {tmp_path}/b\.ckpt"):
+        second.load_state_dict(first.state_dict())
+    assert (second.best_model_path, float(second.best_model_score)) == (str(tmp_path / "a.ckpt"), 3.0)
+    assert list(second.best_k_models) == [str(tmp_path / "a.ckpt")]
+    (tmp_path / "a.ckpt").unlink()
+    with pytest.warns(UserWarning, match="left out of the best files"):
+        second.load_state_dict(first.state_dict())
+    assert (second.best_k_models, second.best_model_path, second.best_model_score) == ({}, "", None)
+    assert (second.kth_best_model_path, float(second.kth_value)) == ("", float("inf"))

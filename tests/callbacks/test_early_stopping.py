@@ -68,7 +68,9 @@ def test_a_metric_that_is_not_logged_is_named_with_the_nearest(tmp_path):
         fit(EarlyStopping("valid/los"), ModelCheckpoint(tmp_path))
     assert isinstance(raised.value, MisconfigurationException)  # which the command line tells without a traceback
     with pytest.warns(RuntimeWarning, match="conditioned on metric `valid/los`"):
-        EarlyStopping("valid/los", strict=False, verbose=True)._report_missing({"valid/loss": torch.tensor(1.0)})
+        EarlyStopping("valid/los", strict=False, verbose=True)._validate_condition_metric(
+            {"valid/loss": torch.tensor(1.0)}
+        )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_messages(arguments, values, expected):
     stopping = EarlyStopping("m", **arguments)
     outcome = None
     for value in values:
-        outcome = stopping.judge(torch.tensor(value))
+        outcome = stopping._evaluate_stopping_criteria(torch.tensor(value))
     assert outcome == expected
 
 

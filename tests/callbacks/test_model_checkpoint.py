@@ -357,3 +357,154 @@ def test_each_step_is_saved_once_over_a_resume(tmp_path):
     fit(*resumed, module=module, ckpt_path=tmp_path / "cut" / "endstep=1.ckpt", **settings)
     assert names(tmp_path / "whole") == names(tmp_path / "cut")
     assert list(map(float, whole[0].best_k_models.values())) == list(map(float, resumed[0].best_k_models.values()))
+
+
+# ---- what Lightning's users override ---------------------------------------------------------------------------------
+
+
+def test_lightnings_methods_are_what_is_called(tmp_path):
+    calls = []
+
+    class Permanent(ModelCheckpoint):
+        """As people write it: the files of even epochs stay."""
+
+        def _save_checkpoint(self, trainer, filepath):
+            calls.append(("save", Path(filepath).name))
+            super()._save_checkpoint(trainer, filepath)
+
+        def _remove_checkpoint(self, trainer, filepath):
+            calls.append(("remove", Path(filepath).name))
+            if "epoch=0" not in filepath:
+                super()._remove_checkpoint(trainer, filepath)
+
+        def _monitor_candidates(self, trainer):
+            return {**super()._monitor_candidates(trainer), "twice": torch.tensor(2.0)}
+
+        def _save_topk_checkpoint(self, trainer, monitor_candidates):
+            calls.append(("topk", float(monitor_candidates["twice"])))
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+        def _save_last_checkpoint(self, trainer, monitor_candidates):
+            calls.append(("last", int(monitor_candidates["step"])))
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    fit(Permanent(tmp_path, filename="{epoch}-{twice:.0f}", save_last="link"), max_epochs=2)
+    assert calls == [
+        ("topk", 2.0), ("save", "epoch=0-twice=2.ckpt"), ("last", 2),
+        ("topk", 2.0), ("save", "epoch=1-twice=2.ckpt"), ("remove", "epoch=0-twice=2.ckpt"), ("last", 4),
+    ]  # fmt: skip
+    assert names(tmp_path) == ["epoch=0-twice=2.ckpt", "epoch=1-twice=2.ckpt", "last.ckpt"]
+
+
+def test_the_moment_may_be_overridden(tmp_path):
+    class AfterValidation(ModelCheckpoint):
+        def _should_save_on_train_epoch_end(self, trainer):
+            return trainer.current_epoch == 1
+
+        def _should_skip_saving_checkpoint(self, trainer):
+            return super()._should_skip_saving_checkpoint(trainer) or trainer.current_epoch == 2
+
+    callback = AfterValidation(tmp_path, save_top_k=-1)
+    assert (callback._every_n_epochs, callback._every_n_train_steps, callback._train_time_interval) == (1, 0, None)
+    callback._every_n_epochs = 1
+    fit(callback, max_epochs=3)
+    assert names(tmp_path) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt"]
+
+
+def test_an_override_that_nothing_would_call_is_refused():
+    message = "Mine._format_checkpoint_name: Lightning's ModelCheckpoint calls it, .* override format_checkpoint_name"
+    with pytest.raises(MisconfigurationException, match=message):
+
+        class Mine(ModelCheckpoint):
+            def _format_checkpoint_name(self, filename, metrics):
+                return "x"
+
+
+# ---- the ranking follows the files -----------------------------------------------------------------------------------
+
+
+def scored(folder, **arguments):
+    return ModelCheckpoint(folder, monitor="valid/loss", filename="{epoch}", save_top_k=2, save_last=True, **arguments)
+
+
+def test_a_best_file_that_was_deleted_is_forgotten_by_the_resumed_run(tmp_path):
+    series = (0.5, 0.1, 0.4, 0.3, 0.35)
+    fit(scored(tmp_path), module=Line(series), max_epochs=3)
+    assert names(tmp_path) == ["epoch=1.ckpt", "epoch=2.ckpt", "last.ckpt"]
+    (tmp_path / "epoch=1.ckpt").unlink()
+    callback, module = scored(tmp_path), Line(series)
+    module.validations = 3
+    trainer = fit(callback, module=module, ckpt_path=tmp_path / "last.ckpt", max_epochs=5)
+    assert names(tmp_path) == ["epoch=3.ckpt", "epoch=4.ckpt", "last.ckpt"]
+    best = {Path(path).name: round(float(score), 2) for path, score in callback.best_k_models.items()}
+    assert best == {"epoch=3.ckpt": 0.3, "epoch=4.ckpt": 0.35}
+    assert callback.best_model_path == str(tmp_path / "epoch=3.ckpt") and round(float(callback.kth_value), 2) == 0.35
+    trainer.validate(module, DataLoader(torch.ones(1, 1)), ckpt_path="best", verbose=False)
+
+
+def test_a_best_file_that_was_deleted_in_the_run_makes_room(tmp_path):
+    class Deletes(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                (tmp_path / "epoch=1.ckpt").unlink()
+
+    callback = scored(tmp_path)
+    fit(callback, Deletes(), module=Line((0.5, 0.1, 0.9)), max_epochs=3)
+    assert names(tmp_path) == ["epoch=0.ckpt", "epoch=2.ckpt", "last.ckpt"]
+    assert callback.best_model_path == str(tmp_path / "epoch=0.ckpt")
+
+
+def test_of_several_last_files_that_with_the_most_steps_goes_first_and_is_told(tmp_path, caplog):
+    fit(ModelCheckpoint(tmp_path, save_top_k=0, save_last=True), max_epochs=1)
+    fit(ModelCheckpoint(tmp_path, save_top_k=0, save_last=True), max_epochs=3)
+    assert names(tmp_path) == ["last-v1.ckpt", "last.ckpt"]
+    os.utime(tmp_path / "last.ckpt")  # as a copy may leave them
+    callback = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True)
+    with caplog.at_level("INFO", logger="espnet3_lite"):
+        trainer = fit(callback, module=Line(), auto_resume=True, max_epochs=4)
+    assert trainer.ckpt_path == str(tmp_path / "last-v1.ckpt") and trainer.global_step == 8
+    assert "Several last checkpoints: " in caplog.text and "last-v1.ckpt (step 6)" in caplog.text
+
+
+# ---- one state, several names ----------------------------------------------------------------------------------------
+
+
+def test_best_files_of_one_moment_with_one_content_are_written_once(tmp_path, monkeypatch):
+    written = []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: (written.append(value["epoch"]), save(value, file)))
+
+    class Two(Line):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("valid/acc", 1.0 - self.validations)
+
+    settings = {"save_weights_only": True, "auto_insert_metric_name": False, "save_top_k": -1}
+    fit(
+        ModelCheckpoint(tmp_path, monitor="valid/loss", filename="epoch{epoch}_loss", **settings),
+        ModelCheckpoint(tmp_path, monitor="valid/acc", filename="epoch{epoch}_acc", mode="max", **settings),
+        module=Two(), max_epochs=2,
+    )  # fmt: skip
+    assert written == [0, 1]
+    for epoch in (0, 1):
+        one, other = tmp_path / f"epoch{epoch}_loss.ckpt", tmp_path / f"epoch{epoch}_acc.ckpt"
+        assert one.samefile(other) and one.stat().st_nlink == 2
+        assert checkpoint_io.load_checkpoint(one)["global_step"] == 2 * (epoch + 1)
+    assert not (tmp_path / "epoch0_loss.ckpt").samefile(tmp_path / "epoch1_loss.ckpt")
+
+
+def test_another_content_at_the_same_moment_is_another_file(tmp_path):
+    class Later(ModelCheckpoint):
+        def on_validation_end(self, trainer, pl_module):
+            pl_module.layer.weight.data.add_(1)
+            super().on_validation_end(trainer, pl_module)
+
+    settings = {"save_weights_only": True, "save_on_train_epoch_end": False, "monitor": "valid/loss"}
+    fit(
+        ModelCheckpoint(tmp_path, filename="a", **settings), Later(tmp_path, filename="b", **settings, mode="max"),
+        max_epochs=1,
+    )  # fmt: skip
+    weights = [
+        checkpoint_io.load_checkpoint(tmp_path / name)["state_dict"]["layer.weight"] for name in ("a.ckpt", "b.ckpt")
+    ]
+    assert float(weights[1] - weights[0]) == pytest.approx(1)
