@@ -3,6 +3,8 @@
 Names are loaded when they are first used, so that ``import espnet3_lite`` costs little beyond ``import torch``.
 """
 
+from typing import TYPE_CHECKING
+
 from espnet3_lite.lazy_names import lazy_names
 from espnet3_lite.version import __version__
 
@@ -26,4 +28,22 @@ _HOME = {
 }
 
 __all__ = [*_HOME, "__version__"]
-__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOME.items()})
+if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compares them)
+    from espnet3_lite.callbacks.base import Callback as Callback
+    from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
+    from espnet3_lite.checkpoint.files import average_checkpoints as average_checkpoints
+    from espnet3_lite.config import load_config as load_config
+    from espnet3_lite.config.targets import instantiate as instantiate
+    from espnet3_lite.espnet.data.collect_stats import collect_stats as collect_stats
+    from espnet3_lite.espnet.default_callbacks import get_default_callbacks as get_default_callbacks
+    from espnet3_lite.espnet.module import ESPnetModule as ESPnetModule
+    from espnet3_lite.espnet.trainer import ESPnetTrainer as ESPnetTrainer
+    from espnet3_lite.exceptions import MisconfigurationException as MisconfigurationException
+    from espnet3_lite.exceptions import StopTrainingError as StopTrainingError
+    from espnet3_lite.module.lite_module import LiteDataModule as LiteDataModule
+    from espnet3_lite.module.lite_module import LiteModule as LiteModule
+    from espnet3_lite.optim.slots import OptimizationStep as OptimizationStep
+    from espnet3_lite.seed import seed_everything as seed_everything
+    from espnet3_lite.trainer.trainer import Trainer as Trainer
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOME.items()})

@@ -2,6 +2,7 @@
 
 import os
 import random
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,10 +33,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         >>> torch.equal(first, torch.rand(2))
         True
     """
-    if seed is None:
-        seed = os.environ.get("PL_GLOBAL_SEED", 0)
     try:
-        seed = int(seed)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0) if seed is None else seed)
     except (TypeError, ValueError) as error:
         raise ValueError(f"seed_everything: seed must be a whole number, got {seed!r}") from error
     if not 0 <= seed < 2**32:
@@ -50,10 +49,10 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
-def collect_random_state() -> dict:
+def collect_random_state() -> dict[str, Any]:
     """The state of every generator of this process, as tensors and plain values (loads with ``weights_only``)."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
     state = {
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
@@ -64,7 +63,7 @@ def collect_random_state() -> dict:
     return state
 
 
-def restore_random_state(state: dict) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
     """Put back what `collect_random_state` gave."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

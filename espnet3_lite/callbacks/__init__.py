@@ -3,6 +3,8 @@
 Every callback by its documented name; each is imported when it is first used.
 """
 
+from typing import TYPE_CHECKING
+
 from espnet3_lite.lazy_names import lazy_names
 
 _HOME = {
@@ -45,4 +47,47 @@ _HOME = {
 }
 
 __all__ = list(_HOME)
-__getattr__, __dir__ = lazy_names(__name__, {name: f"espnet3_lite.{home}" for name, home in _HOME.items()})
+if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compares them)
+    from espnet3_lite.accelerated.early_stopping_callback import EarlyStoppingCallback as EarlyStoppingCallback
+    from espnet3_lite.accelerated.log_metrics import LogMetricsCallback as LogMetricsCallback
+    from espnet3_lite.accelerated.move_modules_to_device import (
+        MoveModulesToDeviceCallback as MoveModulesToDeviceCallback,
+    )
+    from espnet3_lite.accelerated.print_progress import PrintProgressCallback as PrintProgressCallback
+    from espnet3_lite.accelerated.progress_bar_callback import ProgressBarCallback as ProgressBarCallback
+    from espnet3_lite.accelerated.save_best_model import SaveBestModelCallback as SaveBestModelCallback
+    from espnet3_lite.accelerated.terminate_on_nan import TerminateOnNaNCallback as TerminateOnNaNCallback
+    from espnet3_lite.accelerated.trainer_callback import TrainerCallback as TrainerCallback
+    from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback as AverageCheckpointsCallback
+    from espnet3_lite.callbacks.base import Callback as Callback
+    from espnet3_lite.callbacks.base import Checkpoint as Checkpoint
+    from espnet3_lite.callbacks.batch_size_finder import BatchSizeFinder as BatchSizeFinder
+    from espnet3_lite.callbacks.device_stats_monitor import DeviceStatsMonitor as DeviceStatsMonitor
+    from espnet3_lite.callbacks.device_stats_monitor import GPUStatsMonitor as GPUStatsMonitor
+    from espnet3_lite.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from espnet3_lite.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
+    from espnet3_lite.callbacks.finetuning import BaseFinetuning as BaseFinetuning
+    from espnet3_lite.callbacks.gradient_accumulation_scheduler import (
+        GradientAccumulationScheduler as GradientAccumulationScheduler,
+    )
+    from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
+    from espnet3_lite.callbacks.lambda_callback import LambdaCallback as LambdaCallback
+    from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
+    from espnet3_lite.callbacks.metrics_logger import MetricsLogger as MetricsLogger
+    from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from espnet3_lite.callbacks.model_summary import ModelSummary as ModelSummary
+    from espnet3_lite.callbacks.model_summary import RichModelSummary as RichModelSummary
+    from espnet3_lite.callbacks.progress_bar import ProgressBar as ProgressBar
+    from espnet3_lite.callbacks.progress_bar import ProgressBarBase as ProgressBarBase
+    from espnet3_lite.callbacks.pruning import ModelPruning as ModelPruning
+    from espnet3_lite.callbacks.quantization import QuantizationAwareTraining as QuantizationAwareTraining
+    from espnet3_lite.callbacks.stochastic_weight_averaging import (
+        StochasticWeightAveraging as StochasticWeightAveraging,
+    )
+    from espnet3_lite.callbacks.timer import Timer as Timer
+    from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar as TQDMProgressBar
+    from espnet3_lite.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from espnet3_lite.callbacks.weight_averaging import WeightAveraging as WeightAveraging
+    from espnet3_lite.espnet.default_callbacks import get_default_callbacks as get_default_callbacks
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {name: f"espnet3_lite.{home}" for name, home in _HOME.items()})

@@ -264,7 +264,15 @@ class Callback:
 
 
 class Checkpoint(Callback):
-    """Marks a callback that saves checkpoints: it is called after all others, since it stores their state."""
+    """Marks a callback that saves checkpoints: it is called after all others, since it stores their state.
+
+    Attributes:
+        best_model_path: The best checkpoint so far; ``""`` where there is none.
+        last_model_path: The last one, where it keeps one under a name of its own; else ``""``.
+    """
+
+    best_model_path: str = ""
+    last_model_path: str = ""
 
 
 class MonitoringCallback(Callback):

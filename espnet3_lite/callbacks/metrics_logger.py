@@ -195,6 +195,7 @@ class RunningMeans:
         waiting = self._waiting[name]
         if not waiting:
             return
+        total: torch.Tensor | float
         if isinstance(waiting[0], torch.Tensor):
             device = waiting[0].device
             values = torch.stack([torch.as_tensor(value, device=device) for value in waiting]).detach()

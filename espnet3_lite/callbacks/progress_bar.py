@@ -29,7 +29,7 @@ class ProgressBar(Callback):
     """
 
     _enabled = True
-    _trainer: Any = None
+    _trainer: Trainer | None = None
     _current_eval_dataloader_idx: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
@@ -65,7 +65,7 @@ class ProgressBar(Callback):
     # ---- what it may show ------------------------------------------------------------------------------------------
 
     @property
-    def trainer(self) -> Any:
+    def trainer(self) -> Trainer:
         """The trainer of the call in work.
 
         Raises:

@@ -131,7 +131,7 @@ class QuantizationAwareTraining(Callback):
 
     def _check_modules_to_fuse(self, pl_module: torch.nn.Module) -> None:
         names = {name for name, _ in pl_module.named_modules()}
-        for group in self.modules_to_fuse:
+        for group in self.modules_to_fuse or ():
             if missing := [name for name in group if name not in names]:
                 raise MisconfigurationException(
                     f"You have requested to fuse {list(group)} but one or more of them is not your model attributes: "

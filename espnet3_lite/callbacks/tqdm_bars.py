@@ -39,7 +39,7 @@ class Tqdm(tqdm):
 class LogLines(Tqdm):
     """A tqdm bar for a log file: it never moves the cursor; `print_line` writes where it stands, as one line."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]  # tqdm's returns True
         """Nothing: there is no cursor to move."""
         return True
 
@@ -54,7 +54,7 @@ class LogLines(Tqdm):
         self.leave = False
         if not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # type: ignore[attr-defined]  # typeshed leaves it out
 
     def print_line(self) -> None:
         """Write one line."""

@@ -142,7 +142,7 @@ class TQDMProgressBar(ProgressBar):
         bar.set_description(description, refresh=not isinstance(bar, LogLines))
         self._draw_at = time.monotonic() + LINE_EVERY if isinstance(bar, LogLines) else 0.0
 
-    def _move(self, bar: tqdm, done: int, pl_module: LiteModule = None) -> None:
+    def _move(self, bar: tqdm, done: int, pl_module: LiteModule | None = None) -> None:
         """After each batch: two comparisons, and one look at the clock where the bar moves."""
         if not self.is_enabled or (done % self._refresh_rate and done != bar.total):
             return
@@ -151,7 +151,7 @@ class TQDMProgressBar(ProgressBar):
         if complete or time.monotonic() >= self._draw_at:
             self._draw(bar, pl_module)
 
-    def _draw(self, bar: tqdm, pl_module: LiteModule = None) -> None:
+    def _draw(self, bar: tqdm, pl_module: LiteModule | None = None) -> None:
         """Draw the bar or write its line; with metrics where there is a module."""
         if bar.disable:
             return

@@ -38,7 +38,7 @@ class ConfigKeyError(MisconfigurationException, AttributeError, KeyError):
 class _Root:
     """A whole configuration: its raw tree and where each key was written. Shared by all views into it."""
 
-    def __init__(self, tree: dict, locations: dict[KeyPath, str]):
+    def __init__(self, tree: dict[str, Any], locations: dict[KeyPath, str]):
         self.tree = tree
         self.locations = locations
 
@@ -47,6 +47,9 @@ class _View:
     """What `Config` and `ConfigList` share: a window on one container, which resolves what it reads."""
 
     __slots__ = ("_root", "_path", "_node")
+    _root: _Root
+    _path: KeyPath
+    _node: Any  # a dict or a list of the tree
 
     def __init__(self, root: _Root, path: KeyPath):
         object.__setattr__(self, "_root", root)
@@ -96,7 +99,7 @@ class _View:
         return self._root.locations.get((*self._path, *path))
 
 
-class Config(_View, MutableMapping):
+class Config(_View, MutableMapping[str, Any]):
     """A mapping with access by item and by attribute, whose interpolations are resolved when they are read.
 
     A nested mapping is a `Config` too, a list a `ConfigList`; both are windows on one shared tree, so a
@@ -158,7 +161,7 @@ class Config(_View, MutableMapping):
         return [*super().__dir__(), *map(str, self._node)]
 
 
-class ConfigList(_View, MutableSequence):
+class ConfigList(_View, MutableSequence[Any]):
     """A list inside a `Config`; equal to a list with the same resolved items.
 
     >>> Config.create({"size": 4, "sizes": [1, "${size}"]}).sizes == [1, 4]
@@ -190,7 +193,7 @@ class ConfigList(_View, MutableSequence):
             return NotImplemented
         return list(self) == list(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as a list's
 
 
 def path_of(view: Config | ConfigList) -> KeyPath:

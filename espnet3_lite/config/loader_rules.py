@@ -3,23 +3,32 @@
 What a loader is built of, and what only its data set tells, is checked when it is built (`espnet.data.loader`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from espnet3_lite.config.fields import BATCH_SAMPLER
 from espnet3_lite.config.rules import is_resolved
 from espnet3_lite.config.yaml_text import KeyPath
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 
-def _splits(report: Any) -> Iterable[tuple[KeyPath, dict]]:
+    from espnet3_lite.config.schema import Report
+
+
+def _splits(report: Report) -> Iterable[tuple[KeyPath, dict]]:
     """The blocks ``dataloader.train`` and ``dataloader.valid``, as far as they are mappings."""
     dataloader = report.settings.get("dataloader")
-    for split in ("train", "valid") if isinstance(dataloader, dict) else ():
+    if not isinstance(dataloader, dict):
+        return
+    for split in ("train", "valid"):
         if isinstance(block := dataloader.get(split), dict):
             yield ("dataloader", split), block
 
 
-def batch_samplers(report: Any, module: Any) -> None:
+def batch_samplers(report: Report, module: Module | None) -> None:
     """``iter_factory.batches`` has keys that ESPnet's samplers take, and those that its type needs."""
     for path, block in _splits(report):
         factory = block.get("iter_factory")
@@ -46,7 +55,7 @@ def batch_samplers(report: Any, module: Any) -> None:
             report.add((*path, "fold_lengths"), f"{folds!r} is not one length for each of the {len(files)} shape_files")
 
 
-def whole_batches_or_parts(report: Any, module: Any) -> None:
+def whole_batches_or_parts(report: Report, module: Module | None) -> None:
     """``batch_distribution: global`` needs batches that all ranks know: an ``iter_factory``'s."""
     for path, block in _splits(report):
         factory = block.get("iter_factory")
@@ -59,7 +68,7 @@ def whole_batches_or_parts(report: Any, module: Any) -> None:
             report.add(path, "'global' does not go with iter_factory.shuffle_within_batch: true; remove one of them")
 
 
-def one_order(report: Any, module: Any) -> None:
+def one_order(report: Report, module: Module | None) -> None:
     """``sampler`` or ``batch_sampler`` says what an epoch is, and then nothing else does."""
     settings = report.settings
     if "sampler" in settings and "batch_sampler" in settings:
@@ -77,7 +86,7 @@ def one_order(report: Any, module: Any) -> None:
                     report.add((*path, key), f"{given!r} does not go with the {name!r} at the top; leave it out")
 
 
-def validation(report: Any, module: Any) -> None:
+def validation(report: Report, module: Module | None) -> None:
     """Where the configuration describes the loaders, it describes the validation's, or says that there is none."""
     settings = report.settings
     trainer, fit = settings.get("trainer"), settings.get("fit")
@@ -90,5 +99,10 @@ def validation(report: Any, module: Any) -> None:
                        "trainer.limit_val_batches: 0")  # fmt: skip
 
 
-LOADER_RULES: tuple[Callable[[Any, Any], None], ...] = (batch_samplers, whole_batches_or_parts, one_order, validation)
+LOADER_RULES: tuple[Callable[[Report, Module | None], None], ...] = (
+    batch_samplers,
+    whole_batches_or_parts,
+    one_order,
+    validation,
+)
 """The rules, in the order in which their complaints are listed."""

@@ -4,10 +4,12 @@ A rule gets the report (its ``settings`` to read, its `add` to complain) and the
 here: what one key alone may be (`fields`).
 """
 
+from __future__ import annotations
+
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.config.fields import OBJECT, REFUSED
 from espnet3_lite.config.targets import (
@@ -19,6 +21,11 @@ from espnet3_lite.config.targets import (
 )
 from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from espnet3_lite.config.schema import Report
 
 UNRESOLVED = object()
 """Stands in the settings for a value whose interpolation failed."""
@@ -38,13 +45,13 @@ BUILT = ("model", "dataset", "optimizer", "scheduler", "optimizers", "schedulers
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def _blocks(report: Any, key: str) -> dict[str, dict]:
+def _blocks(report: Report, key: str) -> dict[str, dict]:
     """The named blocks of ``optimizers`` or ``schedulers``, as far as they are mappings."""
     block = report.settings.get(key)
     return {name: inner for name, inner in block.items() if isinstance(inner, dict)} if isinstance(block, dict) else {}
 
 
-def one_or_several(report: Any, module: Any) -> None:
+def one_or_several(report: Report, module: Module | None) -> None:
     """``optimizer`` and ``scheduler``, or ``optimizers`` and ``schedulers``: never a mixture."""
     settings = report.settings
     both = False
@@ -60,7 +67,7 @@ def one_or_several(report: Any, module: Any) -> None:
         report.add(("optimizer",), "is missing; give one optimizer, or several by name in 'optimizers'")
 
 
-def named_blocks(report: Any, module: Any) -> None:
+def named_blocks(report: Report, module: Module | None) -> None:
     """Each named block has its necessary keys, and the schedulers are named as the optimizers are."""
     for key, needed in (("optimizers", ("optimizer", "params")), ("schedulers", ("scheduler",))):
         for name, block in _blocks(report, key).items():
@@ -84,7 +91,7 @@ def named_blocks(report: Any, module: Any) -> None:
                 )
 
 
-def single_keys_with_several(report: Any, module: Any) -> None:
+def single_keys_with_several(report: Report, module: Module | None) -> None:
     """Settings that speak of one optimizer do not go with several."""
     settings = report.settings
     if "optimizers" not in settings:
@@ -133,12 +140,14 @@ def metric_parameter(scheduler: Any) -> inspect.Parameter | None:
     return next((parameter for parameter in parameters[1:] if parameter.name != "epoch"), None)
 
 
-def monitors(report: Any, module: Any) -> None:
+def monitors(report: Report, module: Module | None) -> None:
     """``monitor`` goes with a scheduler that takes a metric, and one that needs a metric has it."""
     settings = report.settings
     if "scheduler_monitor" in settings and "scheduler" not in settings and "optimizers" not in settings:
         report.add(("scheduler_monitor",), "has no use without 'scheduler'; give one, or leave this out")
-    found = [(("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))]
+    found: list[tuple[KeyPath, KeyPath, Any, Any]] = [
+        (("scheduler",), ("scheduler_monitor",), settings.get("scheduler"), settings.get("scheduler_monitor"))
+    ]
     for name, block in _blocks(report, "schedulers").items():
         path = ("schedulers", name)
         found.append(((*path, "scheduler"), (*path, "monitor"), block.get("scheduler"), block.get("monitor")))
@@ -160,7 +169,7 @@ def monitors(report: Any, module: Any) -> None:
             )
 
 
-def criteria(report: Any, module: Any) -> None:
+def criteria(report: Report, module: Module | None) -> None:
     """``best_model_criterion``: a list of [metric, how many to keep, min or max]."""
     items = report.settings.get("best_model_criterion")
     if not isinstance(items, list):
@@ -168,7 +177,7 @@ def criteria(report: Any, module: Any) -> None:
     if len(items) == 3 and isinstance(items[0], str):
         report.add(("best_model_criterion",), f"{items!r} is one criterion; write a list of such lists: [{items!r}]")
         return
-    seen = {}
+    seen: dict[tuple[Any, Any], int] = {}
     for index, item in enumerate(items):
         path = ("best_model_criterion", index)
         if not is_resolved(item):
@@ -194,7 +203,7 @@ def criteria(report: Any, module: Any) -> None:
         seen.setdefault((metric, mode), index)
 
 
-def model_source(report: Any, module: Any) -> None:
+def model_source(report: Report, module: Module | None) -> None:
     """A model can be built: by ``_target_``, or by an espnet2 ``task`` where espnet is installed."""
     settings = report.settings
     if module is not None:
@@ -212,7 +221,7 @@ def model_source(report: Any, module: Any) -> None:
         report.add(("model",), "the key '_target_' is missing: the dotted name of the model's class")
 
 
-def targets(report: Any, module: Any) -> None:
+def targets(report: Report, module: Module | None) -> None:
     """Every ``_target_`` can be imported, and takes the arguments that stand beside it."""
     skipped = {("model",)} if module is not None or "task" in report.settings else set()
     for key in BUILT:
@@ -252,9 +261,9 @@ def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:
             yield from _with_target((*path, index), value)
 
 
-def numbers_in_quotes(report: Any, module: Any) -> None:
+def numbers_in_quotes(report: Report, module: Module | None) -> None:
     """An optimizer's or scheduler's number that YAML reads as text, such as ``lr: "1e-3"``."""
-    found = [((key,), report.settings.get(key)) for key in ("optimizer", "scheduler")]
+    found: list[tuple[KeyPath, Any]] = [((key,), report.settings.get(key)) for key in ("optimizer", "scheduler")]
     for key in ("optimizers", "schedulers"):
         part = key.removesuffix("s")
         found += [((key, name, part), block.get(part)) for name, block in _blocks(report, key).items()]
@@ -265,10 +274,12 @@ def numbers_in_quotes(report: Any, module: Any) -> None:
                            f"or ${{oc.decode:...}} around what makes it")  # fmt: skip
 
 
-def callbacks_and_loggers(report: Any, module: Any) -> None:
+def callbacks_and_loggers(report: Report, module: Module | None) -> None:
     """Each entry of ``trainer.callbacks`` and ``trainer.logger`` can be built, and is what it should be."""
     trainer = report.settings.get("trainer")
-    for key, kind in (("callbacks", "Callback"), ("logger", "Logger")) if isinstance(trainer, dict) else ():
+    if not isinstance(trainer, dict):
+        return
+    for key, kind in (("callbacks", "Callback"), ("logger", "Logger")):
         given = trainer.get(key)
         entries = [((key, i), entry) for i, entry in enumerate(given)] if isinstance(given, list) else [((key,), given)]
         for place, entry in entries:
@@ -317,7 +328,7 @@ def _longer_selector(names: list[str], chosen: dict[str, str]) -> str:
     return ""
 
 
-def selectors(report: Any, module: Any) -> None:
+def selectors(report: Report, module: Module | None) -> None:
     """With the model at hand: every trainable parameter belongs to exactly one of several optimizers."""
     if module is None or not _blocks(report, "optimizers"):
         return
@@ -353,7 +364,7 @@ def selectors(report: Any, module: Any) -> None:
             report.add(("optimizers",), f"no optimizer selects {', '.join(map(repr, left[:3]))}{more}")
 
 
-RULES: tuple[Callable[[Any, Any], None], ...] = (
+RULES: tuple[Callable[[Report, Module | None], None], ...] = (
     model_source,
     one_or_several,
     named_blocks,

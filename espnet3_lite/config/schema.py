@@ -72,7 +72,7 @@ class Report:
         if path[-1] not in known:
             is_scalar = not isinstance(value, dict | list) and value is not UNRESOLVED
             shown = f" (its value is {masked_repr(value)})" if is_scalar else ""
-            self.add(path, f"unknown key{shown}{nearest(path[-1], known)}")
+            self.add(path, f"unknown key{shown}{nearest(str(path[-1]), known)}")
 
     def _resolved(self, view: Config | ConfigList, key: Any) -> Any:
         try:

@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _name in ("timestamp", "set"):  # a date or a set is no value of a configuration, in OmegaConf as here
-    _Loader.add_constructor(f"{_TAG}{_name}", yaml.SafeLoader.construct_undefined)
+    _Loader.add_constructor(f"{_TAG}{_name}", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
 
 
 class _ElementLoader(_Loader):

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -46,7 +47,7 @@ class Logger(ABC):
         """Record values; `step` counts optimizer steps."""
 
     @abstractmethod
-    def log_hyperparams(self, params: Mapping | argparse.Namespace) -> None:
+    def log_hyperparams(self, params: Mapping[str, Any] | argparse.Namespace) -> None:
         """Record what the run was set up with."""
 
     @property
@@ -60,21 +61,21 @@ class Logger(ABC):
         return None
 
     @property
-    def experiment(self) -> object:
+    def experiment(self) -> Any:
         """The object that does the writing, for what this interface does not offer. Default: None."""
         return None
 
     def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
         """Write out what is held back. Default: nothing is."""
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Called when a checkpoint is made: plain values that say which log this is and how far it goes. Default: none.
 
         Whatever was logged so far must be on disk when this returns.
         """
         return {}
 
-    def load_state_dict(self, state: dict) -> None:  # noqa: B027 - most loggers know no going on
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most loggers know no going on
         """Go on with the log of a run that was cut, where the checkpoint stands: drop what was logged after it.
 
         Called before anything is logged, on all ranks, in a run that finds its own checkpoint (``auto_resume``).
@@ -98,7 +99,7 @@ class SilentExperiment:
     >>> SilentExperiment().add_image("grid", None, 3)
     """
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
@@ -154,11 +155,11 @@ class FolderLogger(Logger):
         return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
 
     @rank_zero_only
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Which log this is."""
         return {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir), "version": self.version}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in that folder, if it is one of this logger's, and not another version was asked for."""
         mine = {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir)}
         if mine.items() <= state.items() and self._given_version in (None, state["version"]):
@@ -167,7 +168,7 @@ class FolderLogger(Logger):
                 self._go_on(state)
 
     @abstractmethod
-    def _go_on(self, state: dict) -> None:
+    def _go_on(self, state: dict[str, Any]) -> None:
         """Open this run's files for more, without what was logged after `state_dict` gave `state`."""
 
     def _next_version(self) -> int:
@@ -181,20 +182,20 @@ class FolderLogger(Logger):
         newest = max(numbers, default=-1)
         return newest if times_restarted() and numbers else newest + 1  # a restarted run goes on in its own folder
 
-    def _with_prefix(self, metrics: Mapping[str, object]) -> Mapping[str, object]:
+    def _with_prefix(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._prefix:
             return metrics
         return {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}": value for name, value in metrics.items()}
 
 
-def as_dict(params: Mapping | argparse.Namespace | None) -> dict:
+def as_dict(params: Mapping[str, Any] | argparse.Namespace | None) -> dict[str, Any]:
     """Hyper-parameters as a dict, whatever holds them."""
     if params is None:
         return {}
     return dict(vars(params) if isinstance(params, argparse.Namespace) else params)
 
 
-def write_hyperparams(folder: str, params: Mapping) -> None:
+def write_hyperparams(folder: str, params: Mapping[str, Any]) -> None:
     """Write ``hparams.yaml``, which `yaml.safe_load` reads, in the order given; what YAML does not know as text."""
     with beside(Path(folder) / HPARAMS_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_for_yaml(params), allow_unicode=True, sort_keys=False), encoding="utf-8")

@@ -70,6 +70,7 @@ class CSVLogger(FolderLogger):
         if self._experiment is None:
             if not is_global_zero():
                 return SilentExperiment()
+            assert self.log_dir is not None  # rank zero has found a version
             self._experiment = ExperimentWriter(self.log_dir)
         return self._experiment
 
@@ -109,6 +110,7 @@ class CSVLogger(FolderLogger):
         return {**super().state_dict(), "rows": self._experiment.rows_logged if self._experiment is not None else 0}
 
     def _go_on(self, state: dict) -> None:
+        assert self.log_dir is not None  # the version was given
         self._experiment = ExperimentWriter(self.log_dir, keep_rows=state["rows"])
 
     @rank_zero_only

@@ -170,6 +170,7 @@ class TensorBoardLogger(FolderLogger):
     def save(self) -> None:
         """Write what is held back, and ``hparams.yaml`` if it is not there."""
         self.experiment.flush()
+        assert self.log_dir is not None  # rank zero has found a version
         if not os.path.exists(os.path.join(self.log_dir, HPARAMS_FILE)):
             write_hyperparams(self.log_dir, self.hparams)
 

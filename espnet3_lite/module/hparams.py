@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.exceptions import MisconfigurationException
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class AttributeDict(dict):
+
+class AttributeDict(dict[str, Any]):
     """A dict whose keys are attributes too.
 
     >>> AttributeDict(lr=0.1).lr
@@ -53,7 +57,7 @@ class HyperparametersMixin:
         if len(args) == 1 and not isinstance(args[0], str):
             values = dict(args[0]) if isinstance(args[0], dict) else dict(vars(args[0]))
         else:
-            values = _init_arguments(frame or inspect.currentframe().f_back, self)
+            values = _init_arguments(frame or sys._getframe(1), self)
             if unknown := set(args) - set(values):
                 raise MisconfigurationException(
                     f"{type(self).__name__}.save_hyperparameters: {sorted(unknown)} are not arguments of __init__, "
@@ -77,7 +81,7 @@ class HyperparametersMixin:
         return AttributeDict(copy.deepcopy(self.__dict__.get("_hparams_initial", {})))
 
     @classmethod
-    def _from_hyperparameters(cls, saved: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    def _from_hyperparameters(cls, saved: dict[str, Any], overrides: dict[str, Any]) -> Self:
         """Build an object from the saved arguments that ``__init__`` takes, with some overridden."""
         parameters = inspect.signature(cls.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

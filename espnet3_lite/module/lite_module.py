@@ -21,6 +21,9 @@ from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.slots import clip_gradients
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from espnet3_lite.loggers.base import Logger
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -51,31 +54,31 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     #: Inputs for a summary or a graph; optional.
     example_input_array: Any = None
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._trainer = None
+        self._trainer: Trainer | None = None
         self._toggled: dict[int, bool] = {}
 
     # ---- what a user overrides -------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | Mapping | None:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor | Mapping[str, Any] | None:
         """Return the loss, a dict with `loss`, or None to leave the batch out.
 
         Args:
-            batch: What the training loader gave, on this process's device.
-            batch_idx: Its index within the epoch.
+            args: ``batch``, what the loader gave, on this process's device; ``batch_idx``, its index within the epoch.
+            kwargs: The same by name.
         """
         raise NotImplementedError("training_step")
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Compute and `log` metrics of one validation batch. `dataloader_idx` is given for several loaders."""
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute and `log` metrics of one validation batch. With several loaders ``dataloader_idx`` is given too."""
         raise NotImplementedError("validation_step")
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute and `log` metrics of one test batch."""
         raise NotImplementedError("test_step")
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def predict_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Return predictions; calls the module itself by default."""
         return self(batch)
 
@@ -241,7 +244,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     # ---- what a user reads -----------------------------------------------------------------------------------------
 
     @property
-    def trainer(self) -> Any:
+    def trainer(self) -> Trainer:
         """The trainer that runs this module.
 
         Raises:
@@ -276,12 +279,12 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         return self._trainer.local_rank if self._trainer is not None else 0
 
     @property
-    def logger(self) -> Any:
+    def logger(self) -> Logger | None:
         """The trainer's first logger, or None."""
         return self._trainer.logger if self._trainer is not None else None
 
     @property
-    def loggers(self) -> list:
+    def loggers(self) -> list[Logger]:
         """The trainer's loggers."""
         return self._trainer.loggers if self._trainer is not None else []
 
@@ -311,7 +314,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         hparams_file: Any = None,
         strict: bool | None = None,
         **kwargs: Any,
-    ) -> LiteModule:
+    ) -> Self:
         """Build the module from its saved hyperparameters and load its weights.
 
         Args:
@@ -362,7 +365,7 @@ class LiteDataModule(HyperparametersMixin):
     @classmethod
     def load_from_checkpoint(
         cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
-    ) -> LiteDataModule:
+    ) -> Self:
         """Build the data module from its saved hyperparameters, and load its state.
 
         Args:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from espnet3_lite.callbacks.base import Checkpoint
+from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.trainer.run_history import RunInformation
 from espnet3_lite.trainer.settings import Settings
 from espnet3_lite.trainer.states import RunningStage
+
+if TYPE_CHECKING:
+    from espnet3_lite.callbacks.early_stopping import EarlyStopping
+    from espnet3_lite.loggers.base import Logger
+    from espnet3_lite.module.lite_module import LiteModule
+
+_Kind = TypeVar("_Kind", bound=Callback)
 
 
 class TrainerProperties(Settings, RunInformation):
@@ -116,47 +123,47 @@ class TrainerProperties(Settings, RunInformation):
     # ---- what runs -------------------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> Any:
+    def model(self) -> LiteModule:
         """The module; the same as `lightning_module`."""
         return self.lightning_module
 
     @property
-    def callbacks(self) -> list:
+    def callbacks(self) -> list[Callback]:
         """All callbacks, in the order in which they are called."""
         return self.callback_handler.callbacks
 
     @callbacks.setter
-    def callbacks(self, callbacks: list) -> None:
+    def callbacks(self, callbacks: list[Callback]) -> None:
         self.callback_handler.callbacks = []
         self.callback_handler.add_callbacks(callbacks)
 
     @property
-    def checkpoint_callbacks(self) -> list:
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
         """The callbacks that save checkpoints."""
         return self._of_type(Checkpoint)
 
-    def _of_type(self, kind: type) -> list:
+    def _of_type(self, kind: type[_Kind]) -> list[_Kind]:
         return [callback for callback in self.callbacks if isinstance(callback, kind)]
 
     @property
-    def checkpoint_callback(self) -> Any:
+    def checkpoint_callback(self) -> Checkpoint | None:
         """The first of them, or None."""
         return next(iter(self.checkpoint_callbacks), None)
 
     @property
-    def early_stopping_callbacks(self) -> list:
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
         """The `EarlyStopping` callbacks."""
         from espnet3_lite.callbacks.early_stopping import EarlyStopping
 
         return self._of_type(EarlyStopping)
 
     @property
-    def early_stopping_callback(self) -> Any:
+    def early_stopping_callback(self) -> EarlyStopping | None:
         """The first of them, or None."""
         return next(iter(self.early_stopping_callbacks), None)
 
     @property
-    def progress_bar_callback(self) -> Any:
+    def progress_bar_callback(self) -> ProgressBar | None:
         """The progress bar, or None."""
         return next(iter(self._of_type(ProgressBar)), None)
 
@@ -170,12 +177,12 @@ class TrainerProperties(Settings, RunInformation):
         self._replace_optimizers(optimizers)
 
     @property
-    def logger(self) -> Any:
+    def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None
 
     @logger.setter
-    def logger(self, logger: Any) -> None:
+    def logger(self, logger: Logger | None) -> None:
         self.loggers = [logger] if logger else []
 
     @property

@@ -118,7 +118,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         self.validation_ran = False
         self.ckpt_path: str | None = None
         self.datamodule: Any = None
-        self.lightning_module: Any = None
+        self.lightning_module: LiteModule = None  # type: ignore[assignment]  # from the first call on
         self.module_hooks: dict[str, Any] = {}
         self.hooks: dict[str, list] = {}
         self.slots: dict[Any, Any] = {}
