@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.device_stats_monitor import DeviceStatsMonitor as DeviceStatsMonitor
     from espnet3_lite.callbacks.device_stats_monitor import GPUStatsMonitor as GPUStatsMonitor
     from espnet3_lite.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from espnet3_lite.callbacks.ema import EMACallback as EMACallback
     from espnet3_lite.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from espnet3_lite.callbacks.finetuning import BaseFinetuning as BaseFinetuning
     from espnet3_lite.callbacks.gradient_accumulation_scheduler import (
