@@ -22,7 +22,7 @@ _HOME = {
     "load_config": "config",
     "instantiate": "config.targets",
     "collect_stats": "espnet.data.collect_stats",
-    "average_checkpoints": "checkpoint.files",
+    "average_checkpoints": "checkpoint.average_files",
     "MisconfigurationException": "exceptions",
     "StopTrainingError": "exceptions",
 }

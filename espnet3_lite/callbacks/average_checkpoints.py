@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint.average_files import average_usable
+from espnet3_lite.checkpoint.files import save_checkpoint
+from espnet3_lite.exceptions import CheckpointError
 
 if TYPE_CHECKING:
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
@@ -88,24 +90,25 @@ def average_best(
         output_dir: Where to write.
 
     Returns:
-        The file, or None when no checkpoint is left, which is warned about.
+        The file, or None when no checkpoint is left, which is warned about. What is missing, damaged or another model's
+        is left out, with a warning: it is no reason to end a run as if it had failed.
 
     Raises:
-        KeyError: checkpoints with different keys.
-        CheckpointError: a checkpoint is damaged.
+        CheckpointError: the average cannot be written.
     """
     paths = sorted(best_k_models, key=lambda path: float(best_k_models[path]), reverse=mode == "max")
-    count = sum(os.path.exists(path) for path in paths)
-    if not count:
-        logger.warning("No average by %r: none of its checkpoints is left: %s", monitor, ", ".join(paths))
+    try:
+        averaged, used = average_usable([Path(path) for path in paths], Path(output_dir), leave_out=True)
+    except CheckpointError as error:
+        logger.warning("No average by %r: %s", monitor, error)
         return None
     name = monitor.replace("/", ".")
-    output = Path(output_dir) / f"{name}.ave_{count}best.pth"
-    averaged = checkpoint_io.average_checkpoints(paths, output)
+    output = Path(output_dir) / f"{name}.ave_{len(used)}best.pth"
+    save_checkpoint(averaged, output)
     summed = [key for key, value in averaged.items() if _is_integer(value)]
     if summed:
         logger.info("The following parameters were only accumulated, not averaged: %s", ", ".join(summed))
-    logger.info("Averaged the best %d checkpoints by %r: %s", count, monitor, output)
+    logger.info("Averaged the best %d checkpoints by %r: %s", len(used), monitor, output)
     stale = re.compile(rf"{re.escape(name)}\.ave_\d+best\.pth")
     for path in output.parent.iterdir():
         if stale.fullmatch(path.name) and path != output:

@@ -192,6 +192,11 @@ class CheckpointFiles(Checkpoint):
         """Is the name taken? Rank zero's answer counts."""
         return os.path.exists(filepath)
 
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
+
     def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
         """Remove files whose place another one takes, once that is on disk. Rank zero does it."""
         for path in paths if trainer.is_global_zero else ():

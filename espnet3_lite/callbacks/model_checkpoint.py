@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
-from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.trainer.settings import parse_duration
@@ -350,11 +349,6 @@ class ModelCheckpoint(CheckpointRanking):
         else:
             self._save_checkpoint(trainer, path)
         self._remove(trainer, [previous] if previous else [], path)
-
-    @staticmethod
-    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
-        if trainer.is_global_zero:
-            trainer.strategy.when_saved(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if not self._saves_for_resuming:

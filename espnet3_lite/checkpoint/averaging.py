@@ -1,6 +1,6 @@
 """The mean of several models' state dicts, in little memory: how tensors are combined.
 
-Which files they come from, and where the result goes, is `checkpoint_io`'s business.
+Which files they come from, and where the result goes, is `average_files`'s business.
 """
 
 import logging
@@ -67,7 +67,7 @@ def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) ->
     owner_in_each: dict[str, list[str]] = {}
     for name, reader in zip(names, readers, strict=True):
         state_dict = reader()
-        this_layout = {key: _shape_and_kind(value) for key, value in state_dict.items()}
+        this_layout = layout_of(state_dict)
         if not layout:
             layout = this_layout
             owner_in_each = {key: [] for key in layout}
@@ -78,6 +78,11 @@ def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) ->
     # Tied means tied in every file: the keys whose owners agree everywhere.
     first_key_of: dict[tuple[str, ...], str] = {}
     return {key: first_key_of.setdefault(tuple(owners), key) for key, owners in owner_in_each.items()}
+
+
+def layout_of(state_dict: StateDict) -> dict[str, tuple[object, str]]:
+    """Each key's shape and kind of value: equal for models that can be averaged."""
+    return {key: _shape_and_kind(value) for key, value in state_dict.items()}
 
 
 def _shape_and_kind(value: object) -> tuple[object, str]:

@@ -1,17 +1,13 @@
-"""Bytes on disk: checkpoints are written whole or not at all, checked before they are trusted, linked and
-averaged.
+"""Bytes on disk: checkpoints are written whole or not at all, and checked before they are trusted.
 
-No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is
-decided by the trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are
-read in `sharded_reader`; the arithmetic of averaging is in `averaging`; temporary names, links and removal are in
-`atomic_files`.
+No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is decided by the
+trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are read in `sharded_reader`;
+several files are averaged in `average_files`; temporary names, links and removal are in `atomic_files`.
 """
 
-import functools
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -20,13 +16,11 @@ import torch
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
-from espnet3_lite.checkpoint.averaging import StateDict, average_state_dicts
 from espnet3_lite.checkpoint.zip_integrity import archive_damage
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
 
 __all__ = [
     "CheckpointError",
-    "average_checkpoints",
     "consolidate",
     "is_intact",
     "link_or_copy",
@@ -39,9 +33,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 AnyPath = TypeVar("AnyPath", str, Path)
-
-_WRAPPER_PREFIX = "model."
-
 
 # --- Writing ------------------------------------------------------------------------------------------------
 
@@ -109,7 +100,7 @@ def _twin_of(checkpoint: dict, path: Path) -> Path | None:
     if twin == path or None in moment or tuple(moment) != _moment(checkpoint):
         return None
     try:
-        saved = _load_file(twin, "cpu", mmap=True)
+        saved = read_file(twin, mmap=True)
     except CheckpointError:  # it was removed or replaced meanwhile
         return None
     # The small values first: where they differ, no tensor has to be looked at.
@@ -155,16 +146,17 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
     """
     path = Path(path)
     if path.is_dir():
-        return _load_sharded(path)
+        return load_sharded(path)
     if not path.exists():
         raise CheckpointNotFoundError(f"{path}: does not exist")
     damage = _file_damage(path)
     if damage:
         raise CheckpointError(damage)
-    return _load_file(path, map_location, mmap)
+    return read_file(path, map_location, mmap)
 
 
-def _load_file(path: Path, map_location: object, mmap: bool | None) -> dict:
+def read_file(path: Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
+    """As `load_checkpoint`, of a file whose checksums were checked already."""
     try:
         with harmless_globals():
             checkpoint = settle(torch.load(path, map_location=map_location, mmap=mmap, weights_only=True))
@@ -225,7 +217,7 @@ def _damage(path: str | Path) -> str | None:
     damage = _file_damage(path)
     if damage is None:
         try:
-            _load_file(path, "cpu", mmap=True)  # no checksum covers all that torch reads: only trying it tells
+            read_file(path, mmap=True)  # no checksum covers all that torch reads: only trying it tells
         except CheckpointError as error:
             damage = str(error)
     return damage
@@ -262,7 +254,7 @@ def step_of(path: str | Path) -> int:
 # --- Sharded checkpoints ------------------------------------------------------------------------------------
 
 
-def _load_sharded(folder: Path, only: str | None = None) -> dict:
+def load_sharded(folder: Path, only: str | None = None) -> dict:
     """Put a sharded checkpoint together; `only` one of its top-level entries, where it has that."""
     from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
 
@@ -289,104 +281,4 @@ def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     """
     if not Path(sharded_folder).is_dir():
         raise CheckpointError(f"{sharded_folder}: not a folder; only sharded checkpoints need consolidating")
-    save_checkpoint(_load_sharded(Path(sharded_folder)), output_file)
-
-
-# --- Averaging ----------------------------------------------------------------------------------------------
-
-
-def average_checkpoints(
-    paths: Iterable[str | Path], output: str | Path | None = None, wrapper_prefix: str | None = None
-) -> StateDict:
-    """Average the models in several checkpoints into one state dict that loads into the user's model.
-
-    Floating tensors are averaged (summed in float64) and keep their dtype; integer tensors are summed in
-    int64, as ESPnet3 does; boolean ones are the best's; tied weights stay tied. Takes at most 1.2 times the
-    model's size in memory, however many checkpoints there are; sharded ones are consolidated into temporary
-    files first, which takes the model and its largest shard.
-
-    A trainer's module may wrap the model, and then prefixes its keys with ``model.``: the prefix is stripped
-    and the wrapper's other keys are left out. Our checkpoints say whether there is a wrapper
-    (``checkpoint["loops"]["espnet3_lite"]["wrapper_prefix"]``). For a checkpoint that does not say, one is
-    assumed where any key begins with ``model.``, with a warning when others do not, since a model may itself
-    have a part of that name. A plain state dict is taken as it is.
-
-    Args:
-        paths: The best checkpoint first: files with a ``state_dict``, plain state dicts, or sharded folders.
-        output: Where to save the result, or None.
-        wrapper_prefix: ``"model."`` or ``""``, overriding what the checkpoints say. Default: None.
-
-    Returns:
-        The averaged state dict, on the CPU.
-
-    Raises:
-        KeyError: If the keys differ; names them and the file.
-        ValueError: If a tensor's shape differs, or no path is given.
-        CheckpointError: If none is left, or one is damaged.
-
-    >>> folder = tempfile.mkdtemp()
-    >>> for name, value in {"a": 1.0, "b": 2.0}.items():
-    ...     save_checkpoint({"state_dict": {"weight": torch.tensor(value)}}, f"{folder}/{name}.ckpt")
-    >>> average_checkpoints([f"{folder}/a.ckpt", f"{folder}/b.ckpt"], f"{folder}/average.pth")
-    {'weight': tensor(1.5000)}
-    >>> load_checkpoint(f"{folder}/average.pth")
-    {'weight': tensor(1.5000)}
-    """
-    paths = [Path(path) for path in paths]
-    if not paths:
-        raise ValueError("no checkpoints to average: `paths` is empty")
-    present = [path for path in paths if os.path.exists(path)]
-    for path in paths:
-        if path not in present:
-            logger.warning("%s was deleted meanwhile and is left out of the average", path)
-    if not present:
-        raise CheckpointError(f"no checkpoint to average is left of {', '.join(map(str, paths))}")
-    folder = Path(output).parent if output is not None else None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".averaging.", dir=folder) as scratch:
-        readers = [_weights_reader(path, Path(scratch) / f"{i}.pth", wrapper_prefix) for i, path in enumerate(present)]
-        averaged = average_state_dicts([str(path) for path in present], readers)
-    if output is not None:
-        save_checkpoint(averaged, output)
-    return averaged
-
-
-def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial:
-    """Check a checkpoint; return a function that maps its model's state dict from disk, anew at each call."""
-    if path.is_dir():
-        save_checkpoint(_load_sharded(path, only="state_dict"), scratch_file)
-        file = scratch_file
-    else:
-        file = path
-    checkpoint = load_checkpoint(file, mmap=True)
-    if wrapper_prefix is None:
-        wrapper_prefix = _wrapper_prefix(path, checkpoint)
-    return functools.partial(_model_state_dict, file, wrapper_prefix)
-
-
-def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
-    checkpoint = _load_file(file, "cpu", mmap=True)
-    state_dict = checkpoint.get("state_dict", checkpoint)
-    return {key[len(wrapper_prefix) :]: value for key, value in state_dict.items() if key.startswith(wrapper_prefix)}
-
-
-def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
-    ours = (checkpoint.get("loops") or {}).get("espnet3_lite", {})
-    if "wrapper_prefix" in ours:
-        return ours["wrapper_prefix"]
-    if "state_dict" not in checkpoint:
-        return ""
-    keys = list(checkpoint["state_dict"])
-    others = [key for key in keys if not key.startswith(_WRAPPER_PREFIX)]
-    if len(others) == len(keys):
-        return ""
-    if others:
-        logger.warning(
-            "%s does not say whether its model is wrapped: keys that begin with %r are taken for the model's, "
-            "and left out are %s. If these belong to the model, give wrapper_prefix=''",
-            path,
-            _WRAPPER_PREFIX,
-            ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
-        )
-    return _WRAPPER_PREFIX
+    save_checkpoint(load_sharded(Path(sharded_folder)), output_file)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from espnet3_lite.callbacks.average_checkpoints import average_best
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.checkpoint.atomic_files import write_text
-from espnet3_lite.checkpoint.files import average_checkpoints, load_checkpoint, newest_intact
+from espnet3_lite.checkpoint.average_files import average_checkpoints, average_usable
+from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.task_models import write_task_config
@@ -157,8 +158,9 @@ def _average_run(exp_dir: Path) -> list[Path | None]:
             monitor = re.sub(r"-v\d+$", "", path.stem.split("_", 2)[2])
             groups.setdefault(monitor, []).append(path)
         for monitor, paths in groups.items():
-            outputs.append(exp_dir / f"{monitor}.ave_{len(paths)}best.pth")
-            average_checkpoints(paths, outputs[-1])
+            averaged, used = average_usable(paths, exp_dir, leave_out=True)
+            outputs.append(exp_dir / f"{monitor}.ave_{len(used)}best.pth")
+            save_checkpoint(averaged, outputs[-1])
     return outputs
 
 

@@ -108,15 +108,38 @@ def test_a_file_that_was_deleted_meanwhile_is_left_out(tmp_path, caplog):
 
 def test_none_is_left(tmp_path, caplog):
     assert average_best("valid/loss", "min", {str(tmp_path / "gone.ckpt"): 1.0}, tmp_path) is None
-    assert "No average by 'valid/loss': none of its checkpoints is left" in caplog.text
+    assert "No average by 'valid/loss': no checkpoint to average is left" in caplog.text
     assert averages(tmp_path) == []
 
 
-def test_other_keys_are_an_error_that_names_them_and_the_file(tmp_path):
-    for name, key in (("a", "weight"), ("b", "bias")):
-        checkpoint_io.save_checkpoint({"state_dict": {key: torch.ones(1)}}, tmp_path / f"{name}.ckpt")
-    with pytest.raises(KeyError, match=r"b\.ckpt.*missing \['weight'\], unexpected \['bias'\]"):
-        average_best("m", "min", {str(tmp_path / "a.ckpt"): 1.0, str(tmp_path / "b.ckpt"): 2.0}, tmp_path)
+def test_what_is_damaged_or_foreign_is_left_out_and_the_rest_averaged(tmp_path, caplog):
+    for name, value in (("a", 1.0), ("b", 3.0), ("cut", 9.0)):
+        checkpoint_io.save_checkpoint({"state_dict": {"weight": torch.full((2,), value)}}, tmp_path / f"{name}.ckpt")
+    checkpoint_io.save_checkpoint({"state_dict": {"bias": torch.ones(2)}}, tmp_path / "foreign.ckpt")
+    os.truncate(tmp_path / "cut.ckpt", 300)
+    (tmp_path / "folder.ckpt").mkdir()
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"state_dict": [1]}, tmp_path / "list.ckpt")
+    names = ("foreign", "text", "cut", "a", "folder", "b", "list", "gone")  # the foreign one is the best
+    scores = {str(tmp_path / f"{name}.ckpt"): float(place) for place, name in enumerate(names)}
+    output = average_best("valid/loss", "min", scores, tmp_path)
+    assert output == tmp_path / "valid.loss.ave_2best.pth"
+    assert torch.load(output, weights_only=True) == {"weight": pytest.approx(torch.full((2,), 2.0))}
+    left_out = [message for message in caplog.messages if "eft out of the average" in message]
+    assert len(left_out) == 6
+    for name in ("foreign", "text", "cut", "folder", "list", "gone"):
+        assert any(f"{name}.ckpt" in message for message in left_out), name
+
+
+def test_a_run_with_a_damaged_best_file_ends_as_finished_with_a_fresh_average(tmp_path):
+    class Damages(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                os.truncate(trainer.checkpoint_callback.best_model_path, 100)
+
+    trainer = fit(tmp_path, Damages(), best=best_of(tmp_path, save_top_k=3), max_epochs=3)
+    assert trainer.state.finished and trainer.global_step == 3
+    assert averages(tmp_path) == ["valid.loss.ave_2best.pth"]
 
 
 def test_a_run_that_ends_early_is_averaged(tmp_path):
