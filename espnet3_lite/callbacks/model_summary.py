@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.optim.precision import map_tensors
+from espnet3_lite.loaders.transfer import map_tensors
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule

@@ -89,8 +89,8 @@ def has_named_optimizers(trainer: Trainer) -> bool:
 
 def _dump_loader(trainer: Trainer) -> dict[str, Any]:
     """The state of a training loader that has one, where Lightning looks for it: it skips no data by itself."""
-    given = getattr(trainer.train_data.loader, "given", trainer.train_data.loader)
-    return {"combined_loader": [given.state_dict()]} if hasattr(given, "state_dict") else {}
+    state = trainer.train_data.loader_state()
+    return {} if state is None else {"combined_loader": [state]}
 
 
 def _dump_validation(trainer: Trainer) -> dict[str, Any]:

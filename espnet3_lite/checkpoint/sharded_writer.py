@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from espnet3_lite.checkpoint import sharded_reader
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
-from espnet3_lite.optim.precision import map_tensors
+from espnet3_lite.loaders.transfer import map_tensors
 
 
 class ShardedSaver:

@@ -23,7 +23,6 @@ from espnet3_lite.distributed.rank import times_restarted
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.distributed.vote import Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders import rank_share
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -39,8 +38,7 @@ class SeveralProcesses(Strategy):
         device: This process's own: the CPU, or the GPU of its local rank.
     """
 
-    #: Ranks must run their batches equally often in evaluation too.
-    equal_batches = False
+    deals_out = True
 
     def __init__(self, device: torch.device):
         super().__init__(device)
@@ -56,10 +54,6 @@ class SeveralProcesses(Strategy):
         self.trainer, self.failed = trainer, False
         check_same_tensors(self, {**dict(module.named_parameters()), **dict(module.named_buffers())})
         broadcast_tensors([*module.parameters(), *module.buffers()])
-
-    def prepare_loader(self, loader: Any, training: bool) -> Any:
-        """This rank's share of a loader. Collective."""
-        return rank_share.prepare_loader(loader, self, training, deal_out=self.trainer.use_distributed_sampler)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 

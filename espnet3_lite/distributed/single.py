@@ -13,7 +13,6 @@ import torch
 
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
-from espnet3_lite.optim.precision import map_tensors
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -33,6 +32,10 @@ class Strategy:
     name = "single"
     #: `validate`, `test` and `predict` may run in `torch.inference_mode`.
     inference_mode = True
+    #: Loaders are dealt out to the ranks, of which there may be one.
+    deals_out = False
+    #: Ranks must run their batches equally often in evaluation too.
+    equal_batches = False
     world_size = 1
     rank = 0
 
@@ -48,17 +51,6 @@ class Strategy:
     def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """After the optimizers are made: what the loop calls as the training step."""
         return training_step_of(module)
-
-    def to_device(self, batch: Any, device: torch.device | None = None) -> Any:
-        """The batch on this process's device: the one place where data moves. Asynchronous from pinned memory."""
-        device = device or self.device
-        if hasattr(batch, "to") and not isinstance(batch, torch.Tensor):
-            return batch.to(device)
-        return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
-
-    def prepare_loader(self, loader: Any, training: bool) -> Any:
-        """The loader that gives this rank its share."""
-        return loader
 
     # ---- the step --------------------------------------------------------------------------------------------------
 

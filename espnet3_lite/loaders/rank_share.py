@@ -1,29 +1,24 @@
-"""A user's loader, as each of several ranks uses it: its share of every step, or its own batches until all are out.
+"""A loader whose samples have indices, as one rank uses it: its share of every step, each sample seeded by its place.
 
-Which sample is whose is `samplers.py`'s. A loader knows while it is iterated over whether the batch that it gave last
-is `replaying`: then the rank has nothing of its own in this step, and takes part with zero weight.
+Which sample is whose is `samplers.py`'s. While it is iterated over, a loader knows of the batch that it gave last
+whether it is the rank's last one (`ended`), and whether it is `replaying`: then the rank has nothing of its own in this
+step, and takes part with zero weight.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
+from espnet3_lite.loaders.worker_seeds import seeded_in_workers, tell_epoch
 
-_END = object()
+if TYPE_CHECKING:
+    from espnet3_lite.distributed.single import Strategy
 
 
 class SharedLoader:
@@ -31,11 +26,12 @@ class SharedLoader:
 
     Args:
         loader: The user's; its data set, collate function and workers are kept, its sampler says what an epoch is.
-        strategy: Which rank of how many; with one it gives what the loader gives.
+        strategy: Which rank of how many; with one process it gives what the loader gives.
         stand_ins: See `ShareSampler`.
-        drawn: Shuffle as the loader's own `RandomSampler` would, from the random state, and not by seed and epoch: to
-            go on in an epoch that was begun in that order.
+        by_epoch: Shuffle by seed and epoch where the loader's own `RandomSampler` would shuffle from the random state.
+            By default where the strategy deals samples out.
         seed: For an order by seed and epoch; the run's seed by default.
+        alone: The loader holds this rank's samples alone: nothing is dealt out.
 
     Example:
         >>> from espnet3_lite.distributed.single import Strategy
@@ -44,187 +40,101 @@ class SharedLoader:
         [[1, 2], [3]]
     """
 
+    #: All ranks' epochs end with the same step.
+    waits_for_others = False
+
     def __init__(
-        self, loader: DataLoader, strategy: Any, stand_ins: bool = True, drawn: bool = False, seed: int | None = None
+        self,
+        loader: DataLoader,
+        strategy: Strategy,
+        stand_ins: bool = True,
+        by_epoch: bool | None = None,
+        seed: int | None = None,
+        alone: bool = False,
     ):
         self.given = loader
         self.dataset = loader.dataset
-        self.replaying = False
+        self.replaying = self.ended = False
+        ranks, rank = (1, 0) if alone else (strategy.world_size, strategy.rank)
         items, own_step, split = how_dealt(loader)
-        if _is_plain_shuffle(items) and not drawn:
+        self.order: Any = items
+        if _is_plain_shuffle(items) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
             self.order = EpochSampler(items.data_source, seed=seed)
-        else:
-            self.order = items if order_is_agreed(items) else DrawnOrder(loader, items, strategy)
+        elif ranks > 1 and not order_is_agreed(items):
+            self.order = DrawnOrder(items, strategy)
         #: Items (samples, or whole batches) of a step over all ranks.
-        self.step_size = own_step if split == "batch" else own_step * strategy.world_size
+        self.step_size = own_step if split == "batch" else own_step * ranks
+        seeded = seeded_in_workers(loader, seed)
+        self._seeded = seeded.get("dataset")
         self.sampler = ShareSampler(
-            self.order, self.step_size, strategy.world_size, strategy.rank, split,
-            drop_last=split == "samples" and loader.drop_last, stand_ins=stand_ins,
+            self.order, self.step_size, ranks, rank, split,
+            drop_last=split == "samples" and loader.batch_sampler.drop_last, stand_ins=stand_ins, placed=bool(seeded),
+            places=(strategy.world_size, strategy.rank) if alone else (1, 0),
         )  # fmt: skip
-        if loader.batch_sampler is None:
-            self.loader = rebuild(loader, sampler=self.sampler, batch_size=None)
-        else:
-            self.loader = rebuild(loader, batch_sampler=self.sampler)
+        self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
+
+    @property
+    def is_drawn(self) -> bool:
+        """Its order is drawn from the random state, and not from seed and epoch."""
+        return not order_is_agreed(self.order)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, counted from 0. All ranks call it: an order that is drawn is rank zero's."""
-        set_epoch(self.given, epoch)
+        """The next iteration is for this epoch, counted from 0."""
+        tell_epoch(self.given, epoch)
         if isinstance(self.order, EpochSampler):
             self.order.set_epoch(epoch)
+        if self._seeded is not None:
+            self._seeded.set_epoch(epoch)
         self.sampler.start_epoch()
 
+    def start_at(self, position: int) -> None:
+        """Leave out the first `position` items of the next epoch; none of them is loaded."""
+        self.sampler.start_epoch(position)
+
     def __iter__(self) -> Iterator[Any]:
-        for step, batch in enumerate(self.loader):
-            self.replaying = self.sampler.is_stand_in(step)
+        """Begin an epoch: its order is drawn now, no sample is fetched in this process. All ranks call it together."""
+        self.replaying = self.ended = False
+        batches = begin(self.loader)
+        self.sampler.draw()
+        return self._marked(batches)
+
+    def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        given = 0
+        for batch in batches:
+            self.replaying, self.ended = self.sampler.is_stand_in(given), given == self.sampler.last
+            given += 1
             yield batch
         self.replaying = False
+        if given != self.sampler.steps:
+            raise RuntimeError(
+                f"a loader ended after {given} batches of an epoch, though its sampler had more: a StopIteration "
+                f"came out of {type(self.dataset).__name__}.__getitem__ or the collate function (a `next(...)` without "
+                f"a default, on something that is at its end)"
+            )
 
 
 class DrawnOrder:
     """What a loader's own sampler draws on rank zero, for all ranks.
 
     Args:
-        loader: The user's.
-        items: Its sampler, or its sampler of batches.
+        items: The loader's sampler, or its sampler of batches.
         strategy: To hand rank zero's order to the others.
     """
 
-    def __init__(self, loader: DataLoader, items: Any, strategy: Any):
-        self.loader, self.items, self.strategy = loader, items, strategy
+    def __init__(self, items: Any, strategy: Strategy):
+        self.items, self.strategy = items, strategy
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Any]:
-        # A DataLoader draws its workers' seed before its sampler draws: this way the order is what it would be there.
-        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        return iter(self.strategy.broadcast_object(list(self.items)))  # collective: all ranks begin an epoch together
+        return self._of_rank_zero(iter(self.items))
 
-
-class OwnLoader:
-    """A loader of which each rank has its own batches, and maybe not as many as the others.
-
-    That is an iterable data set, a loader that is not a `DataLoader`, or one that the user has dealt out. In training,
-    a rank that has run out gives its last batch again and again, `replaying`, until the vote says that all are out; a
-    rank that never had one gets another rank's. In evaluation it ends, unless all ranks must run equally often.
-
-    Args:
-        loader: This rank's.
-        strategy: For the other ranks. Making an `OwnLoader` is a collective.
-        training: Go on until all ranks are out.
-    """
-
-    def __init__(self, loader: Any, strategy: Any, training: bool):
-        self.given, self.strategy, self.training = loader, strategy, training
-        self.dataset = getattr(loader, "dataset", None)
-        self.replaying = False
-        #: This rank has no batch after the one that it gave last.
-        self.ended = False
-        self._skip = 0
-        lengths = strategy.gather_objects(length_of(loader))  # collective: all ranks ask for their loaders together
-        self.length = max(lengths)
-
-    def __len__(self) -> int:
-        if self.length == math.inf:
-            raise TypeError(f"the number of batches in {type(self.given).__name__} is not known")
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the parts of the user's loader."""
-        set_epoch(self.given, epoch)
-
-    def start_at(self, batches: int) -> None:
-        """Leave out the first `batches` batches of the next epoch."""
-        self._skip = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        skip, self._skip = self._skip, 0
-        self.replaying = self.ended = False
-        if self.training:
-            return self._until_all_are_out(skip)
-        return self._equally_often() if self.strategy.equal_batches else iter(self.given)
-
-    def _until_all_are_out(self, skip: int) -> Iterator[Any]:
-        batches = iter(self.given)
-        batch = next(batches, _END)
-        # Collective: all ranks begin an epoch together.
-        have = self.strategy.gather_objects(batch is not _END)
-        if not any(have):
-            return
-        if not all(have):
-            lent = self.strategy.broadcast_object(batch, source=have.index(True))
-            batch, self.replaying = (lent, True) if batch is _END else (batch, False)
-        while True:
-            following = _END if self.ended else next(batches, _END)
-            self.ended = following is _END
-            if skip:
-                skip -= 1
-            else:
-                yield batch
-            if self.ended:
-                self.replaying = True
-            else:
-                batch = following
-
-    def _equally_often(self) -> Iterator[Any]:
-        batches = iter(self.given)
-        batch = next(batches, _END)
-        have = self.strategy.gather_objects(batch is not _END)  # collective: all ranks evaluate together
-        if any(have) and not all(have):
-            lent = self.strategy.broadcast_object(batch, source=have.index(True))
-            batch, self.replaying = (lent, True) if batch is _END else (batch, False)
-        going_on = any(have)
-        while going_on:
-            yield batch
-            following = _END if self.replaying else next(batches, _END)
-            self.replaying = following is _END
-            batch = batch if self.replaying else following
-            going_on = self.strategy.any(not self.replaying)  # collective: once a batch, on all ranks
-
-
-def prepare_loader(loader: Any, strategy: Any, training: bool, deal_out: bool) -> Any:
-    """The loader that gives this rank its share. All ranks call it together.
-
-    Args:
-        loader: A `DataLoader`, a list of batches, or any iterable of batches.
-        strategy: Which rank of how many.
-        training: A rank without data takes part all the same.
-        deal_out: False: the user has dealt the samples out (``use_distributed_sampler=False``).
-    """
-    if isinstance(loader, (list, tuple)):
-        loader = DataLoader(loader, batch_size=None, collate_fn=_as_it_is)
-    dealt_by_user = isinstance(getattr(loader, "sampler", None), DistributedSampler)
-    if deal_out and is_map_style(loader) and not dealt_by_user:
-        check_same_epochs(loader, strategy)
-        return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
-    return OwnLoader(loader, strategy, training)
-
-
-def check_same_epochs(loader: DataLoader, strategy: Any) -> None:
-    """An epoch has an end, and is the same one on all ranks. Collective.
-
-    Raises:
-        MisconfigurationException: on all ranks.
-    """
-    items, step_size, split = how_dealt(loader)
-    kind = "samples" if split == "samples" else "batches"
-    each = strategy.gather_objects((length_of(items), step_size))  # collective: all ranks prepare it together
-    without_length = [rank for rank, (length, _) in enumerate(each) if length == math.inf]
-    if without_length:
-        raise MisconfigurationException(
-            f"a loader's {type(items).__name__} has no `__len__` (rank {without_length[0]}), and so an epoch of it "
-            f"cannot be dealt out to the ranks. Define `__len__`, or let each rank draw its own with "
-            f"Trainer(use_distributed_sampler=False)"
-        )
-    if len(set(each)) > 1:
-        found = "; ".join(f"rank {rank}: {length} {kind}, {size} a step" for rank, (length, size) in enumerate(each))
-        raise MisconfigurationException(
-            f"the ranks' loaders differ ({found}). Each rank must give the same loader, over all samples, which is "
-            f"then dealt out; where each rank has data of its own, set Trainer(use_distributed_sampler=False)"
-        )
+    def _of_rank_zero(self, items: Iterator[Any]) -> Iterator[Any]:
+        yield from self.strategy.broadcast_object(list(items))  # collective: all ranks begin an epoch together
 
 
 def is_map_style(loader: Any) -> bool:
@@ -232,11 +142,16 @@ def is_map_style(loader: Any) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
+def goes_its_own_way(loader: Any) -> bool:
+    """True for a loader that iterates as its own class says, or keeps its own position."""
+    return type(loader).__iter__ is not DataLoader.__iter__ or hasattr(loader, "state_dict")
+
+
 def how_dealt(loader: DataLoader) -> tuple[Any, int, str]:
     """What a loader's epoch consists of: the items' sampler, how many one process takes a step, and `split`."""
     batch_sampler = loader.batch_sampler
     if batch_sampler is None:
-        return loader.sampler, 1, "batches"
+        return loader.sampler, 1, "single"
     if type(batch_sampler) is BatchSampler:
         return batch_sampler.sampler, batch_sampler.batch_size, "samples"
     whole = getattr(batch_sampler, "batch_distribution", "per_gpu") != "global"
@@ -252,34 +167,19 @@ def _is_plain_shuffle(items: Any) -> bool:
     return type(items) is RandomSampler and not items.replacement and items.num_samples == len(items.data_source)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 def rebuild(loader: DataLoader, **changes: Any) -> DataLoader:
-    """A `DataLoader` like the given one, but for its sampler."""
-    names = (
-        "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
-        "persistent_workers",
-    )  # fmt: skip
-    settings = {name: getattr(loader, name) for name in names}
-    if loader.num_workers > 0:
-        settings["prefetch_factor"] = loader.prefetch_factor
-    return DataLoader(loader.dataset, **{**settings, **changes})
+    """A copy of a `DataLoader`, of its own class, with another data set or sampler."""
+    clone = copy.copy(loader)
+    vars(clone).update(_iterator=None, **changes)  # torch refuses to have these set, so that workers know of them
+    return clone
 
 
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell every part of a loader that wants to know (samplers that shuffle by epoch)."""
-    parts = (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")))
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    for part in (*parts, getattr(batch_sampler, "sampler", None)):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+def begin(loader: Any) -> Iterator[Any]:
+    """Iterate over a loader, which draws its workers' seed from the random state now.
 
-
-def length_of(loader: Any) -> int | float:
-    """Batches in a loader; infinity where it does not say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):  # an iterable data set without __len__
-        return math.inf
+    Where its workers have stayed from an epoch before (`persistent_workers`), torch would draw none. A run that resumes
+    has new workers: for its random numbers to be the same ones, a seed is drawn in either case.
+    """
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+    return iter(loader)

@@ -1,18 +1,19 @@
 """Which sample is when in an epoch, and which part of each step's samples is whose. No process group is needed here.
 
 The order of an epoch is the same on all ranks; a step takes the next few of it, and each rank its share of them. How a
-user's loader is rebuilt around this is in `loaders/rank_share.py`.
+user's loader is rebuilt around this is in `rank_share.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
 
 def global_seed() -> int:
@@ -80,18 +81,21 @@ class ShareSampler(Sampler):
     A step takes the next `step_size` items of the epoch's order. Where items are samples, each rank gets a consecutive
     part. Where they are batches to be split, rank r gets every `world_size`-th sample from the r-th on, as in ESPnet3:
     a batch is sorted by length, and so each rank gets long and short ones. Where batches stay whole, rank r gets the
-    r-th. The last step may have fewer. A rank that gets nothing there gets what the first rank gets, as a stand-in, and
-    `is_stand_in` tells.
+    r-th. The last step may have fewer. A rank that gets nothing there gets what the first rank gets, as a stand-in.
 
     Args:
-        source: Gives the epoch's items when iterated over, the same ones on all ranks; knows their number.
+        source: Gives the epoch's items when iterated over, the same ones on all ranks. One that knows their number is
+            asked for all of them at the epoch's start; another one as the epoch goes on.
         step_size: Items a step, over all ranks.
         world_size: Ranks.
         rank: Which of them this is.
         split: What becomes of a step's items: ``samples`` (a part of them is a batch), ``batches`` (one of them is a
-            batch) or ``batch`` (the step's only item is a batch, of which each rank gets a part).
+            batch), ``batch`` (the step's only item is a batch, of which each rank gets a part) or ``single`` (one of
+            them is what the data set is asked for).
         drop_last: Leave out the last step where it is not full (only ``samples``).
         stand_ins: False: a rank that gets nothing in the last step simply has a batch less.
+        placed: Give ``(place, index)`` for each index: its place in the epoch's order, over all ranks.
+        places: What a place is in terms of this sampler's own count: ``(factor, offset)``.
 
     Example:
         >>> sampler = ShareSampler(range(7), step_size=4, world_size=2, rank=1, split="samples")
@@ -111,50 +115,84 @@ class ShareSampler(Sampler):
         split: str,
         drop_last: bool = False,
         stand_ins: bool = True,
+        placed: bool = False,
+        places: tuple[int, int] = (1, 0),
     ):
-        self.stand_ins = stand_ins
+        self.stand_ins, self.placed, self.places = stand_ins, placed, places
         self.source, self.step_size, self.split, self.drop_last = source, step_size, split, drop_last
         self.world_size, self.rank = world_size, rank
-        #: Items of the epoch in work that were over before it was begun here.
-        self.position = 0
-        self.items: Sequence | None = None
+        self.start_epoch()
 
     def start_epoch(self, position: int = 0) -> None:
-        """Ask the source for the epoch's order, and leave out the first `position` items of it."""
-        self.items, self.position = list(self.source), position
+        """The next iteration is an epoch that leaves out its first `position` items."""
+        self.position = position
+        self._forget()
+
+    def _forget(self) -> None:
+        self._items: Iterator[Any] | None = None
+        #: Steps that were given since the epoch was begun here, and which of them is its last, once that is known.
+        self.steps = 0
+        self.last: int | None = None
+        self._stand_in_steps: set[int] = set()
+
+    def draw(self) -> None:
+        """Ask the source for the epoch's order, unless that is done."""
+        if self._items is None:
+            self._items = self._ask(iter(self.source))
+
+    def _ask(self, items: Iterator[Any]) -> Iterator[Any]:
+        as_it_goes = isinstance(self.source, SequentialSampler) or not hasattr(self.source, "__len__")
+        return items if as_it_goes else iter(list(items))
 
     def __len__(self) -> int:
-        return self.steps_from(self.position)
-
-    def steps_from(self, position: int) -> int:
-        """Steps from an item of the epoch on."""
-        remaining = max(0, len(self.source if self.items is None else self.items) - position)
+        remaining = max(0, len(self.source) - self.position)
         return remaining // self.step_size if self.drop_last else -(-remaining // self.step_size)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.items is None:
-            self.start_epoch()
-        for step in range(len(self)):
-            taken = self._taken(step)
-            if self._has_share(taken):
-                yield self._part(taken, self.rank)
-            elif self.stand_ins:
-                yield self._part(taken, 0)
+        self._forget()
+        # What draws its order when it is asked for an iterator does so now, as it would in a `DataLoader` of its own.
+        return self._give(iter(self.source) if self.split != "samples" else None)
+
+    def _give(self, items: Iterator[Any] | None) -> Iterator[Any]:
+        if self._items is None:
+            self._items = self._ask(iter(self.source) if items is None else items)
+        left = itertools.islice(self._with_places(self._items), self.position, None)
+        following = self._step_of(left)
+        while following:
+            taken, following = following, self._step_of(left)
+            stands_in = self.rank >= len(taken[0][1] if self.split == "batch" else taken)
+            if stands_in and not self.stand_ins:
+                continue
+            if stands_in:
+                self._stand_in_steps.add(self.steps)
+            if not following:
+                self.last = self.steps
+            self.steps += 1
+            yield self._part(taken, 0 if stands_in else self.rank)
 
     def is_stand_in(self, step: int) -> bool:
         """True where the `step`-th batch, counted from where the iteration began, is another rank's."""
-        return not self._has_share(self._taken(step))
+        return step in self._stand_in_steps
 
-    def _taken(self, step: int) -> Sequence:
-        start = self.position + step * self.step_size
-        return self.items[start : start + self.step_size]
+    def _with_places(self, items: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """Each item with the place of its first sample."""
+        place, (factor, offset) = 0, self.places
+        holds_several = self.placed and self.split in ("batches", "batch")
+        for item in items:
+            yield place * factor + offset, item
+            place += len(item) if holds_several else 1
 
-    def _has_share(self, taken: Sequence) -> bool:
-        return self.rank < len(taken[0] if self.split == "batch" else taken)
+    def _step_of(self, left: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        step = list(itertools.islice(left, self.step_size))
+        return step if len(step) == self.step_size or not self.drop_last else []
 
-    def _part(self, taken: Sequence, rank: int) -> Any:
-        if self.split == "batches":
-            return taken[rank]
-        if self.split == "batch":
-            return taken[0][rank :: self.world_size]
-        return share_of(taken, self.world_size, rank)
+    def _part(self, taken: list[tuple[int, Any]], rank: int) -> Any:
+        if self.split == "samples":
+            mine = share_of(taken, self.world_size, rank)
+            return mine if self.placed else [index for _, index in mine]
+        place, item = taken[0 if self.split == "batch" else rank]
+        if self.split == "single":
+            return (place, item) if self.placed else item
+        if self.placed:
+            item = [(place + number * self.places[0], index) for number, index in enumerate(item)]
+        return item[rank :: self.world_size] if self.split == "batch" else item

@@ -14,7 +14,17 @@ import torch
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import batch_weight
-from espnet3_lite.loaders.epochs import begin, length_of, limited, request_loaders, set_epoch
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders.requests import (
+    RankLoader,
+    check_loader,
+    length_of,
+    limited,
+    prepare_loader,
+    request_loaders,
+    several_loaders,
+)
+from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.trainer.states import RunningStage
@@ -37,10 +47,13 @@ class EvaluationLoop:
     def __init__(self, trainer: Trainer, prefix: str):
         self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
         self.given: Any = None
-        self.loaders: list[Any] = []
+        self.loaders: list[RankLoader] = []
+        #: The keys of a dict of several loaders; None: they are known by their number.
+        self.names: list[str] | None = None
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # with the loader in work
         self._loaded_in_epoch = 0
+        self._gave_batches: set[int] = set()  # which loaders did, since they were asked for
         self._modes: dict[torch.nn.Module, bool] = {}
         #: By loader, over all runs: the loggers' axis for values that an evaluation logs on steps.
         self._seen: Counter[int] = Counter()
@@ -52,14 +65,30 @@ class EvaluationLoop:
         if limit == 0:
             self.given, self.loaders, self.num_batches = None, [], []
             return
-        self.given = request_loaders(trainer, self.prefix)
-        several = isinstance(self.given, (list, tuple)) and all(hasattr(part, "__iter__") for part in self.given)
-        loaders = list(self.given) if several else [self.given]
-        loaders = [trainer.strategy.prepare_loader(loader, training=False) for loader in loaders]
+        self.given = given = self._request()
+        several = several_loaders(given)
+        named = several if isinstance(several, dict) else dict(enumerate([given] if several is None else several))
+        for key, loader in named.items():
+            check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
+        loaders = [
+            prepare_loader(loader, trainer.strategy, False, trainer.use_distributed_sampler)
+            for loader in named.values()
+        ]
         name = f"limit_{self.prefix}_batches"
         self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
+        self.names = list(map(str, several)) if isinstance(several, dict) else None
         self.loaders = loaders  # not before they could be counted: what is refused is asked for anew
-        self._loaded_in_epoch = trainer.current_epoch
+        self._loaded_in_epoch, self._gave_batches = trainer.current_epoch, set()
+
+    def _request(self) -> Any:
+        """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""
+        trainer = self.trainer
+        if not (trainer.overfit_batches and trainer.state.fn == "fit"):
+            return request_loaders(trainer, self.prefix)
+        if trainer.train_data.loader is None:
+            trainer.train_data.setup()
+        rank_zero_warn("overfit_batches: validation takes the training's batches instead of its own loader's")
+        return trainer.train_data.given
 
     def setup_if_due(self) -> None:
         """The first time, and by ``reload_dataloaders_every_n_epochs``."""
@@ -99,6 +128,7 @@ class EvaluationLoop:
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None
+                metrics.loader_name = self.names[index] if self.names else None
                 outputs.append(self._run_loader(loader, index, num_batches[index]))
                 if trainer.sanity_checking and len(self.loaders) > 1:
                     metrics.forget_loader()
@@ -124,7 +154,7 @@ class EvaluationLoop:
             return []  # nobody reads these: nothing is fetched from the device
         return [{name: float(value) for name, value in {**values, **at_end}.items()} for values in by_loader]
 
-    def _run_loader(self, loader: Any, index: int, count: int | float) -> list[Any]:
+    def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
         trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
         step = getattr(trainer.lightning_module, f"{word}_step")
         takes = positional_arguments(step)
@@ -137,16 +167,17 @@ class EvaluationLoop:
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
         self.batches_done = 0
-        set_epoch(loader, trainer.current_epoch)
+        loader.set_epoch(trainer.current_epoch)
         if count == 0:
             return outputs
-        for batch_idx, batch in enumerate(itertools.islice(begin(loader), None if count == math.inf else int(count))):
+        batch_idx = -1
+        for batch_idx, batch in enumerate(itertools.islice(iter(loader), None if count == math.inf else int(count))):
             trainer.heed_signal_in_validation()
             if trainer.transfers_batches:
                 batch = trainer.transfer_batch(batch, index)
             metrics.start_batch(batch)
             place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
-            replaying = getattr(loader, "replaying", False)  # with FSDP: for the other ranks' sake, after all of ours
+            replaying = loader.replaying  # with FSDP: for the other ranks' sake, after all of ours
             if not replaying:
                 call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
@@ -170,6 +201,9 @@ class EvaluationLoop:
                 self._seen[index] += 1
             if keep:
                 outputs.append(output)
+        if batch_idx < 0 and index in self._gave_batches:
+            raise MisconfigurationException(f"{word}: {cannot_be_iterated_twice(loader.given)}")
+        self._gave_batches.add(index)
         _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
 
@@ -195,8 +229,8 @@ def sanity_check(trainer: Trainer) -> None:
     resumed = trainer.metrics.state_dict()
     trainer.metrics.clear()
     trainer.call("on_sanity_check_start")
-    loop.setup_if_due()
     with trainer.isolated_random_state():
+        loop.setup_if_due()
         loop.run(trainer.num_sanity_val_batches)
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()

@@ -245,7 +245,7 @@ class FitLoop:
             trainer.restore_random_state()  # of a run that resumes between two epochs
             self.batches_done, self.validated, self.epoch_ended, self.last_is_done = 0, False, False, False
             trainer.call("on_train_epoch_start")
-        batches = data.start_epoch(self.epoch, skip=self.batches_done)
+        batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.epoch_begun = True
         self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
         trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics.logged_value import (
     DEFAULTS,
     EPOCH_HOOKS,
@@ -42,6 +43,7 @@ class Metrics:
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
         self.hook: str | None = None
         self.dataloader_idx: int | None = None
+        self.loader_name: str | None = None  # its key, where several loaders were given as a dict
         #: The batch in work, or None between two epochs. Its size is found when a mean needs it.
         self.batch: Any = None
         self._batch_size: int | None = None
@@ -126,7 +128,14 @@ class Metrics:
         on_epoch = on_epoch if given_epoch is None else bool(given_epoch)
         if not on_step and not on_epoch:
             raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
-        return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.dataloader_idx)
+        return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
+
+    @property
+    def loader_suffix(self) -> str:
+        """What is appended to names while one of several loaders is in work: its key, else its number."""
+        if self.dataloader_idx is None:
+            return ""
+        return f"/dataloader_idx_{self.dataloader_idx}" if self.loader_name is None else f"/{self.loader_name}"
 
     def start_evaluation(self) -> None:
         """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
@@ -349,11 +358,11 @@ class Metrics:
     def load_epoch(self, state: dict[str, Any]) -> None:
         """Continue its epoch's sums; a second state, another rank's, is added to the first."""
         for saved in state["epoch"]:
-            hook, name, dataloader_idx = key = tuple(saved["key"])
+            hook, name, _ = key = tuple(saved["key"])
             entry = self.training.get(key)
             if entry is None:
                 arguments = tuple(saved["arguments"])
-                entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"], dataloader_idx)
+                entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"])
                 self.training[key] = entry
             if saved.get("metric") is not None:
                 entry.take_metric(operator.attrgetter(saved["metric"])(self.trainer.lightning_module))
@@ -362,22 +371,3 @@ class Metrics:
             if saved["total"] is not None:
                 entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
                 entry.weight = entry.weight + saved["weight"]
-
-
-def batch_size_of(batch: Any) -> int:
-    """The first dimension of the first tensor found in nested dicts, lists and tuples; 1 if there is none.
-
-    >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
-    2
-    """
-    if isinstance(batch, torch.Tensor):
-        return batch.size(0) if batch.dim() else 1
-    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
-    return next((batch_size_of(value) for value in values if _has_tensor(value)), 1)
-
-
-def _has_tensor(data: Any) -> bool:
-    if isinstance(data, torch.Tensor):
-        return True
-    values = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
-    return any(_has_tensor(value) for value in values)

@@ -42,14 +42,12 @@ class LoggedValue:
         "sync_dist", "last", "total", "weight", "dtype", "fresh", "metric", "step_name", "epoch_name",
     )  # fmt: skip
 
-    def __init__(
-        self, name: str, hook: str, arguments: tuple, on_step: bool, on_epoch: bool, dataloader_idx: int | None
-    ):
+    def __init__(self, name: str, hook: str, arguments: tuple, on_step: bool, on_epoch: bool, loader_suffix: str = ""):
         prog_bar, logger, _, _, reduce, _, sync_dist, add_index, rank_zero_only = arguments
         self.hook, self.arguments, self.prog_bar, self.logger = hook, arguments, prog_bar, logger
         self.on_step, self.on_epoch, self.sync_dist = on_step, on_epoch, sync_dist
         self.reduce, self.rank_zero_only = _reduction(name, reduce), rank_zero_only
-        suffix = f"/dataloader_idx_{dataloader_idx}" if dataloader_idx is not None and add_index else ""
+        suffix = loader_suffix if add_index else ""
         forked = on_step and on_epoch
         self.name = name + suffix
         self.step_name = f"{name}_step{suffix}" if forked else self.name

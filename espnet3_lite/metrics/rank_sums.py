@@ -34,13 +34,14 @@ def reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Trainer) -> No
     for key in dict.fromkeys(key for part in parts for key in part):
         found = [part[key] for part in parts if key in part]
         _, _, arguments, on_step, place = found[0]
-        hook, name, dataloader_idx = key
+        hook, name, _ = key
         if place == "" and len(found) < len(parts):
             raise MisconfigurationException(
                 f"`self.log({name!r}, ...)` was given a metric object in `{hook}` on {len(found)} of {len(parts)} "
                 f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
             )
-        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, dataloader_idx)
+        suffix = trainer.metrics.loader_suffix
+        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, suffix)
         entries[key] = entry  # in the order in which all ranks compute
         if place is not None:
             entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)

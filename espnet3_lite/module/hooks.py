@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from espnet3_lite.loaders.transfer import move
+
 
 class ModuleHooks:
     """Mixed into `LiteModule`. On each event the callbacks are called first, then the module."""
@@ -155,7 +157,7 @@ class ModuleHooks:
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch on `device`; override it for batches of your own classes."""
-        return self.trainer.strategy.to_device(batch, device)
+        return move(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch, changed or not, on its device (augmentation, say)."""

@@ -4,12 +4,12 @@ Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `con
 """
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.loaders.transfer import map_tensors
 
 _ALIASES = {
     "32-true": "32-true", "32": "32-true", "64-true": "64-true", "64": "64-true", "bf16-mixed": "bf16-mixed",
@@ -86,24 +86,3 @@ def _default_dtype(dtype: torch.dtype):
         yield
     finally:
         torch.set_default_dtype(previous)
-
-
-def map_tensors(data: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in nested dicts, lists, tuples and named tuples; other values stay."""
-    if isinstance(data, torch.Tensor):
-        return function(data)
-    if isinstance(data, dict):
-        mapped = {key: map_tensors(value, function) for key, value in data.items()}
-        return mapped if type(data) is dict else _rebuild(data, mapped)
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(map_tensors(value, function) for value in data))
-    if isinstance(data, (list, tuple)):
-        return type(data)(map_tensors(value, function) for value in data)
-    return data
-
-
-def _rebuild(original: dict, mapped: dict) -> dict:
-    """A dict subclass (OrderedDict, defaultdict, BatchEncoding) keeps its class and attributes."""
-    clone = original.copy()
-    clone.update(mapped)
-    return clone

@@ -11,7 +11,7 @@ from typing import Any
 
 from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
-from espnet3_lite.loaders.epochs import has_loaders
+from espnet3_lite.loaders.requests import has_loaders
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.lite_module import LiteDataModule, LiteModule
 from espnet3_lite.seed import collect_random_state, restore_random_state
@@ -128,8 +128,9 @@ class TrainerServices:
             return False
         if self.stop_is_agreed and self.fit_loop.can_stop():
             return True
-        if self.val_check_batch == float("inf"):
-            return is_last
+        unknown = self.val_check_batch == float("inf")
+        if is_last and (unknown or every is not None) and batch_idx + 1 < self.val_check_batch:
+            return True  # the number of batches is not known, or there are fewer than the loader said
         count = self.fit_loop.batches_seen if every is None else batch_idx + 1
         return count % self.val_check_batch == 0
 

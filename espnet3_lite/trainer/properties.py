@@ -207,8 +207,8 @@ class TrainerProperties(Settings, RunInformation):
 
     @property
     def train_dataloader(self) -> Any:
-        """The training loader, as this rank uses it."""
-        return self.train_data.loader
+        """The training loader, as it was given; None before it was asked for."""
+        return self.train_data.given
 
     @property
     def val_dataloaders(self) -> Any:
@@ -268,7 +268,7 @@ class TrainerProperties(Settings, RunInformation):
         if self.train_data.loader is None and self.limit_train_batches != 0:
             self.train_data.setup()
         if self.num_training_batches == math.inf:
-            return self.max_steps
+            return self.max_steps if self.max_steps != -1 else math.inf
         from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 
         schedule = next(iter(self._of_type(GradientAccumulationScheduler)), None)

@@ -14,7 +14,7 @@ import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.optim.precision import map_tensors
+from espnet3_lite.loaders.transfer import map_tensors
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -236,7 +236,7 @@ class RunInformation:
         return RunConfig(
             num_epochs=self.max_epochs,
             train_per_device_batch_size=_batch_size(self.train_dataloader),
-            eval_per_device_batch_size=_batch_size(next(iter(validation.loaders), None)),
+            eval_per_device_batch_size=_batch_size(validation.loaders[0].given if validation.loaders else None),
             gradient_accumulation_steps=self.accumulate_grad_batches,
             gradient_clip_value=self.gradient_clip_val,
             mixed_precision=self.precision_plugin.name,

@@ -313,8 +313,10 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         if self._validates_in_fit() and self.num_sanity_val_steps and not self.fit_loop.resumed_within_epoch:
             sanity_check(self)
         if self.limit_train_batches != 0:
-            self.train_data.loader or self.train_data.setup()
-            if self._validates_in_fit():
+            if self.train_data.loader is None:
+                self.train_data.setup()
+            every = self.check_val_every_n_epoch
+            if self._validates_in_fit() and (every is None or (self.current_epoch + 1) % every == 0):
                 self.evaluation_loops["val"].setup_if_due()
             setup.check_intervals(self)
 

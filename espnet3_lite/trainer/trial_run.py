@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, Dataset
 
 from espnet3_lite.callbacks.handler import CallbackHandler
-from espnet3_lite.loaders.epochs import TrainData, request_loaders
+from espnet3_lite.loaders.epochs import TrainData
+from espnet3_lite.loaders.requests import request_loaders
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.metrics.collector import Metrics

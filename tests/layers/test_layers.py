@@ -40,6 +40,7 @@ GROUND = (
     "distributed.rank",
     "exceptions",
     "lazy_names",
+    "loaders.transfer",
     "seed",
     "trainer.settings",
     "trainer.states",
@@ -49,9 +50,6 @@ GROUND = (
 STILL_UP = {
     ("checkpoint.run_state", "optim.lr_stepping"),
     ("checkpoint.run_state", "optim.slots"),
-    ("checkpoint.sharded_writer", "optim.precision"),
-    ("distributed.multi", "loaders.rank_share"),
-    ("distributed.single", "optim.precision"),
     ("module.lite_module", "loops.manual_optimization"),
 }
 MEETING_POINT = ("__main__", "cli", "espnet")

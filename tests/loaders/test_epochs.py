@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from espnet3_lite import LiteModule, MisconfigurationException, Trainer
-from espnet3_lite.loaders.epochs import limited
+from espnet3_lite.loaders.requests import limited
 
 
 class Numbers(Dataset):

@@ -79,20 +79,20 @@ def test_one_rank_sees_what_its_loader_gives():
     torch.manual_seed(4)
     expected = [batch[0] for batch in loader_of()]
     torch.manual_seed(4)
-    shared = SharedLoader(loader_of(), ALONE, drawn=True)
+    shared = SharedLoader(loader_of(), ALONE)
     shared.set_epoch(0)
     assert [batch[0] for batch in shared] == expected and len(shared) == 7
 
 
 def test_plain_shuffling_becomes_an_order_by_seed_and_epoch():
-    shared = SharedLoader(loader_of(), ALONE, seed=5)
+    shared = SharedLoader(loader_of(), ALONE, by_epoch=True, seed=5)
     orders = []
     for epoch in (0, 1, 0):
         shared.set_epoch(epoch)
         orders.append([batch[0] for batch in shared])
     assert orders[0] == orders[2] != orders[1]
     replaced = SharedLoader(loader_of(shuffle=False, sampler=RandomSampler(range(20), replacement=True)), ALONE)
-    assert replaced.order.items.replacement  # drawing with replacement is the user's own
+    assert replaced.order.replacement  # drawing with replacement is the user's own
 
 
 def test_a_rebuilt_loader_keeps_its_settings():

@@ -17,7 +17,7 @@ from espnet3_lite.espnet.data.collate import takes_ids
 from espnet3_lite.espnet.data.dataset import CombinedDataset, EpochShards
 from espnet3_lite.espnet.data.iterators import FactoryLoader, SequenceIterFactory
 from espnet3_lite.espnet.data.samplers import build_batch_sampler
-from espnet3_lite.espnet.data.worker_seeds import SeededInWorkers
+from espnet3_lite.espnet.data.worker_imports import ImportedInWorkers
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.samplers import EpochSampler
 
@@ -73,7 +73,7 @@ class DataLoaderBuilder:
             whose `batch_sampler` is an `EpochBatchSampler`: before each epoch, call its ``set_epoch``; its
             `batch_distribution` says how ranks share a batch. With any other factory, a `FactoryLoader`, on
             each rank with that rank's batches. Where the data set is sharded, ``loader.dataset.set_epoch``
-            must be called too. A `DataLoader` with workers has its data set in a `SeededInWorkers`.
+            must be called too.
 
         Raises:
             MisconfigurationException: the block is missing, contradicts itself, or has an unknown key.
@@ -146,7 +146,7 @@ class DataLoaderBuilder:
             # Not torch's own shuffling: a run may then go on in mid-epoch with another number of ranks.
             samplers["sampler"] = EpochSampler(dataset)
         if arguments.get("num_workers"):
-            dataset = SeededInWorkers(dataset)
+            dataset = ImportedInWorkers(dataset)
         return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
     def _built_batches(self, factory: Mapping[str, Any], distribution: str, where: str) -> Any:
@@ -204,7 +204,7 @@ class DataLoaderBuilder:
         arguments = {**factory, "collate_fn": collate_fn}
         del arguments["batches"]
         if ours and arguments.get("num_workers"):
-            dataset = SeededInWorkers(dataset)
+            dataset = ImportedInWorkers(dataset)
         built = instantiate(arguments, dataset, batches=batches)
         loader = built.build_loader(distribution) if ours else FactoryLoader(built)
         (loader.batch_sampler if ours else loader).set_epoch(self.epoch)

@@ -1,0 +1,179 @@
+"""Whose loader is asked for, what counts as a loader, how many batches are taken, and how a rank uses it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders.rank_share import SharedLoader, goes_its_own_way, how_dealt, is_map_style
+from espnet3_lite.loaders.uneven_ranks import OwnLoader, StreamLoader
+
+if TYPE_CHECKING:
+    from espnet3_lite.distributed.single import Strategy
+    from espnet3_lite.trainer.trainer import Trainer
+
+#: A user's loader as a rank uses it.
+RankLoader = SharedLoader | StreamLoader | OwnLoader
+
+
+def request_loaders(trainer: Trainer, prefix: str) -> Any:
+    """The loaders that were given to the call, else the data module's, else the module's.
+
+    Args:
+        trainer: The trainer that runs.
+        prefix: ``train``, ``val``, ``test`` or ``predict``.
+
+    Raises:
+        MisconfigurationException: nobody provides them.
+    """
+    given = trainer.given_loaders.get(prefix)
+    if given is not None:
+        return given
+    method = f"{prefix}_dataloader"
+    for source in (trainer.datamodule, trainer.lightning_module):
+        if source is not None and trainer.is_overridden(method, source):
+            return getattr(source, method)()
+    name = type(trainer.lightning_module).__name__
+    raise MisconfigurationException(
+        f"no loader for {trainer.state.fn}: pass {'train_dataloaders=' if prefix == 'train' else 'dataloaders='} to "
+        f"Trainer.{trainer.state.fn}(), or define {name}.{method}()"
+    )
+
+
+def has_loaders(trainer: Trainer, prefix: str) -> bool:
+    """True where `request_loaders` would find some."""
+    sources = (trainer.datamodule, trainer.lightning_module)
+    return trainer.given_loaders.get(prefix) is not None or any(
+        source is not None and trainer.is_overridden(f"{prefix}_dataloader", source) for source in sources
+    )
+
+
+def limited(length: int | float, limit: int | float, name: str) -> int | float:
+    """How many batches to take: `limit` of `length`.
+
+    >>> limited(10, 0.25, "limit_val_batches"), limited(10, 3, "limit_val_batches"), limited(math.inf, 5, "x")
+    (2, 3, 5)
+    """
+    if length == 0:
+        return 0
+    if isinstance(limit, int):
+        return min(length, limit)
+    if length == math.inf:
+        if limit in (0.0, 1.0):
+            return 0 if limit == 0.0 else math.inf
+        raise MisconfigurationException(
+            f"{name}={limit}: a loader that does not know its length can be limited by a number of batches only; "
+            f"give an int"
+        )
+    count = int(length * limit)
+    if count == 0 and limit > 0:
+        raise MisconfigurationException(
+            f"{name}={limit} of {length} batches is none; give a larger fraction, at least {1 / length:.3g}"
+        )
+    return count
+
+
+def length_of(loader: Any) -> int | float:
+    """Batches in a loader; infinity where it does not say."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # an iterable data set without __len__
+        return math.inf
+
+
+# ---- what was given ------------------------------------------------------------------------------------------------
+
+
+def several_loaders(given: Any) -> dict[str, Any] | list[Any] | None:
+    """Loaders in a dict, or in a list of nothing but loaders; None for one loader, such as a list of batches."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, (list, tuple)) and given and all(map(_is_loader, given)):
+        return list(given)
+    return None
+
+
+def _is_loader(data: Any) -> bool:
+    """True for what gives batches, and is not itself a batch or a list of batches."""
+    batch_like = isinstance(data, (torch.Tensor, Mapping, list, tuple, str, bytes)) or hasattr(data, "to")
+    return isinstance(data, DataLoader) or (hasattr(data, "__iter__") and not batch_like and not hasattr(data, "dtype"))
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """What was given can be iterated over, batch by batch.
+
+    Args:
+        loader: The user's.
+        name: How the message calls it: ``train_dataloader``, ``val_dataloader['clean']``.
+
+    Raises:
+        MisconfigurationException: it is a data set, or cannot be iterated over.
+    """
+    kind = type(loader).__name__
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise MisconfigurationException(
+            f"{name} is a data set ({kind}), which gives samples and not batches: wrap it in a DataLoader, "
+            f"torch.utils.data.DataLoader({kind.lower()}, batch_size=...)"
+        )
+    if isinstance(loader, (Mapping, str, bytes, torch.Tensor)) or not hasattr(loader, "__iter__"):
+        raise MisconfigurationException(f"{name} must be a loader, an iterable of batches; got {kind}")
+
+
+# ---- a rank's part of it -------------------------------------------------------------------------------------------
+
+
+def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bool = True) -> RankLoader:
+    """The loader that gives this rank its share. All ranks call it together.
+
+    Args:
+        loader: A `DataLoader`, a list of batches, or any iterable of batches.
+        strategy: Which rank of how many.
+        training: The last batch is to be known as such, and a rank without data takes part all the same.
+        deal_out: False: the user has dealt the samples out (``use_distributed_sampler=False``).
+    """
+    if not strategy.deals_out:
+        indexed = is_map_style(loader) and not goes_its_own_way(loader)
+        return SharedLoader(loader, strategy) if indexed else StreamLoader(loader, ahead=training)
+    if isinstance(loader, (list, tuple)):
+        loader = DataLoader(loader, batch_size=None, collate_fn=_as_it_is)
+    if not is_map_style(loader):
+        return OwnLoader(StreamLoader(loader, ahead=training), strategy, training, length_of(loader))
+    if deal_out and not isinstance(loader.sampler, DistributedSampler):
+        check_same_epochs(loader, strategy)
+        return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
+    if goes_its_own_way(loader):
+        return OwnLoader(StreamLoader(loader, ahead=training), strategy, training, length_of(loader))
+    return OwnLoader(SharedLoader(loader, strategy, alone=True), strategy, training, length_of(loader))
+
+
+def check_same_epochs(loader: DataLoader, strategy: Strategy) -> None:
+    """An epoch has an end, and is the same one on all ranks. Collective.
+
+    Raises:
+        MisconfigurationException: on all ranks.
+    """
+    items, step_size, split = how_dealt(loader)
+    kind = "samples" if split == "samples" else "batches"
+    each = strategy.gather_objects((length_of(items), step_size))  # collective: all ranks prepare it together
+    without_length = [rank for rank, (length, _) in enumerate(each) if length == math.inf]
+    if without_length:
+        raise MisconfigurationException(
+            f"a loader's {type(items).__name__} has no `__len__` (rank {without_length[0]}), and so an epoch of it "
+            f"cannot be dealt out to the ranks. Define `__len__`, or let each rank draw its own with "
+            f"Trainer(use_distributed_sampler=False)"
+        )
+    if len(set(each)) > 1:
+        found = "; ".join(f"rank {rank}: {length} {kind}, {size} a step" for rank, (length, size) in enumerate(each))
+        raise MisconfigurationException(
+            f"the ranks' loaders differ ({found}). Each rank must give the same loader, over all samples, which is "
+            f"then dealt out; where each rank has data of its own, set Trainer(use_distributed_sampler=False)"
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,124 @@
+"""What a batch is made of: the one place that walks through it, to move it, to convert it and to measure it.
+
+A batch is any nesting of mappings, sequences, named tuples, dataclasses, attrs classes and objects with a method `to`.
+This file knows nothing but torch, so that every room may use it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+
+def map_tensors(data: Any, function: Callable[[torch.Tensor], Any], whole: Callable[[Any], Any] | None = None) -> Any:
+    """Apply a function to every tensor in a batch. The batch itself is not changed; its containers are copied.
+
+    Args:
+        data: Any nesting of containers. What is neither a container nor a tensor stays.
+        function: From a tensor to what takes its place.
+        whole: What becomes of an object that has a method `to` of its own and is no tensor; by default it is taken
+            apart like any other container.
+
+    Example:
+        >>> map_tensors({"x": torch.zeros(1), "names": ["a"]}, lambda tensor: tensor + 1)
+        {'x': tensor([1.]), 'names': ['a']}
+    """
+    if isinstance(data, torch.Tensor):
+        return function(data)
+    if whole is not None and callable(getattr(data, "to", None)):
+        return whole(data)
+    values, rebuild = _take_apart(data)
+    return rebuild([map_tensors(value, function, whole) for value in values]) if rebuild is not None else data
+
+
+def tensors_in(data: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a batch, in its order."""
+    if isinstance(data, torch.Tensor):
+        yield data
+    else:
+        for value in _take_apart(data)[0]:
+            yield from tensors_in(value)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch on a device; asynchronously from pinned memory. An object that has a method `to` moves itself."""
+
+    def itself(data: Any) -> Any:
+        moved = data.to(device)
+        return data if moved is None else moved  # it moved in place and returned nothing
+
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), itself)
+
+
+def batch_size_of(batch: Any) -> int:
+    """The first dimension of the batch's first tensor; of packed sequences, how many there are; 1 without a tensor.
+
+    >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
+    2
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.dim() else 1
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])
+    for value in _take_apart(batch)[0]:
+        if next(tensors_in(value), None) is not None:
+            return batch_size_of(value)
+    return 1
+
+
+def _take_apart(data: Any) -> tuple[Iterable[Any], Callable[[list[Any]], Any] | None]:
+    """The parts of a container, and how to put others in their place; no parts and None for what is no container."""
+    if type(data) is dict:
+        return data.values(), lambda values: dict(zip(data, values, strict=True))
+    if type(data) in (list, tuple):
+        return data, type(data)
+    if isinstance(data, PackedSequence):  # its `batch_sizes` belong to the CPU and are no part of the batch's numbers
+        parts = (data.data, data.sorted_indices, data.unsorted_indices)
+        return parts, lambda values: PackedSequence(values[0], data.batch_sizes, *values[1:])
+    if isinstance(data, Mapping):
+        keys = list(data)
+        return [data[key] for key in keys], lambda values: _with_items(data, keys, values)
+    if isinstance(data, tuple):
+        make = getattr(data, "_make", type(data))  # of a named tuple
+        return data, make
+    if isinstance(data, MutableSequence) and not isinstance(data, bytearray):
+        return data, lambda values: _with_items(data, range(len(data)), values)
+    names = _attributes(data)
+    if not names:
+        return (), None
+    return [getattr(data, name) for name in names], lambda values: _with_attributes(data, names, values)
+
+
+def _attributes(data: Any) -> list[str]:
+    """The attributes that are parts of a batch: fields of dataclasses and attrs classes; all where it has a `to`."""
+    if isinstance(data, type) or isinstance(data, torch.nn.Module):
+        return []
+    if dataclasses.is_dataclass(data):
+        names: Iterable[str] = (field.name for field in dataclasses.fields(data))
+    elif hasattr(type(data), "__attrs_attrs__"):
+        names = (field.name for field in type(data).__attrs_attrs__)
+    elif callable(getattr(data, "to", None)):
+        names = getattr(data, "__dict__", ())
+    else:
+        return []
+    return [name for name in names if hasattr(data, name)]
+
+
+def _with_items(data: Any, keys: Iterable[Any], values: list[Any]) -> Any:
+    """A copy, of the same class and with the same attributes, that holds other values under its keys."""
+    clone = copy.copy(data)
+    for key, value in zip(keys, values, strict=True):
+        clone[key] = value
+    return clone
+
+
+def _with_attributes(data: Any, names: list[str], values: list[Any]) -> Any:
+    clone = copy.copy(data)
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(clone, name, value)  # of frozen classes too
+    return clone

@@ -1,0 +1,132 @@
+"""Random numbers in loader workers: a sample's follow from seed, epoch and place, so a resumed run draws them again.
+
+A worker's own generators start anew with each epoch and in a run that resumes in mid-epoch; no checkpoint can hold
+them, since workers are ahead of the batch that trains. In the main process nothing is seeded: its random state is in
+the checkpoint. Which sample stands at which place of the epoch is `samplers.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
+
+from espnet3_lite.distributed.rank import global_rank
+from espnet3_lite.loaders.samplers import global_seed
+
+
+class SeededInWorkers(Dataset):
+    """A loader's data set as its workers see it: it seeds Python's, numpy's and torch's generators for each sample.
+
+    It is indexed with pairs: a sample's place in the epoch's order, over all ranks, and its index. Each sample is
+    seeded from the run's seed, the epoch and its place. A batch that the data set fetches at once (`__getitems__`),
+    and the collate function, are seeded from the place of the batch's first sample. A stream is seeded once an epoch,
+    from its rank and worker.
+
+    Args:
+        dataset: The user's, map-style or iterable.
+        seed: The run's seed by default.
+    """
+
+    def __init__(self, dataset: Any, seed: int | None = None):
+        self.dataset = dataset
+        self.seed = global_seed() if seed is None else seed
+        # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._told = 0  # the epoch that this process's copy of the data set knows
+        self._rank = global_rank()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch, counted from 0, the next samples are for. The user's data set knows it already."""
+        self._epoch.fill_(epoch)
+        self._told = epoch
+
+    def __getitem__(self, placed: tuple[int, Any]) -> Any:
+        place, index = placed
+        self._seed_for("sample", place)
+        sample = self.dataset[index]
+        self._seed_for("collate", place)
+        return sample
+
+    def __getitems__(self, placed: Sequence[tuple[int, Any]]) -> list[Any]:
+        if not placed:
+            return []
+        first = placed[0][0]
+        if fetches_batches(self.dataset):
+            self._seed_for("sample", first)
+            samples = self.dataset.__getitems__([index for _, index in placed])
+        else:
+            samples = [self[pair] for pair in placed]
+        self._seed_for("collate", first)
+        return samples
+
+    def __iter__(self) -> Iterator[Any]:
+        self._seed_for("stream", self._rank, get_worker_info().id)
+        return iter(self.dataset)
+
+    def _seed_for(self, *what: Any) -> None:
+        epoch = int(self._epoch)
+        if epoch != self._told:
+            self._told = epoch
+            tell_epoch(self.dataset, epoch)
+        digest = hashlib.blake2b(repr((self.seed, epoch, *what)).encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "little")
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+
+
+class WorkerStart:
+    """A loader's `worker_init_fn`: the user's own one, and ``get_worker_info().dataset``, find the user's data set.
+
+    Args:
+        user_function: The loader's own `worker_init_fn`, or None.
+    """
+
+    def __init__(self, user_function: Callable[[int], None] | None):
+        self.user_function = user_function
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)
+        if self.user_function is not None:
+            self.user_function(worker_id)
+
+
+def seeded_in_workers(loader: DataLoader, seed: int | None = None) -> dict[str, Any]:
+    """What changes in a loader with workers for its samples to be seeded: arguments of `rebuild`."""
+    if loader.num_workers == 0:
+        return {}
+    return {"dataset": SeededInWorkers(loader.dataset, seed), "worker_init_fn": WorkerStart(loader.worker_init_fn)}
+
+
+def fetches_batches(dataset: Any) -> bool:
+    """True where a data set fetches a batch at once; torch's `Subset` does if what it is a part of does."""
+    method = getattr(dataset, "__getitems__", None)
+    owner = getattr(method, "__self__", None)
+    return fetches_batches(owner.dataset) if isinstance(owner, Subset) else callable(method)
+
+
+def tell_epoch(part: Any, epoch: int, told: set[int] | None = None) -> None:
+    """Tell every part of a loader that wants to know the epoch, once: samplers, data sets, data sets within others.
+
+    A data set with a `set_epoch` of its own tells those inside it itself.
+    """
+    told = set() if told is None else told
+    if part is None or id(part) in told:
+        return
+    told.add(id(part))
+    knows = callable(getattr(part, "set_epoch", None))
+    if knows:
+        part.set_epoch(epoch)
+    inner = [getattr(part, name, None) for name in ("sampler", "batch_sampler")]
+    if not knows:
+        several = getattr(part, "datasets", ())  # of a `ConcatDataset`
+        inner += [getattr(part, "dataset", None), *(several if isinstance(several, (list, tuple)) else ())]
+    for each in inner:
+        tell_epoch(each, epoch, told)

@@ -1,0 +1,146 @@
+"""Data that draw random numbers, and runs that are cut within an epoch: the same batches and weights follow."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from loader_lab import check_resumed, fit
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
+
+from espnet3_lite import LiteModule
+from espnet3_lite.espnet.data.loader import DataLoaderBuilder
+
+COUNT, SIZE = 22, 3
+BATCHES = -(-COUNT // SIZE)
+
+
+class Noisy(Dataset):
+    """Samples with noise from all three generators, and the epoch that was told."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        noise = random.random() + float(np.random.rand()) + torch.rand(()).item()
+        return torch.tensor([float(index), noise, float(self.epoch)])
+
+
+class Whole(Noisy):
+    """Gives batches at once."""
+
+    def __getitems__(self, indices):
+        noise = torch.rand(len(indices)).tolist()
+        return [torch.tensor([float(i), n, float(self.epoch)]) for i, n in zip(indices, noise, strict=True)]
+
+
+class Lazy(Sampler):
+    """Draws each index when it is asked for it, as one writes it at first."""
+
+    def __len__(self):
+        return COUNT
+
+    def __iter__(self):
+        for _ in range(COUNT):
+            yield random.randrange(COUNT)
+
+
+class Own(Sampler):
+    """Batches of different sizes, shuffled by numpy when an epoch begins."""
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        return iter(np.array_split(np.random.permutation(COUNT), 6))
+
+
+def noisy_collate(samples):
+    return torch.stack(samples) + torch.tensor([0.0, random.random(), 0.0])
+
+
+def factory(**settings):
+    """A loader as a configuration with ESPnet's iterator describes it; each batch comes more than once an epoch."""
+    batches = {"_target_": "espnet3_lite.espnet.data.samplers.AbsSampler", "batches": [[0, 1], [2, 3, 4], [5]]}
+    block = {"_target_": "espnet3_lite.espnet.data.iterators.SequenceIterFactory", "shuffle": True,
+             "num_iters_per_epoch": 7, "batches": batches, **settings}  # fmt: skip
+    return DataLoaderBuilder(Noisy(), {"dataloader": {"train": {"iter_factory": block}}}).build("train")
+
+
+def generator():
+    return torch.Generator().manual_seed(5)
+
+
+LOADERS = {
+    "in order": lambda **workers: DataLoader(Noisy(), SIZE, **workers),
+    "shuffled": lambda **workers: DataLoader(Noisy(), SIZE, shuffle=True, **workers),
+    "own generator": lambda **workers: DataLoader(Noisy(), SIZE, shuffle=True, generator=generator(), **workers),
+    "weighted": lambda **workers: DataLoader(
+        Noisy(), SIZE, sampler=WeightedRandomSampler(torch.arange(1.0, COUNT + 1), COUNT), **workers
+    ),
+    "weighted, own generator": lambda **workers: DataLoader(
+        Noisy(),
+        batch_sampler=BatchSampler(WeightedRandomSampler(torch.ones(COUNT), COUNT, generator=generator()), SIZE, True),
+        **workers,
+    ),
+    "replacement": lambda **workers: DataLoader(
+        Noisy(), SIZE, sampler=RandomSampler(range(COUNT), replacement=True, num_samples=30), **workers
+    ),
+    "lazy sampler": lambda **workers: DataLoader(Noisy(), SIZE, sampler=Lazy(), **workers),
+    "own batches": lambda **workers: DataLoader(Noisy(), batch_sampler=Own(), **workers),
+    "no batches": lambda **workers: DataLoader(Noisy(), batch_size=None, shuffle=True, **workers),
+    "whole batches": lambda **workers: DataLoader(Whole(), SIZE, shuffle=True, **workers),
+    "collate": lambda **workers: DataLoader(Noisy(), SIZE, shuffle=True, collate_fn=noisy_collate, **workers),
+    "configured": factory,
+}
+
+
+class Model(LiteModule):
+    """Draws random numbers itself (dropout); keeps what it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer, self.seen = torch.nn.Linear(3, 1), []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch.tolist()))
+        return self.layer(torch.nn.functional.dropout(batch / COUNT, 0.5)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_in_the_main_process_a_resumed_run_draws_the_same_numbers(name, tmp_path):
+    check_resumed(Model, LOADERS[name], tmp_path, [(0, 0), (0, 2), (1, 1), (1, 3)])
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_in_workers_a_resumed_run_draws_the_same_numbers(name, tmp_path):
+    whole = check_resumed(Model, lambda: LOADERS[name](num_workers=2), tmp_path, [(0, 1), (1, 2)])
+    one = fit(Model, lambda: LOADERS[name](num_workers=1))
+    assert one.seen == whole.seen  # the number of workers changes nothing
+
+
+def test_workers_that_stay_draw_what_new_ones_do_and_know_the_epoch(tmp_path):
+    def make():
+        return DataLoader(Noisy(), SIZE, shuffle=True, num_workers=2, persistent_workers=True)
+
+    whole = check_resumed(Model, make, tmp_path, [(1, 2)], max_epochs=3)
+    assert [{row[2] for row in rows} for _, _, rows in whole.seen] == [
+        {float(epoch)} for epoch in (0, 1, 2) for _ in range(BATCHES)
+    ]
+    assert whole.seen == fit(Model, lambda: DataLoader(Noisy(), SIZE, shuffle=True, num_workers=1), max_epochs=3).seen
+
+
+def test_what_comes_again_in_an_epoch_is_augmented_anew():
+    seen = [
+        noise for _, _, rows in fit(Model, lambda: factory(num_workers=2), max_epochs=1).seen for _, noise, _ in rows
+    ]
+    assert len(set(seen)) == len(seen) > 7
