@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +20,6 @@ from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.trainer.settings import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
