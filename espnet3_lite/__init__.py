@@ -11,7 +11,7 @@ from espnet3_lite.version import __version__
 _HOME = {
     "Trainer": "trainer.trainer",
     "LiteModule": "module.lite_module",
-    "LiteDataModule": "module.lite_module",
+    "LiteDataModule": "module.data_module",
     "ESPnetModule": "espnet.module",
     "ESPnetTrainer": "espnet.trainer",
     "OptimizationStep": "optim.slots",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.espnet.trainer import ESPnetTrainer as ESPnetTrainer
     from espnet3_lite.exceptions import MisconfigurationException as MisconfigurationException
     from espnet3_lite.exceptions import StopTrainingError as StopTrainingError
-    from espnet3_lite.module.lite_module import LiteDataModule as LiteDataModule
+    from espnet3_lite.module.data_module import LiteDataModule as LiteDataModule
     from espnet3_lite.module.lite_module import LiteModule as LiteModule
     from espnet3_lite.optim.slots import OptimizationStep as OptimizationStep
     from espnet3_lite.seed import seed_everything as seed_everything

@@ -1,7 +1,9 @@
 """Random states: seeding them all, reading them all, putting them all back."""
 
+import contextlib
 import os
 import random
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -72,3 +74,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextlib.contextmanager
+def isolated_random_state() -> Iterator[None]:
+    """Whatever draws random numbers in here, the outside does not notice."""
+    state = collect_random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

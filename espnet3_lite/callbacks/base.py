@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks import event_aliases
+from espnet3_lite.trainer.hook_table import EVENTS
 
 if TYPE_CHECKING:
     import torch
@@ -18,46 +19,7 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 #: Every event that the trainer calls, in firing order (validation stands where an epoch's last batch calls it).
-HOOKS = (
-    "setup",
-    "on_fit_start",
-    "on_sanity_check_start",
-    "on_sanity_check_end",
-    "on_train_start",
-    "on_train_epoch_start",
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-    "on_validation_start",
-    "on_validation_epoch_start",
-    "on_validation_batch_start",
-    "on_validation_batch_end",
-    "on_validation_epoch_end",
-    "on_validation_end",
-    "on_train_epoch_end",
-    "on_train_end",
-    "on_fit_end",
-    "on_test_start",
-    "on_test_epoch_start",
-    "on_test_batch_start",
-    "on_test_batch_end",
-    "on_test_epoch_end",
-    "on_test_end",
-    "on_predict_start",
-    "on_predict_epoch_start",
-    "on_predict_batch_start",
-    "on_predict_batch_end",
-    "on_predict_epoch_end",
-    "on_predict_end",
-    "teardown",
-    "on_exception",
-    "on_stop_training_error",
-    "on_save_checkpoint",
-    "on_load_checkpoint",
-)
+HOOKS = EVENTS
 
 
 class Callback:

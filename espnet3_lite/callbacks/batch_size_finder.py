@@ -10,6 +10,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.seed import isolated_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -148,7 +149,7 @@ class BatchSizeFinder(Callback):
         search = self._search_power if self._mode == "power" else self._search_binary
         before = self._size(trainer, pl_module)
         try:
-            with trainer.isolated_random_state():
+            with isolated_random_state():
                 trial = trainer.make_trial()
                 samples = trial.count_samples()
                 trial.close()

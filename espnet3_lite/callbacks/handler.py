@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.base import HOOKS, Callback, Checkpoint, MonitoringCallback
+from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
 from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
+from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -64,16 +65,19 @@ class CallbackHandler:
 
     def rebuild(self) -> None:
         """Fill the table anew; needed only when `callbacks` was changed by hand."""
-        self.listeners = {event: self._find(event) for event in HOOKS}
-        for event, late_ones in _LATE.items():
+        self.listeners = {event: self._find(event) for event in EVENTS}
+        for event in EVENTS:
+            if not HOOKS[event].last:
+                continue
+            kinds = tuple(_KINDS[kind] for kind in HOOKS[event].last)
             early, late = [], []  # before the module's own hook, and after it
             for callback in self.callbacks:
-                (late if isinstance(callback, late_ones) else early).append(callback._listener(event))
-                late.append(callback._listener(f"{event}:monitoring"))
+                (late if isinstance(callback, kinds) else early).append(callback._listener(event))
+                late.append(callback._listener(event + LATE))
             self.listeners[event] = [listener for listener in early if listener is not None]
-            self.listeners[f"{event}:monitoring"] = [listener for listener in late if listener is not None]
+            self.listeners[event + LATE] = [listener for listener in late if listener is not None]
         if self.trainer is not None:
-            self.trainer.prepare_hooks()
+            self.trainer.hook_calls.fill()
 
     def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call `event` on every callback that has a method of that name, in order. Any name will do.
@@ -87,7 +91,7 @@ class CallbackHandler:
             self.listeners[event] = self._find(event)
         for method in self.listeners[event]:
             method(*args, **kwargs)
-        for method in self.listeners.get(f"{event}:monitoring", ()):
+        for method in self.listeners.get(event + LATE, ()):
             method(*args, **kwargs)
 
     def _find(self, event: str) -> list[Callable]:
@@ -110,7 +114,7 @@ class CallbackHandler:
                 self._warned.add((type(callback), name))
                 warnings.warn(
                     f"{type(callback).__qualname__}.{name} is not a hook that the trainer calls"
-                    f"{nearest(name, HOOKS)}. (It runs only if you call_event({name!r}) yourself.)",
+                    f"{nearest(name, EVENTS)}. (It runs only if you call_event({name!r}) yourself.)",
                     stacklevel=2,
                 )
 
@@ -125,5 +129,5 @@ def _place(callback: Callback) -> int:
     return getattr(callback, "place", 1 if isinstance(callback, Checkpoint) else 0)
 
 
-#: Called after the module's own hook: what decides by an epoch's metrics, and what saves a finished batch or epoch.
-_LATE = {"on_train_batch_end": (Checkpoint,), "on_train_epoch_end": (Checkpoint, MonitoringCallback)}
+#: What the table of hooks calls the callbacks that come after the module.
+_KINDS = {"saving": Checkpoint, "monitoring": MonitoringCallback}

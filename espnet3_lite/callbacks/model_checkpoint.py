@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
+from espnet3_lite.checkpoint.own_state import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.trainer.settings import parse_duration
@@ -22,9 +23,6 @@ from espnet3_lite.trainer.settings import parse_duration
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
-
-#: Where in a checkpoint's ``loops`` stands what is ours alone.
-OURS = "espnet3_lite"
 
 
 class ModelCheckpoint(CheckpointRanking):
@@ -244,7 +242,7 @@ class ModelCheckpoint(CheckpointRanking):
         return not self._validates(trainer) or trainer.val_check_interval == 1.0
 
     def _validates(self, trainer: Trainer) -> bool:
-        return trainer.validates and sum(trainer.num_val_batches) > 0
+        return trainer.plan.validation.enabled and sum(trainer.num_val_batches) > 0
 
     def _validation_follows(self, trainer: Trainer) -> bool:
         """At an epoch's last batch: will validation bring a fresh value, and does this callback save after it?
@@ -253,7 +251,7 @@ class ModelCheckpoint(CheckpointRanking):
         """
         if not trainer.is_last_batch or self._should_save_on_train_epoch_end(trainer) or not self._validates(trainer):
             return False
-        return trainer.validation_is_due(trainer.fit_loop.batches_done - 1, is_last=True)
+        return trainer.plan.validation.is_due(trainer.fit_loop.batches_done - 1, is_last=True)
 
     # ---- what -----------------------------------------------------------------------------------------------------
 
@@ -381,14 +379,14 @@ class ModelCheckpoint(CheckpointRanking):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Note what Lightning's state has no place for, so that a resumed run saves when an uninterrupted one would."""
-        checkpoint["loops"][OURS].setdefault("checkpoint_callbacks", {})[self.state_key] = {
+        checkpoint["loops"][OUR_STATE].setdefault("checkpoint_callbacks", {})[self.state_key] = {
             "last_global_step_saved": self._last_global_step_saved,
             "waits_for_validation": self._waits_for_validation,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Read it again; Lightning's own files do not have it."""
-        noted = checkpoint["loops"].get(OURS, {}).get("checkpoint_callbacks", {}).get(self.state_key)
+        noted = checkpoint["loops"].get(OUR_STATE, {}).get("checkpoint_callbacks", {}).get(self.state_key)
         if noted is not None:
             self._last_global_step_saved = noted["last_global_step_saved"]
             self._waits_for_validation = noted["waits_for_validation"]

@@ -159,7 +159,7 @@ class StochasticWeightAveraging(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that resumes within the additional epoch goes on with it."""
-        within_epoch = trainer.fit_loop.resumed_within_epoch and trainer.current_epoch == self.swa_end + 1
+        within_epoch = trainer.fit_loop.within_epoch and trainer.current_epoch == self.swa_end + 1
         if self._adds_epoch and within_epoch:
             self._recompute_statistics(trainer, pl_module, reset=False)
 
@@ -214,15 +214,15 @@ class StochasticWeightAveraging(Callback):
                 if reset and module.track_running_stats:
                     module.reset_running_stats()
         self._recomputing = True
-        self._training_step = trainer.training_step
-        trainer.training_step = torch.no_grad()(self._training_step)
+        self._training_step = trainer.plan.training_step
+        trainer.plan.training_step = torch.no_grad()(self._training_step)
         trainer.fit_loop.forward_only = True
 
     def _restore_trainer(self, trainer: Trainer) -> None:
         """All that was changed for the additional epoch, as it was."""
         if self._recomputing:
             trainer.fit_loop.forward_only = False
-            trainer.training_step = self._training_step
+            trainer.plan.training_step = self._training_step
             for module, momentum in self._momenta.items():
                 module.momentum = momentum
             self._recomputing = False

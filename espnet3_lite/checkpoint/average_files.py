@@ -12,6 +12,7 @@ from pathlib import Path
 
 from espnet3_lite.checkpoint.averaging import StateDict, average_state_dicts, layout_of
 from espnet3_lite.checkpoint.files import load_checkpoint, load_sharded, read_file, save_checkpoint
+from espnet3_lite.checkpoint.own_state import own_state
 from espnet3_lite.exceptions import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
 
 
 def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
-    ours = (checkpoint.get("loops") or {}).get("espnet3_lite", {})
+    ours = own_state(checkpoint)
     if "wrapper_prefix" in ours:
         return ours["wrapper_prefix"]
     if "state_dict" not in checkpoint:

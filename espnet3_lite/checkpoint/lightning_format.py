@@ -9,6 +9,7 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.checkpoint.own_state import own_state
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -41,11 +42,11 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     """The four entries that Lightning's own resume reads."""
     loop = trainer.fit_loop
     steps, batches, done = loop.global_step, loop.batches_seen, loop.batches_done
-    begun = 1 if done or loop.epoch_ended else 0  # an epoch is in work
-    over = 1 if loop.epoch_ended else 0  # its hooks are running
+    begun = int(bool(done) or loop.epoch_ended)  # an epoch is in work
+    over = int(loop.epoch_ended)  # its hooks are running
     epochs = {"ready": loop.epoch + begun, "completed": loop.epoch, "started": loop.epoch + begun}
     epochs["processed"] = loop.epoch + over
-    open_batch = 1 if done and not loop.validated and not over else 0
+    open_batch = int(bool(done) and loop.batch_is_open)
     if not begun and loop.epoch and trainer.num_training_batches != math.inf:
         done = int(trainer.num_training_batches)  # between epochs Lightning still has the last one's
     # ESPnet3's several optimizers step by hand, and each step counts.
@@ -120,7 +121,7 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint holds {len(schedulers)} schedulers, this run has {len(configs)}; resume with the "
             f"configuration that wrote it"
         )
-    names = checkpoint.get("loops", {}).get("espnet3_lite", {}).get("scheduler_names")
+    names = own_state(checkpoint).get("scheduler_names")
     if names and len(set(names)) == len(names):  # written by us: each belongs to its optimizer by name
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
@@ -154,23 +155,30 @@ def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     epochs = fit["epoch_progress"]["current"]
     batches, validation = fit["epoch_loop.batch_progress"], fit["epoch_loop.val_loop.batch_progress"]["total"]
     current = batches["current"]
-    loop.epoch = int(epochs["processed"])
     within_epoch = epochs["started"] > epochs["processed"]
-    loop.batches_seen = int(batches["total"]["processed"])
-    loop.batches_done = int(current["processed"]) if within_epoch else 0
-    loop.is_last_batch = bool(batches["is_last_batch"])
-    loop.resumed_within_epoch = loop.batches_done > 0
-    hooks_are_over = current["completed"] == current["processed"]
-    loop.validated = hooks_are_over and validation["completed"] == validation["ready"]
-    loop.global_step = int(checkpoint["global_step"])
+    batches_done = int(current["processed"]) if within_epoch else 0
+    stage = "not begun"
+    if batches_done:
+        hooks_are_over = current["completed"] == current["processed"]
+        is_over = hooks_are_over and validation["completed"] == validation["ready"]
+        stage = "batch open" if not is_over else "batches over" if batches["is_last_batch"] else "batches"
+    state = {
+        "epoch": epochs["processed"],
+        "global_step": checkpoint["global_step"],
+        "batches_seen": batches["total"]["processed"],
+        "batches_done": batches_done,
+        "is_last_batch": batches["is_last_batch"],
+        "stage": stage,
+    }
+    loop.load_state_dict({**loop.state_dict(), **state})
     if has_named_optimizers(trainer):
         _restore_named(trainer, checkpoint.get(RUNTIME_STATE) or {})
     # The loggers' axis: Lightning, too, counts the batch that was saved only after its validation.
     loop.batches_stepped = loop.global_step if trainer.automatic_optimization else loop.batches_seen
-    loop.uncounted = 1 if loop.resumed_within_epoch else 0
+    loop.uncounted = int(loop.within_epoch)
     loop.batches_stepped -= loop.uncounted
     states = fit.get("state_dict", {}).get("combined_loader")
-    if loop.resumed_within_epoch and states:
+    if loop.within_epoch and states:
         trainer.train_data.resume_from_loader_state(states[0])
 
 

@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.checkpoint import lightning_format
+from espnet3_lite.checkpoint.own_state import LAYOUT, OUR_STATE, own_state
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
-from espnet3_lite.optim import lr_stepping
-from espnet3_lite.optim.slots import scheduler_state
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.trainer.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
-
-
-#: The key inside ``loops`` that holds what is ours alone.
-OURS = "espnet3_lite"
-_COUNTERS = (
-    "global_step", "epoch", "batches_seen", "batches_done", "batches_stepped", "uncounted", "consecutive_skips",
-)  # fmt: skip
 
 
 def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
@@ -49,16 +41,16 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
         "state_dict": trainer.strategy.module_state_dict(module),
         "loops": lightning_format.dump_loops(trainer),
     }
-    checkpoint["loops"][OURS] = {"wrapper_prefix": getattr(module, "wrapper_prefix", "")}
+    checkpoint["loops"][OUR_STATE] = {"layout": LAYOUT, "wrapper_prefix": getattr(module, "wrapper_prefix", "")}
     if not weights_only:
         checkpoint["callbacks"] = dump_callbacks(trainer)
         checkpoint["optimizer_states"] = [
             trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
         ]
-        checkpoint["lr_schedulers"] = [scheduler_state(config.scheduler) for config in trainer.lr_scheduler_configs]
+        checkpoint["lr_schedulers"] = [config.state_dict() for config in trainer.lr_scheduler_configs]
         if trainer.precision_plugin.scaler is not None:
             checkpoint["MixedPrecision"] = trainer.precision_plugin.scaler.state_dict()  # Lightning's key
-        checkpoint["loops"][OURS].update(_dump_ours(trainer))
+        checkpoint["loops"][OUR_STATE].update(_dump_ours(trainer))
     for owner in (module, trainer.datamodule):
         if owner is not None and owner.hparams:
             prefix = "datamodule_" if owner is trainer.datamodule else ""
@@ -67,7 +59,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
     if trainer.datamodule is not None and (state := trainer.datamodule.state_dict()):
         checkpoint[type(trainer.datamodule).__qualname__] = state
     if not weights_only:
-        trainer.call_callbacks("on_save_checkpoint", checkpoint)
+        trainer.hook_calls.call_callbacks("on_save_checkpoint", checkpoint)
     module.on_save_checkpoint(checkpoint)
     return checkpoint
 
@@ -83,16 +75,8 @@ def dump_callbacks(trainer: Trainer) -> dict[str, Any]:
 
 
 def _dump_ours(trainer: Trainer) -> dict[str, Any]:
-    loop = trainer.fit_loop
     return {
-        **{name: getattr(loop, name) for name in _COUNTERS},
-        "gradient_failed": loop.gradient_failed,
-        "is_last_batch": loop.last_is_done,
-        "validated": loop.validated,
-        "epoch_begun": loop.epoch_begun,
-        "epoch_ended": loop.epoch_ended,
-        "schedulers_due": loop.schedulers_due,
-        "validation_ran": trainer.validation_ran,
+        **trainer.fit_loop.state_dict(),
         "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
         "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
@@ -110,13 +94,14 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
 
 def _random_state(trainer: Trainer) -> dict[str, Any]:
     """From where a run goes on."""
-    return trainer.random_before_validation if _validates_anew(trainer) else collect_random_state()
+    before = trainer.fit_loop.random_before_validation
+    return before if before is not None and _validates_anew(trainer) else collect_random_state()
 
 
 def _validates_anew(trainer: Trainer) -> bool:
     """A validation in work is run again from its beginning."""
     validating = trainer.state.fn == "fit" and trainer.state.stage == RunningStage.VALIDATING
-    return validating and not trainer.fit_loop.validated
+    return validating and trainer.fit_loop.batch_is_open
 
 
 def _pending_gradients(trainer: Trainer, slot: Any) -> list[dict[str, torch.Tensor]]:
@@ -165,7 +150,7 @@ def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     states = checkpoint.get("callbacks")
     if states is None:
         return
-    trainer.call_callbacks("on_load_checkpoint", checkpoint)
+    trainer.hook_calls.call_callbacks("on_load_checkpoint", checkpoint)
     missing = [key for key in states if key not in {callback.state_key for callback in trainer.callbacks}]
     if missing:
         rank_zero_warn(
@@ -182,7 +167,7 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
     Only where a run finds its own checkpoint: one that is told where to begin is another run, with logs of its own.
     """
-    states = checkpoint.get("loops", {}).get(OURS, {}).get("loggers", ())
+    states = own_state(checkpoint).get("loggers", ())
     if trainer.auto_resume or times_restarted():
         for logger, state in zip(trainer.loggers, states, strict=False):
             logger.load_state_dict(state)
@@ -206,35 +191,29 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         scaler = trainer.precision_plugin.scaler
         scaler.load_state_dict(checkpoint["MixedPrecision"])
         scaler.scale(torch.zeros((), device=trainer.strategy.device))  # it makes its state at the first use
-    ours = checkpoint.get("loops", {}).get(OURS)
-    if ours is not None and "batches_done" in ours:
+    ours = own_state(checkpoint)
+    if "stage" in ours:
         _restore_ours(trainer, ours)
     else:
         lightning_format.restore_loops(trainer, checkpoint)
 
 
 def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
-    loop = trainer.fit_loop
-    for name in _COUNTERS:
-        setattr(loop, name, int(ours[name]))
-    loop.gradient_failed = bool(ours.get("gradient_failed"))
-    loop.is_last_batch, loop.validated = bool(ours["is_last_batch"]), bool(ours["validated"])
-    trainer.validation_ran = bool(ours["validation_ran"])
-    parts = ours["metrics"]
+    loop, parts = trainer.fit_loop, ours["metrics"]
+    loop.load_state_dict(ours)
+    loop.resumed_random_states = ours["random"]
     trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
     if len(parts) == trainer.world_size:
-        trainer.metrics.load_objects(parts[trainer.global_rank], bool(ours["epoch_ended"]))
+        trainer.metrics.load_objects(parts[trainer.global_rank], loop.epoch_ended)
     elif any(part.get("objects") for part in parts):
         rank_zero_warn(
             f"metric objects ({', '.join(parts[0]['objects'])}) begin anew within the epoch: their states on "
             f"{len(parts)} ranks cannot be dealt out to {trainer.world_size}"
         )
-    if not ours["epoch_ended"]:
-        loop.resumed_within_epoch = bool(ours["epoch_begun"])
+    if not loop.epoch_ended:
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
             trainer.metrics.load_epoch(part)
-    trainer.resumed_random_states = ours["random"]
-    if loop.resumed_within_epoch:
+    if loop.within_epoch:
         trainer.train_data.resume_state = ours["train_data"]
     by_name = {state["name"]: state for state in ours["optimizers"]}
     for slot in trainer.slots.values():
@@ -244,10 +223,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
     states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
     for config, version, waits in states:
         config.seen_version, config.waits = version, waits
-    if ours["epoch_ended"]:
-        if ours["schedulers_due"]:
-            lr_stepping.step_epoch_monitored(trainer)
-        loop.epoch, loop.batches_done = loop.epoch + 1, 0
+    loop.resume()
 
 
 def _restore_gradients(trainer: Trainer, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:

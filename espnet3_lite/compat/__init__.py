@@ -21,7 +21,7 @@ def _names_in(package: str) -> list[str]:
 _HOME = {
     # Lightning
     "LightningModule": ("module.lite_module", "LiteModule"),
-    "LightningDataModule": ("module.lite_module", "LiteDataModule"),
+    "LightningDataModule": ("module.data_module", "LiteDataModule"),
     "Trainer": ("trainer.trainer", "Trainer"),
     "Callback": ("callbacks.base", "Callback"),
     "seed_everything": ("seed", "seed_everything"),

@@ -15,6 +15,7 @@ from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -56,10 +57,17 @@ class Strategy:
 
     def vote(self, trainer: Trainer, steps: list, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
-        if trainer.signals.received is None and not trainer.detect_anomaly:
+        if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
             if all_sound(steps, batch_weight(trainer)):
                 return GO_ON
         return vote_alone(trainer, steps)
+
+    def before_forward(self, closes: bool) -> None:
+        """The next forward pass comes; it `closes` the plain optimizer's window, or not."""
+
+    def synchronizes(self, slot: OptimizerSlot) -> bool:
+        """True when the backward pass that just ran left gradients that all ranks share."""
+        return True
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace gradients by their means over the ranks."""

@@ -88,7 +88,7 @@ def vote_alone(trainer: Trainer, steps: Sequence) -> Verdict:
         weight = batch_weight(trainer)
         if not reason and weight is not None and not is_sound(float(weight)):
             reason = f"the weight is {float(weight)}"
-    return Verdict(skip=bool(reason), reason=reason, signal=trainer.signals.received is not None)
+    return Verdict(skip=bool(reason), reason=reason, signal=trainer.stopping.signals.received is not None)
 
 
 def vote_together(strategy: Any, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
@@ -105,7 +105,7 @@ def vote_together(strategy: Any, trainer: Trainer, steps: Sequence, is_last: boo
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0
-    flags = (0.0, is_last or data.ended, trainer.signals.received is not None, trainer.should_stop, active)
+    flags = (0.0, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active)
     vector = torch.tensor(
         [*flags, *(slot.name in losses for slot in slots), *[0.0] * strategy.world_size],
         dtype=torch.float64,

@@ -158,7 +158,7 @@ class ESPnetModule(LiteModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""
-        slot = self.trainer.slot_of(optimizer)
+        slot = self.trainer.plan.slot_of(optimizer)
         self.trainer.metrics.hook = "training_step"
         self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), prog_bar=True)
 

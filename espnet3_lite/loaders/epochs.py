@@ -112,7 +112,7 @@ class TrainData:
             self._first_item = state["position"] if known else skip * loader.step_size
             loader.start_at(self._first_item)
             self.first_batch = self._index_at(loader, self._first_item)
-        elif skip and (state is None or not self._knows_its_position(state)):
+        elif skip and not over and (state is None or not self._knows_its_position(state)):
             loader.start_at(skip)
         return iter(()) if over else self._until_the_last(loader, iter(loader))
 

@@ -27,13 +27,18 @@ from espnet3_lite.loaders.requests import (
 from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
-from espnet3_lite.trainer.states import RunningStage
+from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
+from espnet3_lite.trainer.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
 _WORDS = {"val": "validation", "test": "test", "predict": "predict"}
+
+
+class ValidationBrokenOff(Exception):
+    """A signal ends a validation within a fit; it never leaves `validate_within_fit`."""
 
 
 class EvaluationLoop:
@@ -138,13 +143,13 @@ class EvaluationLoop:
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation, over=True)  # what belongs to no loader
             logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
-            if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.automatic_optimization:
+            if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.plan.automatic_optimization:
                 with torch.enable_grad():
                     lr_stepping.step_after_validation(trainer, end_of_epoch)
             if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
                 trainer.log_metrics(logged)
             if in_fit and trainer.state.stage == RunningStage.VALIDATING:
-                trainer.fit_loop.validated = True  # a checkpoint that the next hook saves stands behind this validation
+                trainer.fit_loop.after_validation()  # a checkpoint that the next hook saves stands behind it
             call(f"on_{word}_end")
             metrics.active = metrics.training
             self.restore_training_mode() if self.prefix == "predict" else getattr(module, f"on_{word}_model_train")()
@@ -156,7 +161,7 @@ class EvaluationLoop:
 
     def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
         trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
-        step = getattr(trainer.lightning_module, f"{word}_step")
+        step, precision = getattr(trainer.lightning_module, f"{word}_step"), trainer.precision_plugin
         takes = positional_arguments(step)
         if takes is not None and takes < 3 and len(self.loaders) > 1:
             raise RuntimeError(
@@ -172,20 +177,16 @@ class EvaluationLoop:
             return outputs
         batch_idx = -1
         for batch_idx, batch in enumerate(itertools.islice(iter(loader), None if count == math.inf else int(count))):
-            trainer.heed_signal_in_validation()
-            if trainer.transfers_batches:
-                batch = trainer.transfer_batch(batch, index)
+            self._heed_signal()
+            if trainer.plan.transfer is not None:
+                batch = trainer.plan.transfer(batch, index)
             metrics.start_batch(batch)
             place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
             replaying = loader.replaying  # with FSDP: for the other ranks' sake, after all of ours
             if not replaying:
                 call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
-            with (
-                contextlib.nullcontext()
-                if trainer.precision_plugin.plain
-                else trainer.precision_plugin.forward_context()
-            ):
+            with contextlib.nullcontext() if precision.plain else precision.forward_context():
                 output = step(*(place if takes is None else place[:takes]))
             if replaying:
                 metrics.discard_batch()
@@ -207,6 +208,13 @@ class EvaluationLoop:
         _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
 
+    def _heed_signal(self) -> None:
+        """Between two batches: a signal breaks off a fit's validation. Several ranks wait for the next vote."""
+        trainer = self.trainer
+        if trainer.stopping.signals.received is not None and trainer.state.stage == RunningStage.VALIDATING:
+            if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
+                raise ValidationBrokenOff
+
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""
         self.restore_training_mode()
@@ -219,6 +227,24 @@ class EvaluationLoop:
         self._modes.clear()
 
 
+def validate_within_fit(trainer: Trainer) -> None:
+    """A validation between two training batches. A signal breaks it off: the resumed run validates anew."""
+    loop, fit_loop, metrics = trainer.evaluation_loops["val"], trainer.fit_loop, trainer.metrics
+    trainer.state.stage = RunningStage.VALIDATING
+    fit_loop.random_before_validation = before = collect_random_state()
+    loop.setup_if_due()
+    published = metrics.published()
+    try:
+        loop.run(end_of_epoch=fit_loop.is_last_batch)
+        fit_loop.validation_ran = True
+    except ValidationBrokenOff:
+        loop.abandon()
+        metrics.put_back(published)  # a loader that was through has no say: the resumed run asks it again
+        restore_random_state(before)
+        trainer.stopping.by_signal = True
+    trainer.state.stage = RunningStage.TRAINING
+
+
 def sanity_check(trainer: Trainer) -> None:
     """A few validation batches before training, so that a mistake there shows now and not after an hour.
 
@@ -229,7 +255,7 @@ def sanity_check(trainer: Trainer) -> None:
     resumed = trainer.metrics.state_dict()
     trainer.metrics.clear()
     trainer.call("on_sanity_check_start")
-    with trainer.isolated_random_state():
+    with isolated_random_state():
         loop.setup_if_due()
         loop.run(trainer.num_sanity_val_batches)
     trainer.call("on_sanity_check_end")

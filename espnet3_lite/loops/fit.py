@@ -13,7 +13,14 @@
             if due: validate
         epoch schedulers, checkpoints
 
-Which optimizer is in `optim/slots.py`, which process in `distributed/`, evaluation in `evaluation.py`.
+Which optimizer is in `optim/slots.py`, which process in `distributed/`, evaluation in `evaluation.py`, and where an
+epoch stands in `progress.py`. A few words are our own:
+
+- A *vote* is the one exchange between the ranks in each batch: may it be used, is it the last, does somebody want to
+  stop? Its outcome, the *verdict*, is the same on all ranks. One process votes alone.
+- A *window* is the run of backward passes whose gradients make one step (`accumulate_grad_batches`).
+- A *slot* is an optimizer with its window: what is pending in it, and how often it has stepped.
+- A rank's *share* is the part of the data that it trains on.
 """
 
 from __future__ import annotations
@@ -24,83 +31,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.exceptions import StopTrainingError
+from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
+from espnet3_lite.loops.evaluation import validate_within_fit
 from espnet3_lite.loops.nonfinite import skip_batch, skip_steps
+from espnet3_lite.loops.progress import EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
-from espnet3_lite.optim.slots import OptimizerSlot, clip_slot, outputs_of, route
+from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
+from espnet3_lite.seed import restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-class FitLoop:
+class FitLoop(Progress):
     """The training loop of one trainer, and all that it counts.
 
     Args:
-        trainer: Its settings are read here; nothing of it is changed but `should_stop`.
+        trainer: Its settings and its plan are read here.
     """
 
     def __init__(self, trainer: Trainer):
+        super().__init__()
         self.trainer = trainer
-        self.epoch = 0
-        #: Batches in which at least one optimizer stepped (with manual optimization: optimizer steps).
-        self.global_step = 0
-        #: Training batches seen in all, and within the epoch.
-        self.batches_seen = self.batches_done = 0
-        #: The loggers' axis: batches that stepped before the one in work.
-        self.batches_stepped = 0
-        self.uncounted = 0  # 1 from a step until its validation is over, when it is counted in there
-        self.consecutive_skips, self.gradient_failed = 0, False
-        self.failed_steps: list[tuple[str, float]] = []  # in the batch in work: whose, and its norm
-        #: The batch in work is its epoch's last; that one is over.
-        self.is_last_batch = self.last_is_done = False
-        #: Where a checkpoint of this moment stands: its validation is over; its epoch is over; the order of the epoch's
-        #: batches was drawn; its monitored schedulers have not stepped yet, though it is over.
-        self.validated = self.epoch_ended = self.epoch_begun = self.schedulers_due = False
-        #: Read from a checkpoint: what the next run begins with.
-        self.resumed_within_epoch = False
-        self.forward_only = False  # set by a callback, to recompute BatchNorm statistics
-
-    # ---- the run ---------------------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """All epochs, from wherever the counters stand."""
-        trainer, call = self.trainer, self.trainer.call
-        ends_here = self.resumed_within_epoch and self.global_step >= self.max_steps  # its validation and end are due
-        if not ends_here and self.done():
-            return
-        try:
-            call("on_train_start")
-            while self.resumed_within_epoch or not self.done():
-                self.train_epoch()
-                if trainer.stops_now:
-                    break
-        except StopTrainingError as error:
-            trainer.stop_by(error)
-        if trainer.strategy.any(trainer.stop_error is not None):  # collective: all ranks end the run
-            call("on_stop_training_error")
-        call("on_train_end")
-
-    def done(self) -> bool:
-        """True when a limit is reached or somebody wanted to stop; says which."""
-        trainer = self.trainer
-        if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
-            rank_zero_info("`Trainer.fit` stopped: No training batches.")
-        elif self.global_step >= self.max_steps:
-            rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
-        elif trainer.max_epochs != -1 and self.epoch >= trainer.max_epochs:
-            rank_zero_info("`Trainer.fit` stopped: `max_epochs=%d` reached.", trainer.max_epochs)
-        elif not (trainer.stop_is_agreed and self.can_stop()):
-            return False
-        return True
-
-    @property
-    def max_steps(self) -> int | float:
-        """The trainer's limit; a batch that steps several times by hand may jump over it."""
-        return self.trainer.max_steps if self.trainer.max_steps != -1 else math.inf
+        self.work = BatchInWork()
+        #: Set by a callback, to recompute BatchNorm statistics.
+        self.forward_only = False
+        #: Each rank's random state, from a checkpoint; put back where the run goes on.
+        self.resumed_random_states: list[dict[str, Any]] | None = None
+        #: A checkpoint that is saved within a validation has it run again, with these random numbers.
+        self.random_before_validation: dict[str, Any] | None = None
 
     @property
     def max_epochs(self) -> int:
@@ -111,84 +73,78 @@ class FitLoop:
     def max_epochs(self, epochs: int) -> None:
         self.trainer.max_epochs = epochs
 
-    def can_stop(self) -> bool:
-        """False while `min_epochs` or `min_steps` is not reached."""
-        trainer, epochs = self.trainer, self.epoch + (1 if self.epoch_ended else 0)
-        return epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All epochs, from wherever the counters stand."""
+        trainer, call, stopping = self.trainer, self.trainer.call, self.trainer.stopping
+        ends_here = self.within_epoch and self.global_step >= stopping.max_steps  # its validation and its end are due
+        if not ends_here and stopping.limit_is_reached():
+            return
+        try:
+            call("on_train_start")
+            while self.within_epoch or not stopping.limit_is_reached():
+                self.train_epoch()
+                if stopping.now:
+                    break
+        except StopTrainingError as error:
+            stopping.leave(error)
+        if trainer.strategy.any(stopping.error is not None):  # collective: all ranks end the run
+            call("on_stop_training_error")
+        self.work.clear()
+        call("on_train_end")
+
+    # ---- an epoch --------------------------------------------------------------------------------------------------
 
     def train_epoch(self) -> None:
-        """One epoch, or what is left of it after a resume: each batch from the loader to its validation.
+        """One epoch, or what is left of it after a resume: each batch from the loader to its validation."""
+        trainer, plan, work = self.trainer, self.trainer.plan, self.work
+        call, hooks = trainer.hook_calls.call, trainer.hook_calls.listeners
+        metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
+        batches, precision, scaler = self.begin_epoch(), trainer.precision_plugin, trainer.precision_plugin.scaler
+        optimizes = plan.automatic_optimization and not self.forward_only
 
-        The body is one piece, and what an epoch does not change is looked up before it: so the trainer's own work in a
-        step is a few microseconds (`benchmarks/step.py`).
-        """
-        trainer, call, module = self.trainer, self.trainer.call, self.trainer.lightning_module
-        batches = self.begin_epoch()
-        metrics, strategy, slots = trainer.metrics, trainer.strategy, trainer.slots
-        several, plain = strategy.world_size > 1, trainer.precision_plugin.plain
-        optimizes = trainer.automatic_optimization and not self.forward_only
-        overridden, max_steps = trainer.overridden_methods, self.max_steps
+        for work.batch, self.is_last_batch in batches:
+            # ---- Next batch: to the device, and announced.
+            work.index = batch_idx = self.batches_done
+            if plan.transfer is not None:
+                work.batch = plan.transfer(work.batch, 0)
+            metrics.start_batch(work.batch)
+            if hooks["on_train_batch_start"]:
+                response = call("on_train_batch_start", work.batch, batch_idx)
+                if trainer.hook_calls.ends_epoch(response):  # the module's hook returned -1
+                    self.is_last_batch = True
+                    self.count_batch()
+                    self.stage = EpochStage.BATCHES_OVER
+                    break
 
-        for batch, self.is_last_batch in batches:
-            batch_idx, hooks, scaler = self.batches_done, trainer.hooks, trainer.precision_plugin.scaler
-            if trainer.transfers_batches:
-                batch = trainer.transfer_batch(batch, 0)
-            metrics.start_batch(batch)
-            if hooks["on_train_batch_start"] and trainer.ends_epoch(call("on_train_batch_start", batch, batch_idx)):
-                self.is_last_batch = True  # the module's hook returned -1
-                self.close_batch()
-                break
-
+            # ---- Forward.
             accumulate = trainer.accumulate_grad_batches
-            closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0  # the plain optimizer's window
-            if several:
-                strategy.before_forward(closes)
+            work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
+            strategy.before_forward(work.closes)
             metrics.hook = "training_step"
-            if plain:
-                output = trainer.training_step(batch, batch_idx)
+            if precision.plain:
+                work.output = plan.training_step(work.batch, batch_idx)
             else:
-                with trainer.precision_plugin.forward_context():
-                    output = trainer.training_step(batch, batch_idx)
-            losses = steps = route(output, slots, accumulate) if optimizes else ()
+                with precision.forward_context():
+                    work.output = plan.training_step(work.batch, batch_idx)
+            work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
 
-            # All that the ranks must agree on, before backward: one all-reduce, or none for one process.
-            verdict = strategy.vote(trainer, steps, self.is_last_batch)
-            closing: list[OptimizerSlot] = []
-            if verdict is not GO_ON:
-                self.heed(verdict, batch_idx)
-                closes = closes or self.is_last_batch
-                losses = () if verdict.skip else verdict.weigh(steps)
-                if verdict.skip and closes:  # nothing is added to a window; what is pending in it is stepped now
-                    closing = [slot for slot in slots.values() if slot.name is None and slot.pending]
+            # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
+            work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
+            if work.verdict is not GO_ON:
+                self.heed(work.verdict)
 
-            # All backward passes, in the list's order. With several optimizers each is restricted to its own
-            # parameters: no other gradient is even computed. A graph that others may share is kept until the last one.
-            for position, (loss, slot) in enumerate(losses, start=1):
-                if not slot.open or (slot.name is None and batch_idx % accumulate == 0):
-                    if hooks["on_before_zero_grad"]:
-                        call("on_before_zero_grad", slot.optimizer)
-                    if "optimizer_zero_grad" in overridden:
-                        module.optimizer_zero_grad(self.epoch, batch_idx, slot.optimizer)
-                    else:
-                        slot.zero_grad()
-                    slot.open, slot.pending = True, 0
-                if loss is not None:
-                    self.backward(loss, slot, retain_graph=position < len(losses))
-                    slot.pending += 1
-                    slot.synchronized = not several or strategy.synchronizes(slot)
-                if closes if slot.name is None else slot.pending >= slot.window:
-                    closing.append(slot)
+            # ---- Backward: all passes, in the list's order.
+            if work.losses:
+                self.backward_all()
 
-            # Then all steps, in the list's order.
-            if several:
-                strategy.share_gradients(closing)
-            if scaler is not None and not any(slot.pending for slot in closing):
-                scaler = None  # no backward pass: nothing to unscale
-            stepped: list[OptimizerSlot] = []
-            for slot in closing:
-                if trainer.closure_wanted:
-                    loss = losses[0][0] if losses else None
-                    finite = step_with_closure(self, slot, loss, verdict, batch, batch_idx)
+            # ---- Update: then all steps, in the list's order.
+            strategy.share_gradients(work.closing)
+            scaled = scaler is not None and any(slot.pending for slot in work.closing)
+            for slot in work.closing:
+                if plan.closure_wanted:
+                    finite = step_with_closure(self, slot)
                 else:
                     finite = self.prepare_step(slot)
                     if scaler is not None and slot.pending:
@@ -198,156 +154,197 @@ class FitLoop:
                 slot.open, slot.pending = False, 0
                 if finite:
                     slot.update_step += 1
-                    stepped.append(slot)
-            if scaler is not None:
-                trainer.precision_plugin.update_scaler(slots.values())
-            if stepped:
-                self.global_step += 1
-                self.gradient_failed = False
-                if trainer.lr_scheduler_configs:
-                    lr_stepping.step_after_update(trainer, stepped, batch_idx)
-            if self.failed_steps:
-                skip_steps(self, batch_idx, bool(stepped))
-            if self.consecutive_skips and not verdict.skip and not self.gradient_failed:
-                self.consecutive_skips = 0
+                    work.stepped.append(slot)
+            if scaled:
+                precision.update_scaler(plan.slots.values())
 
-            self.close_batch()
-            self.uncounted = int(bool(stepped) or not trainer.automatic_optimization)
-            saves = hooks["on_train_batch_end:monitoring"]
-            outputs = outputs_of(output, steps) if (saves or hooks["on_train_batch_end"]) and not verdict.skip else None
-            if hooks["on_train_batch_end"]:
-                call("on_train_batch_end", outputs, batch, batch_idx)
-            if several and trainer.train_data.replaying:
-                metrics.discard_batch()  # what was logged for another rank's data, or a second time
-            if stepped and trainer.lr_scheduler_configs:
-                lr_stepping.step_waiting(trainer)
-            if self.uncounted and trainer.loggers and trainer.should_log_step:
-                trainer.log_metrics(metrics.step_values())
-            if saves:  # when nothing is left to do for this batch that a resumed run would not do
-                call("on_train_batch_end:monitoring", outputs, batch, batch_idx)
-            self.validated = not trainer.validates
-            if trainer.validates:
-                self.validate_if_due(batch_idx)
-            if not trainer.stopped_by_signal:  # else the resumed run validates, before this batch is counted
-                self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
-            wanted = trainer.should_stop or trainer.stopped_by_signal or trainer.stop_error
-            if self.is_last_batch or self.global_step >= max_steps or (wanted and self.stops_within_epoch()):
+            # ---- Finish: counters, schedulers, hooks, loggers, what saves; then the validation that is due.
+            self.finish_batch()
+            self.validate_if_due()
+
+            # ---- Go on?
+            work.clear()
+            if self.is_last_batch or stopping.after_batch():
                 break
-        if not trainer.stops_now or (self.is_last_batch and self.validated and not trainer.stopped_by_signal):
+        if not stopping.now or (self.stage is EpochStage.BATCHES_OVER and not stopping.by_signal):
             self.end_epoch()
 
     def begin_epoch(self) -> Iterable[tuple[Any, bool]]:
-        """The epoch's batches, each with whether it is the last; none where a resumed run finds the epoch over."""
-        trainer, data = self.trainer, self.trainer.train_data
+        """The epoch's batches, each with whether it is the last; none where a resumed run finds them over."""
+        trainer, data, resumed = self.trainer, self.trainer.train_data, self.within_epoch
         data.reload_if_due()
-        resumed, self.resumed_within_epoch = self.resumed_within_epoch, False
         if not resumed:
-            trainer.restore_random_state()  # of a run that resumes between two epochs
-            self.batches_done, self.validated, self.epoch_ended, self.last_is_done = 0, False, False, False
+            self.restore_random_state()  # of a run that resumes between two epochs
+            self.batches_done = 0
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
-        self.epoch_begun = True
         self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
-        trainer.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
-        if resumed:
-            lr_stepping.step_waiting(trainer)  # where the batch's hooks had not all logged
-        if resumed and self.batches_done and not self.validated:
-            self.validate_if_due(self.batches_done - 1)
-        if not trainer.stopped_by_signal:
-            self.batches_stepped, self.uncounted = self.batches_stepped + self.uncounted, 0
-        over = (resumed and self.is_last_batch) or self.global_step >= self.max_steps or self.stops_within_epoch()
-        return () if over else batches
-
-    def stops_within_epoch(self) -> bool:
-        """After a batch: no further one, since a signal came or somebody wanted to stop?"""
-        trainer = self.trainer
-        return trainer.stops_now or (trainer.stop_is_agreed and self.can_stop())
+        self.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
+        if self.stage is EpochStage.BATCH_OPEN:
+            lr_stepping.step_waiting(trainer)  # not all of the batch's hooks had logged
+        if self.batch_is_open and self.batches_done:
+            self.validate_if_due()
+        elif not resumed or self.batch_is_open:
+            self.stage = EpochStage.BATCHES
+        if not self.batch_is_open:
+            self.count_on_axis()
+        return batches if self.stage is EpochStage.BATCHES and not trainer.stopping.after_batch() else ()
 
     def end_epoch(self) -> None:
         """Means of the epoch, monitored schedulers, hooks: callbacks, the module, then what decides by a metric."""
         trainer, call, metrics, strategy = self.trainer, self.trainer.call, self.trainer.metrics, self.trainer.strategy
-        self.epoch_ended = True
-        self.schedulers_due = trainer.automatic_optimization and self.is_last_batch
+        schedulers_due = trainer.plan.automatic_optimization and self.is_last_batch
+        self.stage = EpochStage.SCHEDULERS_DUE if schedulers_due else EpochStage.END_HOOKS
         logged = metrics.end_epoch(metrics.training)
         call("on_train_epoch_end")
         logged.update(metrics.end_epoch(metrics.training))  # what these hooks logged
-        if self.schedulers_due:
-            self.schedulers_due = False
+        if schedulers_due:
+            self.stage = EpochStage.END_HOOKS
             lr_stepping.step_epoch_monitored(trainer)  # by a training metric; the others stepped after validation
-            if trainer.validation_ran:
+            if self.validation_ran:
                 lr_stepping.require_monitored(trainer)
         trainer.log_metrics(logged, ago=1)  # before a checkpoint is saved: who resumes there does not do it again
         call("on_train_epoch_end:monitoring")
         trainer.log_metrics(metrics.end_epoch(metrics.training), ago=1)
         metrics.forget_steps()
-        trainer.agree_to_stop(strategy.any(trainer.should_stop))  # collective: all ranks end the epoch
-        self.epoch += 1
-        self.batches_done, self.epoch_ended, self.epoch_begun = 0, False, False
+        trainer.stopping.agree(strategy.any(trainer.stopping.wanted))  # collective: all ranks end the epoch
+        self.begin_next_epoch()
 
-    # ---- parts of a batch ------------------------------------------------------------------------------------------
+    def resume(self) -> None:
+        """A checkpoint's counters are loaded. If it was saved while its epoch ended, the rest of that is done here."""
+        if self.stage is EpochStage.SCHEDULERS_DUE:
+            lr_stepping.step_epoch_monitored(self.trainer)
+        if self.epoch_ended:
+            self.begin_next_epoch()
 
-    def heed(self, verdict: Verdict, batch_idx: int) -> None:
+    def restore_random_state(self) -> None:
+        """Put this rank's random state back, once, in a run that resumes."""
+        states, self.resumed_random_states = self.resumed_random_states, None
+        if states:
+            restore_random_state(states[self.trainer.global_rank % len(states)])
+
+    # ---- the acts of a batch ---------------------------------------------------------------------------------------
+
+    def heed(self, verdict: Verdict) -> None:
         """Follow a vote that says more than "go on"."""
-        trainer = self.trainer
-        trainer.stopped_by_signal = trainer.stopped_by_signal or verdict.signal
-        trainer.agree_to_stop(trainer.stop_is_agreed or verdict.stop)
+        work, stopping = self.work, self.trainer.stopping
+        stopping.by_signal = stopping.by_signal or verdict.signal
+        stopping.agree(stopping.agreed or verdict.stop)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
-        if verdict.skip:
-            skip_batch(self, batch_idx, verdict.reason)
+        work.closes = work.closes or self.is_last_batch
+        if not verdict.skip:
+            work.losses = verdict.weigh(work.steps)
+            return
+        skip_batch(self, verdict.reason)
+        work.losses = ()
+        if work.closes:  # nothing is added to the window; what is pending in it is stepped now
+            slots = self.trainer.plan.slots.values()
+            work.closing = [slot for slot in slots if slot.name is None and slot.pending]
+
+    def backward_all(self) -> None:
+        """Propagate each loss, and find out which windows are full. A graph is kept until its last pass is over."""
+        trainer, plan, work = self.trainer, self.trainer.plan, self.work
+        new_window = work.index % trainer.accumulate_grad_batches == 0
+        for position, (loss, slot) in enumerate(work.losses, start=1):
+            if not slot.open or (slot.name is None and new_window):
+                if trainer.hook_calls.listeners["on_before_zero_grad"]:
+                    trainer.call("on_before_zero_grad", slot.optimizer)
+                if "optimizer_zero_grad" in plan.overridden:
+                    trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
+                else:
+                    slot.zero_grad()
+                slot.open, slot.pending = True, 0
+            if loss is not None:
+                self.backward(loss, slot, retain_graph=position < len(work.losses))
+                slot.pending += 1
+                slot.synchronized = trainer.strategy.synchronizes(slot)
+            if work.closes if slot.name is None else slot.pending >= slot.window:
+                work.closing.append(slot)
 
     def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
         """One backward pass with its hooks, for one optimizer."""
-        trainer, call = self.trainer, self.trainer.call
+        trainer, hooks = self.trainer, self.trainer.hook_calls.listeners
         if trainer.precision_plugin.scaler is not None:
             loss = trainer.precision_plugin.scaler.scale(loss)
-        if trainer.hooks["on_before_backward"]:
-            call("on_before_backward", loss)
-        if slot.name is None and "backward" in trainer.overridden_methods:
+        if hooks["on_before_backward"]:
+            trainer.call("on_before_backward", loss)
+        if slot.name is None and "backward" in trainer.plan.overridden:
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         elif slot.name is None:
             loss.backward()
         else:
             slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
-        if trainer.hooks["on_after_backward"]:
-            call("on_after_backward")
+        if hooks["on_after_backward"]:
+            trainer.call("on_after_backward")
 
     def prepare_step(self, slot: OptimizerSlot) -> bool:
-        """Make a full window ready to step: ranks, scaler, hook, clipping. False when its gradient is not finite."""
+        """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
         if trainer.precision_plugin.scaler is not None and slot.pending:
             trainer.precision_plugin.scaler.unscale_(slot.optimizer)
-        if trainer.hooks["on_before_optimizer_step"]:
+        if trainer.hook_calls.listeners["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
-        if not trainer.checks_gradients:
-            return True
-        norm = clip_slot(trainer, slot)
-        if math.isfinite(norm):
+        if slot.clipping is None or math.isfinite(norm := slot.clipping.clip(slot.optimizer)):
             return True
         trainer.metrics.discard_since(logged)  # of this step alone; other optimizers may step
         if trainer.precision_plugin.scaler is None:  # with a scaler this is how it finds its scale
             slot.zero_grad()
-            self.failed_steps.append(("" if slot.name is None else f" of {slot.name!r}", norm))
+            self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
 
-    def close_batch(self) -> None:
+    def count_batch(self) -> None:
         """Count the batch; epoch schedulers without a metric step with the epoch's last one."""
         self.batches_seen += 1
         self.batches_done += 1
-        self.validated, self.last_is_done = False, self.is_last_batch
-        if self.is_last_batch and self.trainer.automatic_optimization:
+        self.stage = EpochStage.BATCH_OPEN
+        if self.is_last_batch and self.trainer.plan.automatic_optimization:
             lr_stepping.step_with_epoch(self.trainer)
+
+    def finish_batch(self) -> None:
+        """Count, step schedulers, call hooks. What saves comes last: all that is left then, a resumed run does."""
+        trainer, plan, work = self.trainer, self.trainer.plan, self.work
+        call, hooks, skipped = trainer.call, trainer.hook_calls.listeners, work.verdict.skip
+        if work.stepped:
+            self.global_step += 1
+            self.gradient_failed = False
+            if plan.schedulers:
+                lr_stepping.step_after_update(trainer, work.stepped, work.index)
+        if work.failed:
+            skip_steps(self)
+        if self.consecutive_skips and not skipped and not self.gradient_failed:
+            self.consecutive_skips = 0
+
+        self.count_batch()
+        self.uncounted = int(bool(work.stepped) or not plan.automatic_optimization)
+        listened = hooks["on_train_batch_end"] or hooks["on_train_batch_end:monitoring"]
+        outputs = outputs_of(work.output, work.steps) if listened and not skipped else None
+        if hooks["on_train_batch_end"]:
+            call("on_train_batch_end", outputs, work.batch, work.index)
+        if trainer.train_data.replaying:
+            trainer.metrics.discard_batch()  # what was logged for another rank's data, or a second time
+        if work.stepped and plan.schedulers:
+            lr_stepping.step_waiting(trainer)
+        if self.uncounted and trainer.loggers and trainer.should_log_step:
+            trainer.log_metrics(trainer.metrics.step_values())
+        if hooks["on_train_batch_end:monitoring"]:
+            call("on_train_batch_end:monitoring", outputs, work.batch, work.index)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
-    def validate_if_due(self, batch_idx: int) -> None:
-        """Validate after this batch, if the settings say so."""
-        trainer = self.trainer
-        if trainer.stops_now:
-            return  # what is due is the resumed run's
-        if trainer.validation_is_due(batch_idx, self.is_last_batch):
-            if not any(slot.pending for slot in trainer.slots.values()):  # never what is pending
-                trainer.lightning_module.on_validation_model_zero_grad()
-            trainer.validate_within_fit()
-            trainer.agree_to_stop(trainer.strategy.any(trainer.should_stop))  # collective: all ranks have validated
-        self.validated = not trainer.stopped_by_signal  # which broke this validation off
+    def validate_if_due(self) -> None:
+        """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
+        trainer, schedule, stopping = self.trainer, self.trainer.plan.validation, self.trainer.stopping
+        self.stage = EpochStage.VALIDATION_DUE
+        if schedule.enabled:
+            if stopping.now:
+                return
+            if schedule.is_due(self.batches_done - 1, self.is_last_batch):
+                if not any(slot.pending for slot in trainer.plan.slots.values()):  # never what is pending
+                    trainer.lightning_module.on_validation_model_zero_grad()
+                validate_within_fit(trainer)
+                stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated
+                if stopping.by_signal:
+                    return
+        self.after_validation()
+        self.count_on_axis()

@@ -13,8 +13,6 @@ import torch
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics.logged_value import (
-    DEFAULTS,
-    EPOCH_HOOKS,
     LoggedValue,
     as_number,
     check_weight,
@@ -23,6 +21,7 @@ from espnet3_lite.metrics.logged_value import (
 )  # fmt: skip
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.metrics.rank_sums import reduce_over_ranks
+from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -99,7 +98,7 @@ class Metrics:
         entry.update(tensor, 1 if batch_size is None else batch_size)
 
     def _new_entry(self, name: str, arguments: tuple) -> LoggedValue:
-        if self.hook not in DEFAULTS:
+        if self.hook not in LOG_DEFAULTS:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
             )
@@ -114,7 +113,7 @@ class Metrics:
                     f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
                     f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
                 )
-        on_step, on_epoch, step_possible = DEFAULTS[self.hook]
+        on_step, on_epoch, step_possible = LOG_DEFAULTS[self.hook]
         given_step, given_epoch = arguments[2], arguments[3]
         if given_step and not step_possible:
             raise MisconfigurationException(
@@ -146,8 +145,7 @@ class Metrics:
 
     def start_batch(self, batch: Any) -> None:
         """A new batch is in work."""
-        self.batch = batch
-        self._batch_size = None
+        self.batch, self._batch_size = batch, None
         self._touched.clear()
 
     def discard_batch(self) -> None:
@@ -294,7 +292,7 @@ class Metrics:
                 entry.fresh = False
                 self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
                 self._count(entry, entry.step_name) if training else None
-            elif entry.hook in EPOCH_HOOKS and self.batch is None:  # seen at once; counts when its epoch is over
+            elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 self._set(entry, entry.epoch_name, entry.epoch_value(), decides=True)
 
     def clear(self) -> None:

@@ -11,26 +11,6 @@ import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
 
-_STEP_HOOKS = (
-    "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step", "on_before_zero_grad", "backward", "optimizer_step", "optimizer_zero_grad",
-    "lr_scheduler_step", "configure_gradient_clipping",
-)  # fmt: skip
-_EVALUATION_HOOKS = tuple(
-    f"{prefix}{stage}{suffix}"
-    for stage in ("validation", "test")
-    for prefix, suffix in (("", "_step"), ("on_", "_batch_start"), ("on_", "_batch_end"))
-)
-EPOCH_HOOKS = (
-    "on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_epoch_start",
-    "on_validation_epoch_end", "on_test_start", "on_test_epoch_start", "on_test_epoch_end",
-)  # fmt: skip
-#: hook -> (on_step, on_epoch) by default, and whether on_step=True is possible. Lightning's table.
-DEFAULTS = {
-    **{hook: (True, False, True) for hook in _STEP_HOOKS},
-    **{hook: (False, True, True) for hook in _EVALUATION_HOOKS},
-    **{hook: (False, True, False) for hook in EPOCH_HOOKS},
-}
 _REDUCTIONS = ("mean", "sum", "min", "max")
 
 

@@ -1,6 +1,6 @@
 """The hooks of a module: every event of the callbacks, without the trainer and module arguments, and a few of its own.
 
-All do nothing until overridden, and what is not overridden is not called. The order is in `callbacks.base.HOOKS`.
+All do nothing until overridden, and what is not overridden is not called. The order is in `trainer/hook_table.py`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class ModuleHooks:
 
     def on_validation_model_train(self) -> None:
         """How it comes back; by default every submodule gets the mode that it had before."""
-        self.trainer._restore_training_mode()
+        self.trainer.evaluation_loop.restore_training_mode()
 
     def on_validation_model_zero_grad(self) -> None:
         """Free gradients before a validation; called only where no accumulation window is open."""
@@ -143,7 +143,7 @@ class ModuleHooks:
 
     def on_test_model_train(self) -> None:
         """As `on_validation_model_train`."""
-        self.trainer._restore_training_mode()
+        self.trainer.evaluation_loop.restore_training_mode()
 
     def on_predict_model_eval(self) -> None:
         """As `on_validation_model_eval`; after a prediction every submodule gets back its mode, without a hook."""

@@ -1,4 +1,4 @@
-"""What the user writes: `LiteModule`, a model with its steps, optimizers and logging; `LiteDataModule`, its data.
+"""What the user writes: `LiteModule`, a model with its steps, optimizers and logging.
 
 How and when the steps are called is the loop's; the hooks are listed in `hooks.py`.
 """
@@ -15,10 +15,10 @@ from torch import nn
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loops.manual_optimization import manual_backward, toggle, untoggle
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
-from espnet3_lite.optim.slots import clip_gradients
+from espnet3_lite.optim.clipping import clip_gradients
+from espnet3_lite.optim.manual_optimization import manual_backward, toggle, untoggle
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -173,7 +173,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         """
         optimizers = self.trainer.optimizers
         if use_pl_optimizer:
-            optimizers = [self.trainer.slot_of(optimizer).manual for optimizer in optimizers]
+            optimizers = [self.trainer.plan.slot_of(optimizer).manual for optimizer in optimizers]
         return optimizers[0] if len(optimizers) == 1 else optimizers
 
     def lr_schedulers(self) -> Any:
@@ -211,7 +211,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         """
         if not self.automatic_optimization and self._trainer is not None and self._trainer.world_size > 1:
             # Collective: all ranks run the same training_step.
-            self._trainer.strategy.share_gradients([self._trainer.slot_of(optimizer)])
+            self._trainer.strategy.share_gradients([self._trainer.plan.slot_of(optimizer)])
         return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -325,7 +325,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        module = cls._from_hyperparameters(_saved(checkpoint, "hyper_parameters", hparams_file), kwargs)
+        module = cls._from_hyperparameters(saved_hyperparameters(checkpoint, "hyper_parameters", hparams_file), kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
         return module
@@ -335,63 +335,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         return {**self.__dict__, "_trainer": None}
 
 
-class LiteDataModule(HyperparametersMixin):
-    """Data on its own: the loaders and the data hooks of a `LiteModule`, to share between models.
-
-    Its hooks are called before the module's: `prepare_data`, `setup`, `teardown`, the loaders, and the three that move
-    a batch. `state_dict` and `load_state_dict` are kept in checkpoints.
-
-    Example:
-        >>> class Digits(LiteDataModule):
-        ...     def train_dataloader(self):
-        ...         return torch.utils.data.DataLoader([torch.ones(1)] * 4, batch_size=2)
-        >>> len(Digits().train_dataloader())
-        2
-    """
-
-    prepare_data = ModuleHooks.prepare_data
-    setup = ModuleHooks.setup
-    teardown = ModuleHooks.teardown
-    on_before_batch_transfer = ModuleHooks.on_before_batch_transfer
-    transfer_batch_to_device = ModuleHooks.transfer_batch_to_device
-    on_after_batch_transfer = ModuleHooks.on_after_batch_transfer
-    train_dataloader = LiteModule.train_dataloader
-    val_dataloader = LiteModule.val_dataloader
-    test_dataloader = LiteModule.test_dataloader
-    predict_dataloader = LiteModule.predict_dataloader
-
-    trainer: Trainer = None
-
-    @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
-    ) -> Self:
-        """Build the data module from its saved hyperparameters, and load its state.
-
-        Args:
-            checkpoint_path: A file that we or Lightning wrote.
-            map_location: Where to put tensors; the CPU by default.
-            hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
-            kwargs: Arguments of ``__init__``, instead of saved ones.
-        """
-        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        data = cls._from_hyperparameters(_saved(checkpoint, "datamodule_hyper_parameters", hparams_file), kwargs)
-        if cls.__qualname__ in checkpoint:
-            data.load_state_dict(checkpoint[cls.__qualname__])
-        return data
-
-    def on_exception(self, exception: BaseException) -> None:
-        """The run ends by `exception`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to continue."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-
-
-def _saved(checkpoint: Mapping[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
+def saved_hyperparameters(checkpoint: Mapping[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
     """The saved hyperparameters: a YAML file's where one is given."""
     if hparams_file is None:
         return dict(checkpoint.get(key, {}))

@@ -95,7 +95,7 @@ def _is_due(trainer: Trainer, config: LRSchedulerConfig) -> bool:
 
 
 def _step(trainer: Trainer, config: LRSchedulerConfig, metric: Any) -> None:
-    if "lr_scheduler_step" in trainer.overridden_methods:
+    if "lr_scheduler_step" in trainer.plan.overridden:
         trainer.metrics.hook = "lr_scheduler_step"
         trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
     elif metric is None:

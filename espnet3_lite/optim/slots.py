@@ -1,4 +1,4 @@
-"""Which optimizer: (loss, optimizer) pairs, accumulation windows, clipping, and the schedulers that belong to them.
+"""Which optimizer: (loss, optimizer) pairs, accumulation windows, and the schedulers that belong to them.
 
 When these things happen is the loop's. How a configuration file names optimizers is `espnet/module.py`'s.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-
-if TYPE_CHECKING:
-    from espnet3_lite.trainer.trainer import Trainer
+from espnet3_lite.optim.clipping import Clipping
 
 
 class OptimizationStep(NamedTuple):
@@ -70,6 +68,10 @@ class LRSchedulerConfig:
     #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
     waits: bool = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own state, as a checkpoint holds it."""
+        return scheduler_state(self.scheduler)
+
 
 @dataclass(eq=False)
 class OptimizerSlot:
@@ -84,6 +86,8 @@ class OptimizerSlot:
     window: int = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
+    #: What is done before each step; None: nothing.
+    clipping: Clipping | None = None
     #: Successful updates so far.
     update_step: int = 0
     #: Backward passes in the open window.
@@ -236,58 +240,6 @@ def _describe(output: Any) -> str:
     if isinstance(output, (list, tuple)) and not is_step(output):
         return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
     return f"{type(output).__name__}"
-
-
-# ---- clipping ------------------------------------------------------------------------------------------------------
-
-
-def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | None = "norm") -> torch.Tensor | None:
-    """Clip the gradients of an optimizer's parameters in place.
-
-    Args:
-        optimizer: Whose parameters.
-        value: The largest total norm, or the largest absolute value; None or 0 does nothing.
-        algorithm: ``norm`` or ``value``.
-
-    Returns:
-        The total norm before clipping, ``()``; None for ``value`` or where nothing is clipped.
-    """
-    if not value:
-        return None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if algorithm in (None, "norm"):
-        return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
-    if algorithm == "value":
-        torch.nn.utils.clip_grad_value_(parameters, value)
-        return None
-    raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
-    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()
-
-
-def clip_slot(trainer: Trainer, slot: OptimizerSlot) -> float:
-    """Clip a slot's gradients before its step, by its own settings or by the trainer's.
-
-    Returns:
-        The norm before clipping as a number, where somebody wants it checked; 0.0 where nobody does.
-    """
-    module, optimizer, norm = trainer.lightning_module, slot.optimizer, None
-    value, algorithm = slot.gradient_clip_val, slot.gradient_clip_algorithm
-    if slot.name is None:
-        value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-    check = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None or (value and algorithm == "value")
-    if check and (not value or algorithm == "value" or slot.name is None and trainer.clips_by_itself):
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in slot.parameters if p.grad is not None]))
-    if slot.name is None and trainer.clips_by_itself:
-        trainer.metrics.hook = "configure_gradient_clipping"
-        module.configure_gradient_clipping(optimizer, value, algorithm)
-    else:
-        clipped = clip_gradients(optimizer, value, algorithm)
-        norm = clipped if clipped is not None else norm
-    return 0.0 if norm is None else float(norm)  # a CPU-GPU sync point
 
 
 # ---- what `configure_optimizers` returned --------------------------------------------------------------------------

@@ -35,7 +35,11 @@ def write_status(trainer: Trainer, exception: BaseException | None = None) -> No
         return
     signal = None
     if trainer.stopped_by_signal:
-        signal = trainer.signals.received.name if trainer.signals.received is not None else "on another rank"
+        signal = (
+            trainer.stopping.signals.received.name
+            if trainer.stopping.signals.received is not None
+            else "on another rank"
+        )
     status = {
         "call": trainer.state.fn.value,
         "status": trainer.state.status.value,

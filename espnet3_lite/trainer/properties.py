@@ -10,6 +10,9 @@ import torch
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.rank import local_rank
+from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
+from espnet3_lite.loops.evaluation import EvaluationLoop
+from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer.run_history import RunInformation
 from espnet3_lite.trainer.settings import Settings
 from espnet3_lite.trainer.states import RunningStage
@@ -52,6 +55,30 @@ class TrainerProperties(Settings, RunInformation):
         """True on each `log_every_n_steps`-th step, and where the run is about to stop."""
         every = self.log_every_n_steps
         return every > 0 and ((self.fit_loop.batches_stepped + 1) % every == 0 or self.should_stop)
+
+    @property
+    def should_stop(self) -> bool:
+        """Somebody wants the run to end in order. Set it to True in any hook, on any rank."""
+        return self.stopping.wanted
+
+    @should_stop.setter
+    def should_stop(self, wanted: bool) -> None:
+        self.stopping.wanted = wanted
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """A signal, on any rank, ends the run: it will be resumed."""
+        return self.stopping.by_signal
+
+    @property
+    def stop_error(self) -> StopTrainingError | None:
+        """The `StopTrainingError` that ended the run, or None."""
+        return self.stopping.error
+
+    @property
+    def validation_ran(self) -> bool:
+        """There has been a validation within a fit."""
+        return self.fit_loop.validation_ran
 
     @property
     def training(self) -> bool:
@@ -174,7 +201,27 @@ class TrainerProperties(Settings, RunInformation):
 
     @optimizers.setter
     def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self._replace_optimizers(optimizers)
+        if len(optimizers) != len(self.slots):
+            raise MisconfigurationException(
+                f"{len(optimizers)} optimizers for {len(self.slots)} slots; replace one by one"
+            )
+        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
+            slot.optimizer = optimizer
+
+    @property
+    def slots(self) -> dict[Any, OptimizerSlot]:
+        """The optimizers with their windows, by name; one plain optimizer has the name None."""
+        return self.plan.slots
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """The schedulers, and when each steps."""
+        return self.plan.schedulers
+
+    @property
+    def automatic_optimization(self) -> bool:
+        """The loop steps the optimizers; False: the module does."""
+        return self.plan.automatic_optimization
 
     @property
     def logger(self) -> Logger | None:
@@ -224,6 +271,11 @@ class TrainerProperties(Settings, RunInformation):
     def predict_dataloaders(self) -> Any:
         """The loader or loaders of `predict`."""
         return self.evaluation_loops["predict"].given
+
+    @property
+    def evaluation_loop(self) -> EvaluationLoop:
+        """The loop of the evaluation that is on."""
+        return self.evaluation_loops[self.state.stage.dataloader_prefix]
 
     @property
     def num_training_batches(self) -> int | float:

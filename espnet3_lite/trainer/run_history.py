@@ -231,7 +231,7 @@ class RunInformation:
         validation = self.evaluation_loops["val"]
         if self.train_data.loader is None and self.state.fn == "fit":
             self.train_data.setup()
-        if not validation.loaders and self.state.fn == "fit" and self._validates_in_fit():
+        if not validation.loaders and self.state.fn == "fit" and self.plan.validation.enabled:
             validation.setup()
         return RunConfig(
             num_epochs=self.max_epochs,

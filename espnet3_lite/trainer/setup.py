@@ -1,151 +1,150 @@
-"""What a call needs before its first hook: module, callbacks, data, checkpoint, optimizers. No training happens here.
+"""What a call needs before its first hook, as one value: the `RunPlan`. No training happens here.
 
-Defaults and what is made once are `defaults.py`'s; bringing a checkpoint's state back is `run_state.py`'s.
+What is made once, with the trainer, is in `defaults.py`; which checkpoint is taken, in `checkpoint_choice.py`; how its
+state comes back, in `checkpoint/run_state.py`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.base import HOOKS
-from espnet3_lite.callbacks.checkpoint_files import newest_first
-from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint import run_state
-from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn, times_restarted
+from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loops.manual_optimization import ManualOptimizer
+from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.slots import OptimizerSlot, attach_schedulers, parse_optimizers
+from espnet3_lite.optim.clipping import Clipping
+from espnet3_lite.optim.manual_optimization import ManualOptimizer
+from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot, attach_schedulers, parse_optimizers
+from espnet3_lite.trainer.hook_table import HOOKS
+from espnet3_lite.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-def check_module(model: Any) -> None:
-    """Before anything else: what is to run is a `LiteModule`, compiled or not.
+def _no_training_step(batch: Any, batch_idx: int) -> Any:
+    raise RuntimeError("no fit has been set up")
+
+
+@dataclass
+class RunPlan:
+    """What a call has prepared. The loops read it; `trainer.optimizers` and the like are views of it.
+
+    An evaluation leaves the optimizers and schedulers of the fit before it where they are.
+
+    Attributes:
+        validation: When the fit validates.
+        automatic_optimization: The loop steps the optimizers; False: the module does.
+        overridden: The hooks of the module alone that this module defines (`training_step`, `optimizer_step`, ...).
+        transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
+        slots: The optimizers with their windows, by name; one plain optimizer has the name None.
+        schedulers: What ``trainer.lr_scheduler_configs`` shows.
+        training_step: (batch, batch_idx) to its output: the module's, by way of the strategy.
+        closure_wanted: The one optimizer steps by closure: LBFGS, or the module's own `optimizer_step`.
+    """
+
+    validation: ValidationSchedule
+    automatic_optimization: bool = True
+    overridden: frozenset[str] = frozenset()
+    transfer: Callable[[Any, int], Any] | None = None
+    slots: dict[Any, OptimizerSlot] = field(default_factory=dict)
+    schedulers: list[LRSchedulerConfig] = field(default_factory=list)
+    training_step: Callable[[Any, int], Any] = _no_training_step
+    closure_wanted: bool = False
+
+    def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
+        """The slot of an optimizer, or of what stands for one."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
+
+
+def check_module(model: Any) -> LiteModule:
+    """What is to run, without the shell of ``torch.compile``.
 
     Raises:
-        TypeError: it is not.
+        TypeError: it is no `LiteModule`.
     """
-    if not isinstance(getattr(model, "_orig_mod", model), LiteModule):
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, LiteModule):
         raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`")
+    return model
 
 
-def connect(
-    trainer: Trainer, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any
-) -> dict[str, Any] | None:
-    """Module, callbacks, data, checkpoint, optimizers: all that a call needs before its first hook.
+def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
+    """Let module, data and trainer know one another, have the data prepared, and look at what all of them define.
 
     Returns:
-        The checkpoint to resume from, its weights and callback states already restored; or None.
+        The plan so far; `plan_training` completes a fit's.
     """
-    fitting, stage = trainer.state.fn == "fit", trainer.state.fn.value
-    provided, model = model is not None, model if model is not None else trainer.lightning_module
-    trainer.lightning_module = model = getattr(model, "_orig_mod", model)
-    trainer.agree_on_log_dir()
-    # Rank zero's answer for all, which it gives after all that it had to write is written. Collective: all ranks.
-    path = trainer.strategy.broadcast_object(select_checkpoint(trainer, ckpt_path, provided))
-    trainer.ckpt_path = path
-    trainer.given_loaders, trainer.datamodule = given, datamodule if datamodule is not None else trainer.datamodule
-    if not fitting or trainer.train_data.loader is not None:
-        _forget_loaders(trainer, fitting)
-    model.trainer = trainer
-    if trainer.datamodule is not None:
-        trainer.datamodule.trainer = trainer
-    _add_model_callbacks(trainer, model)
+    data = trainer.datamodule
+    module.trainer = trainer
+    if data is not None:
+        data.trainer = trainer
+    _add_model_callbacks(trainer, module)
     if any(callback.uses_run_history for callback in trainer.callbacks):
         trainer.keep_history()
-    _check_steps(trainer, model)
+    _check_steps(trainer, module)
     trainer.metrics.clear()
-
-    data = trainer.datamodule
     if local_rank() == 0:
-        for owner in (data, model):
+        for owner in (data, module):
             if owner is not None:
                 owner.prepare_data()
     trainer.strategy.barrier()  # all ranks: the data must be there
-    find_hooks(trainer, model, data)
+    return begin_plan(trainer, module)
+
+
+def begin_plan(trainer: Trainer, module: LiteModule) -> RunPlan:
+    """What can be known of a call before any hook: what the module defines. Optimizers stay those of the last fit."""
+    trainer.hook_calls.find(module)
+    of_module_alone = (name for name, hook in HOOKS.items() if "callback" not in hook.owners)
+    return replace(
+        trainer.plan,
+        validation=ValidationSchedule(trainer),
+        automatic_optimization=module.automatic_optimization,
+        overridden=frozenset(name for name in of_module_alone if trainer.is_overridden(name, module)),
+        transfer=_compose_transfer(trainer, module),
+    )
+
+
+def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
+    """Set-up hooks, device, weights: all that comes before the optimizers.
+
+    Returns:
+        The checkpoint to start from, its weights and callback states already restored; or None.
+    """
+    data, fitting = trainer.datamodule, trainer.state.fn == TrainerFn.FITTING
+    assert trainer.state.fn is not None
     if data is not None:
-        data.setup(stage)
-    trainer.call("setup", stage)
-    model.configure_model()
-    trainer.precision_plugin.setup(model, trainer.device)  # before weights are loaded: 64-true must not round them
-    trainer.strategy.setup(trainer, model)  # likewise: a sharded model takes only its own parts
-    checkpoint = None
-    if path is not None:
-        checkpoint = trainer.strategy.load_checkpoint(path)
-        run_state.restore_module(trainer, checkpoint, fitting)
-        rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
-                       "checkpoint at %s", path)  # fmt: skip
-    if fitting:
-        configure_optimizers(trainer, model)
-        trainer.training_step = trainer._with_override(trainer.strategy.wrap(trainer, model))
-        trainer.validates = trainer._validates_in_fit()
+        data.setup(trainer.state.fn.value)
+    trainer.call("setup", trainer.state.fn.value)
+    module.configure_model()
+    trainer.precision_plugin.setup(module, trainer.device)  # before weights are loaded: 64-true must not round them
+    trainer.strategy.setup(trainer, module)  # likewise: a sharded model takes only its own parts
+    if trainer.ckpt_path is None:
+        return None
+    checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path)
+    run_state.restore_module(trainer, checkpoint, fitting)
+    rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
+                   "checkpoint at %s", trainer.ckpt_path)  # fmt: skip
     return checkpoint
 
 
-def select_checkpoint(trainer: Trainer, ckpt_path: Any, model_provided: bool) -> str | None:
-    """The file that a call starts from: a path, ``"best"``, ``"last"``; None for none.
-
-    Raises:
-        ValueError: ``"best"`` or ``"last"`` where there is none.
-    """
-    fn = trainer.state.fn.value
-    if fn == "fit" and times_restarted():
-        return newest_checkpoint(trainer) or ckpt_path  # torchrun started this run anew after a failure
-    if fn == "fit" and ckpt_path is None:
-        return newest_checkpoint(trainer) if trainer.auto_resume else None
-    if ckpt_path is None:
-        if model_provided or trainer.lightning_module is None or trainer.checkpoint_callback is None:
-            return None
-        if not getattr(trainer.checkpoint_callback, "best_model_path", ""):
-            return None
-        rank_zero_warn(
-            f"`.{fn}(ckpt_path=None)` was called without a model. The best model of the previous `fit` call will be "
-            f"used. Pass `ckpt_path='best'` to say so, or the model to use its present weights."
-        )
-        ckpt_path = "best"
-    if ckpt_path == "best":
-        callback = trainer.checkpoint_callback
-        if callback is None:
-            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured.')
-        if not callback.best_model_path:
-            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` has saved no best model yet.')
-        return callback.best_model_path
-    if ckpt_path == "last":
-        path = newest_checkpoint(trainer)
-        if path is None:
-            rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
-                           f"will be loaded.")  # fmt: skip
-        return path
-    return os.fspath(ckpt_path)
+def plan_training(trainer: Trainer, module: LiteModule) -> None:
+    """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
+    plan = trainer.plan
+    plan.slots, plan.schedulers = configure_optimizers(trainer, module)
+    by_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in plan.slots.values())
+    plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
+    plan.training_step = trainer._with_override(trainer.strategy.wrap(trainer, module))
+    plan.validation.prepare()
 
 
-def newest_checkpoint(trainer: Trainer) -> str | None:
-    """The newest intact checkpoint that the checkpoint callbacks know of. Rank zero looks and tells the others."""
-    if not trainer.is_global_zero:
-        return None
-    candidates: list[Path] = []
-    for callback in trainer.checkpoint_callbacks:
-        finder: Callable | None = getattr(callback, "resume_candidates", None)
-        candidates += finder(trainer) if finder is not None else []
-    found = checkpoint_io.newest_intact(newest_first(candidates))
-    return None if found is None else os.fspath(found)
-
-
-def _forget_loaders(trainer: Trainer, fitting: bool) -> None:
-    """Each call asks for its loaders anew."""
-    if fitting:
-        trainer.train_data.loader = None
-        trainer.evaluation_loops["val"].loaders = []
-
-
-def _add_model_callbacks(trainer: Trainer, model: Any) -> None:
+def _add_model_callbacks(trainer: Trainer, model: LiteModule) -> None:
     """`configure_callbacks`: one of a type replaces the trainer's of that type."""
     wanted = model.configure_callbacks()
     wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
@@ -158,13 +157,14 @@ def _add_model_callbacks(trainer: Trainer, model: Any) -> None:
         trainer.callbacks = [*kept, *wanted]
 
 
-def _check_steps(trainer: Trainer, model: Any) -> None:
+def _check_steps(trainer: Trainer, model: LiteModule) -> None:
     """The methods that this call needs are there.
 
     Raises:
         MisconfigurationException: one is not.
     """
     name, fn = type(model).__name__, trainer.state.fn
+    assert fn is not None
     needed = {
         "fit": ("training_step", "configure_optimizers"),
         "validate": ("validation_step",),
@@ -187,29 +187,36 @@ def _check_steps(trainer: Trainer, model: Any) -> None:
         )
 
 
-def find_hooks(trainer: Trainer, model: Any, data: Any) -> None:
-    """Look once which hooks the module really has, so that the others cost nothing in the loop."""
-    trainer.module_hooks = {hook: getattr(model, hook) for hook in HOOKS if trainer.is_overridden(hook, model)}
-    for hook in ("on_save_checkpoint", "on_load_checkpoint"):
-        trainer.module_hooks.pop(hook, None)  # called with the checkpoint in `resume`
-    trainer.prepare_hooks()
-    trainer.automatic_optimization = model.automatic_optimization
-    trainer.clips_by_itself = trainer.is_overridden("configure_gradient_clipping", model)
-    device = trainer.device
-    trainer.transfer_hooks = []
-    for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
-        owner = next((o for o in (data, model) if o is not None and trainer.is_overridden(name, o)), None)
-        if name == "transfer_batch_to_device":
-            if owner is None and device.type == "cpu":
-                continue  # everything is there already
-            move = (owner or model).transfer_batch_to_device
-            trainer.transfer_hooks.append(lambda batch, index, move=move: move(batch, device, index))
-        elif owner is not None:
-            trainer.transfer_hooks.append(getattr(owner, name))
-    trainer.transfers_batches = bool(trainer.transfer_hooks) or trainer.precision_plugin.name == "64-true"
+def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any] | None:
+    """A batch's way to the device as one function: the data module's three hooks, or the module's where it has none."""
+    data, device, convert = trainer.datamodule, trainer.device, trainer.precision_plugin.convert_batch
+    owners = {
+        name: next(
+            (owner for owner in (data, module) if owner is not None and trainer.is_overridden(name, owner)), None
+        )
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    }
+    before, move, after = owners.values()
+    if move is None and device.type != "cpu":
+        move = module
+    if before is move is after is None and trainer.precision_plugin.name != "64-true":
+        return None  # everything is there already
+
+    def transfer(batch: Any, dataloader_idx: int) -> Any:
+        batch = convert(batch)
+        trainer.metrics.hook = "transfer_batch_to_device"
+        if before is not None:
+            batch = before.on_before_batch_transfer(batch, dataloader_idx)
+        if move is not None:
+            batch = move.transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if after is None else after.on_after_batch_transfer(batch, dataloader_idx)
+
+    return transfer
 
 
-def configure_optimizers(trainer: Trainer, model: Any) -> None:
+def configure_optimizers(
+    trainer: Trainer, model: LiteModule
+) -> tuple[dict[Any, OptimizerSlot], list[LRSchedulerConfig]]:
     """Make the optimizers, their slots and schedulers.
 
     Raises:
@@ -249,25 +256,35 @@ def configure_optimizers(trainer: Trainer, model: Any) -> None:
         slots = {None: OptimizerSlot(optimizers[0])}
     for slot in slots.values():
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
+        slot.clipping = _decide_clipping(trainer, model, slot)
     attach_schedulers(schedulers, slots.values())
-    trainer.slots, trainer.lr_scheduler_configs = slots, schedulers
-    _check_lbfgs(trainer, named)
-    clipped = [trainer.gradient_clip_val, *(slot.gradient_clip_val for slot in slots.values())]
-    scaled = trainer.precision_plugin.scaler is not None
-    trainer.checks_gradients = any(clipped) or trainer.check_grad_finite or scaled or trainer.clips_by_itself
-    needs_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in slots.values())
-    parts_of_a_step = ("backward", "optimizer_zero_grad", "optimizer_step", "lr_scheduler_step")
-    trainer.overridden_methods = {name for name in parts_of_a_step if trainer.is_overridden(name, model)}
-    trainer.closure_wanted = not named and (needs_closure or "optimizer_step" in trainer.overridden_methods)
+    _check_lbfgs(trainer, slots)
+    return slots, schedulers
 
 
-def _check_lbfgs(trainer: Trainer, named: Any) -> None:
-    for slot in trainer.slots.values():
+def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> Clipping | None:
+    """A named optimizer is clipped by its own settings, a plain one by the trainer's or by the module."""
+    checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
+    if slot.name is not None:
+        clipping = Clipping(slot.gradient_clip_val, slot.gradient_clip_algorithm, checked=checked)
+        return clipping if clipping.wanted else None
+
+    def by_module(optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
+        trainer.metrics.hook = "configure_gradient_clipping"
+        model.configure_gradient_clipping(optimizer, value, algorithm)
+
+    own = by_module if "configure_gradient_clipping" in trainer.plan.overridden else None
+    clipping = Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm, own, checked)
+    return clipping if clipping.wanted else None
+
+
+def _check_lbfgs(trainer: Trainer, slots: dict[Any, OptimizerSlot]) -> None:
+    for name, slot in slots.items():
         if not isinstance(slot.optimizer, torch.optim.LBFGS):
             continue
-        if named:
+        if isinstance(name, str):
             raise MisconfigurationException(
-                f"optimizers.{slot.name}: LBFGS evaluates its loss several times a step, which several optimizers with "
+                f"optimizers.{name}: LBFGS evaluates its loss several times a step, which several optimizers with "
                 f"losses from one forward pass cannot do; take another optimizer"
             )
         if trainer.precision_plugin.scaler is not None:
@@ -288,35 +305,14 @@ class _NoOptimizer(torch.optim.Optimizer):
         return closure() if closure is not None else None
 
 
-class ValidationIntervalError(MisconfigurationException, ValueError):
-    """`val_check_interval` does not fit the data. A ValueError too, which is what Lightning raises."""
-
-
 def check_intervals(trainer: Trainer) -> None:
-    """After how many training batches to validate, now that their number is known.
+    """Relate the settings to the number of training batches, now that it is known.
 
     Raises:
-        ValidationIntervalError: more than there are.
-        MisconfigurationException: a fraction of a number that is not known.
+        MisconfigurationException: see `ValidationSchedule.count_batches`.
     """
-    batches, interval = trainer.num_training_batches, trainer.val_check_interval
-    if isinstance(interval, int):
-        trainer.val_check_batch = interval
-        if interval > batches and trainer.check_val_every_n_epoch is not None and trainer.validates:
-            raise ValidationIntervalError(
-                f"`val_check_interval` ({interval}) must be less than or equal to the number of the training batches "
-                f"({batches}). If you want to disable validation set `limit_val_batches` to 0.0 instead. If you want "
-                f"to validate based on the total training batches, set `check_val_every_n_epoch=None`."
-            )
-    elif batches == float("inf"):
-        if interval != 1.0:
-            raise MisconfigurationException(
-                "When using an IterableDataset for `train_dataloader`, `Trainer(val_check_interval)` must be `1.0` or "
-                "an int. An int k specifies checking validation every k training batches."
-            )
-        trainer.val_check_batch = float("inf")
-    else:
-        trainer.val_check_batch = max(1, int(batches * interval))
+    trainer.plan.validation.count_batches()
+    batches = trainer.num_training_batches
     if trainer.loggers and 0 < batches < trainer.log_every_n_steps and not trainer.fast_dev_run:
         rank_zero_warn(
             f"The number of training batches ({batches}) is smaller than the logging interval "

@@ -1,11 +1,22 @@
-"""Signals: in a fit the handler only sets a flag; the loop looks at it once a batch and ends the run in order."""
+"""Who wants to stop a run and who has agreed: signals, ``should_stop``, `StopTrainingError`.
+
+In a fit a signal's handler only sets a flag. The loop looks at it once a batch, and ends the run in order.
+"""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite.distributed.rank import rank_zero_info
+from espnet3_lite.exceptions import StopTrainingError
+from espnet3_lite.trainer.states import RunningStage, TrainerFn
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class SignalFlag:
@@ -50,3 +61,102 @@ class SignalFlag:
         self.received = self.received or name
         if second_ctrl_c or (first and self._at_once):
             raise KeyboardInterrupt(name.name)
+
+
+class Stopping:
+    """Who wants to stop a trainer's call, and on what all ranks have agreed.
+
+    A signal or a `StopTrainingError` ends the run after the batch in work, with nothing in between. ``should_stop``
+    ends it in order, once `min_epochs` and `min_steps` are reached. No rank stops alone: what one rank wants becomes
+    everybody's wish by the next vote.
+
+    Args:
+        trainer: For the number of ranks, and for the evaluation that a `StopTrainingError` breaks off.
+        signals: What notes the signals; a trial shares its trainer's.
+    """
+
+    def __init__(self, trainer: Trainer, signals: SignalFlag | None = None):
+        self.trainer = trainer
+        self.signals = SignalFlag() if signals is None else signals
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody wants to stop yet: a call begins."""
+        #: ``trainer.should_stop``: somebody on this rank wants to stop, or all ranks have agreed.
+        self.wanted = False
+        #: A signal came, on any rank.
+        self.by_signal = False
+        #: What was raised to end the run.
+        self.error: StopTrainingError | None = None
+        self._agreed = False
+
+    @property
+    def agreed(self) -> bool:
+        """``should_stop``, once all ranks know of it."""
+        return self.wanted if self.trainer.world_size == 1 else self._agreed
+
+    def agree(self, stop: bool) -> None:
+        """Take what a vote or an exchange came to, equal on all ranks."""
+        self._agreed = stop
+        self.wanted = self.wanted or stop
+
+    @property
+    def now(self) -> bool:
+        """The run ends after this batch. (With several ranks an error is a wish, which the next vote makes known.)"""
+        return self.by_signal or (self.error is not None and self.trainer.world_size == 1)
+
+    @property
+    def allowed(self) -> bool:
+        """`min_epochs` and `min_steps` are reached."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        epochs = loop.epoch + loop.epoch_ended
+        return epochs >= (trainer.min_epochs or 0) and loop.global_step >= (trainer.min_steps or 0)
+
+    @property
+    def max_steps(self) -> int | float:
+        """The trainer's limit; a batch that steps several times by hand may jump over it."""
+        return self.trainer.max_steps if self.trainer.max_steps != -1 else math.inf
+
+    def after_batch(self) -> bool:
+        """No further batch of this epoch: a limit is reached, a signal came, or somebody wanted to stop."""
+        if self.trainer.fit_loop.global_step >= self.max_steps:
+            return True
+        return self.now or (self.agreed and self.allowed)
+
+    def limit_is_reached(self) -> bool:
+        """No further epoch: a limit is reached, which is said, or somebody wanted to stop."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if trainer.num_training_batches == 0 or trainer.limit_train_batches == 0:
+            rank_zero_info("`Trainer.fit` stopped: No training batches.")
+        elif loop.global_step >= self.max_steps:
+            rank_zero_info("`Trainer.fit` stopped: `max_steps=%d` reached.", trainer.max_steps)
+        elif trainer.max_epochs != -1 and loop.epoch >= trainer.max_epochs:
+            rank_zero_info("`Trainer.fit` stopped: `max_epochs=%d` reached.", trainer.max_epochs)
+        else:
+            return self.agreed and self.allowed
+        return True
+
+    def note(self, error: StopTrainingError) -> None:
+        """An error that ends the run was raised where all can still be told of it."""
+        self.error = error
+        self.wanted = self.wanted or self.trainer.world_size > 1  # the vote tells the other ranks
+        rank_zero_info("`Trainer.%s` stopped: %s", self.trainer.state.fn, error)
+
+    def leave(self, error: StopTrainingError) -> None:
+        """An error that ends the run came out of a batch or an evaluation, which is left as it is.
+
+        Raises:
+            RuntimeError: there are several ranks, and no way out of the middle of a batch for one of them.
+        """
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            raise RuntimeError(
+                f"StopTrainingError on rank {trainer.global_rank} outside a hook, where the other ranks wait for it "
+                f"({error}). With several processes raise it in a hook, such as `on_train_batch_end`, or set "
+                f"`trainer.should_stop = True`: then all ranks stop together"
+            ) from error
+        self.note(error)
+        if trainer.state.stage != RunningStage.TRAINING:
+            trainer.evaluation_loop.abandon()
+            if trainer.state.fn == TrainerFn.FITTING:
+                trainer.state.stage = RunningStage.TRAINING

@@ -1,7 +1,7 @@
 """Settings and public state: ``Trainer(...).fit / validate / test / predict``. What happens in a fit is in `fit.py`.
 
-`Trainer._run` is the frame of every call: set up, run, tear down. Properties that only tell are in `properties.py`,
-what the loops ask in `hook_calls.py`, checks of the settings in `settings.py`.
+`Trainer._run` is the frame of every call: set up, run, tear down. Properties that only tell are in `properties.py`, the
+table of the settings is in `settings.py`, and what a call prepares is the `RunPlan` of `setup.py`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger
 from espnet3_lite.loops.evaluation import EvaluationLoop, sanity_check
 from espnet3_lite.loops.fit import FitLoop
+from espnet3_lite.loops.progress import EpochStage
+from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
-from espnet3_lite.module.lite_module import LiteDataModule, LiteModule
+from espnet3_lite.module.data_module import LiteDataModule, is_overridden
+from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
 from espnet3_lite.trainer import defaults, outcome, setup
-from espnet3_lite.trainer.hook_calls import TrainerServices
+from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
+from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.settings import documented, resolve
+from espnet3_lite.trainer.setup import RunPlan
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
-from espnet3_lite.trainer.stopping import SignalFlag
-from espnet3_lite.trainer.trial_run import TrialRuns
+from espnet3_lite.trainer.stopping import Stopping
+from espnet3_lite.trainer.trial_run import Trial, renew_loaders
 
 
 @documented
-class Trainer(TrainerServices, TrialRuns, TrainerProperties):
+class Trainer(TrainerProperties):
     """Trains a `LiteModule`.
 
     Args:
@@ -107,33 +112,26 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         self.precision = self.precision_plugin.name
         self.strategy = make_strategy(settings["strategy"], self.accelerator)
         self.state = TrainerState()
-        self.signals = SignalFlag()
         self.metrics = Metrics(self)
         self.fit_loop = FitLoop(self)
         self.train_data = TrainData(self)
         self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
-        self.should_stop = self._stop_was_agreed = False
-        self.stopped_by_signal = False
-        self.stop_error: StopTrainingError | None = None
-        self.validation_ran = False
+        self.stopping = Stopping(self)
+        self.plan = RunPlan(ValidationSchedule(self))
         self.ckpt_path: str | None = None
         self.datamodule: Any = None
         self.lightning_module: LiteModule = None  # type: ignore[assignment]  # from the first call on
-        self.module_hooks: dict[str, Any] = {}
-        self.hooks: dict[str, list] = {}
-        self.slots: dict[Any, Any] = {}
-        self.lr_scheduler_configs: list = []
+        #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
         self.given_loaders: dict[str, Any] = {}
         self.return_predictions = True
-        self.resumed_random_states: list | None = None
-        #: A checkpoint that is saved within a validation has it run again: from here.
-        self.random_before_validation: dict | None = None
         #: Where to write how a call ended (`ESPnetTrainer` sets it); None: nowhere.
         self.status_file: Any = None
         self.loggers = defaults.make_loggers(settings["logger"], self.default_root_dir)
         self.callback_handler = CallbackHandler(defaults.make_callbacks(self, settings))
+        self.hook_calls = HookCalls(self)
+        self.call = self.hook_calls.call
         self.callback_handler.trainer = self
-        self.prepare_hooks()
+        self.hook_calls.fill()
         defaults.set_backends(settings)
         self.callback_handler.call_event("on_init_end", self)
 
@@ -244,6 +242,40 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             bar = self.progress_bar_callback
             bar.print(*args, **kwargs) if bar is not None and bar.is_enabled else print(*args, **kwargs)
 
+    is_overridden = staticmethod(is_overridden)
+
+    # ---- what callbacks and loops call ------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None, ago: int = 0) -> None:
+        """Hand values to the loggers as numbers: the one place where logging reads from the device.
+
+        Args:
+            metrics: Values by name.
+            step: Where they stand on the loggers' axis; by default at the present step, or `ago` steps before it.
+            ago: An epoch's means stand at its last step.
+        """
+        if not metrics or not self.loggers:
+            return
+        self.metrics.logged.update(metrics)
+        numbers = {name: float(value) for name, value in metrics.items()}
+        if step is None and (step := numbers.pop("step", None)) is None:  # a logged "step" is the axis, as in Lightning
+            numbers.setdefault("epoch", self.current_epoch)
+            step = self.logging_step - ago
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=int(step))
+
+    def make_trial(self) -> Trial:
+        """A trial of what this call does, with the module as it is now."""
+        return Trial(self)
+
+    def renew_loaders(self, before_training: bool = False) -> None:
+        """Ask for the loaders anew: a callback changed how they are made.
+
+        Args:
+            before_training: Make the optimizers and schedulers anew too, if they knew how many batches there are.
+        """
+        renew_loaders(self, before_training)
+
     # ---- the frame of every call -----------------------------------------------------------------------------------
 
     def _run(
@@ -254,14 +286,15 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             given, datamodule = dict.fromkeys(given), next(iter(given.values()))
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
-        setup.check_module(self.lightning_module if model is None else model)
-        fitting = fn == TrainerFn.FITTING
+        module, fitting = setup.check_module(self.lightning_module if model is None else model), fn == TrainerFn.FITTING
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
-        self.should_stop = self.stopped_by_signal = self._stop_was_agreed = False
-        self.stop_error, result = None, None
+        self.stopping.begin()
+        signals, result = self.stopping.signals, None
         try:
-            checkpoint = setup.connect(self, model, given, datamodule, ckpt_path)
-            self.signals.install(at_once=not fitting)
+            self.lightning_module, self.given_loaders = module, given
+            self.datamodule = datamodule if datamodule is not None else self.datamodule
+            checkpoint = self._set_up(module, ckpt_path, model_given=model is not None)
+            signals.install(at_once=not fitting)
             try:
                 self.call("on_fit_start") if fitting else None
                 outcome.log_hyperparameters(self)
@@ -274,13 +307,13 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
-                    loop = self.evaluation_loops[self.state.stage.dataloader_prefix]
+                    loop = self.evaluation_loop
                     loop.setup()
                     result = loop.run()
                     if verbose and self.is_global_zero:
                         outcome.print_results(result, loop.word)
             except StopTrainingError as error:  # before the training began, or in an evaluation of its own
-                self.stop_by(error)
+                self.stopping.leave(error)
                 self.call("on_stop_training_error")
                 result = None if fitting else []
             self.call("on_fit_end") if fitting else None
@@ -295,28 +328,43 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             reported = self.strategy.fail(exception)
             self._end_by(reported)
             if isinstance(exception, KeyboardInterrupt):
-                raise SystemExit(128 + (self.signals.received or signal.SIGINT)) from exception
+                raise SystemExit(128 + (signals.received or signal.SIGINT)) from exception
             if reported is not exception:
                 raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
         finally:
-            self.signals.uninstall()
+            signals.uninstall()
             self.strategy.teardown()
             self.state.stage = None
         outcome.write_status(self)
         if self.stopped_by_signal:
-            raise SystemExit(0 if under_torchrun() else 128 + (self.signals.received or 0))
+            raise SystemExit(0 if under_torchrun() else 128 + (signals.received or 0))
         return result
+
+    def _set_up(self, module: LiteModule, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:
+        """Make the plan of a call. Returns the checkpoint that it starts from, if there is one."""
+        fitting = self.state.fn == TrainerFn.FITTING
+        self.agree_on_log_dir()
+        self.ckpt_path = choose_checkpoint(self, ckpt_path, model_given)
+        if fitting:
+            self.fit_loop.stage = EpochStage.NOT_BEGUN
+            self.train_data.loader, self.evaluation_loops["val"].loaders = None, []  # each fit asks for its own
+        self.plan = setup.connect(self, module)
+        checkpoint = setup.prepare(self, module)
+        if fitting:
+            setup.plan_training(self, module)
+        return checkpoint
 
     def _prepare_data(self) -> None:
         """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
-        if self._validates_in_fit() and self.num_sanity_val_steps and not self.fit_loop.resumed_within_epoch:
+        validates = self.plan.validation.enabled
+        if validates and self.num_sanity_val_steps and not self.fit_loop.within_epoch:
             sanity_check(self)
         if self.limit_train_batches != 0:
             if self.train_data.loader is None:
                 self.train_data.setup()
             every = self.check_val_every_n_epoch
-            if self._validates_in_fit() and (every is None or (self.current_epoch + 1) % every == 0):
+            if validates and (every is None or (self.current_epoch + 1) % every == 0):
                 self.evaluation_loops["val"].setup_if_due()
             setup.check_intervals(self)
 
@@ -325,7 +373,7 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
         self.state.status = TrainerStatus.INTERRUPTED
         if isinstance(exception, KeyboardInterrupt):
             rank_zero_info("Detected KeyboardInterrupt, attempting graceful shutdown ...")
-        self.call_callbacks("on_exception", exception)
+        self.hook_calls.call_callbacks("on_exception", exception)
         if self.datamodule is not None:
             self.datamodule.on_exception(exception)
         for logger in self.loggers:
@@ -334,5 +382,5 @@ class Trainer(TrainerServices, TrialRuns, TrainerProperties):
             except Exception as error:  # what ended the run is what must be seen
                 rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
         if self.state.stage != RunningStage.TRAINING:
-            self.evaluation_loops[self.state.stage.dataloader_prefix].abandon()
+            self.evaluation_loop.abandon()
         outcome.write_status(self, exception)

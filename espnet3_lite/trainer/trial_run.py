@@ -15,8 +15,11 @@ from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loaders.requests import request_loaders
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.loops.fit import FitLoop
+from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.trainer import setup
+from espnet3_lite.trainer.hook_calls import HookCalls
+from espnet3_lite.trainer.stopping import Stopping
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -26,7 +29,7 @@ class Trial:
     """A trainer like the given one, with copies of its module and data module; counters at zero, nobody listening.
 
     The module's own hooks are called. Data sets are shared: they are only read. Random numbers are drawn as ever; see
-    ``trainer.isolated_random_state``.
+    `seed.isolated_random_state`.
 
     Args:
         trainer: In a call whose module is set up; one process.
@@ -41,11 +44,13 @@ class Trial:
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
         trial.metrics, trial.fit_loop, trial.train_data = Metrics(trial), FitLoop(trial), TrainData(trial)
         trial.evaluation_loops = {prefix: EvaluationLoop(trial, prefix) for prefix in trainer.evaluation_loops}
-        trial.slots, trial.lr_scheduler_configs, trial.loggers = {}, [], []
-        trial.resumed_random_states, trial.validation_ran, trial.return_predictions = None, False, False
+        trial.loggers, trial.return_predictions = [], False
+        trial.stopping = Stopping(trial, trainer.stopping.signals)
         trial.callback_handler = CallbackHandler()
-        trial.callback_handler.trainer = trial
-        setup.find_hooks(trial, trial.lightning_module, trial.datamodule)
+        trial.hook_calls = HookCalls(trial)
+        trial.call = trial.hook_calls.call
+        trial.plan = setup.RunPlan(ValidationSchedule(trial))
+        trial.plan = setup.begin_plan(trial, trial.lightning_module)
 
     @property
     def prefix(self) -> str:
@@ -63,19 +68,17 @@ class Trial:
         trial.strategy.setup(trial, module)
         if trial.state.fn != "fit":
             setattr(trial, f"limit_{self.prefix}_batches", steps)
-            loop = trial.evaluation_loops[self.prefix]
-            loop.setup()
-            loop.run()
+            trial.evaluation_loop.setup()
+            trial.evaluation_loop.run()
             return
-        setup.configure_optimizers(trial, module)  # by the run's own limits
-        trial.training_step = trial.strategy.wrap(trial, module)
+        setup.plan_training(trial, module)  # by the run's own limits
         trial.limit_train_batches, trial.val_check_interval = 1.0, 1.0
         trial.limit_val_batches = steps if trial.limit_val_batches else 0
         trial.max_steps = steps
-        trial.validates = trial._validates_in_fit()
+        trial.plan.validation.prepare()
         trial.call("on_fit_start")
         trial.train_data.setup()
-        if trial.validates:
+        if trial.plan.validation.enabled:
             trial.evaluation_loops["val"].setup()
         setup.check_intervals(trial)
         trial.fit_loop.run()
@@ -91,26 +94,14 @@ def _data_sets(owner: Any) -> dict[int, Any]:
     return {id(value): value for value in held if isinstance(value, (Dataset, DataLoader))}
 
 
-class TrialRuns:
-    """What a callback that tries things out needs of a `Trainer`; mixed into it."""
-
-    def make_trial(self) -> Trial:
-        """A trial of what this call does, with the module as it is now."""
-        return Trial(self)
-
-    def renew_loaders(self, before_training: bool = False) -> None:
-        """Ask for the loaders anew: a callback changed how they are made.
-
-        Args:
-            before_training: Make the optimizers and schedulers anew too, if they knew how many batches there are.
-        """
-        if self.state.fn != "fit":
-            self.evaluation_loops[self.state.stage.dataloader_prefix].setup()
-        elif self.train_data.loader is not None:
-            self.train_data.setup()
-            if self.evaluation_loops["val"].loaders:
-                self.evaluation_loops["val"].setup()
-            if before_training:
-                setup.configure_optimizers(self, self.lightning_module)
-                self.training_step = self.strategy.wrap(self, self.lightning_module)
-            setup.check_intervals(self)
+def renew_loaders(trainer: Trainer, before_training: bool) -> None:
+    """See `Trainer.renew_loaders`."""
+    if trainer.state.fn != "fit":
+        trainer.evaluation_loop.setup()
+    elif trainer.train_data.loader is not None:
+        trainer.train_data.setup()
+        if trainer.evaluation_loops["val"].loaders:
+            trainer.evaluation_loops["val"].setup()
+        if before_training:
+            setup.plan_training(trainer, trainer.lightning_module)
+        setup.check_intervals(trainer)

@@ -18,7 +18,7 @@ from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
-from espnet3_lite.trainer.setup import newest_checkpoint
+from espnet3_lite.trainer.checkpoint_choice import newest_checkpoint
 
 LIBRARY = SimpleNamespace(
     Trainer=Trainer, Module=LiteModule, Callback=Callback, ModelCheckpoint=ModelCheckpoint, EarlyStopping=EarlyStopping

@@ -42,25 +42,20 @@ GROUND = (
     "lazy_names",
     "loaders.transfer",
     "seed",
+    "trainer.hook_table",
     "trainer.settings",
     "trainer.states",
     "version",
 )
-#: Arrows that still point up, to be turned one by one; none may be added.
-STILL_UP = {
-    ("checkpoint.run_state", "optim.lr_stepping"),
-    ("checkpoint.run_state", "optim.slots"),
-    ("module.lite_module", "loops.manual_optimization"),
-}
 MEETING_POINT = ("__main__", "cli", "espnet")
 
 AT_RUN_TIME = {"torch", "numpy", "yaml", "tqdm"}
 NEVER = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "accelerate"}
 
 MOST_LINES_IN_A_FILE = 400
-MOST_LINES_IN_THE_LOOP = 355
+MOST_LINES_IN_THE_LOOP = 350
 MOST_LINES_IN_A_FUNCTION = 60
-MOST_LINES_IN_A_METHOD_OF_THE_LOOP = 120
+MOST_LINES_IN_THE_EPOCH = 80
 
 
 def module_name(path):
@@ -129,7 +124,7 @@ def arrows_up():
 
 
 def test_imports_point_down():
-    assert sorted(set(arrows_up())) == sorted(STILL_UP)
+    assert sorted(set(arrows_up())) == []
 
 
 def test_no_import_goes_in_a_circle_not_even_a_late_one():
@@ -191,7 +186,7 @@ def test_functions_are_short():
     long = {}
     for name, tree in TREES.items():
         for owner, function in functions_of(tree):
-            limit = MOST_LINES_IN_A_METHOD_OF_THE_LOOP if owner == "FitLoop" else MOST_LINES_IN_A_FUNCTION
+            limit = MOST_LINES_IN_THE_EPOCH if function.name == "train_epoch" else MOST_LINES_IN_A_FUNCTION
             if body_length(function) > limit:
                 long[f"{name}:{owner}.{function.name}"] = body_length(function)
     assert long == {}

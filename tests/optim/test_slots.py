@@ -5,9 +5,9 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import MisconfigurationException, OptimizationStep
+from espnet3_lite.optim.clipping import clip_gradients
 from espnet3_lite.optim.slots import (
     OptimizerSlot,
-    clip_gradients,
     parse_optimizers,
     route,
     scheduler_state,

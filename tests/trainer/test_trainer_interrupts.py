@@ -178,7 +178,7 @@ def test_a_signal_breaks_off_a_fits_validation(tmp_path, number):
     assert ended.value.code == 128 + number
     assert module.batches == 3 and module.training
     assert callback.calls == [0, 1, 2, 3, "on_train_end", "on_fit_end", "teardown"]
-    assert trainer.interrupted and trainer.stopped_by_signal and not trainer.fit_loop.validated
+    assert trainer.interrupted and trainer.stopped_by_signal and trainer.fit_loop.stage == "validation due"
 
 
 def test_stop_training_error_ends_the_run_in_order(tmp_path):

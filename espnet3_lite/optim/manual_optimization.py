@@ -45,7 +45,7 @@ class ManualOptimizer:
             What the closure returned.
         """
         trainer = self._trainer
-        slot = trainer.slot_of(self.optimizer)
+        slot = trainer.plan.slot_of(self.optimizer)
 
         def prepare() -> None:
             trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
@@ -141,7 +141,7 @@ def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: 
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
     loss.backward(*args, **kwargs)
-    for slot in trainer.slots.values():
+    for slot in trainer.plan.slots.values():
         slot.synchronized = False
     trainer.call("on_after_backward")
     trainer.metrics.hook = "training_step"

@@ -1,0 +1,43 @@
+"""All that belongs to the training batch in work, in one object that the loop uses again for each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.optim.slots import OptimizerSlot
+
+
+class BatchInWork:
+    """All that belongs to one batch. It is cleared when the batch is over: nothing outlives its use.
+
+    Attributes:
+        batch: What the training step gets.
+        index: Within the epoch.
+        output: What the training step returned.
+        steps: (loss, slot) pairs: what the output trains. Empty with manual optimization.
+        losses: The same with this rank's weight, as they are propagated; none in a skipped batch.
+        verdict: What all ranks agreed on.
+        closes: The plain optimizer's window is full with this batch.
+        closing: The slots whose window is full.
+        stepped: Those that have stepped.
+        failed: Those that have not: whose gradient it was, for a message, and its norm.
+    """
+
+    __slots__ = ("batch", "index", "output", "steps", "losses", "verdict", "closes", "closing", "stepped", "failed")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of the batch, its graph and its losses."""
+        self.batch: Any = None
+        self.output: Any = None
+        self.index, self.closes = 0, False
+        self.verdict: Verdict = GO_ON
+        self.steps: Sequence[tuple[Any, OptimizerSlot]] = ()
+        self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
+        self.closing: list[OptimizerSlot] = []
+        self.stepped: list[OptimizerSlot] = []
+        self.failed: list[tuple[str, float]] = []

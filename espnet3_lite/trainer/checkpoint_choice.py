@@ -1,0 +1,79 @@
+"""Which checkpoint a call starts from. Reading it is the task of `checkpoint/`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from espnet3_lite.callbacks.checkpoint_files import newest_first
+from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
+    """The file that a call starts from, the same on all ranks. Collective.
+
+    Args:
+        trainer: In the call, which has its module already.
+        ckpt_path: What the user gave: a path, ``"best"``, ``"last"`` or None.
+        model_given: The user gave the call a model. Without one it evaluates the best checkpoint there is.
+
+    Returns:
+        A path; None to start from nothing.
+
+    Raises:
+        ValueError: ``"best"`` where there is none.
+    """
+    # Rank zero's answer counts, and it gives it after it has written all that it had to write.
+    return trainer.strategy.broadcast_object(_choose(trainer, ckpt_path, model_given))
+
+
+def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
+    assert trainer.state.fn is not None
+    fn = trainer.state.fn.value
+    if fn == "fit" and times_restarted():
+        return newest_checkpoint(trainer) or _as_text(ckpt_path)  # torchrun started this run anew after a failure
+    if fn == "fit" and ckpt_path is None:
+        return newest_checkpoint(trainer) if trainer.auto_resume else None
+    callback = trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "")
+    if ckpt_path is None:
+        if model_given or not best:
+            return None
+        rank_zero_warn(
+            f"`.{fn}(ckpt_path=None)` was called without a model. The best model of the previous `fit` call will be "
+            f"used. Pass `ckpt_path='best'` to say so, or the model to use its present weights."
+        )
+        ckpt_path = "best"
+    if ckpt_path == "best":
+        if callback is None:
+            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured.')
+        if not best:
+            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` has saved no best model yet.')
+        return str(best)
+    if ckpt_path == "last":
+        path = newest_checkpoint(trainer)
+        if path is None:
+            rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
+                           f"will be loaded.")  # fmt: skip
+        return path
+    return _as_text(ckpt_path)
+
+
+def _as_text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def newest_checkpoint(trainer: Trainer) -> str | None:
+    """The newest intact checkpoint that the checkpoint callbacks know of; None on all ranks but rank zero."""
+    if not trainer.is_global_zero:
+        return None
+    candidates: list[Path] = []
+    for callback in trainer.checkpoint_callbacks:
+        finder = getattr(callback, "resume_candidates", None)
+        candidates += finder(trainer) if finder is not None else []
+    return _as_text(checkpoint_io.newest_intact(newest_first(candidates)))
