@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_average(commands)
     _add_hooks(commands)
     _add_collect_stats(commands)
+    _add_stage(commands)
     _add_consolidate(commands)
     return parser
 
@@ -255,3 +256,23 @@ def _collect_stats(parsed: argparse.Namespace) -> None:
     from espnet3_lite.espnet import experiment
 
     experiment.collect(_config(parsed))
+
+
+# ---- stage ---------------------------------------------------------------------------------------------------------
+
+
+def _add_stage(commands: Any) -> None:
+    parser = _add(
+        commands, "stage", _stage, "run one of espnet3's stages before training, by espnet3's own code", config=False,
+        details="Needs espnet, not Lightning. create_dataset, train_tokenizer or collect_stats; run it in the recipe.",
+    )  # fmt: skip
+    parser.add_argument("stage", choices=("create_dataset", "train_tokenizer", "collect_stats"))
+    parser.add_argument(
+        "config", metavar="CONFIG", help="the recipe's training configuration, such as conf/training.yaml"
+    )
+
+
+def _stage(parsed: argparse.Namespace) -> None:
+    from espnet3_lite.espnet.stages import run_stage
+
+    run_stage(parsed.stage, parsed.config)

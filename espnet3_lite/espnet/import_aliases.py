@@ -6,6 +6,8 @@ A recipe's ``dataset/dataset.py`` imports `BaseDataset` and `Field` from espnet3
 be installed, as before.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import importlib.abc
@@ -82,8 +84,7 @@ def espnet_stand_ins() -> Iterator[None]:
     >>> Field("text", "text").label, Timer.__module__
     ('Text', 'espnet3_lite.callbacks.timer')
     """
-    finder = _StandInFinder([root for root in _ROOTS if not _is_there(root)])
-    sys.meta_path.insert(0, finder)
+    finder = stand_in_for_good()
     set_aside = finder.take_out()
     try:
         yield
@@ -91,6 +92,13 @@ def espnet_stand_ins() -> Iterator[None]:
         sys.meta_path.remove(finder)
         finder.take_out()
         sys.modules.update(set_aside)
+
+
+def stand_in_for_good() -> _StandInFinder:
+    """The same without an end, for a process that somebody else starts."""
+    finder = _StandInFinder([root for root in _ROOTS if not _is_there(root)])
+    sys.meta_path.insert(0, finder)
+    return finder
 
 
 def _is_there(package: str) -> bool:
