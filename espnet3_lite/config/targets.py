@@ -105,8 +105,12 @@ def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
     known: list[str] = []
     for home in homes:
         module = importlib.import_module(f"espnet3_lite.{home}")
-        if hasattr(module, last):
+        try:
             return getattr(module, last)
+        except AttributeError:
+            pass
+        except ImportError as error:  # it is left out, or needs a package that is not installed: this says so
+            raise TargetError(f"{name!r}: {error}") from error
         known += [public for public in dir(module) if not public.startswith("_")]
     if is_installed(name.partition(".")[0]) and name.startswith("espnet"):
         return _import_name(name)

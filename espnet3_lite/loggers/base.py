@@ -1,9 +1,10 @@
 """What every logger offers, and what those that write files share: a versioned folder and `hparams.yaml`."""
 
 import argparse
+import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,25 @@ class Logger(ABC):
             status: ``"success"``, or ``"failed"`` when an exception ended the run.
         """
         self.save()
+
+
+def rank_zero_experiment(experiment: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Decorate a logger's `experiment`: on other ranks than zero it is one that does nothing.
+
+    >>> class Mine:
+    ...     @property
+    ...     @rank_zero_experiment
+    ...     def experiment(self):
+    ...         return "a connection"
+    >>> Mine().experiment
+    'a connection'
+    """
+
+    @functools.wraps(experiment)
+    def on_rank_zero(logger: Any) -> Any:
+        return experiment(logger) if is_global_zero() else SilentExperiment()
+
+    return on_rank_zero
 
 
 class SilentExperiment:

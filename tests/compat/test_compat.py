@@ -1,13 +1,18 @@
 """Lightning's and ESPnet3's own names: each of them gives ours, by import and in a ``_target_``."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 
 import espnet3_lite
 from espnet3_lite import callbacks, compat, loggers
+from espnet3_lite.compat.names import HOMES, LEFT_OUT
 from espnet3_lite.config.targets import TargetError, find_target
 from espnet3_lite.espnet import schedulers
 
@@ -38,10 +43,88 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("name", compat.__all__)
+#: Names for annotations are made of torch's and Python's own types.
+FOREIGN = {"KINDS", *compat.utilities.types.__all__}
+
+
+@pytest.mark.parametrize("name", sorted({*compat.__all__} - FOREIGN))
 def test_every_name_imports(name):
-    value = getattr(compat, name)
-    assert name == "KINDS" or value.__module__.startswith("espnet3_lite.")
+    assert getattr(compat, name).__module__.startswith("espnet3_lite.")
+
+
+@pytest.mark.parametrize("module", [name for name in HOMES if name])
+def test_every_name_of_every_module_imports(module):
+    served = importlib.import_module(f"espnet3_lite.compat.{module}")
+    assert [name for name in served.__all__ if not hasattr(served, name)] == []
+    assert set(served.__all__) == set(HOMES[module])
+
+
+def test_one_import_serves():
+    import espnet3_lite.compat as pl
+
+    assert pl.__version__ == "2.6.6"
+    assert pl.callbacks.EarlyStopping is callbacks.EarlyStopping
+    assert pl.callbacks.progress.TQDMProgressBar is callbacks.TQDMProgressBar
+    assert pl.pytorch.loggers.csv_logs.CSVLogger is loggers.CSVLogger
+    assert pl.utilities.types.STEP_OUTPUT == torch.Tensor | Mapping[str, Any] | None
+    assert pl.utilities.exceptions.MisconfigurationException is espnet3_lite.MisconfigurationException
+    assert pl.trainer.states.RunningStage.VALIDATING == "validate"
+    assert pl.utilities.rank_zero.rank_zero_only.rank == 0
+    assert pl.utilities.rank_zero_only(lambda: 3)() == 3
+    assert pl.utilities.seed.seed_everything is espnet3_lite.seed_everything
+
+
+@pytest.mark.parametrize("name", [name for name in LEFT_OUT if name != "cli"])
+def test_what_is_left_out_says_so_by_name(name):
+    with pytest.raises(ImportError, match=f"`{name}` is left out: "):
+        getattr(compat, name)
+    assert name not in dir(compat)
+
+
+def test_what_is_left_out_says_so_in_an_import_statement_and_in_a_configuration():
+    with pytest.raises(ImportError, match="`LightningCLI` is left out: use `espnet3-lite train CONFIG`"):
+        from espnet3_lite.compat import LightningCLI  # noqa: F401
+    with pytest.raises(TargetError, match="`OnExceptionCheckpoint` is left out: use `ModelCheckpoint"):
+        find_target("lightning.pytorch.callbacks.OnExceptionCheckpoint")
+
+
+def test_gradient_norms():
+    layer = torch.nn.Linear(2, 1)
+    assert compat.grad_norm(layer, 2) == {}
+    layer.weight.grad, layer.bias.grad = torch.tensor([[3.0, -4.0]]), torch.tensor([12.0])
+    assert compat.grad_norm(layer, 2) == {
+        "grad_2.0_norm/weight": 5.0, "grad_2.0_norm/bias": 12.0, "grad_2.0_norm_total": 13.0,
+    }  # fmt: skip
+    assert compat.grad_norm(layer, "inf", ".")["grad_inf_norm_total"] == 12.0
+    with pytest.raises(ValueError, match="must be a positive number"):
+        compat.grad_norm(layer, 0)
+
+
+@dataclasses.dataclass
+class Pair:
+    left: Any
+    right: Any
+
+
+def test_apply_to_collection_walks_through_everything():
+    data = {"a": (1, True), "b": Pair([2, "x"], None), "c": 0.5}
+    expected = {"a": (10, True), "b": Pair([20, "x"], None), "c": 0.5}
+    assert compat.apply_to_collection(data, int, lambda value, by: value * by, by=10, wrong_dtype=bool) == expected
+    assert compat.apply_to_collection([1, {"b": 2}], (int, dict), str) == ["1", "{'b': 2}"]
+
+
+def test_a_batch_moves():
+    moved = compat.move_data_to_device({"x": torch.ones(2), "name": "a", "y": [torch.ones(1)]}, "meta")
+    assert moved["x"].device.type == moved["y"][0].device.type == "meta" and moved["name"] == "a"
+
+
+def test_random_numbers_are_isolated():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    with compat.isolate_rng():
+        torch.rand(5)
+    assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,0 +1,173 @@
+"""The tables behind this package: each of Lightning's and ESPnet3's names with ours, and what was left out on purpose.
+
+A name is imported when it is first used. `served` makes a module's ``__getattr__``, ``__dir__`` and ``__all__`` of a
+table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from espnet3_lite.espnet.import_aliases import HOMES as _DATA_HOMES
+from espnet3_lite.exceptions import nearest
+
+ROOT = "espnet3_lite.compat"
+
+
+def _of(package: str) -> dict[str, str]:
+    """All public names of one of our packages, at home there."""
+    return {name: package for name in importlib.import_module(f"espnet3_lite.{package}").__all__}
+
+
+_RANKS = {
+    "rank_zero_only": "compat.utilities.functions",
+    **{name: "distributed.rank" for name in ("rank_zero_warn", "rank_zero_info", "rank_zero_debug")},
+    "rank_zero_deprecation": "distributed.rank",
+}
+_STATES = {name: "trainer.states" for name in ("RunningStage", "TrainerFn", "TrainerState", "TrainerStatus")}
+_TYPES = {
+    name: "compat.utilities.types"
+    for name in (
+        "STEP_OUTPUT", "EPOCH_OUTPUT", "TRAIN_DATALOADERS", "EVAL_DATALOADERS", "LRSchedulerTypeUnion",
+        "LRSchedulerTypeTuple", "LRSchedulerPLType", "OptimizerConfig", "OptimizerLRScheduler",
+        "OptimizerLRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerConfig",
+    )
+}  # fmt: skip
+_UTILITIES = {
+    **_RANKS,
+    **_STATES,
+    **_TYPES,
+    "apply_to_collection": "compat.utilities.functions",
+    "move_data_to_device": "compat.utilities.functions",
+    "grad_norm": "compat.utilities.functions",
+    "garbage_collection_cuda": "compat.utilities.functions",
+    "isolate_rng": "compat.utilities.functions",
+    "seed_everything": "seed",
+    "AttributeDict": "module.hparams",
+    "MisconfigurationException": "exceptions",
+    "summarize": "callbacks.model_summary",
+}
+
+#: For each module of this package its names, and where each is: a module of ours, or ``module:name``.
+HOMES: dict[str, dict[str, str]] = {
+    "": {
+        "Trainer": "trainer.trainer",
+        "LightningModule": "module.lite_module:LiteModule",
+        "LightningDataModule": "module.lite_module:LiteDataModule",
+        "LightningOptimizer": "loops.manual_optimization:ManualOptimizer",
+        **_UTILITIES,
+        "ESPnetLightningModule": "espnet.module:ESPnetModule",
+        "ESPnet3LightningTrainer": "espnet.trainer:ESPnetTrainer",
+        "OptimizationStep": "optim.slots",
+        "AbsESPnetModel": "espnet.task_models",
+        "initialize": "espnet.initialization",
+        **_DATA_HOMES,
+        **_of("callbacks"),
+        **_of("loggers"),
+        **_of("espnet.schedulers"),
+    },
+    "callbacks": _of("callbacks"),
+    "loggers": {
+        **_of("loggers"),
+        "rank_zero_experiment": "loggers.base",
+        **_RANKS,
+        "rank_zero_only": "compat.utilities.functions",
+    },
+    "utilities": {**_UTILITIES, "ModelSummary": "callbacks.model_summary:summarize"},
+    "utilities.types": {name: "" for name in _TYPES},
+}
+
+#: Lightning's inner modules by their last names: what is in one of them is found in the module that it is in.
+INNER = frozenset(
+    "pytorch core datamodule module lightning optimizer saving trainer states "
+    "base batch_size_finder callback checkpoint device_stats_monitor early_stopping finetuning "
+    "gradient_accumulation_scheduler lambda_function lr_finder lr_monitor model_checkpoint model_summary "
+    "prediction_writer progress progress_bar rich_progress tqdm_progress pruning quantization rich_model_summary "
+    "stochastic_weight_avg timer weight_averaging csv_logs logger mlflow tensorboard wandb ddp fsdp strategy "
+    "apply_func data enums exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
+)
+
+_WRITE_YOUR_OWN = "write a class with `log_metrics` and `log_hyperparams`, which `Trainer(logger=...)` takes"
+_PLUGIN = "plugins are Lightning's own; use Trainer's arguments, such as `precision` and `strategy`"
+_PROFILER = "use `Trainer(profiler='simple')` or 'pytorch', or torch.profiler"
+_NOT_HERE = "ddp and fsdp are what there is, see `espnet3_lite.strategies`"
+#: What Lightning has and this package has not, each with what to do instead.
+LEFT_OUT: dict[str, str] = {
+    "LightningCLI": "use `espnet3-lite train CONFIG`, or `espnet3_lite.load_config` and `instantiate`",
+    "LightningArgumentParser": "use `espnet3_lite.load_config`",
+    "cli": "use `espnet3-lite train CONFIG`, or `espnet3_lite.load_config` and `instantiate`",
+    **dict.fromkeys(
+        (
+            "plugins", "CheckpointIO", "AsyncCheckpointIO", "TorchCheckpointIO", "LayerSync", "MixedPrecision",
+            "MixedPrecisionPlugin", "DoublePrecision", "HalfPrecision", "BitsandbytesPrecision",
+            "TransformerEnginePrecision", "ClusterEnvironment", "LightningEnvironment", "SLURMEnvironment",
+            "TorchElasticEnvironment", "DDPPlugin",
+        ),
+        _PLUGIN,
+    ),
+    "TorchSyncBatchNorm": "use `Trainer(sync_batchnorm=True)`",
+    **dict.fromkeys(
+        ("profilers", "profiler", "Profiler", "SimpleProfiler", "AdvancedProfiler", "PyTorchProfiler"), _PROFILER
+    ),
+    **dict.fromkeys(("tuner", "Tuner"), "use the callbacks `BatchSizeFinder` and `LearningRateFinder`"),
+    **dict.fromkeys(
+        (
+            "DeepSpeedStrategy", "ModelParallelStrategy", "SingleDeviceStrategy", "ParallelStrategy", "XLAStrategy",
+            "SingleDeviceXLAStrategy",
+        ),
+        _NOT_HERE,
+    ),
+    **dict.fromkeys(("CometLogger", "NeptuneLogger", "LitLogger", "TestTubeLogger"), _WRITE_YOUR_OWN),
+    "OnExceptionCheckpoint": "use `ModelCheckpoint(save_on_exception=True)`",
+    "SpikeDetection": "write a `Callback` with `on_train_batch_end`; what is not finite is skipped anyway",
+    "ThroughputMonitor": "use `MetricsLogger`, which writes times, or `DeviceStatsMonitor`",
+    "XLAStatsMonitor": "use `DeviceStatsMonitor`",
+    "CombinedLoader": "for training combine the data sets; evaluation takes a list or a dict of loaders",
+    **dict.fromkeys(("fabric", "Fabric", "LightningLite"), "write the loop with torch alone, or a `LightningModule`"),
+    **dict.fromkeys(
+        ("loops", "overrides", "accelerators", "demos", "serve", "tests"),
+        "Lightning's inner parts have no counterpart; the loop here is `espnet3_lite/loops/fit.py`",
+    ),
+}  # fmt: skip
+
+
+def reason_of(name: str) -> str:
+    """Why a name of Lightning's is not here, as a sentence; empty where nothing is known of it.
+
+    >>> reason_of("LightningCLI")
+    '`LightningCLI` is left out: use `espnet3-lite train CONFIG`, or `espnet3_lite.load_config` and `instantiate`'
+    """
+    return f"`{name}` is left out: {LEFT_OUT[name]}" if name in LEFT_OUT else ""
+
+
+def served(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a module of this package.
+
+    Args:
+        module: Its key in `HOMES`.
+    """
+    homes, package = HOMES[module], f"{ROOT}.{module}" if module else ROOT
+
+    def __getattr__(name: str) -> Any:
+        inner = f"{module}.{name}" if module else name
+        if home := homes.get(name):
+            place, _, original = home.partition(":")
+            value = getattr(importlib.import_module(f"espnet3_lite.{place}"), original or name)
+        elif inner in HOMES:
+            value = importlib.import_module(f"{ROOT}.{inner}")
+        elif name in INNER:
+            value = sys.modules[package]
+        elif name in LEFT_OUT:  # an AttributeError's text would be lost in ``from ... import ...``
+            raise ImportError(f"espnet3_lite has no {name!r}: {reason_of(name)}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, homes)}")
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return __getattr__, __dir__, list(homes)

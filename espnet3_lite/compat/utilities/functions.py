@@ -1,0 +1,153 @@
+"""Functions that code written for Lightning imports from its utilities, and that nothing else here needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from espnet3_lite.distributed.rank import global_rank
+from espnet3_lite.distributed.rank import rank_zero_only as _rank_zero_only
+from espnet3_lite.optim.precision import map_tensors
+from espnet3_lite.seed import collect_random_state, restore_random_state
+
+
+class RankZeroOnly:
+    """`rank_zero_only`, a decorator that also tells the rank.
+
+    >>> rank_zero_only.rank, rank_zero_only(lambda: "zero")()
+    (0, 'zero')
+    """
+
+    @property
+    def rank(self) -> int:
+        """This process's number over all machines."""
+        return global_rank()
+
+    def __call__(self, function: Callable) -> Callable:
+        """Decorate a function to do nothing, and return None, on all ranks but zero."""
+        return _rank_zero_only(function)
+
+
+rank_zero_only = RankZeroOnly()
+
+
+def apply_to_collection(
+    data: Any,
+    dtype: type | tuple[type, ...],
+    function: Callable,
+    *args: Any,
+    wrong_dtype: type | tuple[type, ...] = (),
+    **kwargs: Any,
+) -> Any:
+    """Apply a function to everything of a type in nested dicts, lists, tuples and dataclasses; the rest stays.
+
+    Args:
+        data: What to walk through.
+        dtype: Of which type.
+        function: Called with each such value, `args` and `kwargs`.
+        wrong_dtype: Values of this type stay.
+
+    >>> apply_to_collection({"a": 1, "b": [2.0, 3]}, int, lambda value, by: value * by, 10)
+    {'a': 10, 'b': [2.0, 30]}
+    """
+
+    def is_meant(value: Any) -> bool:
+        return isinstance(value, dtype) and not isinstance(value, wrong_dtype)
+
+    def is_leaf(value: Any) -> bool:
+        return is_meant(value) or _is_dataclass(value)
+
+    def applied(value: Any) -> Any:
+        if is_meant(value):
+            return function(value, *args, **kwargs)
+        if not _is_dataclass(value):
+            return value
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(
+            value, **{name: tree_map(applied, part, is_leaf=is_leaf) for name, part in fields.items()}
+        )
+
+    return tree_map(applied, data, is_leaf=is_leaf)
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def move_data_to_device(batch: Any, device: torch.device | str) -> Any:
+    """A batch on another device: whatever in it is a tensor, or knows how to move.
+
+    >>> move_data_to_device({"x": torch.ones(1)}, "meta")["x"].device.type
+    'meta'
+    """
+    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+
+def grad_norm(
+    module: torch.nn.Module, norm_type: float | int | str, group_separator: str = "/"
+) -> dict[str, torch.Tensor]:
+    """The norm of each parameter's gradient, and of all together, to be logged.
+
+    Args:
+        module: Whose parameters.
+        norm_type: The p of the p-norm; ``"inf"`` for the largest absolute value.
+        group_separator: Between ``grad_<p>_norm`` and the parameter's name.
+
+    Returns:
+        ``()`` tensors by name, the last one ``grad_<p>_norm_total``; empty where there is no gradient.
+
+    Raises:
+        ValueError: `norm_type` is not positive.
+
+    >>> layer = torch.nn.Linear(1, 1, bias=False)
+    >>> layer.weight.grad = torch.full((1, 1), -3.0)
+    >>> {name: float(norm) for name, norm in grad_norm(layer, 2).items()}
+    {'grad_2.0_norm/weight': 3.0, 'grad_2.0_norm_total': 3.0}
+    """
+    norm_type = float(norm_type)
+    if not norm_type > 0:
+        raise ValueError(f"grad_norm(norm_type={norm_type}): must be a positive number or 'inf'")
+    norms = {
+        f"grad_{norm_type}_norm{group_separator}{name}": torch.linalg.vector_norm(parameter.grad.detach(), norm_type)
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    if norms:
+        total = torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms.values()]), norm_type)
+        norms[f"grad_{norm_type}_norm_total"] = total
+    return norms
+
+
+def garbage_collection_cuda() -> None:
+    """Collect what Python no longer uses, and give unused GPU memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
+    """Whatever is drawn inside, the generators of Python, numpy and torch go on afterwards as if nothing had been.
+
+    Args:
+        include_cuda: False leaves the GPU's generator out.
+
+    >>> _ = torch.manual_seed(0)
+    >>> with isolate_rng():
+    ...     first = torch.rand(1)
+    >>> torch.equal(first, torch.rand(1))
+    True
+    """
+    before = collect_random_state()
+    if not include_cuda:
+        before.pop("cuda", None)
+    try:
+        yield
+    finally:
+        restore_random_state(before)
