@@ -31,7 +31,7 @@ __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compares them)
     from espnet3_lite.callbacks.base import Callback as Callback
     from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
-    from espnet3_lite.checkpoint.files import average_checkpoints as average_checkpoints
+    from espnet3_lite.checkpoint.average_files import average_checkpoints as average_checkpoints
     from espnet3_lite.config import load_config as load_config
     from espnet3_lite.config.targets import instantiate as instantiate
     from espnet3_lite.espnet.data.collect_stats import collect_stats as collect_stats

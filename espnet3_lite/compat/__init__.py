@@ -14,10 +14,27 @@ Configuration files need none of this: a ``_target_`` under Lightning's or ESPne
 last part. The tables are in `names.py`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from espnet3_lite.compat.names import served
 from espnet3_lite.version import CHECKPOINT_FORMAT
 
 #: The version of Lightning whose names and checkpoints these are, for programs that ask.
 __version__ = CHECKPOINT_FORMAT
 
-__getattr__, __dir__, __all__ = served("")
+if TYPE_CHECKING:  # for editors and type checkers: what a program names most
+    from espnet3_lite import callbacks as callbacks
+    from espnet3_lite import loggers as loggers
+    from espnet3_lite.callbacks.base import Callback as Callback
+    from espnet3_lite.espnet.module import ESPnetModule as ESPnetLightningModule  # noqa: F401
+    from espnet3_lite.espnet.trainer import ESPnetTrainer as ESPnet3LightningTrainer  # noqa: F401
+    from espnet3_lite.module.lite_module import LiteDataModule as LightningDataModule  # noqa: F401
+    from espnet3_lite.module.lite_module import LiteModule as LightningModule  # noqa: F401
+    from espnet3_lite.optim.slots import OptimizationStep as OptimizationStep
+    from espnet3_lite.seed import seed_everything as seed_everything
+    from espnet3_lite.trainer.trainer import Trainer as Trainer
+
+    def __getattr__(name: str) -> Any: ...
+
+else:
+    __getattr__, __dir__, __all__ = served("")

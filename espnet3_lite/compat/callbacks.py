@@ -1,10 +1,5 @@
 """``pl.callbacks``: our callbacks under Lightning's names."""
 
-from typing import TYPE_CHECKING
-
 from espnet3_lite.compat.names import served
 
-if TYPE_CHECKING:
-    from espnet3_lite.callbacks import *  # noqa: F403
-else:
-    __getattr__, __dir__, __all__ = served("callbacks")
+__getattr__, __dir__, __all__ = served("callbacks")

@@ -133,12 +133,14 @@ def _attributes_that_are_missing(tree: ast.AST, local_names: set[str]) -> list[t
     """Uses such as ``pl.cli.LightningCLI``."""
     problems = []
     for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
         parts: list[str] = []
-        place: ast.AST = node
+        place: ast.expr = node
         while isinstance(place, ast.Attribute):
             parts.insert(0, place.attr)
             place = place.value
-        if not parts or not isinstance(place, ast.Name) or place.id not in local_names:
+        if not isinstance(place, ast.Name) or place.id not in local_names:
             continue
         value = importlib.import_module(ROOT)
         for part in parts:

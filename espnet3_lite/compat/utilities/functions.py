@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from espnet3_lite.distributed.rank import global_rank
 from espnet3_lite.distributed.rank import rank_zero_only as _rank_zero_only
-from espnet3_lite.optim.precision import map_tensors
+from espnet3_lite.loaders.transfer import move
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
 
@@ -86,7 +86,7 @@ def move_data_to_device(batch: Any, device: torch.device | str) -> Any:
     >>> move_data_to_device({"x": torch.ones(1)}, "meta")["x"].device.type
     'meta'
     """
-    return map_tensors(batch, lambda tensor: tensor.to(device))
+    return move(batch, torch.device(device))
 
 
 def grad_norm(
