@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers: what a program names most
     from espnet3_lite.callbacks.base import Callback as Callback
     from espnet3_lite.espnet.module import ESPnetModule as ESPnetLightningModule  # noqa: F401
     from espnet3_lite.espnet.trainer import ESPnetTrainer as ESPnet3LightningTrainer  # noqa: F401
-    from espnet3_lite.module.lite_module import LiteDataModule as LightningDataModule  # noqa: F401
+    from espnet3_lite.module.data_module import LiteDataModule as LightningDataModule  # noqa: F401
     from espnet3_lite.module.lite_module import LiteModule as LightningModule  # noqa: F401
     from espnet3_lite.optim.slots import OptimizationStep as OptimizationStep
     from espnet3_lite.seed import seed_everything as seed_everything

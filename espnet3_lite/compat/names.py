@@ -56,8 +56,8 @@ HOMES: dict[str, dict[str, str]] = {
     "": {
         "Trainer": "trainer.trainer",
         "LightningModule": "module.lite_module:LiteModule",
-        "LightningDataModule": "module.lite_module:LiteDataModule",
-        "LightningOptimizer": "loops.manual_optimization:ManualOptimizer",
+        "LightningDataModule": "module.data_module:LiteDataModule",
+        "LightningOptimizer": "optim.manual_optimization:ManualOptimizer",
         **_UTILITIES,
         "ESPnetLightningModule": "espnet.module:ESPnetModule",
         "ESPnet3LightningTrainer": "espnet.trainer:ESPnetTrainer",
