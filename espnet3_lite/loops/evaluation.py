@@ -57,7 +57,7 @@ class EvaluationLoop:
         self.names: list[str] | None = None
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # with the loader in work
-        self._loaded_in_epoch = 0
+        self._loaded_in_epoch: int | float = 0
         self._gave_batches: set[int] = set()  # which loaders did, since they were asked for
         self._modes: dict[torch.nn.Module, bool] = {}
         #: By loader, over all runs: the loggers' axis for values that an evaluation logs on steps.
@@ -83,7 +83,9 @@ class EvaluationLoop:
         self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
         self.names = list(map(str, several)) if isinstance(several, dict) else None
         self.loaders = loaders  # not before they could be counted: what is refused is asked for anew
-        self._loaded_in_epoch, self._gave_batches = trainer.current_epoch, set()
+        # Those of a sanity check in an epoch that does not validate are asked for anew when it is time to reload.
+        counts = trainer.state.stage != RunningStage.SANITY_CHECKING or trainer.plan.validation.epoch_validates
+        self._loaded_in_epoch, self._gave_batches = trainer.current_epoch if counts else -math.inf, set()
 
     def _request(self) -> Any:
         """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""

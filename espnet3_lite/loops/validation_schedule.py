@@ -62,6 +62,12 @@ class ValidationSchedule:
         else:
             self.every_n_batches = max(1, int(batches * interval))
 
+    @property
+    def epoch_validates(self) -> bool:
+        """The epoch in work is one in which `check_val_every_n_epoch` allows validation."""
+        every = self.trainer.check_val_every_n_epoch
+        return every is None or (self.trainer.current_epoch + 1) % every == 0
+
     def is_due(self, batch_idx: int, is_last: bool) -> bool:
         """Whether to validate after this training batch.
 
@@ -71,7 +77,7 @@ class ValidationSchedule:
         """
         trainer = self.trainer
         every_n_epochs = trainer.check_val_every_n_epoch
-        if not self.enabled or (every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs != 0):
+        if not self.enabled or not self.epoch_validates:
             return False
         if trainer.stopping.agreed and trainer.stopping.allowed:
             return True

@@ -363,8 +363,7 @@ class Trainer(TrainerProperties):
         if self.limit_train_batches != 0:
             if self.train_data.loader is None:
                 self.train_data.setup()
-            every = self.check_val_every_n_epoch
-            if validates and (every is None or (self.current_epoch + 1) % every == 0):
+            if validates and self.plan.validation.epoch_validates:
                 self.evaluation_loops["val"].setup_if_due()
             setup.check_intervals(self)
 

@@ -92,6 +92,31 @@ def reload(lab, n):
     lab.end(trainer)
 
 
+@cases(
+    plain={"num_sanity_val_steps": 0},
+    every2={"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2},
+    every3_sanity={"num_sanity_val_steps": 1, "check_val_every_n_epoch": 3},
+    every2_reload1={"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2, "reload_dataloaders_every_n_epochs": 1},
+    every2_reload2={"num_sanity_val_steps": 1, "check_val_every_n_epoch": 2, "reload_dataloaders_every_n_epochs": 2},
+    every3_reload2={"num_sanity_val_steps": 0, "check_val_every_n_epoch": 3, "reload_dataloaders_every_n_epochs": 2},
+    over_epochs={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None, "val_check_interval": 3},
+    twice_reload1={"num_sanity_val_steps": 0, "val_check_interval": 0.5, "reload_dataloaders_every_n_epochs": 1},
+)
+def when_loaders_are_asked_for(lab, **settings):
+    class Gives(lab.Module):
+        def train_dataloader(self):
+            lab.note("train_dataloader", self.trainer.current_epoch)
+            return loader(2)
+
+        def val_dataloader(self):
+            lab.note("val_dataloader", self.trainer.current_epoch)
+            return loader(1)
+
+    trainer = lab.trainer("order", max_epochs=6, **settings)
+    trainer.fit(Gives())
+    lab.end(trainer)
+
+
 @case
 def loaders_are_attributes(lab):
     trainer = lab.trainer(max_epochs=1, num_sanity_val_steps=0)
