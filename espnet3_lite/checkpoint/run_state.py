@@ -215,11 +215,11 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
             trainer.metrics.load_epoch(part)
     if loop.within_epoch:
         trainer.train_data.resume_state = ours["train_data"]
-    by_name = {state["name"]: state for state in ours["optimizers"]}
-    for slot in trainer.slots.values():
-        if slot.name in by_name:
-            slot.load_state_dict(by_name[slot.name])
-            _restore_gradients(trainer, slot, by_name[slot.name]["gradients"])
+    by_name = {state["name"] or index: state for index, state in enumerate(ours["optimizers"])}
+    for index, slot in enumerate(trainer.slots.values()):
+        if (state := by_name.get(slot.name or index)) is not None:
+            slot.load_state_dict(state)
+            _restore_gradients(trainer, slot, state["gradients"])
     states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
     for config, version, waits in states:
         config.seen_version, config.waits = version, waits

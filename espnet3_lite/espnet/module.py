@@ -25,7 +25,8 @@ from espnet3_lite.espnet.data.dataset import CombinedDataset
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.slots import named_steps, step_takes_metric
+from espnet3_lite.optim.configure import step_takes_metric
+from espnet3_lite.optim.slots import named_steps
 
 logger = logging.getLogger(__name__)
 

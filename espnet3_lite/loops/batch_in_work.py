@@ -22,10 +22,14 @@ class BatchInWork:
         closes: The plain optimizer's window is full with this batch.
         closing: The slots whose window is full.
         stepped: Those that have stepped.
+        stepped_by_hand: With manual optimization, one has.
         failed: Those that have not: whose gradient it was, for a message, and its norm.
     """
 
-    __slots__ = ("batch", "index", "output", "steps", "losses", "verdict", "closes", "closing", "stepped", "failed")
+    __slots__ = (
+        "batch", "index", "output", "steps", "losses", "verdict", "closes", "closing", "stepped", "stepped_by_hand",
+        "failed",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.clear()
@@ -40,4 +44,5 @@ class BatchInWork:
         self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
         self.closing: list[OptimizerSlot] = []
         self.stepped: list[OptimizerSlot] = []
+        self.stepped_by_hand = False
         self.failed: list[tuple[str, float]] = []

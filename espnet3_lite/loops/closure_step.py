@@ -1,20 +1,64 @@
-"""Steps by closure: optimizers that evaluate the loss several times (LBFGS), and a module's own `optimizer_step`.
+"""Steps by closure: optimizers that evaluate the loss several times (LBFGS, SAM), and a module's own `optimizer_step`.
 
 The loop has run forward and backward already; the closure's first call gives that loss, further calls run both again.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.optim.manual_optimization import PreparingOptimizer
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.optim.manual_optimization import PreparingOptimizer, takes_closure
 from espnet3_lite.optim.slots import OptimizerSlot, route
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+def demands_closure(optimizer: Optimizer) -> bool:
+    """Whether its `step` cannot do without: LBFGS, and whoever gives the argument no default."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return True
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+def may_use_closure(optimizer: Optimizer) -> bool:
+    """Whether to step by closure: not for torch's own and their kin, which need none but for LBFGS.
+
+    Of others nothing tells whether they evaluate the loss anew (SAM demands the closure by an assertion alone).
+    """
+    kin = [base for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim.")]
+    return demands_closure(optimizer) or (kin == [Optimizer] and takes_closure(optimizer))
+
+
+def check_closures(trainer: Trainer, slots: Iterable[OptimizerSlot]) -> None:
+    """Refuse optimizers that demand a closure where there can be none.
+
+    Raises:
+        MisconfigurationException: several optimizers, or mixed precision with a scaler.
+    """
+    for slot in slots:
+        if not demands_closure(slot.optimizer):
+            continue
+        kind = type(slot.optimizer).__name__
+        if slot.name is not None:
+            raise MisconfigurationException(
+                f"optimizers.{slot.name}: {kind} evaluates its loss several times a step, which several optimizers "
+                f"with losses from one forward pass cannot do; take another optimizer"
+            )
+        if trainer.precision_plugin.scaler is not None:
+            raise MisconfigurationException(
+                f"{kind} with precision='16-mixed': AMP and the {kind} optimizer are not compatible; use '32-true' or "
+                f"'bf16-mixed'"
+            )
 
 
 def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
@@ -25,12 +69,16 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
 
     Returns:
         False where a gradient was not finite.
+
+    Raises:
+        MisconfigurationException: an own `optimizer_step` that never called the closure; an optimizer other than LBFGS
+            that evaluates the last loss of a window of several batches once more.
     """
     trainer, module, work = loop.trainer, loop.trainer.lightning_module, loop.work
     loss = work.losses[0][0] if work.losses else None
-    calls, prepared, finite = 0, False, True
-    if work.verdict.skip and isinstance(slot.optimizer, torch.optim.LBFGS):
-        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: LBFGS drops the window that a skipped batch closes")
+    calls, prepared, finite, kind = 0, False, True, type(slot.optimizer).__name__
+    if work.verdict.skip and demands_closure(slot.optimizer):
+        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: {kind} drops the window that a skipped batch closes")
         return False
 
     def closure() -> torch.Tensor | None:
@@ -38,6 +86,11 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         calls += 1
         if calls > 1 and not work.verdict.skip:
             accumulate = trainer.accumulate_grad_batches
+            if accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS):
+                raise MisconfigurationException(
+                    f"{kind} evaluates the loss several times a step, and with accumulate_grad_batches={accumulate} "
+                    f"only the window's last batch could be evaluated again. Use accumulate_grad_batches=1"
+                )
             trainer.metrics.hook = "training_step"
             with trainer.precision_plugin.forward_context(), torch.enable_grad():
                 output = trainer.plan.training_step(work.batch, work.index)
@@ -48,12 +101,18 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
             loop.backward(loss, slot, retain_graph=False)
         return loss
 
-    def prepare() -> None:
+    def prepare() -> bool:
         nonlocal prepared, finite
         prepared, finite = True, loop.prepare_step(slot) and finite
+        return finite
 
     trainer.metrics.hook = "optimizer_step"
     module.optimizer_step(loop.epoch, work.index, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
-    if trainer.precision_plugin.scaler is not None and not prepared:
-        trainer.precision_plugin.scaler.unscale_(slot.optimizer)  # no step was wanted; the scaler must have looked
+    if not calls:
+        raise MisconfigurationException(
+            f"{type(module).__name__}.optimizer_step has not called its closure. Pass it on: optimizer.step(closure="
+            f"optimizer_closure); or call it where nothing is to be stepped: optimizer_closure()"
+        )
+    if not prepared:  # no step was wanted; the scaler must have looked
+        trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
     return finite

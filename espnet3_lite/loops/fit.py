@@ -101,7 +101,7 @@ class FitLoop(Progress):
         trainer, plan, work = self.trainer, self.trainer.plan, self.work
         call, hooks = trainer.hook_calls.call, trainer.hook_calls.listeners
         metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
-        batches, precision, scaler = self.begin_epoch(), trainer.precision_plugin, trainer.precision_plugin.scaler
+        batches, precision = self.begin_epoch(), trainer.precision_plugin
         optimizes = plan.automatic_optimization and not self.forward_only
 
         for work.batch, self.is_last_batch in batches:
@@ -141,21 +141,18 @@ class FitLoop(Progress):
 
             # ---- Update: then all steps, in the list's order.
             strategy.share_gradients(work.closing)
-            scaled = scaler is not None and any(slot.pending for slot in work.closing)
             for slot in work.closing:
                 if plan.closure_wanted:
                     finite = step_with_closure(self, slot)
                 else:
                     finite = self.prepare_step(slot)
-                    if scaler is not None and slot.pending:
-                        scaler.step(slot.optimizer)  # does nothing where it met a non-finite gradient
-                    elif finite:
+                    if finite:
                         slot.optimizer.step()
-                slot.open, slot.pending = False, 0
+                slot.close_window()
                 if finite:
                     slot.update_step += 1
                     work.stepped.append(slot)
-            if scaled:
+            if precision.scaler is not None:
                 precision.update_scaler(plan.slots.values())
 
             # ---- Finish: counters, schedulers, hooks, loggers, what saves; then the validation that is due.
@@ -237,7 +234,9 @@ class FitLoop(Progress):
             return
         skip_batch(self, verdict.reason)
         work.losses = ()
-        if work.closes:  # nothing is added to the window; what is pending in it is stepped now
+        if (
+            work.closes and self.trainer.plan.automatic_optimization
+        ):  # nothing is added to the window; what is pending in it is stepped now
             slots = self.trainer.plan.slots.values()
             work.closing = [slot for slot in slots if slot.name is None and slot.pending]
 
@@ -281,16 +280,15 @@ class FitLoop(Progress):
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
-        if trainer.precision_plugin.scaler is not None and slot.pending:
-            trainer.precision_plugin.scaler.unscale_(slot.optimizer)
+        if slot.pending:
+            trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
         if trainer.hook_calls.listeners["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
         if slot.clipping is None or math.isfinite(norm := slot.clipping.clip(slot.optimizer)):
             return True
         trainer.metrics.discard_since(logged)  # of this step alone; other optimizers may step
-        if trainer.precision_plugin.scaler is None:  # with a scaler this is how it finds its scale
-            slot.zero_grad()
-            self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
+        slot.zero_grad()
+        self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
 
     def count_batch(self) -> None:
@@ -340,7 +338,8 @@ class FitLoop(Progress):
             if stopping.now:
                 return
             if schedule.is_due(self.batches_done - 1, self.is_last_batch):
-                if not any(slot.pending for slot in trainer.plan.slots.values()):  # never what is pending
+                pending = any(slot.pending for slot in trainer.plan.slots.values())
+                if not pending or not trainer.plan.automatic_optimization:  # by hand, Lightning clears it too
                     trainer.lightning_module.on_validation_model_zero_grad()
                 validate_within_fit(trainer)
                 stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated

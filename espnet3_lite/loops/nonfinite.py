@@ -20,21 +20,31 @@ def skip_batch(loop: FitLoop, reason: str) -> None:
         RuntimeError: at the 101st in a row.
     """
     loop.trainer.metrics.discard_batch()
-    loop.consecutive_skips += 1
     rank_zero_warn(f"epoch {loop.epoch}, batch {loop.work.index}: {reason}; skipped on all workers")
+    _count(loop)
+
+
+def skip_steps(loop: FitLoop) -> None:
+    """Report the steps whose gradients were not finite; the batch counts as skipped where no other one was made.
+
+    With a gradient scaler no word is said, and what was logged stays: this is how it finds its scale.
+    """
+    work, stepped = loop.work, bool(loop.work.stepped or loop.work.stepped_by_hand)
+    reason = " and ".join(f"the gradient norm{name} is {norm}" for name, norm in work.failed)
+    loop.gradient_failed = not stepped  # until a step succeeds
+    if loop.trainer.precision_plugin.scaler is not None:
+        if not stepped:
+            _count(loop)
+    elif stepped:
+        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: {reason}; this step is skipped on all workers")
+    else:
+        skip_batch(loop, reason)
+
+
+def _count(loop: FitLoop) -> None:
+    loop.consecutive_skips += 1
     if loop.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
         raise RuntimeError(
             f"Too many NaNs: {loop.consecutive_skips} batches in a row were skipped (epoch {loop.epoch}, batch "
             f"{loop.work.index}). Lower the learning rate, clip gradients, or look at the data named in the warnings."
         )
-
-
-def skip_steps(loop: FitLoop) -> None:
-    """Report the steps whose gradients were not finite; the batch counts as skipped where no other one was made."""
-    work = loop.work
-    reason = " and ".join(f"the gradient norm{name} is {norm}" for name, norm in work.failed)
-    if work.stepped:
-        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: {reason}; this step is skipped on all workers")
-    else:
-        loop.gradient_failed = True  # until a step succeeds
-        skip_batch(loop, reason)

@@ -17,7 +17,7 @@ from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
-from espnet3_lite.optim.clipping import clip_gradients
+from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
 from espnet3_lite.optim.manual_optimization import manual_backward, toggle, untoggle
 
 if TYPE_CHECKING:
@@ -199,20 +199,21 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> torch.Tensor | None:
-        """Clip the gradients of `optimizer`'s parameters. With several ranks they are averaged before.
+        """Clip an optimizer's gradients; by hand they are averaged over the ranks and unscaled before.
 
         Args:
             optimizer: Whose parameters.
-            gradient_clip_val: The largest norm (or value); None or 0 does nothing.
-            gradient_clip_algorithm: ``norm`` (default) or ``value``.
+            gradient_clip_val: The largest norm (or value); None: the trainer's, which must not differ. 0 does nothing.
+            gradient_clip_algorithm: ``norm`` or ``value``; None: the trainer's, else ``norm``.
 
         Returns:
             The total norm before clipping, ``()`` float; None for ``value``.
         """
-        if not self.automatic_optimization and self._trainer is not None and self._trainer.world_size > 1:
-            # Collective: all ranks run the same training_step.
-            self._trainer.strategy.share_gradients([self._trainer.plan.slot_of(optimizer)])
-        return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+        if self._trainer is not None:
+            gradient_clip_val, gradient_clip_algorithm = prepare_clipping(
+                self._trainer, optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""

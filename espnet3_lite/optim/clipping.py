@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,24 @@ class Clipping:
         """Clip the gradients in place.
 
         Returns:
-            Their total norm before; 0.0 where it is not known.
+            A number that is finite where the step is to be made: their total norm before, where they are clipped by
+            it, else the largest of them; 0.0 where nobody wants to know.
         """
         norm = None
         by_value = bool(self.value) and self.algorithm == "value"
         if by_value or (self.checked and (not self.value or self.by_module is not None)):
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = whole(torch.nn.utils.get_total_norm(gradients))
+            norm = largest_gradient(parameters_of(optimizer))
         if self.by_module is not None:
             self.by_module(optimizer, self.value, self.algorithm)
         else:
             clipped = clip_gradients(optimizer, self.value, self.algorithm)
             norm = clipped if clipped is not None else norm
         return 0.0 if norm is None else float(norm)  # a CPU-GPU sync point
+
+
+def parameters_of(optimizer: Optimizer) -> list[torch.nn.Parameter]:
+    """All that an optimizer trains now."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | None = "norm") -> torch.Tensor | None:
@@ -61,16 +71,69 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
 
     Returns:
         The total norm before clipping, ``()``; None for ``value`` or where nothing is clipped.
+
+    Raises:
+        MisconfigurationException: another algorithm.
     """
+    if algorithm not in (None, "norm", "value"):
+        raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
     if not value:
         return None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if algorithm in (None, "norm"):
-        return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
+    parameters = parameters_of(optimizer)
     if algorithm == "value":
-        torch.nn.utils.clip_grad_value_(parameters, value)
+        dense = [parameter for parameter in parameters if not _is_sparse(parameter)]
+        torch.nn.utils.clip_grad_value_(dense, value)
+        for gradient in _gradients(filter(_is_sparse, parameters)):
+            gradient.clamp_(-value, value)
         return None
-    raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
+    norm = torch.nn.utils.get_total_norm(_gradients(parameters))
+    torch.nn.utils.clip_grads_with_norm_(parameters, value, norm)
+    return whole(norm)
+
+
+def largest_gradient(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """The largest absolute value of a gradient, ``()``: finite where all are, which a norm is not (it may overflow)."""
+    return whole(torch.nn.utils.get_total_norm(_gradients(parameters), norm_type=math.inf))
+
+
+def _is_sparse(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is not None and parameter.grad.is_sparse
+
+
+def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The gradients that are there; of a sparse one (an embedding's) its values, after equal indices were added up."""
+    gradients = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if _is_sparse(parameter):
+            parameter.grad = gradient = gradient.coalesce()
+            gradient = gradient.values()
+        if gradient is not None:
+            gradients.append(gradient.detach())
+    return gradients
+
+
+def prepare_clipping(trainer: Trainer, optimizer: Optimizer, value: Any, algorithm: Any) -> tuple[Any, Any]:
+    """What must come before a module clips for itself; and what it clips by, where it left that to the trainer.
+
+    Raises:
+        MisconfigurationException: its arguments and the trainer's settings differ.
+    """
+    if not trainer.plan.automatic_optimization:
+        slot = trainer.plan.slot_of(optimizer)
+        trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
+        trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
+        return value, algorithm
+    agreed = {"gradient_clip_val": value, "gradient_clip_algorithm": algorithm}
+    for name, given in agreed.items():
+        setting = getattr(trainer, name)
+        if given is not None and setting is not None and given != setting:
+            raise MisconfigurationException(
+                f"Trainer({name}={setting!r}), but {type(trainer.lightning_module).__name__} calls clip_gradients("
+                f"{name}={given!r}). Use only one of them"
+            )
+        agreed[name] = setting if given is None else given
+    return agreed["gradient_clip_val"], agreed["gradient_clip_algorithm"]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx: int) -> None:
     """`interval: step` schedulers of the optimizers just updated; monitored ones wait until the batch has logged."""
     for config in trainer.lr_scheduler_configs:
-        if config.interval == "step" and config.slot in stepped:
+        if config.steps_both_ways and config.slot in stepped:
+            _step(trainer, config, None)
+        elif config.interval == "step" and config.slot in stepped:
             # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
             count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
             due = count % config.frequency == 0
@@ -49,7 +53,8 @@ def step_with_epoch(trainer: Trainer) -> None:
 def step_epoch_monitored(trainer: Trainer) -> None:
     """`interval: epoch` schedulers with a metric: after the epoch's validation, and before a checkpoint is written."""
     for config in trainer.lr_scheduler_configs:
-        if config.interval == "epoch" and config.monitor is not None and _is_due(trainer, config):
+        by_epoch = config.interval == "epoch" or config.steps_both_ways
+        if by_epoch and config.monitor is not None and _is_due(trainer, config):
             step_monitored(trainer, config)
 
 
@@ -94,11 +99,27 @@ def _is_due(trainer: Trainer, config: LRSchedulerConfig) -> bool:
     return (trainer.current_epoch + 1) % config.frequency == 0
 
 
-def _step(trainer: Trainer, config: LRSchedulerConfig, metric: Any) -> None:
-    if "lr_scheduler_step" in trainer.plan.overridden:
-        trainer.metrics.hook = "lr_scheduler_step"
-        trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
-    elif metric is None:
-        config.scheduler.step()
-    else:
-        config.scheduler.step(metric)
+def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Tensor | None) -> None:
+    """Step a scheduler; parameter groups that joined the optimizer since follow the first one, in proportion.
+
+    A scheduler knows the groups that were there when it was made, and most refuse others in the middle of a run.
+    """
+    groups = config.slot.optimizer.param_groups if config.slot is not None else []
+    joined = groups[config.own_groups :] if config.own_groups else []
+    before = groups[0]["lr"] if joined else 0.0
+    if joined:
+        del groups[config.own_groups :]
+    try:
+        if "lr_scheduler_step" in trainer.plan.overridden:
+            trainer.metrics.hook = "lr_scheduler_step"
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
+        elif metric is None:
+            config.scheduler.step()
+        else:
+            config.scheduler.step(metric)
+    finally:
+        groups.extend(joined)
+    for group in joined:
+        if before:  # else it stands in the group since the first one's rate fell to zero
+            group["share_of_first"] = group["lr"] / before
+        group["lr"] = groups[0]["lr"] * group.get("share_of_first", 1.0)

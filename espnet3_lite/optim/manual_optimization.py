@@ -5,13 +5,19 @@ What Lightning documents: ``self.optimizers()``, ``self.manual_backward(loss)``,
 
 from __future__ import annotations
 
+import copy
+import inspect
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
+from espnet3_lite.optim.clipping import largest_gradient
+
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -21,7 +27,7 @@ class ManualOptimizer:
     It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``.
     """
 
-    def __init__(self, optimizer: Optimizer, trainer: Trainer):
+    def __init__(self, optimizer: Optimizer, trainer: Trainer | None):
         self.__dict__.update({"optimizer": optimizer, "_trainer": trainer})
 
     @property
@@ -34,32 +40,73 @@ class ManualOptimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__dict__["optimizer"], name, value)
 
-    def step(self, closure: Any = None, **kwargs: Any) -> Any:
+    def __copy__(self) -> ManualOptimizer:
+        return ManualOptimizer(self.optimizer, self._trainer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ManualOptimizer:
+        return ManualOptimizer(copy.deepcopy(self.optimizer, memo), memo.get(id(self._trainer)))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return ManualOptimizer, (self.optimizer, None)  # in another process: of no trainer
+
+    @property
+    def _slot(self) -> OptimizerSlot:
+        if self._trainer is None:
+            raise RuntimeError(
+                f"this copy of {type(self.optimizer).__name__} belongs to no trainer; ask self.optimizers() in a fit"
+            )
+        return self._trainer.plan.slot_of(self.optimizer)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The optimizer's own; what was accumulated is given up."""
+        self.optimizer.zero_grad(set_to_none)
+        self._slot.pending = 0
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step the optimizer: ranks, hooks, gradient scaler and ``global_step`` included.
 
+        With a scaler a step whose gradient is not finite is left out, and counts nowhere.
+
         Args:
-            closure: Computes the loss and its gradients; called before the step.
+            closure: Computes the loss and its gradients; the optimizer calls it as often as it likes.
             kwargs: For the optimizer's own `step`.
 
         Returns:
             What the closure returned.
         """
-        trainer = self._trainer
-        slot = trainer.plan.slot_of(self.optimizer)
+        slot, trainer = self._slot, self._trainer
+        loop, scaler = trainer.fit_loop, trainer.precision_plugin.scaler
 
-        def prepare() -> None:
+        def prepare() -> bool:
             trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
             slot.synchronized = False  # what comes next is this rank's own again
-            if trainer.precision_plugin.scaler is not None:
-                trainer.precision_plugin.scaler.unscale_(self.optimizer)
+            trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
             trainer.call("on_before_optimizer_step", self.optimizer)
             trainer.metrics.hook = "training_step"
+            largest = float(largest_gradient(slot.parameters)) if scaler is not None else 0.0  # a CPU-GPU sync point
+            if not math.isfinite(largest):
+                loop.work.failed.append(("", largest))
+            return math.isfinite(largest)
 
-        result = _step(self.optimizer, trainer.precision_plugin.scaler, closure, prepare, kwargs)
-        if trainer.precision_plugin.scaler is not None:
-            trainer.precision_plugin.scaler.update()
-        slot.update_step += 1
-        trainer.fit_loop.global_step += 1
+        def prepared() -> Any:
+            result = closure()
+            prepare()
+            return result
+
+        stepped = True
+        if closure is not None and scaler is None:
+            result = self.optimizer.step(closure=prepared, **kwargs)
+        else:
+            result = closure() if closure is not None else None
+            stepped = prepare()
+            if stepped:
+                returned = self.optimizer.step(**kwargs)
+                result = result if closure is not None else returned
+        slot.close_window()
+        if stepped:
+            slot.update_step += 1
+            loop.global_step += 1
+            loop.work.stepped_by_hand, loop.gradient_failed = True, False
         return result
 
     def toggle_model(self, sync_grad: bool = True) -> Toggled:
@@ -73,31 +120,48 @@ class PreparingOptimizer(ManualOptimizer):
     Args:
         optimizer: The one that it stands for.
         trainer: For its gradient scaler.
-        prepare: Called between the closure and the step, each time.
+        prepare: Called between the closure and the step, each time; False where the gradient is not finite.
     """
 
-    def __init__(self, optimizer: Optimizer, trainer: Trainer, prepare: Callable[[], None]):
+    def __init__(self, optimizer: Optimizer, trainer: Trainer, prepare: Callable[[], bool]):
         super().__init__(optimizer, trainer)
         self.__dict__["_prepare"] = prepare
 
-    def step(self, closure: Any = None, **kwargs: Any) -> Any:
-        """As the optimizer's own; the loop counts."""
-        return _step(self.optimizer, self._trainer.precision_plugin.scaler, closure, self._prepare, kwargs)
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """As the optimizer's own; the loop counts.
+
+        The closure is called at once. The optimizer's first call of it gives the same loss, unless the optimizer has
+        moved the weights before, as those do that look around before they step (SAM).
+        """
+        weights = self._slot.parameters
+        first = closure() if closure is not None else None
+        if not self._prepare():
+            return first
+        if closure is None or self._trainer.precision_plugin.scaler is not None or not takes_closure(self.optimizer):
+            self.optimizer.step(**kwargs)
+            return first
+        known = _marks(weights)
+
+        def again() -> Any:
+            nonlocal known
+            unchanged, known = known == _marks(weights), None
+            if unchanged:
+                return first
+            result = closure()
+            self._prepare()
+            return result
+
+        return self.optimizer.step(closure=again, **kwargs)
 
 
-def _step(optimizer: Optimizer, scaler: Any, closure: Any, prepare: Callable[[], None], arguments: dict) -> Any:
-    """Closure, `prepare`, step. The optimizer calls the first two itself, as often as it likes, but for a scaler."""
+def _marks(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
+    """Differ when a parameter, or its gradient, was written or replaced."""
+    return [(p._version, p.grad._version if p.grad is not None else -1) for p in weights]
 
-    def prepared() -> Any:
-        result = closure() if closure is not None else None
-        prepare()
-        return result
 
-    if scaler is None:
-        return optimizer.step(closure=prepared, **arguments)
-    result = prepared()
-    scaler.step(optimizer, **arguments)
-    return result
+def takes_closure(optimizer: Optimizer) -> bool:
+    """Whether its `step` may be given a closure."""
+    return "closure" in inspect.signature(type(optimizer).step).parameters
 
 
 class Toggled:
@@ -143,5 +207,6 @@ def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: 
     loss.backward(*args, **kwargs)
     for slot in trainer.plan.slots.values():
         slot.synchronized = False
+        slot.pending += any(parameter.grad is not None for parameter in slot.parameters)
     trainer.call("on_after_backward")
     trainer.metrics.hook = "training_step"

@@ -3,8 +3,11 @@
 Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `convert_batch`.
 """
 
+from __future__ import annotations
+
 import contextlib
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +18,12 @@ _ALIASES = {
     "32-true": "32-true", "32": "32-true", "64-true": "64-true", "64": "64-true", "bf16-mixed": "bf16-mixed",
     "bf16": "bf16-mixed", "16-mixed": "16-mixed", "16": "16-mixed",
 }  # fmt: skip
+
+#: Where even this is too large, no scale helps: batch after batch is left out, until the run ends by it.
+_SMALLEST_SCALE = 2.0**-24
+
+if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
 
 
 class Precision:
@@ -62,14 +71,35 @@ class Precision:
             return _default_dtype(torch.float64)
         return contextlib.nullcontext()
 
-    def update_scaler(self, slots: Any) -> None:
-        """After the steps of a batch: adapt the scale, and with it the gradients of windows that are still open."""
+    def unscale(self, slot: OptimizerSlot, slots: Iterable[OptimizerSlot]) -> None:
+        """Give a slot's gradients their true size: once, whoever asks first (clipping or the step)."""
+        if self.scaler is None:
+            return
+        if slot.scaling == "stepped":
+            self.update_scaler(slots)  # by hand: a second step of one optimizer in one batch
+        if slot.scaling == "scaled" and any(parameter.grad is not None for parameter in slot.parameters):
+            self.scaler.unscale_(slot.optimizer)
+            slot.scaling = "true"
+
+    def update_scaler(self, slots: Iterable[OptimizerSlot]) -> None:
+        """After the steps of a batch: adapt the scale, and with it all gradients that still wait for their step.
+
+        Not sooner: what one optimizer's overflow does to the scale must not change another's gradients.
+        """
+        slots = list(slots)
+        if self.scaler is None or all(slot.scaling == "scaled" for slot in slots):
+            return
         before = self.scaler.get_scale()
         self.scaler.update()
-        ratio = self.scaler.get_scale() / before
-        if ratio != 1.0:
-            for parameter in (p for slot in slots if slot.pending for p in slot.parameters if p.grad is not None):
-                parameter.grad.mul_(ratio)
+        if self.scaler.get_scale() < _SMALLEST_SCALE:
+            self.scaler.update(_SMALLEST_SCALE)  # by 0 nothing can be divided
+        after = self.scaler.get_scale()
+        for slot in slots:
+            factor = after if slot.scaling == "true" else after / before if slot.pending else 1.0
+            slot.scaling = "scaled"
+            if factor != 1.0:
+                for parameter in (parameter for parameter in slot.parameters if parameter.grad is not None):
+                    parameter.grad.mul_(factor)
 
     def convert_batch(self, batch: Any) -> Any:
         """Floating tensors of the batch in the module's dtype (``64-true`` only)."""

@@ -1,18 +1,17 @@
 """Which optimizer: (loss, optimizer) pairs, accumulation windows, and the schedulers that belong to them.
 
-When these things happen is the loop's. How a configuration file names optimizers is `espnet/module.py`'s.
+When these things happen is the loop's. What `configure_optimizers` may return is `configure.py`'s, and how a
+configuration file names optimizers `espnet/module.py`'s.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.optim.clipping import Clipping
@@ -61,8 +60,11 @@ class LRSchedulerConfig:
     monitor: str | None = None
     strict: bool = True
     reduce_on_plateau: bool = False
-    #: The optimizer's slot, for one optimizer and for many.
+    #: It steps without a metric after each update, and with one after validations (`WarmupReduceLROnPlateau`).
+    steps_both_ways: bool = False
+    #: The optimizer's slot, for one optimizer and for many; and how many parameter groups the scheduler knows.
     slot: OptimizerSlot | None = field(default=None, repr=False)
+    own_groups: int | None = field(default=None, repr=False)
     #: How often the metric had been logged when this scheduler stepped last.
     seen_version: int = 0
     #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
@@ -96,6 +98,8 @@ class OptimizerSlot:
     open: bool = False
     #: False: the pending gradients are this rank's alone.
     synchronized: bool = True
+    #: With a gradient scaler: whether the gradients are scaled, or true already, or the step was made (or left out).
+    scaling: Literal["scaled", "true", "stepped"] = "scaled"
     #: What ``LiteModule.optimizers()`` gives for it.
     manual: Any = field(default=None, repr=False)
 
@@ -140,6 +144,12 @@ class OptimizerSlot:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def close_window(self) -> None:
+        """Its step was made or left out: what comes next is another window's."""
+        self.open, self.pending = False, 0
+        if self.scaling == "true":
+            self.scaling = "stepped"
 
     def state_dict(self) -> dict[str, int]:
         """The counters."""
@@ -242,110 +252,6 @@ def _describe(output: Any) -> str:
     return f"{type(output).__name__}"
 
 
-# ---- what `configure_optimizers` returned --------------------------------------------------------------------------
-
-
-def parse_optimizers(
-    returned: Any, owner: str, steps_by_hand: bool = False, steps_its_way: bool = False
-) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
-    """Read the seven documented shapes of `configure_optimizers`.
-
-    Args:
-        returned: What it returned.
-        owner: The module's class, for messages.
-        steps_by_hand: The module steps its schedulers itself (manual optimization): none needs a `monitor`.
-        steps_its_way: It overrides `lr_scheduler_step`: only `ReduceLROnPlateau` needs one.
-
-    Returns:
-        The optimizers, and the scheduler configurations (their `slot` is filled in later).
-
-    Raises:
-        MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
-    """
-    where = f"{owner}.configure_optimizers()"
-    if returned is None:
-        return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
-    if isinstance(returned, Mapping):
-        returned = [returned]
-    if not isinstance(returned, (list, tuple)):
-        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
-                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
-    if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
-        optimizers, schedulers = list(returned[0]), list(returned[1])
-    elif len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], Mapping):
-        optimizers, schedulers = list(returned[0]), [returned[1]]
-    elif all(isinstance(part, Mapping) for part in returned):
-        optimizers = [_entry(part, "optimizer", where) for part in returned]
-        schedulers = [part["lr_scheduler"] for part in returned if part.get("lr_scheduler") is not None]
-    else:
-        optimizers, schedulers = list(returned), []
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
-    return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
-
-
-def _entry(part: Mapping, key: str, where: str) -> Any:
-    if key not in part:
-        raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
-    return part[key]
-
-
-def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
-    """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
-    settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
-    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
-    for key in settings:
-        if key not in known:
-            raise MisconfigurationException(f"{where}: unknown key {key!r} of lr_scheduler{nearest(key, known)}")
-    config = LRSchedulerConfig(**{"scheduler": _entry(settings, "scheduler", where), **settings})
-    if not hasattr(config.scheduler, "step"):
-        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
-    if config.interval not in ("step", "epoch"):
-        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
-    if config.frequency < 1:
-        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
-    plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
-    takes_metric = plateau or step_takes_metric(config.scheduler)
-    if config.monitor is None and (steps_by_hand or (steps_its_way and not plateau)):
-        takes_metric = False
-    if takes_metric and config.monitor is None:
-        raise MisconfigurationException(
-            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
-            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
-        )
-    if not takes_metric:
-        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
-    config.reduce_on_plateau = takes_metric
-    return config
-
-
-def step_takes_metric(scheduler: Any) -> bool:
-    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` demands a first argument.
-
-    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
-    False
-    """
-    if isinstance(scheduler, ReduceLROnPlateau):
-        return True
-    step = getattr(type(scheduler) if not isinstance(scheduler, type) else scheduler, "step", None)
-    if step is None:
-        return False
-    arguments = list(inspect.signature(step).parameters.values())[1:]
-    demanded = [a for a in arguments if a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
-    return bool(demanded)
-
-
 def scheduler_state(scheduler: Any) -> dict[str, Any]:
     """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
     return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
-
-
-def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot]) -> None:
-    """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order."""
-    by_optimizer = {id(slot.optimizer): slot for slot in slots}
-    for config in configs:
-        config.slot = by_optimizer.get(id(getattr(config.scheduler, "optimizer", None)))

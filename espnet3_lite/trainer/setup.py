@@ -15,11 +15,13 @@ import torch
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loops.closure_step import check_closures, may_use_closure
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.clipping import Clipping
+from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
-from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot, attach_schedulers, parse_optimizers
+from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer.hook_table import HOOKS
 from espnet3_lite.trainer.states import TrainerFn
 
@@ -45,7 +47,7 @@ class RunPlan:
         slots: The optimizers with their windows, by name; one plain optimizer has the name None.
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
         training_step: (batch, batch_idx) to its output: the module's, by way of the strategy.
-        closure_wanted: The one optimizer steps by closure: LBFGS, or the module's own `optimizer_step`.
+        closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
     """
 
     validation: ValidationSchedule
@@ -138,7 +140,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
     plan = trainer.plan
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
-    by_closure = any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in plan.slots.values())
+    by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
     plan.training_step = trainer._with_override(trainer.strategy.wrap(trainer, module))
     plan.validation.prepare()
@@ -257,8 +259,9 @@ def configure_optimizers(
     for slot in slots.values():
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
         slot.clipping = _decide_clipping(trainer, model, slot)
-    attach_schedulers(schedulers, slots.values())
-    _check_lbfgs(trainer, slots)
+    attach_schedulers(schedulers, slots.values(), type(model).__name__)
+    check_parameters(slots.values(), model)
+    check_closures(trainer, slots.values())
     return slots, schedulers
 
 
@@ -276,22 +279,6 @@ def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -
     own = by_module if "configure_gradient_clipping" in trainer.plan.overridden else None
     clipping = Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm, own, checked)
     return clipping if clipping.wanted else None
-
-
-def _check_lbfgs(trainer: Trainer, slots: dict[Any, OptimizerSlot]) -> None:
-    for name, slot in slots.items():
-        if not isinstance(slot.optimizer, torch.optim.LBFGS):
-            continue
-        if isinstance(name, str):
-            raise MisconfigurationException(
-                f"optimizers.{name}: LBFGS evaluates its loss several times a step, which several optimizers with "
-                f"losses from one forward pass cannot do; take another optimizer"
-            )
-        if trainer.precision_plugin.scaler is not None:
-            raise MisconfigurationException(
-                "LBFGS with precision='16-mixed': AMP and the LBFGS optimizer are not compatible; use '32-true' or "
-                "'bf16-mixed'"
-            )
 
 
 class _NoOptimizer(torch.optim.Optimizer):

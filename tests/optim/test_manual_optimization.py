@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, Trainer
 
 
 def fit(module, **settings):
@@ -95,3 +95,74 @@ def test_a_plateau_scheduler_that_the_module_steps_itself_needs_no_monitor():
             return [optimizer], [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)]
 
     assert fit(Plateau()).optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+class Gathers(LiteModule):
+    """By hand: one optimizer gathers four batches, the other steps with each."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(2, 1).double(), torch.nn.Linear(2, 1).double()
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        self.manual_backward(self.a(batch).square().mean() / 4)
+        if batch_idx % 4 == 3:
+            first.step()
+            first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(self.b(batch).square().mean())
+        second.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.a.parameters(), 0.1), torch.optim.SGD(self.b.parameters(), 0.1, momentum=0.9)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_run_resumed_within_a_window_by_hand_ends_with_the_same_bits(tmp_path, precision):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"{batch_idx}.ckpt")
+
+    def run(*callbacks, ckpt_path=None):
+        module = Gathers()
+        trainer = Trainer(
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, callbacks=list(callbacks), precision=precision,
+        )  # fmt: skip
+        data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        trainer.fit(module, [row[None] for row in data], ckpt_path=ckpt_path)
+        return [*module.parameters()], trainer.global_step
+
+    whole, steps = run(Save())
+    assert steps == 10
+    for path in tmp_path.iterdir():
+        resumed, count = run(ckpt_path=path)
+        assert count == steps
+        assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True)), path.name
+
+
+def test_optimizers_by_hand_can_be_copied_and_pickled():
+    import copy
+    import pickle
+
+    class Keeps(Gathers):
+        def on_fit_start(self):
+            self.kept = self.optimizers()
+
+    module = Keeps()
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer.fit(module, [torch.ones(1, 2, dtype=torch.float64)] * 4)
+    copied = copy.deepcopy(module)
+    assert copied.kept[0].param_groups[0]["params"][0] is copied.a.weight
+    with pytest.raises(RuntimeError, match="this copy of Adam belongs to no trainer"):
+        copied.kept[0].step()
+    assert isinstance(copy.copy(module.kept[1]), torch.optim.SGD)
+    optimizer = pickle.loads(pickle.dumps(module.kept[1]))
+    assert torch.equal(optimizer.param_groups[0]["params"][0], module.b.weight)
+    other = copy.deepcopy(trainer)
+    assert other.slots[0].manual._trainer is other
+    assert other.lightning_module.kept[0].optimizer is other.slots[0].optimizer

@@ -1,0 +1,171 @@
+"""What `configure_optimizers` may return, and what of it is refused before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
+
+_OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
+
+
+def parse_optimizers(
+    returned: Any, owner: str, steps_by_hand: bool = False, steps_its_way: bool = False
+) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Read the seven documented shapes of `configure_optimizers`.
+
+    Args:
+        returned: What it returned.
+        owner: The module's class, for messages.
+        steps_by_hand: The module steps its schedulers itself (manual optimization): none needs a `monitor`.
+        steps_its_way: It overrides `lr_scheduler_step`: only `ReduceLROnPlateau` needs one.
+
+    Returns:
+        The optimizers, and the scheduler configurations (their `slot` is filled in later).
+
+    Raises:
+        MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
+    """
+    where = f"{owner}.configure_optimizers()"
+    if returned is None:
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, Mapping):
+        returned = [returned]
+    if not isinstance(returned, (list, tuple)):
+        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
+                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
+    if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
+        optimizers, schedulers = list(returned[0]), list(returned[1])
+    elif len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], Mapping):
+        optimizers, schedulers = list(returned[0]), [returned[1]]
+    elif all(isinstance(part, Mapping) for part in returned):
+        optimizers = [_entry(part, "optimizer", where) for part in returned]
+        schedulers = [_scheduler_of(part, where) for part in returned if part.get("lr_scheduler") is not None]
+    else:
+        optimizers, schedulers = list(returned), []
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
+    return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
+
+
+def _scheduler_of(part: Mapping, where: str) -> Any:
+    """A dict's scheduler; `monitor` may stand beside it, as Lightning allows."""
+    scheduler = part["lr_scheduler"]
+    return scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler, "monitor": part.get("monitor")}
+
+
+def _entry(part: Mapping, key: str, where: str) -> Any:
+    if key not in part:
+        raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
+    for name in part if key == "optimizer" else ():
+        if name not in _OPTIMIZER_KEYS:
+            near = "; did you mean 'lr_scheduler'?" if name == "scheduler" else nearest(name, _OPTIMIZER_KEYS)
+            raise MisconfigurationException(
+                f"{where}: unknown key {name!r} beside 'optimizer'; known are {list(_OPTIMIZER_KEYS)}{near}"
+            )
+    return part[key]
+
+
+def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
+    """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
+    settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
+    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+    for key in settings:
+        if key not in known:
+            raise MisconfigurationException(f"{where}: unknown key {key!r} of lr_scheduler{nearest(key, known)}")
+    config = LRSchedulerConfig(**{"scheduler": _entry(settings, "scheduler", where), **settings})
+    if not hasattr(config.scheduler, "step"):
+        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
+    if config.interval not in ("step", "epoch"):
+        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
+    if config.frequency < 1:
+        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
+    plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
+    takes_metric = plateau or step_takes_metric(config.scheduler)
+    if config.monitor is None and (steps_by_hand or (steps_its_way and not plateau)):
+        takes_metric = False
+    if takes_metric and config.monitor is None:
+        raise MisconfigurationException(
+            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
+            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
+        )
+    if not takes_metric:
+        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
+    config.reduce_on_plateau = takes_metric
+    config.steps_both_ways = takes_metric and steps_both_ways(config.scheduler)
+    return config
+
+
+def step_takes_metric(scheduler: Any) -> bool:
+    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` has an argument for a metric.
+
+    That is one which it demands, or one named ``metrics``.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    False
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return True
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    arguments = [argument for argument in _arguments_of_step(scheduler) if argument.kind in positional]
+    return any(argument.default is argument.empty for argument in arguments) or steps_both_ways(scheduler)
+
+
+def steps_both_ways(scheduler: Any) -> bool:
+    """True where ``step()`` follows an update and ``step(metrics)`` a validation: `WarmupReduceLROnPlateau`."""
+    metrics = [argument for argument in _arguments_of_step(scheduler) if argument.name == "metrics"]
+    return bool(metrics) and metrics[0].default is not inspect.Parameter.empty
+
+
+def _arguments_of_step(scheduler: Any) -> list[inspect.Parameter]:
+    step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
+    return [] if step is None else list(inspect.signature(step).parameters.values())[1:]
+
+
+def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot], owner: str) -> None:
+    """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order.
+
+    One that does not say which optimizer it changes belongs to the only one.
+
+    Raises:
+        MisconfigurationException: a scheduler of an optimizer that was not returned.
+    """
+    slots = list(slots)
+    by_optimizer = {id(slot.optimizer): slot for slot in slots}
+    for config in configs:
+        optimizer = getattr(config.scheduler, "optimizer", slots[0].optimizer if len(slots) == 1 else None)
+        config.slot = by_optimizer.get(id(optimizer))
+        if config.slot is None and optimizer is not None:
+            raise MisconfigurationException(
+                f"{owner}.configure_optimizers() returned a {type(config.scheduler).__name__} for a "
+                f"{type(optimizer).__name__} that it did not return, and whose rates would change nothing. Return that "
+                f"optimizer too, or make the scheduler for one of those returned"
+            )
+        config.own_groups = len(config.slot.optimizer.param_groups) if config.slot is not None else None
+
+
+def check_parameters(slots: Iterable[OptimizerSlot], module: torch.nn.Module) -> None:
+    """Refuse an optimizer whose parameters are none of the module's: it would train nothing, without a word.
+
+    Raises:
+        MisconfigurationException: naming the optimizer.
+    """
+    own = {id(parameter) for parameter in module.parameters()}
+    for slot in slots:
+        if slot.parameters and not any(id(parameter) in own for parameter in slot.parameters):
+            raise MisconfigurationException(
+                f"{type(module).__name__}.configure_optimizers(): none of the parameters of "
+                f"{type(slot.optimizer).__name__} is one of the module's. Was it made for another model, for a copy, "
+                f"or before the parameters were replaced? Make it in configure_optimizers, from self.parameters()"
+            )
