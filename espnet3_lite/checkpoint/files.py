@@ -251,6 +251,22 @@ def step_of(path: str | Path) -> int:
     return step if isinstance(step, int) else -1
 
 
+def check_state_dict(checkpoint: dict, path: object) -> None:
+    """Refuse a file that is no checkpoint of a trainer, and say what it is.
+
+    Raises:
+        CheckpointError: It has no ``state_dict``.
+    """
+    if "state_dict" in checkpoint:
+        return
+    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        raise CheckpointError(
+            f"{path}: a plain state dict, not a trainer's checkpoint; load it by "
+            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))"
+        )
+    raise CheckpointError(f"{path}: not a trainer's checkpoint: no 'state_dict' among its keys {list(checkpoint)[:10]}")
+
+
 # --- Sharded checkpoints ------------------------------------------------------------------------------------
 
 

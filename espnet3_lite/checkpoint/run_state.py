@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.checkpoint import lightning_format
+from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.checkpoint.own_state import LAYOUT, OUR_STATE, own_state
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
@@ -53,9 +54,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
         checkpoint["loops"][OUR_STATE].update(_dump_ours(trainer))
     for owner in (module, trainer.datamodule):
         if owner is not None and owner.hparams:
-            prefix = "datamodule_" if owner is trainer.datamodule else ""
-            checkpoint[f"{prefix}hparams_name"] = "kwargs"
-            checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
+            owner._store_hparams(checkpoint, "datamodule_" if owner is trainer.datamodule else "")
     if trainer.datamodule is not None and (state := trainer.datamodule.state_dict()):
         checkpoint[type(trainer.datamodule).__qualname__] = state
     if not weights_only:
@@ -127,6 +126,7 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any], fitting: bool) 
         CheckpointError: the weights are another model's.
     """
     module = trainer.lightning_module
+    check_state_dict(checkpoint, trainer.ckpt_path)
     module.on_load_checkpoint(checkpoint)
     if trainer.datamodule is not None:
         state = checkpoint.get(type(trainer.datamodule).__qualname__)

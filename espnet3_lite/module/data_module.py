@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
-from espnet3_lite.module.lite_module import LiteModule, saved_hyperparameters
+from espnet3_lite.module.lite_module import LiteModule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,6 +22,7 @@ class LiteDataModule(HyperparametersMixin):
     a batch. `state_dict` and `load_state_dict` are kept in checkpoints.
 
     Example:
+        >>> import torch
         >>> class Digits(LiteDataModule):
         ...     def train_dataloader(self):
         ...         return torch.utils.data.DataLoader([torch.ones(1)] * 4, batch_size=2)
@@ -55,9 +56,7 @@ class LiteDataModule(HyperparametersMixin):
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        data = cls._from_hyperparameters(
-            saved_hyperparameters(checkpoint, "datamodule_hyper_parameters", hparams_file), kwargs
-        )
+        data = cls._from_hyperparameters(checkpoint, "datamodule_", hparams_file, kwargs)
         if cls.__qualname__ in checkpoint:
             data.load_state_dict(checkpoint[cls.__qualname__])
         return data

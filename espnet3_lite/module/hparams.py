@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 import inspect
+import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from espnet3_lite.checkpoint.own_state import OUR_STATE
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.module.hparams_store import restored, storable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +54,8 @@ class HyperparametersMixin:
         """Save the arguments of ``__init__``, to be called from it.
 
         Args:
-            args: Names of the arguments to save (all by default), or one dict or Namespace to save instead.
+            args: Names of the arguments to save (all by default), or one dict, Namespace, dataclass or OmegaConf
+                `DictConfig` to save instead; where that is an argument of ``__init__``, a checkpoint gives it back so.
             ignore: A name or names to leave out.
             frame: Where to look for them; the caller's frame by default.
             logger: Hand them to the loggers at the start of a run.
@@ -54,10 +64,14 @@ class HyperparametersMixin:
             MisconfigurationException: called from elsewhere than ``__init__``, or with an unknown name.
         """
         self._log_hyperparams = logger
+        frame = frame or sys._getframe(1)
+        self._hparams_name = "kwargs"
         if len(args) == 1 and not isinstance(args[0], str):
-            values = dict(args[0]) if isinstance(args[0], dict) else dict(vars(args[0]))
+            values = _items_of(args[0])
+            given = _init_arguments(frame, self, must_be_found=False)
+            self._hparams_name = next((name for name, value in given.items() if value is args[0]), None)
         else:
-            values = _init_arguments(frame or sys._getframe(1), self)
+            values = _init_arguments(frame, self)
             if unknown := set(args) - set(values):
                 raise MisconfigurationException(
                     f"{type(self).__name__}.save_hyperparameters: {sorted(unknown)} are not arguments of __init__, "
@@ -66,7 +80,7 @@ class HyperparametersMixin:
             values = {name: values[name] for name in args} if args else values
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         self.hparams.update({name: value for name, value in values.items() if name not in ignored})
-        self._hparams_initial = copy.deepcopy({k: v for k, v in self.hparams.items() if not hasattr(v, "parameters")})
+        self._hparams_initial = _copied({k: v for k, v in self.hparams.items() if not hasattr(v, "parameters")})
 
     @property
     def hparams(self) -> AttributeDict:
@@ -78,22 +92,87 @@ class HyperparametersMixin:
     @property
     def hparams_initial(self) -> AttributeDict:
         """The saved arguments as they were then, whatever changed since."""
-        return AttributeDict(copy.deepcopy(self.__dict__.get("_hparams_initial", {})))
+        return AttributeDict(_copied(self.__dict__.get("_hparams_initial", {})))
+
+    def _warn_of_hparams_left_out(self) -> None:
+        """Before the first step: say which ones no checkpoint will hold."""
+        left_out = storable(self.hparams)[2]
+        if left_out:
+            rank_zero_warn(
+                f"{type(self).__name__}: checkpoints will not hold the hyperparameters {', '.join(left_out)}, which "
+                f"are objects; load_from_checkpoint will need them as arguments. Leave them out by "
+                f"save_hyperparameters(ignore={[name for name in left_out if '.' not in name]})"
+            )
+
+    def _store_hparams(self, checkpoint: dict[str, Any], prefix: str) -> None:
+        """Put them into a checkpoint, under Lightning's keys; `prefix` is empty for a module."""
+        values, kinds, _ = storable(self.hparams)
+        checkpoint[f"{prefix}hparams_name"] = self._hparams_name
+        checkpoint[f"{prefix}hyper_parameters"] = values
+        if kinds:
+            checkpoint["loops"][OUR_STATE][f"{prefix}hparams_kinds"] = [list(kind) for kind in kinds]
 
     @classmethod
-    def _from_hyperparameters(cls, saved: dict[str, Any], overrides: dict[str, Any]) -> Self:
+    def _from_hyperparameters(
+        cls,
+        checkpoint: Mapping[str, Any],
+        prefix: str,
+        hparams_file: str | os.PathLike | None,
+        overrides: dict[str, Any],
+    ) -> Self:
         """Build an object from the saved arguments that ``__init__`` takes, with some overridden."""
         parameters = inspect.signature(cls.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        if hparams_file is not None:
+            with open(os.path.expanduser(hparams_file), encoding="utf-8") as file:
+                saved = yaml.safe_load(file) or {}
+        else:
+            kinds = checkpoint.get("loops", {}).get(OUR_STATE, {}).get(f"{prefix}hparams_kinds", [])
+            saved = restored(dict(checkpoint.get(f"{prefix}hyper_parameters") or {}), kinds, cls, set(overrides))
+        saved.update(overrides)
+        name = checkpoint.get(f"{prefix}hparams_name")
+        if name in parameters and name not in overrides:  # one argument that holds them all
+            saved = {name: AttributeDict(saved)}
         arguments = {**saved, **overrides}
         return cls(**{k: v for k, v in arguments.items() if takes_any or k in parameters})
 
 
-def _init_arguments(frame: Any, instance: Any) -> dict[str, Any]:
+def _items_of(given: Any) -> dict[str, Any]:
+    """The entries of a container of hyperparameters.
+
+    Raises:
+        MisconfigurationException: it is none.
+    """
+    if isinstance(given, Mapping):  # an OmegaConf container is one, whose attributes are its own bookkeeping
+        return dict(given)
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    if isinstance(given, argparse.Namespace):
+        return dict(vars(given))
+    raise MisconfigurationException(
+        f"save_hyperparameters({given!r}): takes names of arguments, or one dict, Namespace, dataclass or DictConfig, "
+        f"not a {type(given).__name__}"
+    )
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies, so that later changes do not show; what cannot be copied is the object itself."""
+    copies = {}
+    for name, value in values.items():
+        try:
+            copies[name] = copy.deepcopy(value)
+        except Exception:  # whatever an object of the user's raises where it cannot be copied
+            copies[name] = value
+    return copies
+
+
+def _init_arguments(frame: Any, instance: Any, must_be_found: bool = True) -> dict[str, Any]:
     """The arguments of the `instance`'s ``__init__``, and of its subclasses', that run in `frame` and its callers."""
     found: dict[str, Any] = {}
     while frame is not None and not _initializes(frame, instance):
         frame = frame.f_back  # a helper that ``__init__`` calls
+    if frame is None and not must_be_found:
+        return {}
     if frame is None:
         raise MisconfigurationException(
             f"{type(instance).__name__}.save_hyperparameters() must be called from __init__"

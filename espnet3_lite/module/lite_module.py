@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import nn
 
 from espnet3_lite.checkpoint import files as checkpoint_io
@@ -326,7 +325,8 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        module = cls._from_hyperparameters(saved_hyperparameters(checkpoint, "hyper_parameters", hparams_file), kwargs)
+        module = cls._from_hyperparameters(checkpoint, "", hparams_file, kwargs)
+        checkpoint_io.check_state_dict(checkpoint, checkpoint_path)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
         return module
@@ -334,11 +334,3 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a module (an average of weights, say) belongs to no trainer."""
         return {**self.__dict__, "_trainer": None}
-
-
-def saved_hyperparameters(checkpoint: Mapping[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
-    """The saved hyperparameters: a YAML file's where one is given."""
-    if hparams_file is None:
-        return dict(checkpoint.get(key, {}))
-    with open(hparams_file, encoding="utf-8") as file:
-        return yaml.safe_load(file) or {}

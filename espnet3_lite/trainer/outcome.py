@@ -17,6 +17,8 @@ def log_hyperparameters(trainer: Trainer) -> None:
     """Hand the module's and the data module's hyperparameters to the loggers."""
     values: dict[str, Any] = {}
     for owner in (trainer.datamodule, trainer.lightning_module):
+        if owner is not None and trainer.state.fn == "fit":
+            owner._warn_of_hparams_left_out()
         if owner is not None and getattr(owner, "_log_hyperparams", False):
             values.update(owner.hparams_initial)
     for logger in trainer.loggers:

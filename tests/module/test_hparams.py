@@ -1,11 +1,17 @@
 """`save_hyperparameters`: which arguments, from where, and building the object again."""
 
 import argparse
+import collections
+import dataclasses
+import functools
+import pathlib
+import threading
 
 import pytest
 import torch
 
-from espnet3_lite import LiteModule, MisconfigurationException
+from espnet3_lite import LiteDataModule, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, save_checkpoint
 from espnet3_lite.module.hparams import AttributeDict, HyperparametersMixin
 
 
@@ -96,3 +102,149 @@ def test_a_checkpoint_builds_the_module_again(tmp_path):
     again = Line.load_from_checkpoint(tmp_path / "line.ckpt", scale=5.0)
     assert torch.equal(again.layer.weight, model.layer.weight)
     assert again.hparams == {"width": 3, "scale": 5.0}
+
+
+# ---- objects ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Sizes:
+    width: int
+    folder: pathlib.Path = pathlib.Path("exp")
+
+
+def act(x):
+    return x * 2
+
+
+class Net(LiteModule):
+    def __init__(self, width=1, act=None, sizes=None, folder=None, net=None, make=None, config=None, **more):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(width, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def saved(model, path, **settings):
+    """Train one step, save; the checkpoint loads with plain torch."""
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, **settings)
+    trainer.fit(model, torch.utils.data.DataLoader(torch.ones(2, 1)))
+    trainer.save_checkpoint(path)
+    return torch.load(path, weights_only=True)
+
+
+class FakeContainer(collections.UserDict):
+    """As OmegaConf's `DictConfig`: a mapping whose attributes are its own bookkeeping."""
+
+
+def test_what_can_be_stored_is_and_comes_back_as_it_was(tmp_path):
+    config = FakeContainer(lr=0.1, layers=[FakeContainer(size=4)])
+    model = Net(act=act, sizes=Sizes(3), folder=tmp_path, config=config, kind=torch.nn.ReLU,
+                space=argparse.Namespace(a=1, f=[pathlib.Path("a")]))  # fmt: skip
+    checkpoint = saved(model, tmp_path / "a.ckpt")
+    assert checkpoint["hyper_parameters"] == {
+        "width": 1, "act": f"{__name__}.act", "sizes": {"width": 3, "folder": "exp"}, "folder": str(tmp_path),
+        "net": None, "make": None, "config": {"lr": 0.1, "layers": [{"size": 4}]},
+        "kind": "torch.nn.modules.activation.ReLU", "space": {"a": 1, "f": ["a"]},
+    }  # fmt: skip
+    hparams = Net.load_from_checkpoint(tmp_path / "a.ckpt").hparams
+    assert hparams.act is act and hparams.kind is torch.nn.ReLU and hparams.sizes == Sizes(3)
+    assert hparams.folder == tmp_path and isinstance(hparams.sizes.folder, pathlib.Path)
+    assert hparams.space == argparse.Namespace(a=1, f=[pathlib.Path("a")])
+    assert hparams.config == {"lr": 0.1, "layers": [{"size": 4}]}
+
+
+def test_what_cannot_be_stored_is_left_out_and_told_once_before_the_first_step(tmp_path):
+    told = []
+
+    class Watched(Net):
+        def training_step(self, batch, batch_idx):
+            told.append([str(warning.message) for warning in caught.list if "will not hold" in str(warning.message)])
+            return super().training_step(batch, batch_idx)
+
+    model = Watched(
+        net=torch.nn.Linear(1, 1), make=functools.partial(torch.nn.Linear, 1), act=lambda x: x, lock=threading.Lock(),
+        config={"lr": 0.1, "loss": torch.nn.MSELoss()}, sizes=[1, torch.nn.ReLU()],
+    )  # fmt: skip
+    with pytest.warns(UserWarning) as caught:
+        checkpoint = saved(model, tmp_path / "a.ckpt")
+    assert checkpoint["hyper_parameters"] == {"width": 1, "folder": None, "config": {"lr": 0.1}}
+    assert told == [[
+        "Watched: checkpoints will not hold the hyperparameters act, sizes, net, make, config.loss, lock, which are "
+        "objects; load_from_checkpoint will need them as arguments. Leave them out by save_hyperparameters(ignore="
+        "['act', 'sizes', 'net', 'make', 'lock'])"
+    ]]  # fmt: skip
+    assert Net.load_from_checkpoint(tmp_path / "a.ckpt", net=1).hparams.net == 1
+
+
+@pytest.mark.parametrize("kind", ["object", "itself"])
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "subprocess.run", "no.such.thing", "torch.nn.init"])
+def test_a_name_in_a_checkpoint_imports_and_runs_nothing(tmp_path, name, kind):
+    kinds = [[["act"], name if kind == "itself" else kind]]
+    save_checkpoint(
+        {"state_dict": Net().state_dict(), "hyper_parameters": {"act": name},
+         "loops": {"espnet3_lite": {"hparams_kinds": kinds}}},
+        tmp_path / "a.ckpt",
+    )  # fmt: skip
+    with pytest.raises(
+        MisconfigurationException, match=rf"act was {name}, which is not imported .*checkpoint: act=\.\.\."
+    ):
+        Net.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert Net.load_from_checkpoint(tmp_path / "a.ckpt", act=act).hparams.act is act
+
+
+@pytest.mark.parametrize("container", [dict, lambda **items: argparse.Namespace(**items), FakeContainer])
+def test_one_argument_that_holds_them_all_comes_back_as_that_argument(tmp_path, container):
+    class Old(Net):
+        def __init__(self, hparams, *, extra=0):
+            LiteModule.__init__(self)
+            self.save_hyperparameters(hparams)
+            self.layer = torch.nn.Linear(self.hparams.width, 1)
+            self.extra = extra
+
+    checkpoint = saved(Old(container(width=1, lr=0.5)), tmp_path / "a.ckpt")
+    assert (checkpoint["hparams_name"], checkpoint["hyper_parameters"]) == ("hparams", {"width": 1, "lr": 0.5})
+    again = Old.load_from_checkpoint(tmp_path / "a.ckpt", lr=0.25, extra=3)
+    assert again.hparams == {"width": 1, "lr": 0.25, "extra": 3} and again.extra == 3
+
+
+def test_the_data_module_too(tmp_path):
+    class Data(LiteDataModule):
+        def __init__(self, settings):
+            self.save_hyperparameters(settings)
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.ones(2, 1))
+
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(Net(), datamodule=Data({"folder": tmp_path}))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hparams_name"] == "settings"
+    assert Data.load_from_checkpoint(tmp_path / "a.ckpt").hparams == {"folder": tmp_path}
+
+
+def test_what_is_no_container_is_refused():
+    class Wrong(HyperparametersMixin):
+        def __init__(self, width):
+            self.save_hyperparameters(width)
+
+    with pytest.raises(MisconfigurationException, match=r"save_hyperparameters\(3\): takes names .* not a int"):
+        Wrong(3)
+
+
+def test_a_plain_state_dict_is_called_so(tmp_path):
+    torch.save(Net().state_dict(), tmp_path / "weights.pth")
+    message = (
+        r"weights\.pth: a plain state dict, not a trainer's checkpoint; load it by model\.load_state_dict\(torch\.load"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        Net.load_from_checkpoint(tmp_path / "weights.pth")
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(CheckpointError, match=message):
+        trainer.fit(Net(), torch.utils.data.DataLoader(torch.ones(2, 1)), ckpt_path=tmp_path / "weights.pth")
+    assert list(load_checkpoint(tmp_path / "weights.pth")) == ["layer.weight", "layer.bias"]
