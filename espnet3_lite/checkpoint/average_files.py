@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet3_lite.checkpoint.averaging import StateDict, average_state_dicts, layout_of
 from espnet3_lite.checkpoint.files import load_checkpoint, load_sharded, read_file, save_checkpoint
@@ -58,10 +59,10 @@ def average_checkpoints(
     >>> load_checkpoint(f"{folder}/average.pth")
     {'weight': tensor(1.5000)}
     """
-    paths = [Path(path).expanduser() for path in paths]
-    if not paths:
+    files = [Path(path).expanduser() for path in paths]
+    if not files:
         raise ValueError("no checkpoints to average: `paths` is empty")
-    averaged, _ = average_usable(paths, Path(output).parent if output is not None else None, wrapper_prefix)
+    averaged, _ = average_usable(files, Path(output).parent if output is not None else None, wrapper_prefix)
     if output is not None:
         save_checkpoint(averaged, output)
     return averaged
@@ -88,7 +89,7 @@ def average_usable(
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    readers: dict[Path, functools.partial] = {}
+    readers: dict[Path, functools.partial[StateDict]] = {}
     with tempfile.TemporaryDirectory(prefix=".averaging.", dir=folder) as scratch:
         for index, path in enumerate(paths):
             if not path.exists():
@@ -111,7 +112,7 @@ def average_usable(
         return average_state_dicts([str(path) for path in readers], list(readers.values())), list(readers)
 
 
-def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial:
+def _weights_reader(path: Path, scratch_file: Path, wrapper_prefix: str | None) -> functools.partial[StateDict]:
     """Check a checkpoint; return a function that maps its model's state dict from disk, anew at each call."""
     if path.is_dir():
         save_checkpoint(load_sharded(path, only="state_dict"), scratch_file)
@@ -132,7 +133,7 @@ def _model_state_dict(file: Path, wrapper_prefix: str) -> StateDict:
     return {key[len(wrapper_prefix) :]: value for key, value in state_dict.items() if key.startswith(wrapper_prefix)}
 
 
-def _wrapper_prefix(path: Path, checkpoint: dict) -> str:
+def _wrapper_prefix(path: Path, checkpoint: dict[str, Any]) -> str:
     ours = own_state(checkpoint)
     if "wrapper_prefix" in ours:
         return ours["wrapper_prefix"]

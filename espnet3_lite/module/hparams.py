@@ -65,7 +65,7 @@ class HyperparametersMixin:
         """
         self._log_hyperparams = logger
         frame = frame or sys._getframe(1)
-        self._hparams_name = "kwargs"
+        self._hparams_name: str | None = "kwargs"
         if len(args) == 1 and not isinstance(args[0], str):
             values = _items_of(args[0])
             given = _init_arguments(frame, self, must_be_found=False)
@@ -117,7 +117,7 @@ class HyperparametersMixin:
         cls,
         checkpoint: Mapping[str, Any],
         prefix: str,
-        hparams_file: str | os.PathLike | None,
+        hparams_file: str | os.PathLike[str] | None,
         overrides: dict[str, Any],
     ) -> Self:
         """Build an object from the saved arguments that ``__init__`` takes, with some overridden."""

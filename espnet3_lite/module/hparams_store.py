@@ -38,8 +38,10 @@ def storable(values: Mapping[str, Any]) -> tuple[dict[str, Any], Kinds, list[str
     return _stored_items(values, [], kinds, left_out), kinds, left_out
 
 
-def _stored_items(values: Mapping, place: list[str | int], kinds: Kinds, left_out: list[str]) -> dict:
-    stored = {}
+def _stored_items(
+    values: Mapping[Any, Any], place: list[str | int], kinds: Kinds, left_out: list[str]
+) -> dict[Any, Any]:
+    stored: dict[Any, Any] = {}
     for key, value in values.items():
         known = len(kinds)
         try:
@@ -94,12 +96,12 @@ def restored(values: dict[str, Any], kinds: Kinds, owner: type, given: set[str])
         *parents, last = place
         if place[0] in given:
             continue
-        holder = values
+        holder: Any = values
         for parent in parents:
             holder = holder[parent]
         if isinstance(holder, tuple):
             raise MisconfigurationException(f"hyper_parameters: {place} cannot be put back into a tuple; give it anew")
-        makers: dict[str, Callable] = {"path": pathlib.Path, "namespace": lambda items: argparse.Namespace(**items)}
+        makers: dict[str, Callable[[Any], Any]] = {"path": pathlib.Path, "namespace": lambda items: argparse.Namespace(**items)}
         if kind in makers:
             holder[last] = makers[kind](holder[last])
         elif kind == "object":
