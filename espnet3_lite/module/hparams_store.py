@@ -101,7 +101,10 @@ def restored(values: dict[str, Any], kinds: Kinds, owner: type, given: set[str])
             holder = holder[parent]
         if isinstance(holder, tuple):
             raise MisconfigurationException(f"hyper_parameters: {place} cannot be put back into a tuple; give it anew")
-        makers: dict[str, Callable[[Any], Any]] = {"path": pathlib.Path, "namespace": lambda items: argparse.Namespace(**items)}
+        makers: dict[str, Callable[[Any], Any]] = {
+            "path": pathlib.Path,
+            "namespace": lambda items: argparse.Namespace(**items),
+        }
         if kind in makers:
             holder[last] = makers[kind](holder[last])
         elif kind == "object":
