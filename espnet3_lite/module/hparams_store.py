@@ -114,6 +114,10 @@ def restored(values: dict[str, Any], kinds: Kinds, owner: type, given: set[str])
     return values
 
 
+def _namespace(items: dict[str, Any]) -> argparse.Namespace:
+    return argparse.Namespace(**items)
+
+
 def _trusted(name: str, owner: type, place: list[str | int], dataclass: bool = False) -> Any:
     """A class or function by its name: from torch's layers and optimizers, or from where `owner` comes from.
 
