@@ -150,7 +150,7 @@ class CheckpointFiles(Checkpoint):
         while self.enable_version_counter and self.file_exists(path, trainer) and path not in reuse:
             path = self.format_checkpoint_name(candidates, filename, ver=version)
             version += 1
-        return trainer.strategy.broadcast_object(path)  # collective: rank zero knows what is on its disk
+        return trainer.strategy.broadcast(path)  # collective: rank zero knows what is on its disk
 
     def _folder(self, trainer: Trainer) -> str:
         if self.dirpath is not None:

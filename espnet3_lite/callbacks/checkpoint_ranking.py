@@ -73,7 +73,7 @@ class CheckpointRanking(CheckpointFiles):
     def _follow_files(self, trainer: Trainer) -> None:
         """Forget the best files that somebody removed meanwhile: another may take their place."""
         gone = [path for path in self.best_k_models if path in self._on_disk and not os.path.exists(path)]
-        gone = trainer.strategy.broadcast_object(gone)  # collective: rank zero knows what is on its disk
+        gone = trainer.strategy.broadcast(gone)  # collective: rank zero knows what is on its disk
         self._forget(gone)
 
     def _update_best_and_save(self, current: torch.Tensor, trainer: Trainer, candidates: dict[str, Any]) -> None:

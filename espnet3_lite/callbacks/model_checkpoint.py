@@ -140,7 +140,7 @@ class ModelCheckpoint(CheckpointRanking):
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Find the folder; warn if a new run begins in one that holds checkpoints of another."""
-        self.dirpath = trainer.strategy.broadcast_object(self._folder(trainer))  # collective: all ranks
+        self.dirpath = trainer.strategy.broadcast(self._folder(trainer))  # collective: all ranks
         starts = stage == "fit" and self.save_top_k != 0 and trainer.ckpt_path is None
         # Lightning warns of any file; a run's own configuration, log and statistics are no reason to.
         if (
@@ -154,7 +154,7 @@ class ModelCheckpoint(CheckpointRanking):
         """A run that died while it saved left a link or a removal undone: the run that goes on does it."""
         goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.keep_newest > 1
         # Collective: all ranks load the same state, and rank zero knows what is on its disk.
-        if goes_on and trainer.strategy.broadcast_object(os.path.exists(self.best_model_path)):
+        if goes_on and trainer.strategy.broadcast(os.path.exists(self.best_model_path)):
             self._last_checkpoint_saved = self.best_model_path
             if self.save_last == "link":
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -229,7 +229,7 @@ class ModelCheckpoint(CheckpointRanking):
         due = self._last_time_checked is not None and (
             now - self._last_time_checked >= self._train_time_interval.total_seconds()
         )
-        due = trainer.strategy.broadcast_object(due)  # collective: rank zero's clock decides for all ranks
+        due = trainer.strategy.broadcast(due)  # collective: rank zero's clock decides for all ranks
         if due:
             self._last_time_checked = now
         return due

@@ -6,6 +6,7 @@ What is in a file is not known here.
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,24 @@ def _hidden(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.name}.{purpose}.{os.getpid()}.tmp")
 
 
+_under_way: set[int] = set()
+
+
+def writes_under_way() -> bool:
+    """True while a thread of this process writes a file: to end the process now would lose it."""
+    return bool(_under_way)
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A hidden name in the same folder, so that a rename is one step; what is left there is removed."""
     temporary = _hidden(path, "new")
     remove_checkpoint(temporary)
+    _under_way.add(threading.get_ident())
     try:
         yield temporary
     finally:
+        _under_way.discard(threading.get_ident())
         remove_checkpoint(temporary)
 
 

@@ -67,9 +67,11 @@ HOMES: dict[str, dict[str, str]] = {
         **_DATA_HOMES,
         **_of("callbacks"),
         **_of("loggers"),
+        **_of("strategies"),
         **_of("espnet.schedulers"),
     },
     "callbacks": _of("callbacks"),
+    "strategies": _of("strategies"),
     "loggers": {
         **_of("loggers"),
         "rank_zero_experiment": "loggers.base",

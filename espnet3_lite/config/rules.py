@@ -117,7 +117,7 @@ def single_keys_with_several(report: Report, module: Module | None) -> None:
                 ("trainer", key),
                 f"{value!r} does not go with several optimizers; write optimizers.<name>.{own} instead",
             )
-    if trainer.get("strategy") == "fsdp":
+    if "fsdp" in str(trainer.get("strategy")).lower():
         report.add(("trainer", "strategy"), "'fsdp' takes one optimizer; use ddp with 'optimizers'")
 
 
@@ -226,10 +226,7 @@ def targets(report: Report, module: Module | None) -> None:
     skipped = {("model",)} if module is not None or "task" in report.settings else set()
     for key in BUILT:
         for path, node in _with_target((key,), report.settings.get(key)):
-            if path in skipped or path == (
-                "trainer",
-                "strategy",
-            ):  # a strategy that is no name is refused by its kind
+            if path in skipped:
                 continue
             name = node["_target_"]
             if callable(name):

@@ -1,20 +1,29 @@
-"""DDP: every rank has the whole model. One optimizer's gradients travel during backward, several ones' after it."""
+"""DDP: every rank has the whole model, and gradients travel to the other ranks while the backward pass still runs."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from espnet3_lite.distributed.ballot import Place
+from espnet3_lite.distributed.gradients import TravellingGradients
 from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
 from espnet3_lite.distributed.single import training_step_of
+from espnet3_lite.distributed.vote import Verdict
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
+
+#: Looked at before each batch, since any hook may have changed it; 30 ns a parameter.
+_REQUIRES_GRAD = operator.attrgetter("requires_grad")
 
 
 class DDPStrategy(SeveralProcesses):
@@ -22,21 +31,45 @@ class DDPStrategy(SeveralProcesses):
 
     One plain optimizer: torch's `DistributedDataParallel` around the training step, which sends gradients in buckets
     while the backward pass still runs, and only in the batch that closes an accumulation window. Several named
-    optimizers, or manual optimization: `average_gradients` once for each update.
+    optimizers: `TravellingGradients` does the same for the windows that close. Manual optimization:
+    `average_gradients` once for each update. In one process, without torchrun, it is as if no strategy were given.
 
     Args:
-        device: This process's.
         find_unused_parameters: The model does not use all its parameters in each batch; costs a walk through the graph.
+        static_graph: The model uses the same parameters in the same order in every batch.
+        bucket_cap_mb: The largest message, in MiB; torch's default (25) for None.
+        gradient_as_bucket_view: Gradients are views of the messages: saves the memory of one copy of them.
+        timeout: How long a collective waits for the other ranks; None: as ``Trainer(dist_timeout=...)`` says.
+
+    Example:
+        >>> DDPStrategy(find_unused_parameters=True).name
+        'ddp'
     """
 
     name = "ddp"
 
-    def __init__(self, device: torch.device, find_unused_parameters: bool = False):
-        super().__init__(device)
+    def __init__(
+        self,
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        bucket_cap_mb: int | None = None,
+        gradient_as_bucket_view: bool = False,
+        timeout: timedelta | None = None,
+    ):
+        super().__init__(timeout)
         self.find_unused_parameters = find_unused_parameters
+        self._settings = {
+            "find_unused_parameters": find_unused_parameters,
+            "static_graph": static_graph,
+            "bucket_cap_mb": bucket_cap_mb,
+            "gradient_as_bucket_view": gradient_as_bucket_view,
+        }
         self._wrapped: DistributedDataParallel | None = None
+        self._travelling: TravellingGradients | None = None
         #: The forward pass in work is followed by a backward pass that leaves gradients all ranks share.
-        self._synchronizing = False
+        self._synchronizing = self._arranged = False
+        #: Named optimizers whose gradients travel during this batch's backward passes.
+        self._on_their_way: set[str | None] = set()
         self._parameters: list[torch.nn.Parameter] = []
         self._required: list[bool] = []
 
@@ -51,17 +84,33 @@ class DDPStrategy(SeveralProcesses):
 
     def _wrap_anew(self) -> None:
         """Collective: all ranks freeze and unfreeze the same parameters at the same time."""
-        self._required = [parameter.requires_grad for parameter in self._parameters]
-        self._wrapped = None  # its hooks go with it
-        if self.trainer.automatic_optimization and None in self.trainer.slots and any(self._required):
-            self._wrapped = DistributedDataParallel(
-                self._step, find_unused_parameters=self.find_unused_parameters, **_no_buffer_broadcasts()
-            )
+        self._required = list(map(_REQUIRES_GRAD, self._parameters))
+        self._forget_parameters()  # hooks go with what set them
+        self._synchronizing = self._arranged = False
+        slots = self.trainer.slots
+        if self.trainer.automatic_optimization and any(self._required):
+            if None in slots:
+                self._wrapped = DistributedDataParallel(self._step, **_no_buffer_broadcasts(), **self._settings)
+                self.model = self._wrapped
+            else:
+                self._travelling = TravellingGradients({slot.name: slot.parameters for slot in slots.values()})
+
+    def _forget_parameters(self) -> None:
+        self._wrapped = None
+        if self._travelling is not None:
+            self._travelling.close()
+            self._travelling = None
 
     def before_forward(self, closes: bool) -> None:
         """Gradients are to be shared by this batch's backward pass if it closes the window."""
-        if [parameter.requires_grad for parameter in self._parameters] != self._required:
+        super().before_forward(closes)
+        if list(map(_REQUIRES_GRAD, self._parameters)) != self._required:
             self._wrap_anew()  # a callback has frozen or unfrozen something
+        if self._synchronizing and not self._arranged:
+            # After the first gradients DDP arranges its buckets, by a message within the next forward pass. Collective:
+            # ranks that have parted must find out before it.
+            self._announce(Place.BATCH)
+            self._arranged = True
         self._synchronizing = closes and self._wrapped is not None
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -72,6 +121,16 @@ class DDPStrategy(SeveralProcesses):
             self._wrapped.no_sync() if local else contextlib.nullcontext(),
         ):
             return (self._wrapped or self._step)(batch, batch_idx)
+
+    def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+        """As ever; then it is known which named optimizers' windows this batch's backward passes close."""
+        verdict = super().vote(trainer, steps, is_last)
+        self._on_their_way = set()
+        if self._travelling is not None and not verdict.skip:
+            closing = [slot for loss, slot in verdict.weigh(steps) if slot.pending + 1 >= slot.window]
+            self._on_their_way = {slot.name for slot in closing}
+            self._travelling.expect(self._on_their_way)
+        return verdict
 
     def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
@@ -85,13 +144,26 @@ class DDPStrategy(SeveralProcesses):
         zero = torch.stack([p.reshape(-1)[:0].sum() for p in self._parameters if p.requires_grad]).sum()
         return [(zero, slot) for slot in returned]
 
-    def synchronizes(self, slot: Any) -> bool:
-        """True when the backward pass that just ran left gradients that all ranks share."""
-        return self._synchronizing
+    def synchronizes(self, slot: OptimizerSlot) -> bool:
+        """True when the backward pass that just ran left gradients that all ranks share, or are on their way to."""
+        return self._synchronizing or slot.name in self._on_their_way
+
+    def settle_gradients(self) -> None:
+        """Before a hook that may look at gradients: wait for what is on its way."""
+        if self._travelling is not None:
+            self._travelling.settle()
+
+    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
+        """Wait for what is on its way, and average what is still each rank's own. Collective."""
+        if self._on_their_way:
+            self._travelling.finish()
+            self._on_their_way = set()
+        super().share_gradients(closing)
 
     def teardown(self) -> None:
-        """Take DDP's hooks off the parameters."""
-        self._wrapped = None
+        """Take all hooks off the parameters."""
+        super().teardown()
+        self._forget_parameters()
         self._parameters = []
 
 
@@ -101,9 +173,10 @@ class _TrainingStep(torch.nn.Module):
     def __init__(self, module: torch.nn.Module):
         super().__init__()
         self.module = module
+        self._training_step = training_step_of(module)
 
     def forward(self, batch: Any, batch_idx: int) -> Any:
-        return training_step_of(self.module)(batch, batch_idx)
+        return self._training_step(batch, batch_idx)
 
 
 def _no_buffer_broadcasts() -> dict[str, bool]:

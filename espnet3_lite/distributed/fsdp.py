@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from espnet3_lite.checkpoint import files as checkpoint_io
@@ -21,29 +22,35 @@ from espnet3_lite.distributed.vote import Verdict
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
-_STEPS = ("training_step", "validation_step", "test_step")
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class FSDPStrategy(SeveralProcesses):
     """Sharded training of one optimizer's parameters; checkpoints are folders that all ranks write.
 
     The module is sharded in `units`: the items of its `ModuleList`s, and all that remains as one. A module that shards
-    parts of itself, with `fully_shard` in `configure_model`, is left to decide. Gradients are reduced after every
-    backward pass, also within an accumulation window: a rank never holds a whole gradient.
+    parts of itself, with `fully_shard` in `configure_model`, is left to decide. Each unit goes to the GPU when it is
+    sharded, so that no GPU ever holds the whole module; one that was built on the meta device gets memory only then,
+    and its values by its parts' `reset_parameters`. Gradients are reduced after every backward pass, also within an
+    accumulation window: a rank never holds a whole gradient. Experimental: only run on CPUs so far.
 
     Args:
-        device: This process's.
+        reshard_after_forward: Free a unit's whole parameters after its forward pass, and gather them again for its
+            backward pass; False takes more memory and fewer messages.
+        timeout: How long a collective waits for the other ranks; None: as ``Trainer(dist_timeout=...)`` says.
     """
 
     name = "fsdp"
     equal_batches = True  # a forward pass gathers parameters, and so needs all ranks
     inference_mode = False  # gathered parameters outlive a forward pass, and training must be able to use them
 
-    def __init__(self, device: torch.device):
-        super().__init__(device)
+    def __init__(self, reshard_after_forward: bool = True, timeout: timedelta | None = None):
+        super().__init__(timeout)
+        self._reshard_after_forward = reshard_after_forward
         self._saver: ShardedSaver | None = None
         self._module: torch.nn.Module | None = None
 
@@ -59,11 +66,7 @@ class FSDPStrategy(SeveralProcesses):
             )
         self._saver = self._saver or ShardedSaver()
         self._saver.in_background = trainer.async_save
-        self._module = module
-        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-            self.trainer, self.failed = trainer, False  # sharded by an earlier call, or by `configure_model`
-        else:
-            super().setup(trainer, module)
+        self._module = self.model = module
         scalars = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
         if scalars:
             raise MisconfigurationException(
@@ -71,14 +74,26 @@ class FSDPStrategy(SeveralProcesses):
                 f"shape (1,)"
             )
         if not isinstance(module, FSDPModule):
-            mesh = init_device_mesh(self.device.type, (self.world_size,))
-            if not any(isinstance(part, FSDPModule) for part in module.modules()):
-                for unit in units(module):
-                    fully_shard(unit, mesh=mesh)
-            fully_shard(module, mesh=mesh)
+            self.convert_batchnorm(trainer, module)
+            self._shard(module, trainer.precision_plugin.autocast_dtype)
             for name in _STEPS:
                 if trainer.is_overridden(name, module):
                     _register(module, name)
+
+    def _shard(self, module: torch.nn.Module, mixed: torch.dtype | None) -> None:
+        """Unit by unit: give it memory, rank zero's values, and to each rank its part. Collective.
+
+        Autocast goes on to choose each operation's dtype with mixed precision; what is gathered has that dtype, and
+        gradients are reduced in float32.
+        """
+        policy = MixedPrecisionPolicy(mixed, torch.float32 if mixed else None, cast_forward_inputs=False)
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        by_itself = any(isinstance(part, FSDPModule) for part in module.modules())
+        for unit in [*(() if by_itself else units(module)), module]:
+            materialize(unit)
+            if not by_itself:
+                self.take_over_from_rank_zero(unit)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=self._reshard_after_forward, mp_policy=policy)
 
     def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step.
@@ -103,9 +118,6 @@ class FSDPStrategy(SeveralProcesses):
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def before_forward(self, closes: bool) -> None:
-        """Nothing: gradients are reduced in every batch."""
-
     def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
         """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
         self._saver.poll()
@@ -120,7 +132,7 @@ class FSDPStrategy(SeveralProcesses):
         """The same backward pass as on the other ranks, of a loss that weighs nothing."""
         return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
 
-    def synchronizes(self, slot: Any) -> bool:
+    def synchronizes(self, slot: OptimizerSlot) -> bool:
         """Always."""
         return True
 
@@ -190,6 +202,7 @@ class FSDPStrategy(SeveralProcesses):
 
     def teardown(self) -> None:
         """See what is being written through to its end, unless another rank has gone. Later saves are waited for."""
+        super().teardown()
         if self._saver is None:
             return
         if self.failed:
@@ -222,6 +235,33 @@ def units(module: torch.nn.Module) -> list[torch.nn.Module]:
         and all(used[id(parameter)] == 1 for parameter in item.parameters())
         and any(True for _ in item.parameters())
     ]
+
+
+def materialize(unit: torch.nn.Module) -> None:
+    """Give parameters and buffers on the meta device memory, and values by `reset_parameters` of their modules.
+
+    Raises:
+        MisconfigurationException: a module that holds some has no such method.
+    """
+    made: dict[torch.Tensor, torch.Tensor] = {}  # one for each, so that tied weights stay tied
+    for name, part in unit.named_modules():
+        held = (part._parameters, part._buffers)
+        on_meta = [(of, key, value) for of in held for key, value in of.items() if value is not None and value.is_meta]
+        if not on_meta:
+            continue
+        if not callable(getattr(part, "reset_parameters", None)):
+            raise MisconfigurationException(
+                f"strategy='fsdp': {name or 'the module itself'} ({type(part).__name__}) has parameters or buffers on "
+                f"the meta device ({', '.join(key for _, key, _ in on_meta)}), and no `reset_parameters()` that gives "
+                f"them values. Define one, or build it on the CPU"
+            )
+        for of, key, value in on_meta:
+            if value not in made:
+                memory = torch.empty_like(value, device="cpu")
+                is_parameter = isinstance(value, torch.nn.Parameter)
+                made[value] = torch.nn.Parameter(memory, value.requires_grad) if is_parameter else memory
+            of[key] = made[value]
+        part.reset_parameters()
 
 
 def _refuse_what_needs_whole_gradients(trainer: Trainer) -> None:

@@ -1,11 +1,11 @@
-"""Averaging tensors over the ranks in a few large messages: gradients of named optimizers, buffers, first parameters.
+"""Averaging gradients over the ranks in a few large messages, and overwriting tensors by rank zero's.
 
-DDP does this by itself for one optimizer, overlapped with the backward pass; here it is for everything else.
+DDP does this by itself for one optimizer; here it is for several named optimizers and for those that step by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -14,41 +14,138 @@ import torch.distributed as dist
 BUCKET_BYTES = 25 * 1024 * 1024
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
-    """Replace each gradient by its mean over the ranks. All ranks call it with the same parameters in the same order.
+class GradientBucket:
+    """Some parameters whose gradients travel in one message, with a flag for each that says whether there is one.
 
     A parameter without a gradient on this rank counts as zero where another rank has one, and stays without where no
-    rank has one: an optimizer must not move what was not used. A bucket carries a flag for each of its parameters, so
-    that this costs no message of its own.
+    rank has one: an optimizer must not move what was not used. Once sent, the gradients are views of the message, so
+    that there is no second copy of them and nothing to copy back.
 
     Args:
-        parameters: Those that require gradients take part; one that comes twice counts once.
-        bucket_bytes: The largest message, unless one parameter is larger.
+        parameters: Of one dtype, on one device; the same ones in the same order on all ranks.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter]):
+        self.parameters = parameters
+        self._message: torch.Tensor | None = None
+        self._work: dist.Work | None = None
+        self._missing: list[int] = []
+
+    def send(self) -> None:
+        """Begin to average. Collective: all ranks send the same buckets in the same order."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        self._missing = [index for index, gradient in enumerate(gradients) if gradient is None]
+        like = self.parameters[0]
+        flags = torch.ones(len(gradients), dtype=like.dtype)
+        flags[self._missing] = 0.0
+        parts = [
+            (torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).reshape(-1)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True)
+        ]
+        self._message = torch.cat([*parts, flags.to(like.device, non_blocking=True)])
+        self._message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
+        for index, (parameter, mean) in enumerate(zip(self.parameters, self._means(), strict=True)):
+            if index not in self._missing:
+                parameter.grad = mean
+        self._work = dist.all_reduce(self._message, async_op=True)  # collective: see the docstring
+
+    def receive(self) -> None:
+        """Wait for the means."""
+        self._work.wait()
+        if self._missing:
+            used, means = self._message[-len(self.parameters) :].tolist(), self._means()  # a CPU-GPU sync point
+            for index in self._missing:
+                if used[index]:
+                    self.parameters[index].grad = means[index]
+        self._message = self._work = None
+
+    def _means(self) -> list[torch.Tensor]:
+        sizes = [parameter.numel() for parameter in self.parameters]
+        *means, _ = self._message.split([*sizes, len(sizes)])
+        return [mean.view_as(parameter) for mean, parameter in zip(means, self.parameters, strict=True)]
+
+
+def gradient_buckets(
+    parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+) -> list[GradientBucket]:
+    """The buckets of those parameters that require gradients; one that comes twice counts once.
+
+    The last parameters come first, since a backward pass reaches them first.
     """
     trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
-    world_size = dist.get_world_size()
-    under_way = []
-    for bucket in buckets(trained, bucket_bytes):
-        flags = torch.tensor([float(p.grad is not None) for p in bucket], dtype=bucket[0].dtype)
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in bucket]
-        flat = torch.cat([*(part.reshape(-1) for part in parts), flags.to(bucket[0].device, non_blocking=True)])
-        flat.div_(world_size)  # before the sum, which could overflow half precision
-        under_way.append((bucket, flat, dist.all_reduce(flat, async_op=True)))  # collective: see the docstring
-    for bucket, flat, work in under_way:
-        work.wait()
-        *means, used = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
-        missing = any(parameter.grad is None for parameter in bucket)
-        anywhere = used.tolist() if missing else [1.0] * len(bucket)  # a CPU-GPU sync point, where some are missing
-        for parameter, mean, is_used in zip(bucket, means, anywhere, strict=True):
-            if is_used:
-                _set_gradient(parameter, mean.view_as(parameter))
+    return [GradientBucket(bucket) for bucket in buckets(reversed(trained), bucket_bytes)]
 
 
-def _set_gradient(parameter: torch.nn.Parameter, mean: torch.Tensor) -> None:
-    if parameter.grad is None or parameter.grad.is_sparse:
-        parameter.grad = mean.clone()
-    else:
-        parameter.grad.copy_(mean)
+def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Replace each gradient by its mean over the ranks. Collective: the same parameters in the same order on all.
+
+    Args:
+        parameters: Those that require gradients take part.
+        bucket_bytes: The largest message, unless one parameter is larger.
+    """
+    under_way = gradient_buckets(parameters, bucket_bytes)
+    for bucket in under_way:
+        bucket.send()
+    for bucket in under_way:
+        bucket.receive()
+
+
+class TravellingGradients:
+    """Sends the gradients of named optimizers while their backward passes still run.
+
+    A bucket is sent when its last gradient is there and those before it are sent: in one order on all ranks, even
+    where the ranks' models list their losses in different orders.
+
+    Args:
+        optimizers: The parameters of each, by name.
+    """
+
+    def __init__(self, optimizers: Mapping[str, Iterable[torch.nn.Parameter]]):
+        self._buckets = {name: gradient_buckets(parameters) for name, parameters in optimizers.items()}
+        self._waiting: list[GradientBucket] = []  # in the order in which they are sent
+        self._sent: list[GradientBucket] = []
+        self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._one_more(bucket))
+            for of_one in self._buckets.values()
+            for bucket in of_one
+            for parameter in bucket.parameters
+        ]
+
+    def expect(self, names: Collection[str]) -> None:
+        """One more backward pass for each of these optimizers fills its window: send what it leaves."""
+        self._waiting = [bucket for name, of_one in self._buckets.items() if name in names for bucket in of_one]
+        self._lacking = {bucket: len(bucket.parameters) for bucket in self._waiting}
+        self._sent = []
+
+    def _one_more(self, bucket: GradientBucket) -> None:
+        if bucket in self._lacking:
+            self._lacking[bucket] -= 1
+            while self._waiting and not self._lacking[self._waiting[0]]:
+                self._send_next()
+
+    def _send_next(self) -> None:
+        bucket = self._waiting.pop(0)
+        bucket.send()
+        self._sent.append(bucket)
+
+    def finish(self) -> None:
+        """Send what got no gradient, and wait for all. Collective."""
+        while self._waiting:
+            self._send_next()
+        self.settle()
+        self._lacking = {}
+
+    def settle(self) -> None:
+        """Wait for what is under way; what has not been sent stays this rank's own until `finish`."""
+        for bucket in self._sent:
+            bucket.receive()
+        self._sent = []
+
+    def close(self) -> None:
+        """Leave the parameters alone."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 
@@ -17,11 +18,22 @@ def under_torchrun() -> bool:
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """``cuda:<local rank>`` where there are GPUs and they are wanted, else the CPU.
+    """``cuda:<local rank>`` where there are GPUs and they are wanted, ``mps`` where that is, else the CPU.
 
     Raises:
-        MisconfigurationException: a GPU is wanted and there is none.
+        MisconfigurationException: a GPU is wanted and there is none, or one that several processes cannot share.
     """
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise MisconfigurationException(
+                "Trainer(accelerator='mps'): torch finds no Apple GPU here; use accelerator='auto' or 'cpu'"
+            )
+        if _world_size() > 1:
+            raise MisconfigurationException(
+                "Trainer(accelerator='mps'): torch has no collectives between processes there; start one process, or "
+                "use accelerator='cpu'"
+            )
+        return torch.device("mps")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise MisconfigurationException(
             f"Trainer(accelerator={accelerator!r}): torch finds no GPU here; use accelerator='auto' or 'cpu'"
@@ -31,21 +43,35 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def make_strategy(name: str, accelerator: str) -> Strategy:
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | None = None) -> Strategy:
     """One process, DDP or FSDP2. Joins the process group where there are several processes.
 
     Args:
-        name: ``auto`` (DDP under torchrun), ``ddp``, ``ddp_find_unused_parameters_true`` or ``fsdp``.
-        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        given: ``auto`` (DDP under torchrun), ``ddp``, ``ddp_find_unused_parameters_true``, ``fsdp``, or an object of
+            `espnet3_lite.strategies`.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+        timeout: How long a collective waits for the other ranks, unless the object says otherwise.
     """
     device = choose_device(accelerator)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if name == "fsdp":
+    strategy = Strategy() if isinstance(given, str) else given
+    if given == "fsdp":
         from espnet3_lite.distributed.fsdp import FSDPStrategy
 
-        return FSDPStrategy(device)
-    if several:
+        strategy = FSDPStrategy()
+    elif isinstance(given, str) and _world_size() > 1:
         from espnet3_lite.distributed.ddp import DDPStrategy
 
-        return DDPStrategy(device, find_unused_parameters=name == "ddp_find_unused_parameters_true")
-    return Strategy(device)
+        strategy = DDPStrategy(find_unused_parameters=given == "ddp_find_unused_parameters_true")
+    elif strategy.name == "ddp" and _world_size() == 1:
+        strategy = Strategy()  # nothing to exchange: the same training, without a process group
+    elif strategy.name == "single" and _world_size() > 1:
+        raise MisconfigurationException(
+            f"Trainer(strategy={given!r}): torchrun started {_world_size()} processes; use 'auto', or DDPStrategy() or "
+            f"FSDPStrategy() of espnet3_lite.strategies"
+        )
+    strategy.connect(device, timeout)
+    return strategy

@@ -1,80 +1,162 @@
-"""What DDP and FSDP2 have in common: the process group, what the ranks exchange, and how they fail together.
+"""What DDP and FSDP2 have in common: what the ranks exchange, and how they fail together.
 
-Every method that talks to other ranks says so; all ranks must call it, in the same order.
+Every method that talks to other ranks says so; all ranks must call it, in the same order. Joining the process group,
+and what the ranks share besides collectives, is in `group.py`.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import itertools
-import os
-import time
+import hashlib
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
+from torch.distributed.tensor import DTensor
 
+from espnet3_lite.distributed.ballot import Ballot, Place
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
-from espnet3_lite.distributed.rank import times_restarted
+from espnet3_lite.distributed.group import OtherRankError, RankStore, is_lost_connection, is_timeout, join_process_group
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
+from espnet3_lite.distributed.termination import TerminationWatch
 from espnet3_lite.distributed.vote import Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
-
-_FAILURE = "failure"
+_MOST_DIFFERENCES = 5
 
 
 class SeveralProcesses(Strategy):
     """Joins the process group that torchrun's environment describes, and leaves it when the process ends.
 
     Args:
-        device: This process's own: the CPU, or the GPU of its local rank.
+        timeout: How long a collective waits for the other ranks; None: as ``Trainer(dist_timeout=...)`` says.
     """
 
     deals_out = True
+    trainer: Trainer
+    store: RankStore
 
-    def __init__(self, device: torch.device):
-        super().__init__(device)
-        self.store = join_process_group(device)
+    def __init__(self, timeout: timedelta | None = None):
+        super().__init__()
+        self._timeout = timeout
+        self._watch: TerminationWatch | None = None
+        self._ballots: dict[int, Ballot] = {}
+        self._statistics: list[torch.Tensor] = []  # SyncBatchNorm's buffers
+        self._statistics_before: list[torch.Tensor] = []
+
+    def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
+        """Join the process group. Collective, once a process."""
+        super().connect(device)
+        self._timeout = self._timeout or timeout
+        self.store = join_process_group(device, self._timeout)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.trainer: Trainer = None
-        #: An exception ended the call: this rank exchanges nothing any more.
-        self.failed = False
+
+    @property
+    def failed(self) -> bool:
+        """An exception ended the call: this rank exchanges nothing any more."""
+        return self.store.failed
+
+    def begin_call(self, trainer: Trainer) -> None:
+        """A call begins: from now on SIGTERM is heard in collectives too."""
+        self.trainer = trainer
+        self.store.begin_call()
+        self._watch = TerminationWatch(
+            trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.rank} was {text}")
+        )
+        self._watch.start()
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """The module on this process's device, with rank zero's parameters and buffers. Collective."""
+        self.convert_batchnorm(trainer, module)
         super().setup(trainer, module)
-        self.trainer, self.failed = trainer, False
-        check_same_tensors(self, {**dict(module.named_parameters()), **dict(module.named_buffers())})
-        broadcast_tensors([*module.parameters(), *module.buffers()])
+        self.take_over_from_rank_zero(module)
+
+    def convert_batchnorm(self, trainer: Trainer, module: torch.nn.Module) -> None:
+        """``Trainer(sync_batchnorm=True)``: batch norm takes its statistics from all ranks' batches."""
+        if trainer.sync_batchnorm and self.device.type == "cpu":
+            rank_zero_warn("sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm")
+        elif trainer.sync_batchnorm:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        synchronized = [part for part in module.modules() if isinstance(part, torch.nn.SyncBatchNorm)]
+        self._statistics = [buffer for part in synchronized for buffer in part.buffers()]
+
+    def take_over_from_rank_zero(self, module: torch.nn.Module) -> None:
+        """Rank zero's parameters and buffers, on all ranks. Collective.
+
+        Raises:
+            MisconfigurationException: on all ranks, where they have built different models.
+        """
+        self._announce(Place.BUFFERS)
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        whole = {name: tensor for name, tensor in named.items() if not isinstance(tensor, DTensor)}
+        self._check_same_tensors(whole)
+        broadcast_tensors(whole.values())
 
     # ---- the step --------------------------------------------------------------------------------------------------
+
+    def before_forward(self, closes: bool) -> None:
+        """Before each training batch's forward pass; `closes`: the plain optimizer's window ends with it."""
+        self.store.await_writer()
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
     def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
         """The one exchange of each training batch, besides the gradients. Collective."""
         return vote_together(self, trainer, steps, is_last)
 
-    def sum_in_place(self, vector: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks, in the same tensor. Collective."""
-        dist.all_reduce(vector)
-        return vector
+    def cast(
+        self,
+        place: Place,
+        flags: Sequence[float] = (),
+        counts: Sequence[bool] = (),
+        weight: float | torch.Tensor = 0.0,
+        bad: torch.Tensor | None = None,
+    ) -> list[float]:
+        """See `Ballot.cast`. Collective."""
+        trainer = getattr(self, "trainer", None)
+        optimizers = len(trainer.slots) if trainer is not None else 0
+        if optimizers not in self._ballots:
+            self._ballots[optimizers] = Ballot(self.device, self.rank, self.world_size, optimizers)
+        self.store.await_writer()
+        try:
+            return self._ballots[optimizers].cast(place, flags, counts, weight, bad)
+        except RuntimeError as error:
+            if not is_timeout(error):
+                raise
+            raise OtherRankError(
+                f"rank {self.rank} {place.words}, and has waited for the other ranks for longer than "
+                f"Trainer(dist_timeout=...) allows ({self._timeout or 'torch.distributed default'})"
+            ) from error
 
-    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
+    def _announce(self, place: Place) -> None:
+        """Begin an exchange in the vote's form. Collective.
+
+        Raises:
+            MisconfigurationException: on all ranks, where others do something else.
+        """
+        self.cast(place)
+
+    def put_back_shared_statistics(self) -> bool:
+        """Undo what the forward pass did to SyncBatchNorm's statistics; False where the module has none."""
+        with torch.no_grad():
+            for buffer, before in zip(self._statistics, self._statistics_before, strict=True):
+                buffer.copy_(before)
+        return bool(self._statistics)
+
+    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list[OptimizerSlot]) -> list:
         """What a rank without data contributes to a step: a loss of zero for each optimizer that the others train."""
         raise NotImplementedError
 
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace gradients by their means over the ranks. Collective."""
-        average_gradients(parameters)
-
-    def share_gradients(self, closing: Iterable) -> None:
+    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
         """Average what is about to be stepped and is still each rank's own. Collective.
 
         In the configuration's order: the models may have listed the optimizers differently.
@@ -85,49 +167,96 @@ class SeveralProcesses(Strategy):
                 self.average_gradients(slot.parameters)
                 slot.synchronized = True
 
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace gradients by their means over the ranks. Collective."""
+        average_gradients(parameters)
+
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""
         if shared or self.failed:
             return super().gather_gradients(own, shared)
-        parts = [{}] * self.world_size if self.rank == 0 else None
+        self._announce(Place.GRADIENTS)
+        parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object({name: gradient.cpu() for name, gradient in own.items()}, parts)
         return parts or []
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
-        """Rank zero writes; the others go on, and meet it at the next vote."""
+    def agreed_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, for an optimizer that decides by it. Collective."""
+        return self.reduce(loss)
+
+    def begin_saving(self) -> None:
+        """A checkpoint is to be saved. Collective.
+
+        Raises:
+            MisconfigurationException: on all ranks, where some of them do something else.
+        """
+        if self.failed:
+            return
+        self.store.begin_save()
+        try:
+            self._announce(Place.SAVE)
+        except RuntimeError as error:
+            if isinstance(error, OtherRankError) or not is_lost_connection(error):
+                raise
+            raise OtherRankError(
+                f"rank {self.rank} saves a checkpoint (trainer.save_checkpoint), which all ranks must do together, and "
+                f"another rank has ended meanwhile. Call it on all ranks: rank 0 alone writes"
+            ) from error
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Rank zero writes; the others go on, and wait for it before the next collective, however long it takes."""
         if self.rank == 0:
             super().save_checkpoint(checkpoint, path)
+        self.store.rank_zero_has_written()
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
-    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
-        """``mean``, ``sum``, ``min`` or ``max`` over the ranks. Collective."""
-        operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(how, dist.ReduceOp.SUM)
-        value = value.detach().clone().to(self.device)
-        dist.all_reduce(value, op=operation)
-        return value / self.world_size if how == "mean" else value
+    def reduce(
+        self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None, reduce_op: str = "mean"
+    ) -> torch.Tensor:
+        """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks. Collective."""
+        operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(reduce_op, dist.ReduceOp.SUM)
+        value = torch.as_tensor(tensor).detach().clone().to(self.device)
+        self._announce(Place.REDUCE)
+        dist.all_reduce(value, op=operation, group=group)
+        return value / dist.get_world_size(group) if reduce_op in ("mean", "avg") else value
+
+    def all_gather(
+        self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None, sync_grads: bool = False
+    ) -> torch.Tensor:
+        """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
+        self._announce(Place.GATHER)
+        tensor = tensor.contiguous().to(self.device)
+        if sync_grads:
+            return torch.stack(torch.distributed.nn.functional.all_gather(tensor, group or dist.group.WORLD))
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, tensor.detach(), group=group)
+        return torch.stack(parts)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""
         if self.failed:
             return [value]
+        self._announce(Place.GATHER)
+        return self._gather(value)
+
+    def _gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value)  # collective: whoever calls this has announced it
         return gathered
 
-    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
         """One rank's value, rank zero's by default. Collective."""
         if self.failed:
-            return value
-        holder = [value]
-        dist.broadcast_object_list(holder, src=source)
+            return obj
+        self._announce(Place.BROADCAST)
+        holder = [obj]
+        dist.broadcast_object_list(holder, src=src)
         return holder[0]
 
     def any(self, flag: bool) -> bool:
         """True where it is true on any rank. Collective."""
-        if self.failed:
-            return flag
-        return self.sum_in_place(torch.tensor(float(flag), device=self.device)).item() > 0
+        return flag if self.failed else self.cast(Place.FLAG, flags=(flag,))[0] > 0
 
     def agreed_metric(self, name: str, value: Any) -> Any:
         """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.
@@ -143,10 +272,14 @@ class SeveralProcesses(Strategy):
         dtype = found[0][1]  # the same on all ranks, so that they compare the same bits
         return mean if dtype is None else torch.tensor(mean, dtype=dtype, device=getattr(value, "device", None))
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Collective."""
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks, however long one of them works before. Collective.
+
+        Args:
+            name: Where, for the message of a rank that waits in vain.
+        """
         if not self.failed:
-            dist.barrier()
+            self.store.meet(name, parted=lambda: self._announce(Place.BARRIER))
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
         """Give all ranks rank zero's buffers. Collective.
@@ -155,10 +288,53 @@ class SeveralProcesses(Strategy):
             MisconfigurationException: on all ranks, where a buffer has grown on one of them.
         """
         if not self.failed:
-            check_same_tensors(self, dict(module.named_buffers()))
+            self._announce(Place.BUFFERS)
+            self._check_same_tensors(dict(module.named_buffers()))
             broadcast_tensors(module.buffers())
 
-    # ---- failures --------------------------------------------------------------------------------------------------
+    # ---- what must be the same on all ranks ------------------------------------------------------------------------
+
+    def require_same(self, facts: Mapping[str, str], advice: str) -> None:
+        """Raise one message on all ranks where their facts differ. Collective.
+
+        Args:
+            facts: By name, as text.
+            advice: What would do; the end of the message.
+
+        Raises:
+            MisconfigurationException: naming each difference.
+        """
+        self._announce(Place.GATHER)
+        self._require_same(facts, advice)
+
+    def _require_same(self, facts: Mapping[str, str], advice: str) -> None:
+        digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+        if len(set(self._gather(digest))) == 1:
+            return
+        everyone = self._gather(dict(facts))  # collective: all ranks have seen that they differ
+        names = dict.fromkeys(name for found in everyone for name in found)
+        differ = [name for name in names if len({found.get(name) for found in everyone}) > 1]
+        told = [
+            f"{name}: "
+            + ", ".join(f"{found.get(name, 'nothing')} on rank {rank}" for rank, found in enumerate(everyone))
+            for name in differ[:_MOST_DIFFERENCES]
+        ]
+        more = f"\n  and {len(differ) - len(told)} more" if len(differ) > len(told) else ""
+        raise MisconfigurationException("the ranks differ:\n  " + "\n  ".join(told) + f"{more}\n{advice}")
+
+    def _check_same_tensors(self, named: Mapping[str, torch.Tensor]) -> None:
+        """All ranks have built the same model. Collective."""
+        facts = {
+            f"the model's {name}": f"{tuple(tensor.shape)} {tensor.dtype}{' trained' if tensor.requires_grad else ''}"
+            for name, tensor in named.items()
+        }
+        self._require_same(
+            facts,
+            "Build the same model on all ranks, from the configuration alone; a buffer must not grow with one rank's "
+            "data",
+        )
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
 
     def fail(self, exception: BaseException) -> BaseException:
         """An exception ends the call on this rank: tell the others why, and from now on exchange nothing.
@@ -168,9 +344,8 @@ class SeveralProcesses(Strategy):
         """
         if self.failed:
             return exception
-        self.failed = True
         own = "".join(traceback.format_exception(exception))
-        first = self.store.compare_set(_FAILURE, "", f"rank {self.rank} ended by an exception:\n{own}").decode()
+        first = self.store.report_failure(f"rank {self.rank} ended by an exception:\n{own}")
         if is_lost_connection(exception) and not first.startswith(f"rank {self.rank} "):
             exception = OtherRankError(f"{first}\nRank {self.rank} ends with it.").with_traceback(
                 exception.__traceback__
@@ -181,6 +356,12 @@ class SeveralProcesses(Strategy):
             get_error_handler().record_exception(exception)  # for torchrun's own report
         return exception
 
+    def teardown(self) -> None:
+        """The call is over, and with it the watch for SIGTERM."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
 
 @contextlib.contextmanager
 def buffers_put_back(module: torch.nn.Module | None) -> Iterator[None]:
@@ -188,85 +369,5 @@ def buffers_put_back(module: torch.nn.Module | None) -> Iterator[None]:
     before = [buffer.clone() for buffer in module.buffers()] if module is not None else []
     yield
     with torch.no_grad():
-        for buffer, value in zip(module.buffers() if before else (), before, strict=True):
+        for buffer, value in zip(module.buffers() if module is not None else (), before, strict=True):
             buffer.copy_(value)
-
-
-class OtherRankError(RuntimeError):
-    """Another rank failed, and this one cannot go on without it; the message holds that rank's traceback."""
-
-
-def is_lost_connection(exception: BaseException) -> bool:
-    """True for what a collective raises when another rank has gone."""
-    known = (dist.DistBackendError, dist.DistNetworkError)
-    return isinstance(exception, known) or isinstance(exception, RuntimeError) and "gloo" in str(exception)
-
-
-def join_process_group(device: torch.device) -> dist.Store:
-    """Join, and return the store through which the ranks found one another. Collective, once a process.
-
-    Without torchrun it is a group of one process.
-    """
-    global _store
-    if _store is not None:
-        return _store
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if "WORLD_SIZE" in os.environ:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
-    else:
-        store = dist.HashStore()
-    # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
-    _store = dist.PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", store)
-    if not dist.is_initialized():
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(device)
-        dist.init_process_group(
-            # Objects and checkpoints are exchanged from main memory; gradients and the vote from the device.
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("group", _store),
-            rank=rank,
-            world_size=world_size,
-            device_id=device if on_gpu else None,
-        )
-        atexit.register(_leave_process_group)
-    return _store
-
-
-_store: dist.Store | None = None
-#: How long a thread of gloo is given at the end; it needs microseconds, on a busy machine milliseconds.
-_LAST_WORK_SECONDS = 0.1
-
-
-def _leave_process_group() -> None:
-    """At the process's end.
-
-    A thread of gloo that lets go of its last work takes Python's lock for it, and aborts the process ("terminate called
-    without an active exception", seen with torch 2.13) where Python has begun to finish. So Python waits a moment,
-    without its lock.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    time.sleep(_LAST_WORK_SECONDS)
-
-
-def check_same_tensors(strategy: SeveralProcesses, named: dict[str, torch.Tensor]) -> None:
-    """All ranks have built the same model. Collective.
-
-    Args:
-        strategy: For the other ranks.
-        named: The module's parameters and buffers, or some of them.
-
-    Raises:
-        MisconfigurationException: on all ranks, naming the first parameter or buffer that differs.
-    """
-    mine = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named.items()]
-    first, *others = strategy.gather_objects(mine)
-    for rank, theirs in enumerate(others, start=1):
-        if theirs != first:
-            pairs = itertools.zip_longest(first, theirs, fillvalue="nothing")
-            here, there = next((a, b) for a, b in pairs if a != b)
-            raise MisconfigurationException(
-                f"the ranks' models differ: rank 0 has {here} where rank {rank} has {there}. Build the same model on "
-                f"all ranks, from the configuration alone; a buffer must not grow with one rank's data"
-            )

@@ -33,6 +33,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def node_rank() -> int:
+    """This process's machine: torchrun's ``GROUP_RANK``, else 0."""
+    return int(os.environ.get("GROUP_RANK", "0"))
+
+
 def is_global_zero() -> bool:
     """True on the one process that writes, prints and logs."""
     return global_rank() == 0

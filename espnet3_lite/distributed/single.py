@@ -6,15 +6,19 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -22,8 +26,11 @@ if TYPE_CHECKING:
 class Strategy:
     """One process. The others override what they do otherwise.
 
+    Users reach it as ``trainer.strategy``: `root_device`, `model`, `is_global_zero`, `global_rank`, `local_rank`,
+    `world_size`, `barrier`, `broadcast`, `reduce` and `all_gather` are as in Lightning.
+
     Args:
-        device: Where the module and the batches go.
+        device: Where the module and the batches go; `connect` sets it anew.
 
     Example:
         >>> Strategy(torch.device("cpu")).world_size
@@ -39,14 +46,49 @@ class Strategy:
     equal_batches = False
     world_size = 1
     rank = 0
+    #: The module that trains: with DDP what DDP has wrapped it in; None before a call.
+    model: torch.nn.Module | None = None
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device | None = None):
+        self.device = device or torch.device("cpu")
+
+    def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
+        """Begin to work on this device, as the strategy of a trainer.
+
+        Args:
+            device: This process's own: the CPU, or the GPU of its local rank.
+            timeout: How long a collective waits for the other ranks.
+        """
         self.device = device
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where the module and the batches are."""
+        return self.device
+
+    @property
+    def is_global_zero(self) -> bool:
+        """True on the process that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def global_rank(self) -> int:
+        """This process's number over all machines."""
+        return self.rank
+
+    @property
+    def local_rank(self) -> int:
+        """This process's number on its machine."""
+        return local_rank()
+
+    def begin_call(self, trainer: Trainer) -> None:
+        """A call of the trainer begins."""
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Put the module where it trains, before the optimizers are made."""
+        self.model = module
         module.to(self.device)
 
     def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
@@ -72,7 +114,10 @@ class Strategy:
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace gradients by their means over the ranks."""
 
-    def share_gradients(self, closing: Iterable) -> None:
+    def settle_gradients(self) -> None:
+        """Before a hook that may look at gradients: none of them is on its way to other ranks."""
+
+    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
         """Average what is about to be stepped and is still each rank's own."""
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
@@ -83,19 +128,35 @@ class Strategy:
         """A gradient from a checkpoint, as the parameter holds it."""
         return gradient.to(parameter.device)
 
+    def agreed_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, for an optimizer that decides by it."""
+        return loss
+
     # ---- values ----------------------------------------------------------------------------------------------------
 
-    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
-        """``mean``, ``sum``, ``min`` or ``max`` over the ranks."""
-        return value
+    def reduce(self, tensor: torch.Tensor, group: ProcessGroup | None = None, reduce_op: str = "mean") -> torch.Tensor:
+        """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks, or over a group of them."""
+        return tensor
+
+    def all_gather(
+        self, tensor: torch.Tensor, group: ProcessGroup | None = None, sync_grads: bool = False
+    ) -> torch.Tensor:
+        """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``; one process's as it is.
+
+        Args:
+            tensor: This rank's.
+            group: Of the ranks; all of them by default.
+            sync_grads: Gradients go back to the ranks that the tensors came from.
+        """
+        return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of ranks, on all ranks. Plain values only: they are pickled."""
         return [value]
 
-    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
         """One rank's value, rank zero's by default."""
-        return value
+        return obj
 
     def any(self, flag: bool) -> bool:
         """True where it is true on any rank."""
@@ -105,8 +166,11 @@ class Strategy:
         """One number for a decision, equal on all ranks: the mean of those that have one; None where nobody has."""
         return value
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks, however long one of them works before."""
+
+    def require_same(self, facts: Mapping[str, str], advice: str) -> None:
+        """Raise one message on all ranks where their facts differ."""
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
         """Give all ranks rank zero's buffers."""
@@ -134,6 +198,9 @@ class Strategy:
     def load_checkpoint(self, path: Any) -> dict[str, Any]:
         """Read it, whatever wrote it."""
         return checkpoint_io.load_checkpoint(path)
+
+    def begin_saving(self) -> None:
+        """A checkpoint is to be saved: all ranks must have come to it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write it; all ranks call, rank zero writes."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from espnet3_lite.distributed.ballot import Place
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from espnet3_lite.distributed.multi import SeveralProcesses
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -91,32 +93,37 @@ def vote_alone(trainer: Trainer, steps: Sequence) -> Verdict:
     return Verdict(skip=bool(reason), reason=reason, signal=trainer.stopping.signals.received is not None)
 
 
-def vote_together(strategy: Any, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
     """Several processes' verdict: one all-reduce of one small vector, which is read once.
 
-    The vector counts the ranks on which a loss is not finite, no batch follows, a signal arrived, a stop is wanted, and
-    there is data; then, for each optimizer, the ranks with data whose model returned a loss for it; then, at each
-    rank's own place, its weight: the module's `batch_weight`, or 1 where it has none; 0 for a rank without data.
+    The flags count the ranks on which a loss is not finite, no batch follows, a signal arrived, a stop is wanted, and
+    there is data; the counts, for each optimizer, the ranks with data whose model returned a loss for it. A rank's
+    weight is the module's `batch_weight`, or 1 where it has none; 0 for a rank without data.
 
     Raises:
-        MisconfigurationException: on all ranks, where models returned losses for different optimizers.
+        MisconfigurationException: on all ranks, where models returned losses for different optimizers, or where a rank
+            does something else than to train a batch.
     """
-    data, slots, rank = trainer.train_data, list(trainer.slots.values()), strategy.rank
+    data, slots = trainer.train_data, list(trainer.slots.values())
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0
-    flags = (0.0, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active)
-    vector = torch.tensor(
-        [*flags, *(slot.name in losses for slot in slots), *[0.0] * strategy.world_size],
-        dtype=torch.float64,
-        device=strategy.device,
-    )
+    bad, bad_on_device = False, None
     if losses and not trainer.detect_anomaly:
-        finite = torch.stack([loss.detach().isfinite().all() for loss in losses.values()]).all()
-        vector[0] = finite.logical_not()
-    vector[len(flags) + len(slots) + rank] = 1.0 if weight is None else weight
-    # Collective: all ranks have run this batch's training step and do nothing else in between. A CPU-GPU sync point.
-    bad, last, signal, stop, with_data, *rest = strategy.sum_in_place(vector).tolist()
+        if strategy.device.type == "cpu":
+            bad = not all(math.isfinite(loss.item()) for loss in losses.values())
+        else:
+            bad_on_device = (
+                torch.stack([loss.detach().isfinite().all() for loss in losses.values()]).all().logical_not()
+            )
+    found = strategy.cast(
+        Place.BATCH,
+        flags=(bad, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active),
+        counts=[slot.name in losses for slot in slots],
+        weight=1.0 if weight is None else weight,
+        bad=bad_on_device,
+    )
+    bad, last, signal, stop, with_data, *rest = found
     counts, weights = rest[: len(slots)], rest[len(slots) :]
     if any(count not in (0.0, with_data) for count in counts):
         raise MisconfigurationException(_different_optimizers(strategy, losses))
@@ -127,18 +134,21 @@ def vote_together(strategy: Any, trainer: Trainer, steps: Sequence, is_last: boo
         reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
     elif not all(map(is_sound, weights)):
         reason = f"the ranks' weights are {weights}"
+    elif with_data < strategy.world_size and strategy.put_back_shared_statistics():
+        without = strategy.world_size - int(with_data)
+        reason = f"{without} of {strategy.world_size} ranks have no data left; SyncBatchNorm would count repetitions"
     return Verdict(
         skip=bool(reason),
         reason=reason,
         last=True if last == strategy.world_size else None,
         signal=signal > 0,
         stop=stop > 0,
-        scale=weights[rank] * strategy.world_size / total if total else 0.0,
+        scale=weights[strategy.rank] * strategy.world_size / total if total else 0.0,
         instead=None if active else strategy.empty_steps(trainer, steps, returned),
     )
 
 
-def _different_optimizers(strategy: Any, losses: dict[str | None, Any]) -> str:
+def _different_optimizers(strategy: SeveralProcesses, losses: dict[str | None, Any]) -> str:
     """All ranks have seen that they differ, so all take part in this exchange; each rank with data says what it has."""
     names = strategy.gather_objects([name if name is not None else "the optimizer" for name in losses])  # collective
     each = "; ".join(f"rank {rank}: {', '.join(map(str, found)) or 'none'}" for rank, found in enumerate(names))
@@ -148,7 +158,7 @@ def _different_optimizers(strategy: Any, losses: dict[str | None, Any]) -> str:
     )
 
 
-def _describe_bad_ranks(strategy: Any, trainer: Trainer, steps: Sequence) -> str:
+def _describe_bad_ranks(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence) -> str:
     """Which ranks have a bad loss, and why. All ranks skip this batch, so all take part in this exchange."""
     reasons = strategy.gather_objects(describe_bad_losses(trainer, steps))  # collective
     return "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)

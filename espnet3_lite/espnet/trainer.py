@@ -58,6 +58,8 @@ class ESPnetTrainer:
         loggers = settings.pop("logger", None)
         if isinstance(loggers, (dict, list)):
             loggers = [instantiate(entry) for entry in (loggers if isinstance(loggers, list) else [loggers])]
+        if isinstance(settings.get("strategy"), dict):
+            settings["strategy"] = instantiate(settings["strategy"])
         settings.setdefault("default_root_dir", str(self.exp_dir))
         #: The trainer itself.
         self.trainer = Trainer(callbacks=callbacks, logger=loggers, **settings)

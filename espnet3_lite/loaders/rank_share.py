@@ -134,7 +134,7 @@ class DrawnOrder:
         return self._of_rank_zero(iter(self.items))
 
     def _of_rank_zero(self, items: Iterator[Any]) -> Iterator[Any]:
-        yield from self.strategy.broadcast_object(list(items))  # collective: all ranks begin an epoch together
+        yield from self.strategy.broadcast(list(items))  # collective: all ranks begin an epoch together
 
 
 def is_map_style(loader: Any) -> bool:

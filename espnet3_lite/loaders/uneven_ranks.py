@@ -157,7 +157,7 @@ class OwnLoader:
             raise MisconfigurationException(f"rank {empty[0]}: {cannot_be_iterated_twice(self.given)}")
         self._had_batches = have[self.strategy.rank]
         if any(have) and not all(have):
-            lent = self.strategy.broadcast_object(batch, source=have.index(True))
+            lent = self.strategy.broadcast(batch, src=have.index(True))
             if batch is _END:
                 batch, self.replaying = lent, True
         return batch

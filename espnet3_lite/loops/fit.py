@@ -263,8 +263,7 @@ class FitLoop(Progress):
     def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
         """One backward pass with its hooks, for one optimizer."""
         trainer, hooks = self.trainer, self.trainer.hook_calls.listeners
-        if trainer.precision_plugin.scaler is not None:
-            loss = trainer.precision_plugin.scaler.scale(loss)
+        loss = trainer.precision_plugin.scaler.scale(loss) if trainer.precision_plugin.scaler is not None else loss
         if hooks["on_before_backward"]:
             trainer.call("on_before_backward", loss)
         if slot.name is None and "backward" in trainer.plan.overridden:
@@ -275,6 +274,7 @@ class FitLoop(Progress):
         else:
             slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
         if hooks["on_after_backward"]:
+            trainer.strategy.settle_gradients()
             trainer.call("on_after_backward")
 
     def prepare_step(self, slot: OptimizerSlot) -> bool:

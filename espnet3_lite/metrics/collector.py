@@ -93,7 +93,7 @@ class Metrics:
             batch_size = self.batch_size
         if sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
-            tensor = self.trainer.strategy.reduce(tensor, entry.reduce)
+            tensor = self.trainer.strategy.reduce(tensor, reduce_op=entry.reduce)
         self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
         entry.update(tensor, 1 if batch_size is None else batch_size)
 

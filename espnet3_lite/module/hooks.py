@@ -5,11 +5,14 @@ All do nothing until overridden, and what is not overridden is not called. The o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.loaders.transfer import move
+from espnet3_lite.loaders.transfer import map_tensors, move
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class ModuleHooks:
@@ -154,6 +157,21 @@ class ModuleHooks:
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch, changed or not, while it is still where the loader left it."""
         return batch
+
+    def all_gather(self, data: Any, group: ProcessGroup | None = None, sync_grads: bool = False) -> Any:
+        """Each rank's tensors, which have one shape on all ranks, stacked: ``(ranks, ...)``; one process's as they are.
+
+        Collective: all ranks call it.
+
+        Args:
+            data: A tensor, a number, or any nesting of them.
+            group: Of the ranks; all of them by default.
+            sync_grads: Gradients go back to the ranks that the tensors came from.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(data, (int, float)):
+            data = torch.tensor(data, device=strategy.device)
+        return map_tensors(data, lambda tensor: strategy.all_gather(tensor, group, sync_grads))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch on `device`; override it for batches of your own classes."""

@@ -16,8 +16,10 @@ from espnet3_lite.loaders.transfer import map_tensors
 
 _ALIASES = {
     "32-true": "32-true", "32": "32-true", "64-true": "64-true", "64": "64-true", "bf16-mixed": "bf16-mixed",
-    "bf16": "bf16-mixed", "16-mixed": "16-mixed", "16": "16-mixed",
+    "bf16": "bf16-mixed", "16-mixed": "16-mixed", "16": "16-mixed", "bf16-true": "bf16-true", "16-true": "16-true",
 }  # fmt: skip
+#: The modes in which the module itself and its batches have another dtype.
+_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 #: Where even this is too large, no scale helps: batch after batch is left out, until the run ends by it.
 _SMALLEST_SCALE = 2.0**-24
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class Precision:
-    """One of ``32-true`` (default), ``64-true``, ``bf16-mixed``, ``16-mixed``.
+    """One of ``32-true`` (default), ``64-true``, ``bf16-true``, ``16-true``, ``bf16-mixed``, ``16-mixed``.
 
     Args:
-        name: The mode; ``32``, ``64``, ``16`` and ``bf16`` are short for the first, second, last and third.
+        name: The mode; ``32`` and ``64`` are short for the first two, ``bf16`` and ``16`` for the last two.
 
     Raises:
         MisconfigurationException: unknown mode.
@@ -43,13 +45,15 @@ class Precision:
     def __init__(self, name: str | int = "32-true"):
         if str(name) not in _ALIASES:
             raise MisconfigurationException(
-                f"Trainer(precision={name!r}) is not one of '32-true', '64-true', 'bf16-mixed', '16-mixed'"
-                f"{nearest(str(name), _ALIASES)}"
+                f"Trainer(precision={name!r}) is not one of '32-true', '64-true', 'bf16-true', '16-true', "
+                f"'bf16-mixed', '16-mixed'{nearest(str(name), _ALIASES)}"
             )
         self.name = _ALIASES[str(name)]
         #: ``32-true`` needs no context; the loop spares itself the few microseconds.
         self.plain = self.name == "32-true"
         self.autocast_dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.name)
+        #: What the module's and the batches' floating tensors are converted to; None: they stay.
+        self.true_dtype = _TRUE.get(self.name)
         #: Created with the device, in `setup`; None except for 16-mixed.
         self.scaler: torch.amp.GradScaler | None = None
         self.device_type = "cpu"
@@ -57,8 +61,9 @@ class Precision:
     def setup(self, module: torch.nn.Module, device: torch.device) -> None:
         """Convert the module in place and, for ``16-mixed``, make the one scaler that all optimizers share."""
         self.device_type = device.type
-        if self.name == "64-true":
-            module.double()
+        if self.true_dtype is not None:
+            convert = {torch.float64: module.double, torch.bfloat16: module.bfloat16, torch.float16: module.half}
+            convert[self.true_dtype]()
         if self.name == "16-mixed" and self.scaler is None:
             self.scaler = torch.amp.GradScaler(device.type)
 
@@ -67,8 +72,8 @@ class Precision:
         if self.autocast_dtype is not None:
             # No cache: a step may forward again with weights that it has just updated.
             return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=False)
-        if self.name == "64-true":
-            return _default_dtype(torch.float64)
+        if self.true_dtype is not None:
+            return _default_dtype(self.true_dtype)
         return contextlib.nullcontext()
 
     def unscale(self, slot: OptimizerSlot, slots: Iterable[OptimizerSlot]) -> None:
@@ -102,10 +107,11 @@ class Precision:
                     parameter.grad.mul_(factor)
 
     def convert_batch(self, batch: Any) -> Any:
-        """Floating tensors of the batch in the module's dtype (``64-true`` only)."""
-        if self.name != "64-true":
+        """Floating tensors of the batch in the module's dtype (``64-true``, ``bf16-true`` and ``16-true``)."""
+        dtype = self.true_dtype
+        if dtype is None:
             return batch
-        return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        return map_tensors(batch, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 @contextlib.contextmanager

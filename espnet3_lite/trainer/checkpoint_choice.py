@@ -28,8 +28,11 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
     Raises:
         ValueError: ``"best"`` where there is none.
     """
-    # Rank zero's answer counts, and it gives it after it has written all that it had to write.
-    return trainer.strategy.broadcast_object(_choose(trainer, ckpt_path, model_given))
+    # Rank zero's answer counts, and it gives it after it has written all that it had to write. It may read large files
+    # for it, and so the others wait at a barrier, which has no timeout.
+    chosen = _choose(trainer, ckpt_path, model_given)
+    trainer.strategy.barrier("the choice of a checkpoint")
+    return trainer.strategy.broadcast(chosen)
 
 
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.progress_bar import ProgressBar
-from espnet3_lite.distributed.rank import local_rank
+from espnet3_lite.distributed.rank import local_rank, node_rank
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
@@ -133,6 +134,26 @@ class TrainerProperties(Settings, RunInformation):
         return local_rank()
 
     @property
+    def node_rank(self) -> int:
+        """This process's machine, by its number."""
+        return node_rank()
+
+    @property
+    def device_ids(self) -> list[int]:
+        """The number of this process's GPU; [0] on a CPU."""
+        return [self.strategy.device.index or 0]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """What `torch.utils.data.DistributedSampler` is to be told."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @property
+    def received_sigterm(self) -> bool:
+        """SIGTERM has come to this process since the call began."""
+        return self.stopping.signals.received == signal.SIGTERM
+
+    @property
     def world_size(self) -> int:
         """Processes that train together."""
         return self.strategy.world_size
@@ -248,7 +269,7 @@ class TrainerProperties(Settings, RunInformation):
         """At the start of a call: let all ranks know where rank zero logs."""
         if self.world_size > 1:
             self._log_dir_of_rank_zero = None
-            self._log_dir_of_rank_zero = self.strategy.broadcast_object(self.log_dir)  # collective: all ranks
+            self._log_dir_of_rank_zero = self.strategy.broadcast(self.log_dir)  # collective: all ranks
 
     # ---- data ------------------------------------------------------------------------------------------------------
 

@@ -132,9 +132,20 @@ INTERVAL = whole(1) | Kind(
     lambda value: _validation_left_out(value) or _count_for_float(value),
 )
 PRECISION = one_of(
-    "32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16,
-    hint=_instead(("true", "; for half precision use bf16-mixed or 16-mixed")),
-)  # fmt: skip
+    "32-true",
+    "64-true",
+    "bf16-mixed",
+    "16-mixed",
+    "32",
+    "64",
+    "bf16",
+    "16",
+    32,
+    64,
+    16,
+    "bf16-true",
+    "16-true",
+)
 SEVERAL = Kind("a list of them", LIST.accepts)
 LOGGERS = FLAG | Kind("a logger (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
 CALLBACKS = Kind("a callback (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
@@ -143,10 +154,12 @@ STRATEGY = one_of(
     hint=_instead(
         ("deepspeed", "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"),
         ("ddp_find_unused_parameters_false", "; did you mean 'ddp'? It looks for no unused parameters"),
-        ("'find_unused_parameters': true", "; write ddp_find_unused_parameters_true"),
-        ("ddpstrategy", "; write ddp"),
-        ("fsdpstrategy", "; write fsdp"),
+        ("ddpstrategy", "; take DDPStrategy() of espnet3_lite.strategies"),
+        ("fsdpstrategy", "; take FSDPStrategy() of espnet3_lite.strategies"),
     ),
+) | Kind(
+    "an object of espnet3_lite.strategies (in YAML a mapping with _target_)",
+    lambda value: hasattr(value, "require_same") or (isinstance(value, dict) and OBJECT.accepts(value)),
 )  # fmt: skip
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -176,7 +189,7 @@ class Settings:
     """Each argument of `Trainer` by its name; annotated is the type that the trainer's attribute of this name has."""
 
     accelerator: str = _setting(
-        "auto", one_of("auto", "cpu", "gpu", "cuda"), "Where to compute; ``auto`` is a GPU where there is one."
+        "auto", one_of("auto", "cpu", "gpu", "cuda", "mps"), "Where to compute; ``auto`` is a GPU where there is one."
     )
     devices: int | str | list[int] = _setting(
         "auto", DEVICES, "Processes per machine; torchrun decides, this is compared with it."
@@ -184,6 +197,16 @@ class Settings:
     num_nodes: int = _setting(1, whole(1), "Machines.")
     strategy: Strategy = _setting(
         "auto", STRATEGY, "How several processes train together; ``auto`` is DDP under torchrun."
+    )
+    dist_timeout: timedelta = _setting(
+        timedelta(minutes=30), number(1) | DURATION,
+        "How long a collective waits for other ranks: seconds, or a duration. Rank 0's long work does not count.",
+    )  # fmt: skip
+    signal_grace: int | float = _setting(
+        30, number(0), "Seconds after SIGTERM after which a rank ends that still waits for the other ranks."
+    )
+    sync_batchnorm: bool = _setting(
+        False, FLAG, "On GPUs, batch norm takes its statistics from all ranks' batches (`torch.nn.SyncBatchNorm`)."
     )
     precision: str = _setting(
         "32-true", PRECISION, "The number format; 32, 64, bf16 and 16 are short for the first four."
@@ -262,7 +285,6 @@ SETTINGS: dict[str, Setting] = {
 REFUSED: dict[str, str] = {
     "plugins": "plugins are Lightning's own; leave it out",
     "profiler": "there is no profiler; wrap the run in torch.profiler.profile(), or leave it out",
-    "sync_batchnorm": "use torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) in the model",
     "barebones": "set logger, enable_checkpointing and enable_progress_bar to false",
     "model_registry": "there is no model registry; leave it out",
     "enable_autolog_hparams": "log them with a logger's log_hyperparams; leave it out",
@@ -348,6 +370,8 @@ def _imply(settings: dict[str, Any]) -> None:
     if settings["min_epochs"] is None:
         settings["min_epochs"] = 1 if settings["min_steps"] is not None else 0
     settings["max_time"] = parse_duration(settings["max_time"])
+    wait = settings["dist_timeout"]
+    settings["dist_timeout"] = timedelta(seconds=wait) if _is_number(wait) else parse_duration(wait)
 
 
 def parse_duration(value: Any) -> timedelta | None:

@@ -22,6 +22,7 @@ from espnet3_lite.optim.clipping import Clipping
 from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
+from espnet3_lite.trainer import rank_agreement
 from espnet3_lite.trainer.hook_table import HOOKS
 from espnet3_lite.trainer.states import TrainerFn
 
@@ -88,6 +89,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     if data is not None:
         data.trainer = trainer
     _add_model_callbacks(trainer, module)
+    rank_agreement.compare_settings(trainer)  # collective: all ranks
     if any(callback.uses_run_history for callback in trainer.callbacks):
         trainer.keep_history()
     _check_steps(trainer, module)
@@ -96,7 +98,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
         for owner in (data, module):
             if owner is not None:
                 owner.prepare_data()
-    trainer.strategy.barrier()  # all ranks: the data must be there
+    trainer.strategy.barrier("prepare_data")  # all ranks: the data must be there
     return begin_plan(trainer, module)
 
 
@@ -140,6 +142,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
     plan = trainer.plan
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
+    rank_agreement.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
     plan.training_step = trainer._with_override(trainer.strategy.wrap(trainer, module))
@@ -201,7 +204,7 @@ def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, in
     before, move, after = owners.values()
     if move is None and device.type != "cpu":
         move = module
-    if before is move is after is None and trainer.precision_plugin.name != "64-true":
+    if before is move is after is None and trainer.precision_plugin.true_dtype is None:
         return None  # everything is there already
 
     def transfer(batch: Any, dataloader_idx: int) -> Any:

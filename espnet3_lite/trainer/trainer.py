@@ -19,6 +19,7 @@ from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger
@@ -65,7 +66,10 @@ class Trainer(TrainerProperties):
         accelerator: str | None = "auto",
         devices: int | str | Sequence[int] | None = "auto",
         num_nodes: int | None = 1,
-        strategy: str | None = "auto",
+        strategy: str | Strategy | None = "auto",
+        dist_timeout: int | float | str | timedelta | dict[str, float] | None = timedelta(minutes=30),  # noqa: B008
+        signal_grace: int | float | None = 30,
+        sync_batchnorm: bool | None = False,
         precision: str | int | None = "32-true",
         logger: Logger | Sequence[Logger] | bool | None = True,
         callbacks: Callback | Sequence[Callback] | None = None,
@@ -110,7 +114,7 @@ class Trainer(TrainerProperties):
         self.default_root_dir = os.fspath(root) if root is not None else os.getcwd()
         self.precision_plugin = Precision(settings["precision"])
         self.precision = self.precision_plugin.name
-        self.strategy = make_strategy(settings["strategy"], self.accelerator)
+        self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout)
         self.state = TrainerState()
         self.metrics = Metrics(self)
         self.fit_loop = FitLoop(self)
@@ -234,6 +238,7 @@ class Trainer(TrainerProperties):
         if self.lightning_module is None:
             raise AttributeError("Saving a checkpoint is only possible if a model is attached to the Trainer; call fit "
                                  "(or validate, test, predict) first")  # fmt: skip
+        self.strategy.begin_saving()  # collective: all ranks save together
         self.strategy.save_checkpoint(run_state.dump_checkpoint(self, weights_only), filepath)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -322,7 +327,7 @@ class Trainer(TrainerProperties):
             self.call("teardown", fn.value)
             for logger in self.loggers:
                 logger.finalize("success")
-            self.strategy.barrier()  # all ranks: nobody has finished before all have
+            self.strategy.barrier("the call's end")  # all ranks: nobody has finished before all have
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             reported = self.strategy.fail(exception)
@@ -344,6 +349,7 @@ class Trainer(TrainerProperties):
     def _set_up(self, module: LiteModule, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:
         """Make the plan of a call. Returns the checkpoint that it starts from, if there is one."""
         fitting = self.state.fn == TrainerFn.FITTING
+        self.strategy.begin_call(self)
         self.agree_on_log_dir()
         self.ckpt_path = choose_checkpoint(self, ckpt_path, model_given)
         if fitting:

@@ -96,7 +96,7 @@ def test_some_entries_are_read_alone(tmp_path):
 def test_files_of_two_ranks_make_one_checkpoint(tmp_path):
     script = (
         "import sys, torch, torch.distributed.checkpoint as dcp\n"
-        "from espnet3_lite.distributed.multi import join_process_group\n"
+        "from espnet3_lite.distributed.group import join_process_group\n"
         "from torch.distributed.tensor import distribute_tensor, Shard, init_device_mesh\n"
         "join_process_group(torch.device('cpu'))\n"
         "mesh = init_device_mesh('cpu', (2,))\n"

@@ -103,5 +103,5 @@ def test_the_agreed_number_is_the_mean_of_those_that_have_one(same):
 
 def test_a_buffer_that_grew_on_one_rank_is_named(same):
     error = same["grown_buffer"]
-    assert "MisconfigurationException: the ranks' models differ" in error
-    assert "positions (1,)" in error and "rank 1 has positions (5,)" in error
+    assert "MisconfigurationException: the ranks differ" in error
+    assert "the model's positions: (1,) torch.float64 on rank 0, (5,) torch.float64 on rank 1" in error

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from data_parts import LogEnergy, NotANumber
 
-from espnet3_lite.distributed.multi import join_process_group
+from espnet3_lite.distributed.group import join_process_group
 from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.organizer import DataOrganizer
 

@@ -305,7 +305,9 @@ def values():
     return {
         "own": float(strategy.agreed_metric("train/loss", torch.tensor(float(rank)))),
         "same": torch.equal(strategy.agreed_metric("valid/loss", third), third),
-        "reduced": [float(strategy.reduce(torch.tensor(rank + 1.0), how)) for how in ("mean", "sum", "min", "max")],
+        "reduced": [
+            float(strategy.reduce(torch.tensor(rank + 1.0), reduce_op=how)) for how in ("mean", "sum", "min", "max")
+        ],
         "gathered": strategy.gather_objects(rank),
         "any": [strategy.any(rank == 1), strategy.any(False)],
         "batches": stopped,

@@ -6,7 +6,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from espnet3_lite.distributed.multi import join_process_group
+from espnet3_lite.distributed.group import join_process_group
 
 
 def main():

@@ -33,7 +33,7 @@ COLUMN = (
 #: What stands beside it: below `espnet` and `cli`, and knowing nothing of either.
 BESIDE = ("config",)
 #: Tables of names, which import when they are asked, and what is made of them; nothing imports these.
-TABLES = ("compat",)
+TABLES = ("compat", "strategies")
 #: What everybody may use.
 GROUND = (
     "checkpoint.atomic_files",

@@ -19,7 +19,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 
 
 WRONG = [
-    ("accelerator", "tpu", "'tpu' is not 'auto', 'cpu', 'gpu' or 'cuda'; did you mean 'gpu'?"),
+    ("accelerator", "tpu", "'tpu' is not 'auto', 'cpu', 'gpu', 'cuda' or 'mps'; did you mean 'gpu'?"),
     ("strategy", "ddpp", f"'ddpp' is not {SETTINGS['strategy'].kind.words}; did you mean 'ddp'?"),
     ("devices", 0, "0 is not a number of at least 1, -1 or 'auto' for all, or a list of them"),
     ("devices", [], "[] is not a number of at least 1, -1 or 'auto' for all, or a list of them"),

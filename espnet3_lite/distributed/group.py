@@ -1,0 +1,190 @@
+"""The process group that torchrun's environment describes: joining it, leaving it, and talking beside it.
+
+Besides collectives the ranks share torchrun's key-value store. What goes through the store has no timeout, and Python
+runs signal handlers meanwhile: so the ranks meet there when one of them may work for long (`RankStore.meet`), and
+there a rank that fails says why (`RankStore.report_failure`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from espnet3_lite.distributed.rank import times_restarted
+
+
+class OtherRankError(RuntimeError):
+    """Another rank failed, and this one cannot go on without it; the message holds that rank's traceback."""
+
+
+class RankStore:
+    """What the ranks tell one another outside of collectives, through the store that torchrun keeps.
+
+    Args:
+        store: Shared by all ranks.
+        rank: This process's number.
+        world_size: How many there are.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int):
+        self._store, self.rank, self.world_size = store, rank, world_size
+        self._call = self._meetings = self._saves = self._writes = 0
+        self._awaits_writer = False
+        #: An exception ended the call on this rank, which exchanges nothing any more.
+        self.failed = False
+
+    def begin_call(self) -> None:
+        """A new call of the trainer: what an earlier one left in the store counts no more."""
+        self._call += 1
+        self.failed = False
+        self._meetings = self._saves = self._writes = 0
+        self._awaits_writer = False
+
+    def _key(self, name: str) -> str:
+        return f"call {self._call}/{name}"
+
+    # ---- waiting without a timeout ---------------------------------------------------------------------------------
+
+    def meet(self, name: str | None, parted: Callable[[], None]) -> None:
+        """Wait until all ranks have come here, however long one of them works before. Collective.
+
+        Args:
+            name: Where, for messages.
+            parted: Called where another rank begins a save instead, and waits for this one in a collective.
+
+        Raises:
+            OtherRankError: another rank has failed.
+        """
+        self._meetings += 1
+        key = self._key(f"meeting {self._meetings}")
+        self._store.add(key, 1)
+        self._wait_for(key, self.world_size, f"all ranks at {name or 'a barrier'}", parted)
+
+    def begin_save(self) -> None:
+        """This rank begins a save, by a collective: ranks that wait elsewhere without a collective must know."""
+        self._saves += 1
+        self._store.set(self._key(f"save {self._saves}"), "begun")
+
+    def rank_zero_has_written(self) -> None:
+        """Rank zero says that a file is written; the others remember that they will have to wait for it."""
+        self._writes += 1
+        if self.rank == 0:
+            self._store.add(self._key(f"write {self._writes}"), 1)
+        else:
+            self._awaits_writer = True
+
+    def await_writer(self) -> None:
+        """Wait until rank zero has written what it was asked to write: before the next collective, which has a timeout.
+
+        Raises:
+            OtherRankError: it failed to.
+        """
+        if self._awaits_writer:
+            self._awaits_writer = False
+            self._wait_for(self._key(f"write {self._writes}"), 1, "rank 0 to write a checkpoint")
+
+    def _wait_for(self, key: str, count: int, what: str, parted: Callable[[], None] | None = None) -> None:
+        pause = 0.0005
+        while self._store.add(key, 0) < count:
+            if failure := self.failure():
+                raise OtherRankError(f"{failure}\nRank {self.rank}, which waited for {what}, ends with it.")
+            if parted is not None and self._store.check([self._key(f"save {self._saves + 1}")]):
+                parted()
+            time.sleep(pause)  # signal handlers run here, as they do not in a collective
+            pause = min(2 * pause, 0.1)
+
+    # ---- failures --------------------------------------------------------------------------------------------------
+
+    def failure(self) -> str:
+        """What the first rank that failed in this call reported; empty where none has."""
+        key = self._key("failure")
+        return self._store.get(key).decode() if self._store.check([key]) else ""
+
+    def report_failure(self, report: str) -> str:
+        """Tell the others why this rank ends, unless another rank has failed before; returns the first report."""
+        self.failed = True
+        return self._store.compare_set(self._key("failure"), "", report).decode()
+
+
+_joined: RankStore | None = None
+
+
+def join_process_group(device: torch.device, timeout: timedelta | None = None) -> RankStore:
+    """Join, and return what the ranks share besides. Collective, once a process; later only the timeout is set anew.
+
+    Without torchrun it is a group of one process.
+
+    Args:
+        device: This process's own.
+        timeout: How long a collective waits for the other ranks; torch's default (30 minutes, with NCCL 10) for None.
+    """
+    global _joined
+    if _joined is None:
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if "WORLD_SIZE" in os.environ:
+            found, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+        else:
+            found = dist.HashStore()
+        # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
+        store = dist.PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
+        _joined = RankStore(store, rank, world_size)
+        if not dist.is_initialized():
+            _init_process_group(device, store, rank, world_size, timeout)
+    elif timeout is not None:
+        dist.distributed_c10d._set_pg_timeout(timeout)
+    return _joined
+
+
+def _init_process_group(
+    device: torch.device, store: dist.Store, rank: int, world_size: int, timeout: timedelta | None
+) -> None:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        # Objects and checkpoints are exchanged from main memory; gradients and the vote from the device.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if on_gpu else None,
+    )
+    atexit.register(leave_process_group)
+
+
+#: How long a thread of gloo is given at the end; it needs microseconds, on a busy machine milliseconds.
+_LAST_WORK_SECONDS = 0.1
+
+
+def leave_process_group() -> None:
+    """At the process's end.
+
+    `destroy_process_group` waits for outstanding work, which on NCCL would be for ever where another rank has left a
+    collective: after a failure the work is aborted instead. A thread of gloo that lets go of its last work takes
+    Python's lock for it, and aborts the process ("terminate called without an active exception", seen with torch 2.13)
+    where Python has begun to finish. So Python waits a moment, without its lock.
+    """
+    if dist.is_initialized():
+        if _joined is not None and _joined.failed and "nccl" in dist.get_backend_config():
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
+    time.sleep(_LAST_WORK_SECONDS)
+
+
+def is_lost_connection(exception: BaseException) -> bool:
+    """True for what a collective raises when another rank has gone."""
+    known = (dist.DistBackendError, dist.DistNetworkError)
+    return isinstance(exception, known) or isinstance(exception, RuntimeError) and "gloo" in str(exception)
+
+
+def is_timeout(exception: BaseException) -> bool:
+    """True for what a collective raises when the other ranks have not come in time."""
+    return isinstance(exception, RuntimeError) and "Timed out waiting" in str(exception)

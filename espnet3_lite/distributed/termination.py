@@ -1,0 +1,93 @@
+"""SIGTERM to a rank that waits for other ranks: it ends some time later, though no handler of Python's can run.
+
+Python runs signal handlers between two of its own instructions, and so never while a collective waits. The signal's
+number, however, is written into a pipe at once (`signal.set_wakeup_fd`), where a thread reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from espnet3_lite.checkpoint.atomic_files import writes_under_way
+
+_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
+#: Where the main thread's innermost frame stands while it waits for other ranks: in a collective of torch's, in DDP,
+#: in a backward pass that exchanges gradients, or where the outcome of a vote is read from the device.
+_WAITING = (
+    str(_TORCH / "distributed") + os.sep, str(_TORCH / "nn" / "parallel") + os.sep,
+    str(_TORCH / "autograd" / "graph.py"), str(_HERE) + os.sep,
+)  # fmt: skip
+_LOOK_EVERY_SECONDS = 0.5
+
+
+class TerminationWatch:
+    """Ends this process `grace` seconds after SIGTERM, where it waits for other ranks then.
+
+    A rank that works goes on, and is looked at again: it hears the signal by itself, at the next batch. A file that is
+    being written is finished first. Only a main thread can watch; in another one nothing happens.
+
+    Args:
+        grace: Seconds.
+        report: Told, before the end, where this rank waited.
+    """
+
+    def __init__(self, grace: float, report: Callable[[str], object]):
+        self._grace, self._report = grace, report
+        self._ended = threading.Event()
+        self._main = threading.main_thread()
+        self._pipe: tuple[int, int] | None = None
+
+    def start(self) -> None:
+        """Watch, from now on."""
+        if threading.current_thread() is not self._main:
+            return
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), name="SIGTERM watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more; what watched before does again."""
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._previous)
+            self._ended.set()
+            os.close(self._pipe[1])  # the thread reads the end
+            self._thread.join()
+            os.close(self._pipe[0])
+            self._pipe = None
+
+    def _watch(self, pipe: int) -> None:
+        while number := os.read(pipe, 1):
+            if number[0] == signal.SIGTERM:
+                break
+        else:
+            return
+        waited_at, pause = None, self._grace
+        while not self._ended.wait(pause):
+            pause = _LOOK_EVERY_SECONDS
+            frame = sys._current_frames().get(self._main.ident)
+            here = (frame, frame.f_lasti) if frame is not None and _waits(frame) else None
+            if here is not None and here == waited_at and not writes_under_way():
+                self._end(frame)
+            waited_at = here
+
+    def _end(self, frame: FrameType) -> None:
+        stack = "".join(traceback.format_stack(frame))
+        text = f"ended by SIGTERM, {self._grace:g} s after it, since it still waited for the other ranks:\n{stack}"
+        self._report(text)
+        print(text, file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
+
+
+def _waits(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_WAITING)
