@@ -1,4 +1,4 @@
-"""The errors that users may catch, and the one way in which messages suggest a name.
+"""The errors that users may catch, and what their messages are made of: the nearest name, whose class it is.
 
 Imports nothing of ours: every room may use it.
 """
@@ -43,3 +43,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def is_lightnings(kind: type) -> bool:
+    """True for a class that one of Lightning's packages defines."""
+    return kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks import event_aliases
+from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.trainer.hook_table import EVENTS
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Callback:
     uses_run_history = False
     #: In a class's own namespace: its event methods are stubs, which nobody needs to call.
     _is_interface = True
+    #: Whose call is on, or was last.
+    _trainer: Trainer | None = None
 
     @property
     def state_key(self) -> str:
@@ -74,6 +77,32 @@ class Callback:
         function = getattr(method, "__func__", method)
         interfaces = (base for base in type(self).__mro__ if "_is_interface" in vars(base))
         return None if any(vars(base).get(name) is function for base in interfaces) else method
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no trainer."""
+        return {**self.__dict__, "_trainer": None}
+
+    def log(self, name: str, value: Any, **arguments: Any) -> None:
+        """Log one value in a hook, as `LiteModule.log` does in the module's hook of the same name.
+
+        Args:
+            name: Its key in ``trainer.callback_metrics`` and in the loggers.
+            value: A number, a tensor with one element, or a metric object with `compute` and `reset`.
+            arguments: Those of `LiteModule.log`.
+
+        Raises:
+            MisconfigurationException: the hook has no step and no epoch to belong to; or no trainer calls this.
+        """
+        if self._trainer is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__}.log({name!r}, ...): no trainer has called this callback; log in its hooks"
+            )
+        self._trainer.lightning_module.log(name, value, **arguments)
+
+    def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
+        """`log` each entry, with the same arguments."""
+        for name, value in dictionary.items():
+            self.log(name, value, **arguments)
 
     # ---- setup and teardown of any call (fit, validate, test, predict) -------------------------------------------
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from espnet3_lite.callbacks import foreign
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
 from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
@@ -39,6 +44,8 @@ class CallbackHandler:
         self.callbacks: list[Callback] = []
         self.listeners: dict[str, list[Callable]] = {}
         self._warned: set[tuple[type, str]] = set()
+        #: Tells this handler from others; a copy of a trainer goes on with the same one.
+        self.identity = uuid.uuid4().hex
         self.rebuild()
         self.add_callbacks(callbacks)
 
@@ -46,12 +53,12 @@ class CallbackHandler:
         """Add one callback, at its place in the order.
 
         Raises:
-            TypeError: it is not a `Callback` (a class instead of an instance, say).
+            TypeError: it is not a `Callback` (a class instead of an instance, say), nor one of Lightning's whose hooks
+                are all known here.
             MisconfigurationRuntimeError: it would keep its state in a checkpoint under another one's key.
         """
         if not isinstance(callback, Callback):
-            hint = "; pass an instance: add the parentheses" if isinstance(callback, type) else ""
-            raise TypeError(f"callbacks must be instances of Callback, got {callback!r}{hint}")
+            foreign.check(callback)
         self._refuse_same_state_key(callback)
         self._warn_about_unknown_hooks(callback)
         self.callbacks.append(callback)
@@ -72,12 +79,30 @@ class CallbackHandler:
             kinds = tuple(_KINDS[kind] for kind in HOOKS[event].last)
             early, late = [], []  # before the module's own hook, and after it
             for callback in self.callbacks:
-                (late if isinstance(callback, kinds) else early).append(callback._listener(event))
-                late.append(callback._listener(event + LATE))
+                (late if isinstance(callback, kinds) else early).append(_listener(callback, event))
+                late.append(_listener(callback, event + LATE))
             self.listeners[event] = [listener for listener in early if listener is not None]
             self.listeners[event + LATE] = [listener for listener in late if listener is not None]
         if self.trainer is not None:
             self.trainer.hook_calls.fill()
+
+    def begin_call(self, trainer: Trainer, fitting: bool) -> None:
+        """A call begins: callbacks get to know the trainer, and those that another trainer has fitted start afresh.
+
+        What an early stopping counted in one fold must not end the next one. A test keeps what the fit has found, such
+        as the best checkpoint.
+        """
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                continue
+            is_ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
+            if is_ours or _keeps_state(callback):
+                memory = vars(callback).setdefault("_memory", _Memory(_copied(vars(callback))))
+                if fitting and memory.fitted_in not in (None, self.identity):
+                    vars(callback).update(_copied(memory.first))
+                if fitting:
+                    memory.fitted_in = self.identity
+            callback._trainer = trainer
 
     def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call `event` on every callback that has a method of that name, in order. Any name will do.
@@ -95,7 +120,7 @@ class CallbackHandler:
             method(*args, **kwargs)
 
     def _find(self, event: str) -> list[Callable]:
-        return [method for callback in self.callbacks if (method := callback._listener(event)) is not None]
+        return [method for callback in self.callbacks if (method := _listener(callback, event)) is not None]
 
     def _refuse_same_state_key(self, callback: Callback) -> None:
         """Two callbacks that would keep their state under one key would lose one of them."""
@@ -109,7 +134,8 @@ class CallbackHandler:
     def _warn_about_unknown_hooks(self, callback: Callback) -> None:
         """A misspelt hook never runs and nobody sees it: say so once, with the nearest name."""
         for name in dir(type(callback)):
-            unknown = name.startswith("on_") and not hasattr(Callback, name) and name not in callback.known_events
+            known = getattr(callback, "known_events", ())
+            unknown = name.startswith("on_") and not hasattr(Callback, name) and name not in known
             if unknown and callable(getattr(callback, name)) and (type(callback), name) not in self._warned:
                 self._warned.add((type(callback), name))
                 warnings.warn(
@@ -119,9 +145,32 @@ class CallbackHandler:
                 )
 
 
+@dataclass
+class _Memory:
+    """What a callback was before any call, and which handler's trainer fitted with it last."""
+
+    first: dict[str, Any]
+    fitted_in: str | None = None
+
+
+def _copied(value: Any) -> Any:
+    """Plain containers and tensors anew; everything else as it is."""
+    if type(value) is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    if type(value) in (list, set, tuple):
+        return type(value)(map(_copied, value))
+    return value.detach().clone() if type(value) is torch.Tensor else value
+
+
+def _listener(callback: Callback, event: str) -> Callable | None:
+    """What is called for `event`."""
+    return callback._listener(event) if isinstance(callback, Callback) else foreign.listener(callback, event)
+
+
 def _keeps_state(callback: Callback) -> bool:
     """True where a callback's class says what its state is."""
-    return type(callback).state_dict is not Callback.state_dict
+    base = Callback if isinstance(callback, Callback) else foreign.base_of(callback)
+    return type(callback).state_dict is not base.state_dict
 
 
 def _place(callback: Callback) -> int:

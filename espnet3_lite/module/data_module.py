@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.module.hooks import ModuleHooks
@@ -13,6 +19,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from espnet3_lite.trainer.trainer import Trainer
+
+
+#: A data set, or several.
+DatasetOrSeveral = Dataset[Any] | Iterable[Dataset[Any]] | Mapping[str, Dataset[Any]]
 
 
 class LiteDataModule(HyperparametersMixin):
@@ -61,6 +71,44 @@ class LiteDataModule(HyperparametersMixin):
             data.load_state_dict(checkpoint[cls.__qualname__])
         return data
 
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: DatasetOrSeveral | None = None,
+        val_dataset: DatasetOrSeveral | None = None,
+        test_dataset: DatasetOrSeveral | None = None,
+        predict_dataset: DatasetOrSeveral | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> Self:
+        """A data module of data sets, each in a `DataLoader` of its own. Training data are shuffled.
+
+        Args:
+            train_dataset: A data set. The others may be several, as a list or dict.
+            val_dataset: For validation.
+            test_dataset: For tests.
+            predict_dataset: For predictions.
+            batch_size: Of each loader; also given to ``__init__`` where it takes an argument of this name.
+            num_workers: Processes of each loader; likewise.
+            kwargs: Further arguments of ``__init__``.
+
+        >>> data = LiteDataModule.from_datasets(val_dataset=[1.0, 2.0, 3.0], batch_size=2)
+        >>> [batch.tolist() for batch in data.val_dataloader()]
+        [[1.0, 2.0], [3.0]]
+        """
+        parameters = inspect.signature(cls).parameters.values()
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        named = {parameter.name for parameter in parameters}
+        shared = {"batch_size": batch_size, "num_workers": num_workers}
+        data = cls(**kwargs, **{name: value for name, value in shared.items() if takes_any or name in named})
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        for prefix, datasets in given.items():
+            if datasets is not None:
+                make = functools.partial(_loaders, datasets, shuffle=prefix == "train", **shared)
+                setattr(data, f"{prefix}_dataloader", make)
+        return data
+
     def on_exception(self, exception: BaseException) -> None:
         """The run ends by `exception`."""
 
@@ -70,6 +118,16 @@ class LiteDataModule(HyperparametersMixin):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+def _loaders(datasets: Any, shuffle: bool, **arguments: Any) -> Any:
+    """A loader for a data set, for each of a list or dict of data sets one."""
+    if isinstance(datasets, Mapping):
+        return {name: _loaders(dataset, shuffle, **arguments) for name, dataset in datasets.items()}
+    if isinstance(datasets, (list, tuple)) and datasets and all(isinstance(part, Dataset) for part in datasets):
+        return [_loaders(dataset, shuffle, **arguments) for dataset in datasets]
+    shuffle = shuffle and not isinstance(datasets, IterableDataset)
+    return DataLoader(datasets, shuffle=shuffle, pin_memory=torch.cuda.is_available(), **arguments)
 
 
 _MISSING = object()

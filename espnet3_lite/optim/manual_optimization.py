@@ -57,6 +57,11 @@ class ManualOptimizer:
             )
         return self._trainer.plan.slot_of(self.optimizer)
 
+    @property
+    def _optimizer(self) -> Optimizer:
+        """The optimizer itself, as code written for Lightning asks for it."""
+        return self.optimizer
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The optimizer's own; what was accumulated is given up."""
         self.optimizer.zero_grad(set_to_none)

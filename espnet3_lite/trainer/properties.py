@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -167,6 +168,11 @@ class TrainerProperties(Settings, RunInformation):
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.strategy.device
+
+    @property
+    def _accelerator_connector(self) -> SimpleNamespace:
+        """Optuna's pruning callback, made for Lightning, asks it whether there are several processes."""
+        return SimpleNamespace(is_distributed=self.world_size > 1)
 
     # ---- what runs -------------------------------------------------------------------------------------------------
 

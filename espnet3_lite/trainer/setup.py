@@ -17,6 +17,7 @@ from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
+from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.clipping import Clipping
 from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
@@ -74,7 +75,10 @@ def check_module(model: Any) -> LiteModule:
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, LiteModule):
-        raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`")
+        raise TypeError(
+            f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint_for(model, 'LightningModule')}"
+        )
+    refuse_removed_hooks(model)
     return model
 
 
@@ -90,7 +94,8 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
         data.trainer = trainer
     _add_model_callbacks(trainer, module)
     rank_agreement.compare_settings(trainer)  # collective: all ranks
-    if any(callback.uses_run_history for callback in trainer.callbacks):
+    trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)
+    if any(getattr(callback, "uses_run_history", False) for callback in trainer.callbacks):
         trainer.keep_history()
     _check_steps(trainer, module)
     trainer.metrics.clear()

@@ -29,6 +29,7 @@ from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.module.data_module import LiteDataModule, is_overridden
+from espnet3_lite.module.from_lightning import refuse_lightnings_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
 from espnet3_lite.trainer import defaults, outcome, setup
@@ -67,7 +68,7 @@ class Trainer(TrainerProperties):
         devices: int | str | Sequence[int] | None = "auto",
         num_nodes: int | None = 1,
         strategy: str | Strategy | None = "auto",
-        dist_timeout: int | float | str | timedelta | dict[str, float] | None = timedelta(minutes=30),  # noqa: B008
+        dist_timeout: int | float | str | timedelta | dict[str, float] | None = timedelta(minutes=30),
         signal_grace: int | float | None = 30,
         sync_batchnorm: bool | None = False,
         precision: str | int | None = "32-true",
@@ -289,6 +290,7 @@ class Trainer(TrainerProperties):
         """Set up, run, tear down; the same for fit, validate, test and predict."""
         if isinstance(next(iter(given.values())), LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), next(iter(given.values()))
+        refuse_lightnings_data(datamodule)
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module, fitting = setup.check_module(self.lightning_module if model is None else model), fn == TrainerFn.FITTING

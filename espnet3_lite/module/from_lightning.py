@@ -1,0 +1,88 @@
+"""Modules that were written for Lightning: what would silently do nothing here is an error that says what to write."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from espnet3_lite.exceptions import MisconfigurationException, is_lightnings
+
+#: Lightning 1's methods that Lightning 2 no longer calls, and what takes their place.
+_REMOVED = {
+    **{
+        f"{step}_epoch_end": f"`on_{hook}_epoch_end(self)`, which gets no outputs: keep what you need in "
+        f"`{step}_step`, such as `self.outputs.append(...)`"
+        for step, hook in {"training": "train", "validation": "validation", "test": "test"}.items()
+    },
+    **{f"{step}_step_end": f"the end of `{step}_step`" for step in ("training", "validation", "test")},
+    "on_epoch_start": "`on_train_epoch_start` or `on_validation_epoch_start`",
+    "on_epoch_end": "`on_train_epoch_end` or `on_validation_epoch_end`",
+    "on_batch_start": "`on_train_batch_start`",
+    "on_batch_end": "`on_train_batch_end`",
+    "on_pretrain_routine_start": "`on_fit_start`",
+    "on_pretrain_routine_end": "`on_fit_start`",
+    "on_train_dataloader": "`setup`",
+    "on_val_dataloader": "`setup`",
+    "on_test_dataloader": "`setup`",
+    "on_hpc_save": "`on_save_checkpoint`",
+    "on_hpc_load": "`on_load_checkpoint`",
+    "tbptt_split_batch": "a `training_step` with `self.automatic_optimization = False` that splits the batch itself",
+    "get_progress_bar_dict": "`self.log(..., prog_bar=True)`, or a progress bar whose `get_metrics` you override",
+}
+#: Where Lightning 1 handed the number of the optimizer, and how these methods look now.
+_WITH_OPTIMIZER_IDX = {
+    "training_step": "training_step(self, batch, batch_idx), with `self.automatic_optimization = False` and "
+    "`self.optimizers()` for several optimizers",
+    "optimizer_step": "optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)",
+    "optimizer_zero_grad": "optimizer_zero_grad(self, epoch, batch_idx, optimizer)",
+    "configure_gradient_clipping": "configure_gradient_clipping(self, optimizer, gradient_clip_val, "
+    "gradient_clip_algorithm)",
+    "lr_scheduler_step": "lr_scheduler_step(self, scheduler, metric)",
+    "backward": "backward(self, loss)",
+}
+
+
+def refuse_removed_hooks(module: nn.Module) -> None:
+    """Look for methods and arguments of Lightning 1.
+
+    Raises:
+        MisconfigurationException: each of them, and what to write instead.
+    """
+    name = type(module).__name__
+    problems = [
+        f"`{name}.{method}` is Lightning 1's and is not called; write {instead}"
+        for method, instead in _REMOVED.items()
+        if callable(getattr(module, method, None))
+    ]
+    for method, instead in _WITH_OPTIMIZER_IDX.items():
+        step = getattr(module, method, None)  # None on an instance stands for a step that is not there
+        if callable(step) and "optimizer_idx" in inspect.signature(step).parameters:
+            problems.append(f"`{name}.{method}` takes `optimizer_idx`, which was Lightning 1's; write `{instead}`")
+    if problems:
+        raise MisconfigurationException("; ".join(problems))
+
+
+def refuse_lightnings_data(data: object) -> None:
+    """Lightning's own data modules lack what ours have.
+
+    Raises:
+        TypeError: this is one.
+    """
+    if hint := hint_for(data, "LightningDataModule"):
+        raise TypeError(f"`datamodule` must be a `LiteDataModule`, got `{type(data).__qualname__}`{hint}")
+
+
+def hint_for(value: object, ours: str) -> str:
+    """The end of a message about an object of Lightning's own class where ours is wanted; empty for other objects.
+
+    Args:
+        value: The object.
+        ours: What our class is called in `espnet3_lite.compat`.
+    """
+    if not any(map(is_lightnings, type(value).__mro__)):
+        return ""
+    return (
+        f"; it is derived from Lightning's own class: take `{ours}` from `espnet3_lite.compat`, which has the same "
+        f"methods (`python -m espnet3_lite.compat FILE` changes the imports)"
+    )

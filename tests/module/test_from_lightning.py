@@ -1,0 +1,65 @@
+"""What Lightning 1 called and nobody calls any more is an error that says what to write."""
+
+import pytest
+import torch
+
+from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+         "accelerator": "cpu", "max_epochs": 1}  # fmt: skip
+
+
+def module_with(name, function):
+    class Line(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    setattr(Line, name, function)
+    return Line()
+
+
+CASES = {
+    "training_epoch_end": (lambda self, outputs: None, r"write `on_train_epoch_end\(self\)`, which gets no outputs"),
+    "validation_epoch_end": (lambda self, outputs: None, r"write `on_validation_epoch_end\(self\)`, which gets no"),
+    "test_epoch_end": (lambda self, outputs: None, r"write `on_test_epoch_end\(self\)`"),
+    "validation_step_end": (lambda self, outputs: None, "write the end of `validation_step`"),
+    "on_epoch_end": (lambda self: None, "write `on_train_epoch_end` or `on_validation_epoch_end`"),
+    "training_step": (
+        lambda self, batch, batch_idx, optimizer_idx: None,
+        r"`Line.training_step` takes `optimizer_idx`.*write `training_step\(self, batch, batch_idx\), with `self.autom",
+    ),
+    "optimizer_step": (
+        lambda self, epoch, batch_idx, optimizer, optimizer_idx=0, optimizer_closure=None: None,
+        r"write `optimizer_step\(self, epoch, batch_idx, optimizer, optimizer_closure\)`",
+    ),
+    "lr_scheduler_step": (lambda self, scheduler, optimizer_idx, metric: None, r"`lr_scheduler_step\(self, scheduler"),
+    "get_progress_bar_dict": (lambda self: {}, "prog_bar=True"),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_lightning_1_is_an_error_before_anything_runs(method):
+    function, message = CASES[method]
+    with pytest.raises(MisconfigurationException, match=message):
+        Trainer(**QUIET).fit(module_with(method, function), [torch.ones(1, 1)])
+
+
+def test_all_of_them_are_named_at_once():
+    module = module_with("training_epoch_end", lambda self, outputs: None)
+    type(module).validation_epoch_end = lambda self, outputs: None
+    with pytest.raises(MisconfigurationException, match="training_epoch_end.*validation_epoch_end"):
+        Trainer(**QUIET).validate(module, [torch.ones(1, 1)])
+
+
+def test_a_step_that_is_none_on_the_instance_is_no_step():
+    module = module_with("on_epoch_end", None)
+    module.validation_step = None
+    Trainer(**QUIET).fit(module, [torch.ones(1, 1)])
+    assert module._trainer.global_step == 1
