@@ -160,6 +160,14 @@ def test_nobody_imports_what_this_replaces(folder):
             assert full.split(".")[0] not in NEVER, f"{path} imports {full}"
 
 
+def test_no_test_imports_another():
+    """What several tests need is in `tests/helpers`."""
+    tests = [path for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    for path in tests:
+        for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not full.startswith("test_"), f"{path} imports {full}: move it to tests/helpers"
+
+
 def test_every_module_says_what_it_is_for():
     assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
 

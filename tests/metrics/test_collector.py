@@ -1,29 +1,11 @@
 """`Metrics` by itself, where no comparison with Lightning reaches: dtypes, laziness, metric objects, resuming."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from metrics_lab import log, metrics_in
 
 from espnet3_lite import LiteModule, Trainer
-from espnet3_lite.metrics.collector import Metrics, batch_size_of
-
-STRATEGY = SimpleNamespace(world_size=1, reduce=lambda value, how: value)
-ARGUMENTS = {
-    "prog_bar": False, "logger": True, "on_step": None, "on_epoch": None, "reduce_fx": "mean", "enable_graph": False,
-    "sync_dist": False, "add_dataloader_idx": True, "batch_size": None, "rank_zero_only": False,
-}  # fmt: skip
-
-
-def metrics_in(hook="training_step", batch=None):
-    metrics = Metrics(SimpleNamespace(strategy=STRATEGY, is_global_zero=True, lightning_module=None))
-    metrics.hook = hook
-    metrics.start_batch(torch.ones(2, 1) if batch is None else batch)
-    return metrics
-
-
-def log(metrics, name, value, **arguments):
-    metrics.log(name, value, **{**ARGUMENTS, **arguments})
+from espnet3_lite.metrics.collector import batch_size_of
 
 
 def test_the_mean_is_weighted_and_kept_in_float64():

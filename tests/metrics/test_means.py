@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_collector import log, metrics_in
+from metrics_lab import log, metrics_in
 from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import ESPnetModule

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from test_named_optimizers import BLOCK, DISCRIMINATOR, GENERATOR, TWO, Returns
 from torch.utils.checkpoint import checkpoint
+from two_optimizers_lab import BLOCK, DISCRIMINATOR, GENERATOR, TWO, Returns
 
 from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException, OptimizationStep
 

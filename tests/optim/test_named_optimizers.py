@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from test_espnet_golden import (
+from golden_lab import (
     assert_same_metrics,
     assert_same_parameters,
     best_files,
@@ -17,10 +17,9 @@ from test_espnet_golden import (
     scenarios,
 )
 from torch.utils.data import DataLoader
+from two_optimizers_lab import BLOCK, DISCRIMINATOR, GENERATOR, TWO, Returns
 
 from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException, OptimizationStep
-
-GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
 
 def values_of(module):
@@ -343,20 +342,6 @@ def test_killed_in_an_open_window_resumes_to_the_same_bits(tmp_path, monkeypatch
 # ---- misuse --------------------------------------------------------------------------------------------------------
 
 
-class Returns(torch.nn.Module):
-    """Returns what the test says."""
-
-    def __init__(self, make):
-        super().__init__()
-        self.generator, self.discriminator = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-        self.make = make
-
-    def forward(self, x):
-        return self.make(self.generator(x).mean(), self.discriminator(x).mean()), {}, None
-
-
-BLOCK = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}
-TWO = {"optimizers": {key: {**BLOCK, "params": key} for key in (GENERATOR, DISCRIMINATOR)}}
 MISUSES = {
     "plain loss": (TWO, lambda g, d: g + d, "with several optimizers .'generator', 'discriminator'. the loss must be"),
     "empty list": (TWO, lambda g, d: [], "empty list of optimization steps"),
