@@ -3,21 +3,16 @@
 Each run is a process of its own, whose `PYTHONPATH` ends with that folder, as site-packages does.
 """
 
-import os
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+from installed_lab import run, write
 
 from espnet3_lite.config.targets import find_target, is_installed
 from espnet3_lite.espnet.recipe_path import put_recipe_first
 from espnet3_lite.loops.evaluation import _is_finite
 from espnet3_lite.optim.slots import named_steps
-
-PACKAGE_ROOT = Path(__file__).parents[2]
 
 WHEEL = {
     "espnet2/__init__.py": "",
@@ -83,25 +78,9 @@ RECIPE = {
 }
 
 
-def write(folder, files):
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(textwrap.dedent(text))
-    return folder
-
-
 @pytest.fixture
 def wheel(tmp_path):
     return write(tmp_path / "site", WHEEL)
-
-
-def run(code_or_words, where, *paths):
-    """A process with these folders at the end of its path; its output, or its error where it fails."""
-    words = ["-c", textwrap.dedent(code_or_words)] if isinstance(code_or_words, str) else code_or_words
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (PACKAGE_ROOT, *sys.path[-1:], *paths)))}
-    environment.pop("ESPNET3_LITE_USE_ESPNET", None)
-    done = subprocess.run([sys.executable, *words], cwd=where, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 # ---- ESPnet3's own OptimizationStep --------------------------------------------------------------------------------

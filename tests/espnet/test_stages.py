@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from test_espnet_installed import run, write
+from installed_lab import run, write
 
 from espnet3_lite.config.targets import is_installed
 from espnet3_lite.espnet.stages import run_stage
