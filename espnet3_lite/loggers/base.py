@@ -1,18 +1,20 @@
 """What every logger offers, and what those that write files share: a versioned folder and `hparams.yaml`."""
 
 import argparse
+import csv
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import yaml
 
 from espnet3_lite.checkpoint.atomic_files import beside
-from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, times_restarted
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn, times_restarted
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -119,10 +121,30 @@ class SilentExperiment:
     >>> SilentExperiment().add_image("grid", None, 3)
     """
 
+    rows_logged = 0
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
+
+
+def keeps_training(method: Callable) -> Callable:
+    """Decorate a `FolderLogger`'s method: files that cannot be read or written are told once, and the run goes on."""
+
+    @functools.wraps(method)
+    def guarded(self: "FolderLogger", *args: object, **kwargs: object) -> object:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            self._experiment = SilentExperiment()
+            rank_zero_warn(
+                f"{type(self).__name__}: {self.log_dir} cannot be used: {type(error).__name__}: {error}. Training goes "
+                "on, and is not logged there"
+            )
+            return None
+
+    return guarded
 
 
 class FolderLogger(Logger):
@@ -139,10 +161,11 @@ class FolderLogger(Logger):
     LOGGER_JOIN_CHAR = "-"
 
     def __init__(self, save_dir: str | Path, name: str | None, version: int | str | None, prefix: str):
-        self._save_dir = os.fspath(save_dir)
+        self._save_dir = os.path.expanduser(os.fspath(save_dir))
         self._name = name or ""
         self._given_version = self._version = version
         self._prefix = prefix
+        self._experiment: Any = None
 
     @property
     def name(self) -> str:
@@ -180,18 +203,38 @@ class FolderLogger(Logger):
         return {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir), "version": self.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in that folder, if it is one of this logger's, and not another version was asked for."""
-        mine = {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir)}
-        if mine.items() <= state.items() and self._given_version in (None, state["version"]):
-            self._version = state["version"]
-            if is_global_zero():
+        """Go on in that folder, if it is one of this logger's, and not another version was asked for.
+
+        A folder that was moved or copied is this logger's too: it has a version of that number in its present place.
+        """
+        if state.get("logger") != type(self).__name__ or self._given_version not in (None, state["version"]):
+            return
+        found, self._version = self._version, state["version"]
+        moved = os.path.basename(state["root_dir"]) == os.path.basename(os.path.realpath(self.root_dir))
+        if os.path.realpath(self.root_dir) != state["root_dir"] and not (moved and os.path.isdir(self.log_dir or "")):
+            self._version = found
+            return
+        if is_global_zero():
+            try:
                 self._go_on(state)
+            # What stands in a damaged file decides what reading it raises.
+            except (OSError, ValueError, LookupError, csv.Error) as error:
+                rank_zero_warn(
+                    f"{self.log_dir} cannot be gone on with: {type(error).__name__}: {error}. The log goes on in a new "
+                    "version"
+                )
+                self._version = self._next_version()
 
     @abstractmethod
     def _go_on(self, state: dict[str, Any]) -> None:
         """Open this run's files for more, without what was logged after `state_dict` gave `state`."""
 
     def _next_version(self) -> int:
+        taken, number = self.root_dir, 1
+        while self._name and os.path.exists(self.root_dir) and not os.path.isdir(self.root_dir):
+            self._name, number = f"{os.path.basename(taken)}-{number}", number + 1
+        if self.root_dir != taken:
+            rank_zero_warn(f"{taken} is a file; the log goes to {self.root_dir}")
         if not os.path.isdir(self.root_dir):
             return 0
         numbers = [
@@ -225,8 +268,10 @@ def write_hyperparams(folder: str, params: Mapping[str, Any]) -> None:
 def _for_yaml(value: object) -> object:
     if isinstance(value, (Mapping, argparse.Namespace)):
         return {str(key): _for_yaml(item) for key, item in as_dict(value).items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_for_yaml(item) for item in value]
+    if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
+        return _for_yaml(value.item())
     if type(value) in (bool, int, float, str, type(None)):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:

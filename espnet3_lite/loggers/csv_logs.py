@@ -62,7 +62,7 @@ class CSVLogger(FolderLogger):
             )
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
         self._flushed_at = -1
-        self._experiment: ExperimentWriter | None = None
+        self._moved = False  # to another version than it began in, since that could not be written
 
     @property
     def experiment(self) -> "ExperimentWriter | SilentExperiment":
@@ -71,8 +71,36 @@ class CSVLogger(FolderLogger):
             if not is_global_zero():
                 return SilentExperiment()
             assert self.log_dir is not None  # rank zero has found a version
-            self._experiment = ExperimentWriter(self.log_dir)
+            try:
+                self._experiment = ExperimentWriter(self.log_dir)
+            except OSError as error:
+                self._move_on(error, held=[], hparams={})
         return self._experiment
+
+    def _move_on(self, error: Exception, held: list[dict[str, object]], hparams: dict[str, object]) -> None:
+        """The files cannot be written: go on in a new version, where that is possible. It never ends the run."""
+        if not self._moved:
+            self._moved = True
+            before, version, self._version = self.log_dir, self._version, self._next_version()
+            reason = f"{before}: the log cannot be written: {type(error).__name__}: {error}. Training goes on, "
+            try:
+                writer = ExperimentWriter(self.log_dir)
+                writer.metrics, writer.rows_logged = held, len(held)
+                if hparams:
+                    writer.log_hparams(hparams)
+                writer.save()
+            except OSError as second:
+                reason += f"{self.log_dir} cannot be written either: {second}. "
+                if self._experiment is None:
+                    self._experiment = SilentExperiment()
+                    rank_zero_warn(f"{reason}This run has no such log")
+                else:
+                    self._version = version
+                    rank_zero_warn(f"{reason}Rows are kept, and tried again at each save")
+            else:
+                rank_zero_warn(f"{reason}and the log in {self.log_dir}")
+                self._experiment = writer
+        del held[:-_MOST_ROWS_HELD]  # the newest stay, for the case that the disk takes them again
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float | torch.Tensor], step: int | None = None) -> None:
@@ -90,17 +118,25 @@ class CSVLogger(FolderLogger):
         every = self._flush_logs_every_n_steps
         if (step + 1) % every == 0 or step - self._flushed_at >= every:
             self._flushed_at = step
-            writer.save()
+            self.save()
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | argparse.Namespace | None = None) -> None:
         """Write ``hparams.yaml``, with what earlier calls gave."""
-        self.experiment.log_hparams(as_dict(params))
+        writer = self.experiment
+        try:
+            writer.log_hparams(as_dict(params))
+        except OSError as error:
+            self._move_on(error, writer.metrics, writer.hparams)
 
     @rank_zero_only
     def save(self) -> None:
         """Write the rows that are held back to disk."""
-        self.experiment.save()
+        writer = self.experiment
+        try:
+            writer.save()
+        except (OSError, ValueError, csv.Error) as error:  # the file may have been replaced by anything meanwhile
+            self._move_on(error, writer.metrics, writer.hparams)
 
     @rank_zero_only
     def state_dict(self) -> dict:
@@ -118,6 +154,10 @@ class CSVLogger(FolderLogger):
         """Write the rows that are held back; a logger that was never used makes no folder."""
         if self._experiment is not None:
             self.save()
+
+
+#: Rows that are kept in memory while the disk takes none.
+_MOST_ROWS_HELD = 10_000
 
 
 class ExperimentWriter:
@@ -139,6 +179,8 @@ class ExperimentWriter:
         self.hparams: dict[str, object] = {}
         self.rows_logged = 0
         os.makedirs(log_dir, exist_ok=True)
+        if not os.access(log_dir, os.W_OK):
+            raise PermissionError(f"{log_dir} is read-only")
         if not os.path.exists(self.metrics_file_path):
             return
         if keep_rows is not None:
@@ -169,7 +211,8 @@ class ExperimentWriter:
         if not self.metrics:
             return
         new_keys = set().union(*self.metrics).difference(self.metrics_keys)
-        if new_keys:
+        if new_keys or not os.path.exists(self.metrics_file_path):
+            os.makedirs(self.log_dir, exist_ok=True)  # somebody may have removed it
             self._rewrite(sorted([*self.metrics_keys, *new_keys]))
         else:
             with open(self.metrics_file_path, "a", newline="", encoding="utf-8") as file:
@@ -193,7 +236,10 @@ class ExperimentWriter:
         if not os.path.exists(self.metrics_file_path):
             return []
         with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        if any(None in row or None in row.values() or "step" not in row for row in rows):
+            raise ValueError(f"{self.metrics_file_path} is not a table that CSVLogger wrote")
+        return rows
 
     def _write(self, columns: list[str], rows: list[dict[str, object]]) -> None:
         with beside(Path(self.metrics_file_path)) as temporary:

@@ -12,7 +12,14 @@ import numpy
 import torch
 
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
-from espnet3_lite.loggers.base import HPARAMS_FILE, FolderLogger, SilentExperiment, as_dict, write_hyperparams
+from espnet3_lite.loggers.base import (
+    HPARAMS_FILE,
+    FolderLogger,
+    SilentExperiment,
+    as_dict,
+    keeps_training,
+    write_hyperparams,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -66,7 +73,6 @@ class TensorBoardLogger(FolderLogger):
         self._default_hp_metric = default_hp_metric
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._kwargs = kwargs
-        self._experiment: SummaryWriter | None = None
         self._last_step = -1
         self.hparams: dict[str, object] = {}
 
@@ -93,6 +99,7 @@ class TensorBoardLogger(FolderLogger):
         return self._experiment
 
     @rank_zero_only
+    @keeps_training
     def log_metrics(self, metrics: dict[str, float | torch.Tensor | dict], step: int | None = None) -> None:
         """Add points to curves.
 
@@ -118,6 +125,7 @@ class TensorBoardLogger(FolderLogger):
             self.experiment.add_scalar(name, number, step)
 
     @rank_zero_only
+    @keeps_training
     def log_hyperparams(
         self,
         params: Mapping | argparse.Namespace | None,
@@ -167,6 +175,7 @@ class TensorBoardLogger(FolderLogger):
         self.experiment.add_graph(model, input_array)
 
     @rank_zero_only
+    @keeps_training
     def save(self) -> None:
         """Write what is held back, and ``hparams.yaml`` if it is not there."""
         self.experiment.flush()
@@ -178,7 +187,7 @@ class TensorBoardLogger(FolderLogger):
     def state_dict(self) -> dict:
         """Which log this is, and its last step, all on disk."""
         if self._experiment is not None:
-            self._experiment.flush()
+            self.save()
         return {**super().state_dict(), "last_step": self._last_step}
 
     def _go_on(self, state: dict) -> None:
@@ -187,6 +196,7 @@ class TensorBoardLogger(FolderLogger):
         self._kwargs = {**self._kwargs, "purge_step": self._last_step + 1}
 
     @rank_zero_only
+    @keeps_training
     def finalize(self, status: str) -> None:
         """Write and close the event file; a logger that was never used makes no folder."""
         if self._experiment is not None:

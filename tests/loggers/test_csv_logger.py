@@ -151,7 +151,7 @@ def test_a_crash_while_columns_are_added_keeps_the_old_rows(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "replace", full_disk)
     logger.log_metrics({"b": 1.0}, step=1)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.warns(UserWarning, match="No space left"):  # a log never ends a run
         logger.save()
     assert text_of(logger) == before
     assert os.listdir(logger.log_dir) == ["metrics.csv"]
