@@ -7,6 +7,7 @@ for readers and type checkers and counts for nothing. Names that are looked up i
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_nobody_imports_what_this_replaces(folder):
             continue  # scripts that record what the others did, run by hand where they are installed
         for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
             assert full.split(".")[0] not in NEVER, f"{path} imports {full}"
+
+
+def test_the_page_of_the_house_names_every_file():
+    page = (PACKAGE.parent / "docs" / "house.md").read_text(encoding="utf-8")
+    places = {"/".join(path.relative_to(PACKAGE).parts[:2]) for path in SOURCES.values() if path.stem != "__init__"}
+    named = {name.rstrip("/") for name in re.findall(r"^ +(\S+)", page, re.MULTILINE)}
+    missing = sorted(place for place in places if place.rpartition("/")[2] not in named)
+    assert missing == [], "run `python docs/house_tree.py`"
 
 
 def test_no_test_imports_another():
