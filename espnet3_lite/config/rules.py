@@ -78,6 +78,10 @@ def named_blocks(report: Report, module: Module | None) -> None:
             if block.get("params") == "":
                 report.add((key, name, "params"), "'' selects nothing; name a dotted part of the parameters' names")
     optimizers, schedulers = report.settings.get("optimizers"), report.settings.get("schedulers")
+    trainer = report.settings.get("trainer")
+    gan = isinstance(trainer, dict) and "gan" in trainer
+    if gan and set(optimizers if isinstance(optimizers, dict) else ()) != {"generator", "discriminator"}:
+        report.add(("trainer", "gan"), "needs two optimizers, named 'generator' and 'discriminator', in 'optimizers'")
     if isinstance(optimizers, dict) and isinstance(schedulers, dict):
         for name in schedulers:
             if name not in optimizers:

@@ -20,6 +20,7 @@ from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet.gan import module_of
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.espnet.initialization import initialize
 from espnet3_lite.espnet.module import ESPnetModule
@@ -58,7 +59,7 @@ def build(config: Config) -> ESPnetTrainer:
     model = build_model(config)
     if config.get("init"):
         initialize(model, config.init)
-    module = ESPnetModule(model, config)
+    module = module_of(model, config)
     return ESPnetTrainer(
         model=module,
         exp_dir=config.get("exp_dir") or "exp",
@@ -233,4 +234,4 @@ def collect(config: Config) -> None:
     check_config(config)
     if config.get("seed") is not None:
         seed_everything(int(config.seed), workers=True, verbose=False)
-    ESPnetModule(build_model(config), config).collect_stats()
+    module_of(build_model(config), config).collect_stats()

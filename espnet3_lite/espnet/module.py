@@ -113,7 +113,8 @@ class ESPnetModule(LiteModule):
 
     test_step = validation_step
 
-    def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
+    @staticmethod
+    def _check_batch(batch: Any) -> None:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
             keys = f" with keys {list(batch)}" if isinstance(batch, Mapping) else ""
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
@@ -121,11 +122,15 @@ class ESPnetModule(LiteModule):
                 f"a batch must be (uids, {{name: tensor}}), got {type(batch).__name__}{keys}{length}; is "
                 f"dataloader.collate_fn set?"
             )
+
+    def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
+        self._check_batch(batch)
         result = self.model(**batch[1])
         if not isinstance(result, tuple) or len(result) != 3:
             raise MisconfigurationException(
                 f"{type(self.model).__name__}.forward must return (loss, stats, weight), got {type(result).__name__}"
                 + (f" of length {len(result)}" if isinstance(result, (tuple, list)) else "")
+                + ("; for ESPnet2's adversarial models set trainer.gan: {}" if isinstance(result, Mapping) else "")
             )
         if not isinstance(result[1], Mapping):
             raise MisconfigurationException(

@@ -50,6 +50,9 @@ class ESPnetTrainer:
         self._refuse_global_clipping(settings)
         if settings.pop("init", None) is not None:
             raise MisconfigurationException("trainer.init: `init` belongs to the top of the configuration")
+        gan = settings.pop("gan", None)  # the module's
+        if gan and gan.get("no_forward_run"):
+            settings["enable_checkpointing"] = False  # there is nothing to keep
         criterion = [tuple(item) for item in best_model_criterion or [("valid/loss", 3, "min")]]
         callbacks = get_default_callbacks(self.exp_dir, settings.get("log_every_n_steps", 500), criterion)
         callbacks = [callback for callback in callbacks if _is_wanted(callback, settings)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.optim.slots import OptimizerSlot
+
+if TYPE_CHECKING:
+    from espnet3_lite.metrics.collector import Metrics
 
 
 class BatchInWork:
@@ -15,6 +18,9 @@ class BatchInWork:
     Attributes:
         batch: What the training step gets.
         index: Within the epoch.
+        turn: Which of the batch's turns is in work, by the name that `LiteModule.training_turns` gives it.
+        logged: How much the turns before it have logged.
+        earlier: What those have trained, without graphs: (loss, slot) pairs.
         output: What the training step returned.
         steps: (loss, slot) pairs: what the output trains. Empty with manual optimization.
         losses: The same with this rank's weight, as they are propagated; none in a skipped batch.
@@ -27,8 +33,8 @@ class BatchInWork:
     """
 
     __slots__ = (
-        "batch", "index", "output", "steps", "losses", "verdict", "closes", "closing", "stepped", "stepped_by_hand",
-        "failed",
+        "batch", "index", "turn", "logged", "output", "earlier", "steps", "losses", "verdict", "closes", "closing",
+        "stepped", "stepped_by_hand", "failed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,7 +44,8 @@ class BatchInWork:
         """Let go of the batch, its graph and its losses."""
         self.batch: Any = None
         self.output: Any = None
-        self.index, self.closes = 0, False
+        self.index, self.turn, self.logged, self.closes = 0, "", 0, False
+        self.earlier: list[tuple[Any, OptimizerSlot]] = []
         self.verdict: Verdict = GO_ON
         self.steps: Sequence[tuple[Any, OptimizerSlot]] = ()
         self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
@@ -46,3 +53,10 @@ class BatchInWork:
         self.stepped: list[OptimizerSlot] = []
         self.stepped_by_hand = False
         self.failed: list[tuple[str, float]] = []
+
+    def begin_turn(self, metrics: Metrics) -> None:
+        """A further forward pass of the same batch, for other optimizers; nothing to do for the first one."""
+        if self.steps:
+            self.logged = metrics.mark()
+            self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
+            self.steps, self.losses, self.closing = (), (), []

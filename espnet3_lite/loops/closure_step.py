@@ -92,7 +92,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
                     f"only the window's last batch could be evaluated again. Use accumulate_grad_batches=1"
                 )
             trainer.metrics.hook = "training_step"
-            with trainer.precision_plugin.forward_context(), torch.enable_grad():
+            with torch.enable_grad():
                 output = trainer.plan.training_step(work.batch, work.index)
                 (loss, _), *_ = work.verdict.weigh(route(output, trainer.plan.slots, accumulate))
             if work.index % accumulate == 0:

@@ -118,42 +118,42 @@ class FitLoop(Progress):
                     self.stage = EpochStage.BATCHES_OVER
                     break
 
-            # ---- Forward.
             accumulate = trainer.accumulate_grad_batches
-            work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
-            strategy.before_forward(work.closes)
-            metrics.hook = "training_step"
-            if precision.plain:
+            for work.turn in plan.turns():  # one; or more, each with a forward pass and steps of its own
+                # ---- Forward.
+                work.begin_turn(metrics)
+                work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
+                strategy.before_forward(work.closes)
+                metrics.hook = "training_step"
                 work.output = plan.training_step(work.batch, batch_idx)
-            else:
-                with precision.forward_context():
-                    work.output = plan.training_step(work.batch, batch_idx)
-            work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
+                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
 
-            # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
-            work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
-            if work.verdict is not GO_ON:
-                self.heed(work.verdict)
+                # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
+                work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
+                if work.verdict is not GO_ON:
+                    self.heed(work.verdict)
 
-            # ---- Backward: all passes, in the list's order.
-            if work.losses:
-                self.backward_all()
+                # ---- Backward: all passes, in the list's order.
+                if work.losses:
+                    self.backward_all()
 
-            # ---- Update: then all steps, in the list's order.
-            strategy.share_gradients(work.closing)
-            for slot in work.closing:
-                if plan.closure_wanted:
-                    finite = step_with_closure(self, slot)
-                else:
-                    finite = self.prepare_step(slot)
+                # ---- Update: then all steps, in the list's order.
+                strategy.share_gradients(work.closing)
+                for slot in work.closing:
+                    if plan.closure_wanted:
+                        finite = step_with_closure(self, slot)
+                    else:
+                        finite = self.prepare_step(slot)
+                        if finite:
+                            slot.optimizer.step()
+                    slot.close_window()
                     if finite:
-                        slot.optimizer.step()
-                slot.close_window()
-                if finite:
-                    slot.update_step += 1
-                    work.stepped.append(slot)
-            if precision.scaler is not None:
-                precision.update_scaler(plan.slots.values())
+                        slot.update_step += 1
+                        work.stepped.append(slot)
+                if precision.scaler is not None:
+                    precision.update_scaler(plan.slots.values())
+                if work.verdict.skip:
+                    break
 
             # ---- Finish: counters, schedulers, hooks, loggers, what saves; then the validation that is due.
             self.finish_batch()
@@ -232,7 +232,7 @@ class FitLoop(Progress):
         if not verdict.skip:
             work.losses = verdict.weigh(work.steps)
             return
-        skip_batch(self, verdict.reason)
+        skip_batch(self, verdict.reason, since=work.logged)
         work.losses = ()
         if (
             work.closes and self.trainer.plan.automatic_optimization
@@ -316,7 +316,7 @@ class FitLoop(Progress):
         self.count_batch()
         self.uncounted = int(bool(work.stepped) or not plan.automatic_optimization)
         listened = hooks["on_train_batch_end"] or hooks["on_train_batch_end:monitoring"]
-        outputs = outputs_of(work.output, work.steps) if listened and not skipped else None
+        outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if listened and not skipped else None
         if hooks["on_train_batch_end"]:
             call("on_train_batch_end", outputs, work.batch, work.index)
         if trainer.train_data.replaying:

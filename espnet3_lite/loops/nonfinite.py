@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 MAX_CONSECUTIVE_SKIPS = 100
 
 
-def skip_batch(loop: FitLoop, reason: str) -> None:
-    """Count and report a batch in which nothing is trained; what it logged is taken back.
+def skip_batch(loop: FitLoop, reason: str, since: int = 0) -> None:
+    """Count and report a batch in which nothing is trained; what it logged, `since` a mark, is taken back.
 
     Raises:
         RuntimeError: at the 101st in a row.
     """
-    loop.trainer.metrics.discard_batch()
+    loop.trainer.metrics.discard_since(since)
     rank_zero_warn(f"epoch {loop.epoch}, batch {loop.work.index}: {reason}; skipped on all workers")
     _count(loop)
 

@@ -5,7 +5,7 @@ How and when the steps are called is the loop's; the hooks are listed in `hooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from espnet3_lite.loggers.base import Logger
     from espnet3_lite.trainer.trainer import Trainer
+
+_ONE_TURN = ("",)
 
 
 class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
@@ -68,6 +70,19 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             kwargs: The same by name.
         """
         raise NotImplementedError("training_step")
+
+    def training_turns(self) -> Sequence[str]:
+        """The turns of the coming batch, by names of your own; one, unless this is overridden.
+
+        In each turn `training_step` runs, and what it returns is propagated, clipped and stepped before the next
+        turn's forward pass, as some adversarial models need; `turn` says which one it is. All ranks must give the same.
+        """
+        return _ONE_TURN
+
+    @property
+    def turn(self) -> str:
+        """The name of the turn in work."""
+        return self.trainer.fit_loop.work.turn
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute and `log` metrics of one validation batch. With several loaders ``dataloader_idx`` is given too."""

@@ -6,7 +6,7 @@ Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `con
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,6 +75,15 @@ class Precision:
         if self.true_dtype is not None:
             return _default_dtype(self.true_dtype)
         return contextlib.nullcontext()
+
+    def wrap(self, step: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        """A training step that runs within `forward_context`."""
+
+        def in_context(batch: Any, batch_idx: int) -> Any:
+            with self.forward_context():
+                return step(batch, batch_idx)
+
+        return in_context
 
     def unscale(self, slot: OptimizerSlot, slots: Iterable[OptimizerSlot]) -> None:
         """Give a slot's gradients their true size: once, whoever asks first (clipping or the step)."""

@@ -6,7 +6,7 @@ state comes back, in `checkpoint/run_state.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ class RunPlan:
         transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
         slots: The optimizers with their windows, by name; one plain optimizer has the name None.
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
-        training_step: (batch, batch_idx) to its output: the module's, by way of the strategy.
+        training_step: (batch, batch_idx) to its output: the module's, by way of the strategy, in its precision.
+        turns: The names of the coming batch's turns: `LiteModule.training_turns`.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
     """
 
@@ -59,6 +60,7 @@ class RunPlan:
     slots: dict[Any, OptimizerSlot] = field(default_factory=dict)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     training_step: Callable[[Any, int], Any] = _no_training_step
+    turns: Callable[[], Sequence[str]] = tuple
     closure_wanted: bool = False
 
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
@@ -150,7 +152,9 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     rank_agreement.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
-    plan.training_step = trainer._with_override(trainer.strategy.wrap(trainer, module))
+    step, precision = trainer._with_override(trainer.strategy.wrap(trainer, module)), trainer.precision_plugin
+    plan.training_step = step if precision.plain else precision.wrap(step)
+    plan.turns = module.training_turns
     plan.validation.prepare()
 
 
