@@ -33,6 +33,7 @@ def own_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if layout == 1 and "batches_done" in ours:  # a file with weights alone has no counters
         ours["stage"] = _stage_of_layout_1(ours)
         ours.setdefault("gradient_failed", False)
+        ours["train_data"] = _position_of_layout_1(ours["train_data"])
     return ours
 
 
@@ -44,3 +45,12 @@ def _stage_of_layout_1(ours: Mapping[str, Any]) -> str:
     if ours["batches_done"] and not ours["validated"]:
         return "batch open"
     return "batches over" if ours["is_last_batch"] else "batches"
+
+
+def _position_of_layout_1(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One random state, that of rank zero, and one generator: the loader's or its sampler's."""
+    if data is None or "generator" not in data:
+        return data
+    generator = data["generator"]
+    names = () if generator is None else ("loader.generator", "sampler.generator")
+    return {**data, "random": [data["random"]], "generators": dict.fromkeys(names, generator)}

@@ -35,7 +35,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
     """
     module, loop = trainer.lightning_module, trainer.fit_loop
     trainer.strategy.sync_buffers(module)
-    checkpoint = {
+    checkpoint: dict[str, Any] = {
         "epoch": loop.epoch,
         "global_step": loop.global_step,
         "pytorch-lightning_version": CHECKPOINT_FORMAT,

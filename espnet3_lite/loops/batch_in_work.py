@@ -47,7 +47,7 @@ class BatchInWork:
         self.index, self.turn, self.logged, self.closes = 0, "", 0, False
         self.earlier: list[tuple[Any, OptimizerSlot]] = []
         self.verdict: Verdict = GO_ON
-        self.steps: Sequence[tuple[Any, OptimizerSlot]] = ()
+        self.steps: list[tuple[Any, OptimizerSlot]] = []
         self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
         self.closing: list[OptimizerSlot] = []
         self.stepped: list[OptimizerSlot] = []
@@ -59,4 +59,4 @@ class BatchInWork:
         if self.steps:
             self.logged = metrics.mark()
             self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
-            self.steps, self.losses, self.closing = (), (), []
+            self.steps, self.losses, self.closing = [], [], []

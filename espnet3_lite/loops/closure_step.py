@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.optim import Optimizer
@@ -107,7 +107,8 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         return finite
 
     trainer.metrics.hook = "optimizer_step"
-    module.optimizer_step(loop.epoch, work.index, PreparingOptimizer(slot.optimizer, trainer, prepare), closure)
+    optimizer = cast(Optimizer, PreparingOptimizer(slot.optimizer, trainer, prepare))  # has all that is one's
+    module.optimizer_step(loop.epoch, work.index, optimizer, closure)
     if not calls:
         raise MisconfigurationException(
             f"{type(module).__name__}.optimizer_step has not called its closure. Pass it on: optimizer.step(closure="

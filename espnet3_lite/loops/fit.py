@@ -7,7 +7,7 @@
             if vote(any loss is not finite, on any rank): continue
             for loss, optimizer in steps:                         # all backward passes, in the list's order
                 if its window is new: optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             for loss, optimizer in steps:                         # then all steps
                 if its window is full: clip; optimizer.step(); its scheduler.step()
             if due: validate
@@ -126,7 +126,7 @@ class FitLoop(Progress):
                 strategy.before_forward(work.closes)
                 metrics.hook = "training_step"
                 work.output = plan.training_step(work.batch, batch_idx)
-                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
+                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else []
 
                 # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
                 work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
@@ -270,7 +270,7 @@ class FitLoop(Progress):
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         elif slot.name is None:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         else:
             slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
         if hooks["on_after_backward"]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from espnet3_lite.checkpoint import files as checkpoint_io
-from espnet3_lite.module.hooks import ModuleHooks
+from espnet3_lite.module.hooks import DataHooks, ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.module.lite_module import LiteModule
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DatasetOrSeveral = Dataset[Any] | Iterable[Dataset[Any]] | Mapping[str, Dataset[Any]]
 
 
-class LiteDataModule(HyperparametersMixin):
+class LiteDataModule(DataHooks, HyperparametersMixin):
     """Data on its own: the loaders and the data hooks of a `LiteModule`, to share between models.
 
     Its hooks are called before the module's: `prepare_data`, `setup`, `teardown`, the loaders, and the three that move
@@ -40,18 +40,7 @@ class LiteDataModule(HyperparametersMixin):
         2
     """
 
-    prepare_data = ModuleHooks.prepare_data
-    setup = ModuleHooks.setup
-    teardown = ModuleHooks.teardown
-    on_before_batch_transfer = ModuleHooks.on_before_batch_transfer
-    transfer_batch_to_device = ModuleHooks.transfer_batch_to_device
-    on_after_batch_transfer = ModuleHooks.on_after_batch_transfer
-    train_dataloader = LiteModule.train_dataloader
-    val_dataloader = LiteModule.val_dataloader
-    test_dataloader = LiteModule.test_dataloader
-    predict_dataloader = LiteModule.predict_dataloader
-
-    trainer: Trainer = None
+    trainer: Trainer = None  # type: ignore[assignment]  # from the first call on
 
     @classmethod
     def load_from_checkpoint(

@@ -5,18 +5,15 @@ All do nothing until overridden, and what is not overridden is not called. The o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from espnet3_lite.loaders.transfer import map_tensors, move
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from espnet3_lite.loaders.transfer import move
 
 
-class ModuleHooks:
-    """Mixed into `LiteModule`. On each event the callbacks are called first, then the module."""
+class DataHooks:
+    """What a module and a data module have in common. The data module's are called first, or in the module's place."""
 
     def setup(self, stage: str) -> None:
         """Before anything else of a call; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
@@ -26,6 +23,38 @@ class ModuleHooks:
 
     def prepare_data(self) -> None:
         """Download or convert data: called once per machine (local rank 0), the others wait. Keep no state here."""
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader."""
+        raise NotImplementedError("train_dataloader")
+
+    def val_dataloader(self) -> Any:
+        """Return the validation loader, or a list of them."""
+        raise NotImplementedError("val_dataloader")
+
+    def test_dataloader(self) -> Any:
+        """Return the test loader, or a list of them."""
+        raise NotImplementedError("test_dataloader")
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader for predictions, or a list of them."""
+        raise NotImplementedError("predict_dataloader")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, while it is still where the loader left it."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on `device`; override it for batches of your own classes."""
+        return move(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, on its device (augmentation, say)."""
+        return batch
+
+
+class ModuleHooks(DataHooks):
+    """Mixed into `LiteModule`. On each event the callbacks are called first, then the module."""
 
     def configure_model(self) -> None:
         """Create layers that are too large to create in ``__init__``; called once, after `setup`."""
@@ -151,35 +180,6 @@ class ModuleHooks:
     def on_predict_model_eval(self) -> None:
         """As `on_validation_model_eval`; after a prediction every submodule gets back its mode, without a hook."""
         self.eval()
-
-    # ---- moving a batch --------------------------------------------------------------------------------------------
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return the batch, changed or not, while it is still where the loader left it."""
-        return batch
-
-    def all_gather(self, data: Any, group: ProcessGroup | None = None, sync_grads: bool = False) -> Any:
-        """Each rank's tensors, which have one shape on all ranks, stacked: ``(ranks, ...)``; one process's as they are.
-
-        Collective: all ranks call it.
-
-        Args:
-            data: A tensor, a number, or any nesting of them.
-            group: Of the ranks; all of them by default.
-            sync_grads: Gradients go back to the ranks that the tensors came from.
-        """
-        strategy = self.trainer.strategy
-        if isinstance(data, (int, float)):
-            data = torch.tensor(data, device=strategy.device)
-        return map_tensors(data, lambda tensor: strategy.all_gather(tensor, group, sync_grads))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch on `device`; override it for batches of your own classes."""
-        return move(batch, device)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return the batch, changed or not, on its device (augmentation, say)."""
-        return batch
 
     # ---- parts of a step -------------------------------------------------------------------------------------------
 

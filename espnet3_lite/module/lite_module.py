@@ -14,12 +14,14 @@ from torch import nn
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders.transfer import map_tensors
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
 from espnet3_lite.optim.manual_optimization import manual_backward, toggle, untoggle
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
     from espnet3_lite.loggers.base import Logger
@@ -108,22 +110,6 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def configure_callbacks(self) -> Any:
         """Return callbacks that this model wants; one of a type replaces the trainer's own of that type."""
         return []
-
-    def train_dataloader(self) -> Any:
-        """Return the training loader."""
-        raise NotImplementedError("train_dataloader")
-
-    def val_dataloader(self) -> Any:
-        """Return the validation loader, or a list of them."""
-        raise NotImplementedError("val_dataloader")
-
-    def test_dataloader(self) -> Any:
-        """Return the test loader, or a list of them."""
-        raise NotImplementedError("test_dataloader")
-
-    def predict_dataloader(self) -> Any:
-        """Return the loader for predictions, or a list of them."""
-        raise NotImplementedError("predict_dataloader")
 
     # ---- what a user calls -----------------------------------------------------------------------------------------
 
@@ -236,6 +222,21 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def untoggle_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put ``requires_grad`` back as it was."""
         untoggle(self)
+
+    def all_gather(self, data: Any, group: ProcessGroup | None = None, sync_grads: bool = False) -> Any:
+        """Each rank's tensors, which have one shape on all ranks, stacked: ``(ranks, ...)``; one process's as they are.
+
+        Collective: all ranks call it.
+
+        Args:
+            data: A tensor, a number, or any nesting of them.
+            group: Of the ranks; all of them by default.
+            sync_grads: Gradients go back to the ranks that the tensors came from.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(data, (int, float)):
+            data = torch.tensor(data, device=strategy.device)
+        return map_tensors(data, lambda tensor: strategy.all_gather(tensor, group, sync_grads))
 
     def freeze(self) -> None:
         """No parameter requires gradients; evaluation mode."""

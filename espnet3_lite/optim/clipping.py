@@ -138,4 +138,4 @@ def prepare_clipping(trainer: Trainer, optimizer: Optimizer, value: Any, algorit
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
-    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()
+    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()  # type: ignore[attr-defined]  # a DTensor's

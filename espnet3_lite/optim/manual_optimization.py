@@ -30,7 +30,7 @@ class ManualOptimizer:
     def __init__(self, optimizer: Optimizer, trainer: Trainer | None):
         self.__dict__.update({"optimizer": optimizer, "_trainer": trainer})
 
-    @property
+    @property  # type: ignore[misc]  # for isinstance; nobody sets it
     def __class__(self) -> type:
         return type(self.__dict__["optimizer"])
 
@@ -209,7 +209,7 @@ def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: 
     if trainer.train_data.replaying:
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
-    loss.backward(*args, **kwargs)
+    loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
     for slot in trainer.plan.slots.values():
         slot.synchronized = False
         slot.pending += any(parameter.grad is not None for parameter in slot.parameters)

@@ -37,13 +37,10 @@ def write_status(trainer: Trainer, exception: BaseException | None = None) -> No
         return
     signal = None
     if trainer.stopped_by_signal:
-        signal = (
-            trainer.stopping.signals.received.name
-            if trainer.stopping.signals.received is not None
-            else "on another rank"
-        )
+        received = trainer.stopping.signals.received
+        signal = received.name if received is not None else "on another rank"
     status = {
-        "call": trainer.state.fn.value,
+        "call": str(trainer.state.fn),
         "status": trainer.state.status.value,
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,

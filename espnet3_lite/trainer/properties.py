@@ -15,6 +15,7 @@ from espnet3_lite.distributed.rank import local_rank, node_rank
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
+from espnet3_lite.trainer.parts import TrainerParts
 from espnet3_lite.trainer.run_history import RunInformation
 from espnet3_lite.trainer.settings import Settings
 from espnet3_lite.trainer.states import RunningStage
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind", bound=Callback)
 
 
-class TrainerProperties(Settings, RunInformation):
+class TrainerProperties(TrainerParts, Settings, RunInformation):
     """The public state of a `Trainer`; mixed into it."""
 
     # ---- where we are ----------------------------------------------------------------------------------------------
@@ -302,6 +303,7 @@ class TrainerProperties(Settings, RunInformation):
     @property
     def evaluation_loop(self) -> EvaluationLoop:
         """The loop of the evaluation that is on."""
+        assert self.state.stage is not None, "no call is running"
         return self.evaluation_loops[self.state.stage.dataloader_prefix]
 
     @property

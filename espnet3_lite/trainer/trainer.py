@@ -28,7 +28,7 @@ from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
-from espnet3_lite.module.data_module import LiteDataModule, is_overridden
+from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.from_lightning import refuse_lightnings_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
@@ -123,14 +123,10 @@ class Trainer(TrainerProperties):
         self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.stopping = Stopping(self)
         self.plan = RunPlan(ValidationSchedule(self))
-        self.ckpt_path: str | None = None
-        self.datamodule: Any = None
-        self.lightning_module: LiteModule = None  # type: ignore[assignment]  # from the first call on
-        #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
-        self.given_loaders: dict[str, Any] = {}
+        self.ckpt_path = self.datamodule = self.status_file = None
+        self.lightning_module = None  # type: ignore[assignment]  # from the first call on
+        self.given_loaders = {}
         self.return_predictions = True
-        #: Where to write how a call ended (`ESPnetTrainer` sets it); None: nowhere.
-        self.status_file: Any = None
         self.loggers = defaults.make_loggers(settings["logger"], self.default_root_dir)
         self.callback_handler = CallbackHandler(defaults.make_callbacks(self, settings))
         self.hook_calls = HookCalls(self)
@@ -148,7 +144,7 @@ class Trainer(TrainerProperties):
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: LiteDataModule | None = None,
-        ckpt_path: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
     ) -> None:
         """Train.
 
@@ -170,7 +166,7 @@ class Trainer(TrainerProperties):
         self,
         model: LiteModule | None = None,
         dataloaders: Any = None,
-        ckpt_path: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LiteDataModule | None = None,
     ) -> list[dict[str, float]]:
@@ -192,7 +188,7 @@ class Trainer(TrainerProperties):
         self,
         model: LiteModule | None = None,
         dataloaders: Any = None,
-        ckpt_path: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LiteDataModule | None = None,
     ) -> list[dict[str, float]]:
@@ -205,7 +201,7 @@ class Trainer(TrainerProperties):
         dataloaders: Any = None,
         datamodule: LiteDataModule | None = None,
         return_predictions: bool | None = None,
-        ckpt_path: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
     ) -> list[Any] | None:
         """Run `predict_step` over loaders.
 
@@ -224,7 +220,7 @@ class Trainer(TrainerProperties):
         return outputs if self.return_predictions else None
 
     def save_checkpoint(
-        self, filepath: str | os.PathLike, weights_only: bool = False, storage_options: None = None
+        self, filepath: str | os.PathLike[str], weights_only: bool = False, storage_options: None = None
     ) -> None:
         """Save the state of this moment. All ranks call it; rank zero writes.
 
@@ -248,11 +244,9 @@ class Trainer(TrainerProperties):
             bar = self.progress_bar_callback
             bar.print(*args, **kwargs) if bar is not None and bar.is_enabled else print(*args, **kwargs)
 
-    is_overridden = staticmethod(is_overridden)
-
     # ---- what callbacks and loops call ------------------------------------------------------------------------------
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None, ago: int = 0) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: float | None = None, ago: int = 0) -> None:
         """Hand values to the loggers as numbers: the one place where logging reads from the device.
 
         Args:
@@ -318,7 +312,7 @@ class Trainer(TrainerProperties):
                     loop.setup()
                     result = loop.run()
                     if verbose and self.is_global_zero:
-                        outcome.print_results(result, loop.word)
+                        outcome.print_results(result or [], loop.word)
             except StopTrainingError as error:  # before the training began, or in an evaluation of its own
                 self.stopping.leave(error)
                 self.call("on_stop_training_error")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -55,12 +56,12 @@ class Trial:
     @property
     def prefix(self) -> str:
         """``train``, ``val``, ``test`` or ``predict``: which loader the call is about."""
-        return self.trainer.state.stage.dataloader_prefix
+        return self.trainer.evaluation_loop.prefix if self.trainer.state.fn != "fit" else "train"
 
     def count_samples(self) -> int | None:
         """Samples in the loader's data set; None where it does not say."""
         data = getattr(request_loaders(self.trainer, self.prefix), "dataset", None)
-        return len(data) if hasattr(data, "__len__") else None
+        return len(data) if isinstance(data, Sized) else None
 
     def run(self, steps: int) -> None:
         """Train for `steps` optimizer steps (with validations of as many batches), or evaluate `steps` batches."""
