@@ -121,8 +121,8 @@ class EarlyStopping(MonitoringCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A checkpoint was written after the decision to stop: the resumed run must not train on."""
-        if self._stopped_before:
-            self._stopped_before = False
+        stopped, self._stopped_before = self._stopped_before, False
+        if stopped and trainer.ckpt_path is not None:  # else it was an evaluation that loaded the state
             trainer.should_stop = True
             rank_zero_info(
                 "EarlyStopping had stopped this run in epoch %d: %s. To train on, resume without this callback.",

@@ -324,6 +324,8 @@ class ModelPruning(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """The module is not pruned yet: it gets whole weights, and in `on_fit_start` its masks."""
+        if trainer.state.fn != "fit":
+            return
         checkpoint["state_dict"] = _merged(checkpoint["state_dict"], masked=False)
         self._resumed = checkpoint.get(_STATE, {})
 

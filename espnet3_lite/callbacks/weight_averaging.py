@@ -211,6 +211,8 @@ class WeightAveraging(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """Keep the average until the fit starts, and let the trainer load the weights in training."""
+        if trainer.state.fn != "fit":
+            return  # an evaluation has the average, which is the file's state_dict
         if "current_model_state" not in checkpoint:
             rank_zero_warn(
                 f"The checkpoint was not created with {type(self).__name__}. Both the current and the average model "

@@ -6,6 +6,7 @@ The arithmetic is in `averaging`.
 import collections
 import functools
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,10 +60,12 @@ def average_checkpoints(
     >>> load_checkpoint(f"{folder}/average.pth")
     {'weight': tensor(1.5000)}
     """
-    files = [Path(path).expanduser() for path in paths]
+    files = [Path(os.path.expanduser(path)) for path in paths]
     if not files:
         raise ValueError("no checkpoints to average: `paths` is empty")
-    averaged, _ = average_usable(files, Path(output).parent if output is not None else None, wrapper_prefix)
+    averaged, _ = average_usable(
+        files, Path(os.path.expanduser(output)).parent if output is not None else None, wrapper_prefix
+    )
     if output is not None:
         save_checkpoint(averaged, output)
     return averaged

@@ -62,7 +62,7 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
     >>> os.listdir(folder)
     ['last.ckpt']
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     checkpoint = plain(checkpoint)
     twin = _twin_of(checkpoint, path)
     if twin is not None:
@@ -144,7 +144,7 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
         CheckpointError: If the file is missing, truncated, damaged, not a checkpoint, or holds other objects;
             the message says which.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         return load_sharded(path)
     if not path.exists():
@@ -295,6 +295,7 @@ def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     Raises:
         CheckpointError: If the folder is not a whole sharded checkpoint, or the file cannot be written.
     """
-    if not Path(sharded_folder).is_dir():
-        raise CheckpointError(f"{sharded_folder}: not a folder; only sharded checkpoints need consolidating")
-    save_checkpoint(load_sharded(Path(sharded_folder)), output_file)
+    folder = Path(os.path.expanduser(sharded_folder))
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: not a folder; only sharded checkpoints need consolidating")
+    save_checkpoint(load_sharded(folder), output_file)

@@ -143,6 +143,8 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any], fitting: bool) 
             f"configuration that wrote it, or begin a new run in another folder (the command's --fresh puts this one "
             f"aside)"
         ) from error
+    if not fitting:  # after the weights, as in Lightning: a callback may keep others there, which an evaluation needs
+        restore_callbacks(trainer, dict(checkpoint))
 
 
 def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet.folder_lock import locked
 from espnet3_lite.espnet.gan import module_of
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.espnet.initialization import initialize
@@ -31,6 +32,11 @@ from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import seed_everything
 
 logger = logging.getLogger(__name__)
+
+
+def exp_dir_of(config: Config) -> Path:
+    """The run's folder; ``~`` is the home folder."""
+    return Path(os.path.expanduser(config.get("exp_dir") or "exp"))
 
 
 def build_model(config: Config) -> torch.nn.Module:
@@ -62,7 +68,7 @@ def build(config: Config) -> ESPnetTrainer:
     module = module_of(model, config)
     return ESPnetTrainer(
         model=module,
-        exp_dir=config.get("exp_dir") or "exp",
+        exp_dir=exp_dir_of(config),
         config=config.get("trainer") or {},
         best_model_criterion=(
             config.best_model_criterion.to_container() if config.get("best_model_criterion") else None
@@ -96,12 +102,14 @@ def prepare(config: Config, fresh: bool = False) -> Path | None:
     check_config(config)
     if (config.get("trainer") or {}).get("fast_dev_run"):
         return None
-    exp_dir = Path(config.get("exp_dir") or "exp")
+    exp_dir = exp_dir_of(config)
     if is_global_zero():
         try:
-            if fresh:
-                put_aside(exp_dir)
-            exp_dir.mkdir(parents=True, exist_ok=True)
+            if exp_dir.exists():
+                with locked(exp_dir):  # before another run's log is written to, or its folder renamed
+                    if fresh:
+                        put_aside(exp_dir)
+            exp_dir.resolve().mkdir(parents=True, exist_ok=True)  # where a link leads
         except OSError as error:
             raise not_writable(exp_dir, error) from error
     return exp_dir
@@ -137,9 +145,13 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     """`validate` or `test` with a checkpoint's weights, or an averaged ``.pth``; the best average by default."""
     trainer = build(config)
     trainer.trainer.loggers = []  # who called prints the results; the run's folder may be read-only
-    exp_dir = Path(config.get("exp_dir") or "exp")
+    exp_dir = exp_dir_of(config)
     criterion = config.get("best_model_criterion")
-    path = Path(checkpoint) if checkpoint else best_weights(exp_dir, criterion[0][0] if criterion else "valid/loss")
+    path = (
+        Path(os.path.expanduser(checkpoint))
+        if checkpoint
+        else best_weights(exp_dir, criterion[0][0] if criterion else "valid/loss")
+    )
     load_weights(trainer.model, path)
     logger.info("weights from %s", path)
     if not test:

@@ -21,6 +21,7 @@ from espnet3_lite.checkpoint.average_files import average_checkpoints, average_u
 from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet.folder_lock import LOCK_FILE
 from espnet3_lite.espnet.task_models import write_task_config
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
@@ -91,14 +92,17 @@ def not_writable(exp_dir: Path, error: OSError) -> MisconfigurationException:
 def put_aside(exp_dir: Path) -> Path | None:
     """Rename a folder with an old run, so that a new one begins; nothing is deleted. Returns the new name.
 
+    Of a symbolic link the folder that it names is renamed, and the link stays: the new run goes to the same disk.
+
     Raises:
         MisconfigurationException: it is the working folder, or one around it.
     """
-    if not exp_dir.exists() or not any(exp_dir.iterdir()):
+    given, exp_dir = exp_dir, exp_dir.resolve()
+    if not exp_dir.exists() or all(path.name == LOCK_FILE for path in exp_dir.iterdir()):
         return None
-    if Path.cwd().is_relative_to(exp_dir.resolve()):
+    if Path.cwd().is_relative_to(exp_dir):
         raise MisconfigurationException(
-            f"--fresh renames exp_dir, and {str(exp_dir)!r} is the working folder or one around it; give the run a "
+            f"--fresh renames exp_dir, and {str(given)!r} is the working folder or one around it; give the run a "
             f"folder of its own, such as exp_dir=exp"
         )
     stamp = datetime.fromtimestamp(exp_dir.stat().st_mtime).strftime("%Y%m%d-%H%M%S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.config import Config
 from espnet3_lite.config.targets import instantiate
+from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.default_callbacks import get_default_callbacks
+from espnet3_lite.espnet.folder_lock import locked
 from espnet3_lite.espnet.module import ESPnetModule
+from espnet3_lite.espnet.run_folder import not_writable
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.trainer.trainer import Trainer
 
@@ -41,7 +45,7 @@ class ESPnetTrainer:
         best_model_criterion: Sequence[Sequence[Any]] | None = None,
     ):
         self.model = model
-        self.exp_dir = Path(exp_dir if exp_dir is not None else "exp")
+        self.exp_dir = Path(os.path.expanduser(exp_dir if exp_dir is not None else "exp"))
         self.config = config if isinstance(config, Config) else Config.create(dict(config or {}))
         given = self.config.to_container()
         settings = {name: value for name, value in given.items() if value is not None}
@@ -81,8 +85,21 @@ class ESPnetTrainer:
             settings.pop(name, None)  # 0 and the default say nothing
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """`Trainer.fit` of the model."""
-        self.trainer.fit(self.model, *args, **kwargs)
+        """`Trainer.fit` of the model.
+
+        Raises:
+            MisconfigurationException: another run is at work in `exp_dir`.
+        """
+        if self.trainer.fast_dev_run:  # leaves nothing there
+            self.trainer.fit(self.model, *args, **kwargs)
+            return
+        if is_global_zero():
+            try:
+                self.exp_dir.resolve().mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise not_writable(self.exp_dir, error) from error
+        with locked(self.exp_dir):
+            self.trainer.fit(self.model, *args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> list[dict[str, float]]:
         """`Trainer.validate` of the model."""

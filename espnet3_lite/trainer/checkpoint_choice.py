@@ -68,7 +68,7 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
 
 
 def _as_text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+    return None if path is None else os.path.expanduser(os.fspath(path))
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:

@@ -112,7 +112,7 @@ class Trainer(TrainerProperties):
         for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
             setattr(self, name, settings[name])
         root = settings["default_root_dir"]
-        self.default_root_dir = os.fspath(root) if root is not None else os.getcwd()
+        self.default_root_dir = os.path.expanduser(root) if root is not None else os.getcwd()
         self.precision_plugin = Precision(settings["precision"])
         self.precision = self.precision_plugin.name
         self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout)

@@ -1,0 +1,123 @@
+"""What a call takes from a checkpoint: callbacks' states in evaluations too, and which settings it does not take."""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
+
+
+class Line(LiteModule):
+    def __init__(self, lr=0.1, schedule=False):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        self.lr, self.schedule = lr, schedule
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def test_step(self, batch, batch_idx):
+        self.log("weight", float(self.layer.weight))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.5)
+        if not self.schedule:
+            return optimizer
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+class Kept(Callback):
+    """Keeps weights of its own in the checkpoint, and tests with them."""
+
+    def __init__(self, value=None):
+        self.value, self.seen = value, None
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict):
+        self.value = state_dict["value"]
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self.seen = checkpoint["global_step"]
+
+    def on_test_start(self, trainer, pl_module):
+        if self.value is not None:
+            pl_module.layer.weight.data.fill_(self.value)
+
+
+def trainer_of(*callbacks, max_epochs=1):
+    return Trainer(
+        max_epochs=max_epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+DATA = DataLoader(torch.ones(2, 1))
+
+
+def test_an_evaluation_gives_callbacks_their_state(tmp_path):
+    trainer = trainer_of(Kept(7.0))
+    trainer.fit(Line(), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    kept = Kept()
+    (result,) = trainer_of(kept).test(Line(), DATA, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert (kept.value, kept.seen, result["weight"]) == (7.0, 2, 7.0)
+
+
+def test_an_evaluation_tests_the_average_and_begins_no_fit_with_it(tmp_path):
+    trainer = trainer_of(WeightAveraging())
+    trainer.fit(Line(), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    average = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]["layer.weight"]
+    callback = WeightAveraging()
+    (result,) = trainer_of(callback).test(Line(), DATA, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert result["weight"] == pytest.approx(float(average))
+    assert callback._resumed is None
+
+
+def test_an_evaluation_of_a_stopped_run_stops_no_later_fit(tmp_path):
+    class Stops(Line):
+        def training_step(self, batch, batch_idx):
+            self.log("m", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    trainer = trainer_of(EarlyStopping("m", patience=1, check_on_train_epoch_end=True), max_epochs=9)
+    trainer.fit(Stops(), DATA)
+    assert trainer.current_epoch == 2
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = trainer_of(EarlyStopping("m", patience=99, check_on_train_epoch_end=True), max_epochs=1)
+    again.test(Stops(), DATA, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    again.fit(Stops(), DATA)
+    assert again.global_step == 2
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_a_rate_that_a_resumed_run_does_not_take_is_told(tmp_path, schedule):
+    trainer = trainer_of()
+    trainer.fit(Line(schedule=schedule), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = trainer_of(max_epochs=2)
+    with pytest.warns(
+        UserWarning, match=r"SGD goes on with the checkpoint's lr=0\.1; lr=0\.001, as configured, would take"
+    ):
+        resumed.fit(Line(lr=0.001, schedule=schedule), DATA, ckpt_path=tmp_path / "a.ckpt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(max_epochs=2).fit(Line(schedule=schedule), DATA, ckpt_path=tmp_path / "a.ckpt")
+    assert not [str(warning.message) for warning in caught if "goes on with" in str(warning.message)]
+
+
+def test_home_in_ckpt_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trainer = trainer_of()
+    trainer.fit(Line(), DATA)
+    trainer.save_checkpoint("~/a.ckpt")
+    assert (tmp_path / "a.ckpt").is_file()
+    resumed = trainer_of(max_epochs=2)
+    resumed.fit(Line(), DATA, ckpt_path="~/a.ckpt")
+    assert resumed.global_step == 4
+    assert Trainer(default_root_dir="~/runs", max_epochs=1, logger=False).default_root_dir == str(tmp_path / "runs")
