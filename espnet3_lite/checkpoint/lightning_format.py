@@ -158,8 +158,8 @@ def _warn_of_settings(optimizer: torch.optim.Optimizer, configured: list[dict[st
         for name in changed:
             rank_zero_warn(
                 f"{type(optimizer).__name__} goes on with the checkpoint's {name}={restored[name]}"
-                f"{f' in parameter group {index}' if index else ''}; {name}={wanted[name]}, as configured, would take a "
-                f"new run"
+                f"{f' in parameter group {index}' if index else ''}; {name}={wanted[name]}, as configured, would take "
+                f"a new run"
             )
 
 

@@ -72,9 +72,10 @@ class CSVLogger(FolderLogger):
                 return SilentExperiment()
             assert self.log_dir is not None  # rank zero has found a version
             try:
-                self._experiment = ExperimentWriter(self.log_dir)
+                self._experiment = ExperimentWriter(str(self.log_dir))
             except OSError as error:
                 self._move_on(error, held=[], hparams={})
+        assert self._experiment is not None
         return self._experiment
 
     def _move_on(self, error: Exception, held: list[dict[str, object]], hparams: dict[str, object]) -> None:
@@ -84,7 +85,7 @@ class CSVLogger(FolderLogger):
             before, version, self._version = self.log_dir, self._version, self._next_version()
             reason = f"{before}: the log cannot be written: {type(error).__name__}: {error}. Training goes on, "
             try:
-                writer = ExperimentWriter(self.log_dir)
+                writer = ExperimentWriter(str(self.log_dir))
                 writer.metrics, writer.rows_logged = held, len(held)
                 if hparams:
                     writer.log_hparams(hparams)
