@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.average_checkpoints import average_best
 from espnet3_lite.callbacks.base import Callback, Checkpoint
+from espnet3_lite.callbacks.checkpoint_files import newest_first
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.checkpoint.average_files import average_checkpoints, average_usable
 from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
@@ -149,8 +150,8 @@ def average_run(exp_dir: Path) -> list[Path]:
 
 
 def _average_run(exp_dir: Path) -> list[Path | None]:
-    states = [path for pattern in ("last.ckpt", "step*.ckpt") for path in exp_dir.glob(pattern) if path.exists()]
-    state = newest_intact(sorted(states, key=lambda path: path.stat().st_mtime_ns, reverse=True))
+    states = [path for pattern in ("last*.ckpt", "step*.ckpt") for path in exp_dir.glob(pattern) if path.exists()]
+    state = newest_intact(newest_first(states))
     outputs: list[Path | None] = []
     if state is not None:
         for monitor, mode, scores in best_lists(load_checkpoint(state, mmap=True)):
@@ -163,8 +164,9 @@ def _average_run(exp_dir: Path) -> list[Path | None]:
             groups.setdefault(monitor, []).append(path)
         for monitor, paths in groups.items():
             averaged, used = average_usable(paths, exp_dir, leave_out=True)
-            outputs.append(exp_dir / f"{monitor}.ave_{len(used)}best.pth")
-            save_checkpoint(averaged, outputs[-1])
+            output = exp_dir / f"{monitor}.ave_{len(used)}best.pth"
+            save_checkpoint(averaged, output)
+            outputs.append(output)
     return outputs
 
 
