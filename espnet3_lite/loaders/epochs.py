@@ -59,8 +59,8 @@ class TrainData:
         """The user's loader; None before it was asked for."""
         return None if self.loader is None else self.loader.given
 
-    def setup(self) -> None:
-        """Ask for the loader, and count its batches."""
+    def setup(self) -> RankLoader:
+        """Ask for the loader, and count its batches; gives it as this rank uses it."""
         trainer = self.trainer
         loader = request_loaders(trainer, "train")
         if several_loaders(loader) is not None:
@@ -76,6 +76,7 @@ class TrainData:
         if self.num_batches == 0:
             rank_zero_warn(f"the training loader gives no batches, so that nothing is trained: {_size_of(loader)}")
         self._loaded_in_epoch, self._gave_batches = trainer.current_epoch, False
+        return self.loader
 
     def reload_if_due(self) -> None:
         """``reload_dataloaders_every_n_epochs``."""
@@ -103,13 +104,14 @@ class TrainData:
         self._random_state = collect_random_state()
         self._generator_states = {name: generator.get_state() for name, generator in self._generators().items()}
         self.first_batch, self._first_item = skip, 0
-        self._in_use = loader = self._resumed_loader(state)
+        self._in_use = loader = self._resumed_loader(state, self.setup() if self.loader is None else self.loader)
         loader.set_epoch(epoch)
-        if isinstance(loader, StreamLoader):
-            loader.limit = self.num_batches - skip
+        if (stream := _stream_of(loader)) is not None:
+            stream.limit = self.num_batches - skip
+            stream.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
         if skip and isinstance(loader, SharedLoader):
-            known = state is not None and state["position"] is not None
-            self._first_item = state["position"] if known else skip * loader.step_size
+            position = None if state is None else state["position"]
+            self._first_item = skip * loader.step_size if position is None else position
             loader.start_at(self._first_item)
             self.first_batch = self._index_at(loader, self._first_item)
         elif skip and not over and (state is None or not self._knows_its_position(state)):
@@ -176,9 +178,11 @@ class TrainData:
             drawn = loader.is_drawn
         state = self.loader_state()
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
+        stream = _stream_of(loader)
         return {
             "random": strategy.gather_objects(self._random_state), "generators": self._generator_states,
-            "loader": own, "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
+            "ahead": strategy.gather_objects(None if stream is None else stream.random_state), "loader": own,
+            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
         }  # fmt: skip
 
     def loader_state(self) -> Any:
@@ -190,20 +194,23 @@ class TrainData:
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
         """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""
         self.resume_state = {
-            "random": [collect_random_state()], "generators": {}, "loader": [state], "position": None, "drawn": True,
+            "random": [None], "generators": {}, "ahead": [None], "loader": [state], "position": None, "drawn": True,
             "seed": None, "ranks": self.trainer.world_size,
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Draw the same order as the epoch that was cut."""
-        rank = self.trainer.global_rank
-        if (random_state := state["random"][rank % len(state["random"])]) is not None:
+        random_state = self._of_this_rank(state["random"])
+        if random_state is not None:
             restore_random_state(random_state)
         for name, generator in self._generators().items():
             if name in state["generators"]:
                 generator.set_state(state["generators"][name])
         if self._knows_its_position(state):
-            self.given.load_state_dict(state["loader"][rank % len(state["loader"])])
+            self.given.load_state_dict(self._of_this_rank(state["loader"]))
+
+    def _of_this_rank(self, states: list[Any]) -> Any:
+        return states[self.trainer.global_rank % len(states)]
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
@@ -220,9 +227,9 @@ class TrainData:
                     found[f"{place}.{name}"] = value
         return found
 
-    def _resumed_loader(self, state: dict[str, Any] | None) -> RankLoader:
+    def _resumed_loader(self, state: dict[str, Any] | None, loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
-        strategy, loader = self.trainer.strategy, self.loader
+        strategy = self.trainer.strategy
         if state is None:
             return loader
         if not isinstance(loader, SharedLoader):
@@ -238,9 +245,14 @@ class TrainData:
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
 
 
+def _stream_of(loader: RankLoader | None) -> StreamLoader | None:
+    source = loader.source if isinstance(loader, OwnLoader) else loader
+    return source if isinstance(source, StreamLoader) else None
+
+
 def _size_of(loader: Any) -> str:
     """Why it may be empty: what it says of itself."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     known = {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
     known.update({name: getattr(loader, name) for name in ("batch_size", "drop_last") if hasattr(loader, name)})
     return ", ".join([type(loader).__name__, *(f"{name}={value}" for name, value in known.items())])
@@ -251,7 +263,8 @@ def without_shuffling(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, (RandomSampler, EpochSampler)):
         return loader
     rank_zero_warn("overfit_batches: shuffling of the training loader is turned off")
-    sampler = SequentialSampler(loader.dataset)
+    dataset: Any = loader.dataset
+    sampler = SequentialSampler(dataset)
     if loader.batch_size is None:
         return rebuild(loader, sampler=sampler)
     return rebuild(loader, sampler=sampler, batch_sampler=BatchSampler(sampler, loader.batch_size, loader.drop_last))

@@ -45,7 +45,7 @@ class SharedLoader:
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: DataLoader[Any],
         strategy: Strategy,
         stand_ins: bool = True,
         by_epoch: bool | None = None,
@@ -68,8 +68,8 @@ class SharedLoader:
         self._seeded = seeded.get("dataset")
         self.sampler = ShareSampler(
             self.order, self.step_size, ranks, rank, split,
-            drop_last=split == "samples" and loader.batch_sampler.drop_last, stand_ins=stand_ins, placed=bool(seeded),
-            places=(strategy.world_size, strategy.rank) if alone else (1, 0),
+            drop_last=split == "samples" and getattr(loader.batch_sampler, "drop_last", False),
+            stand_ins=stand_ins, placed=bool(seeded), places=(strategy.world_size, strategy.rank) if alone else (1, 0),
         )  # fmt: skip
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
 
@@ -147,7 +147,7 @@ def goes_its_own_way(loader: Any) -> bool:
     return type(loader).__iter__ is not DataLoader.__iter__ or hasattr(loader, "state_dict")
 
 
-def how_dealt(loader: DataLoader) -> tuple[Any, int, str]:
+def how_dealt(loader: DataLoader[Any]) -> tuple[Any, int, str]:
     """What a loader's epoch consists of: the items' sampler, how many one process takes a step, and `split`."""
     batch_sampler = loader.batch_sampler
     if batch_sampler is None:
@@ -167,7 +167,7 @@ def _is_plain_shuffle(items: Any) -> bool:
     return type(items) is RandomSampler and not items.replacement and items.num_samples == len(items.data_source)
 
 
-def rebuild(loader: DataLoader, **changes: Any) -> DataLoader:
+def rebuild(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """A copy of a `DataLoader`, of its own class, with another data set or sampler."""
     clone = copy.copy(loader)
     vars(clone).update(_iterator=None, **changes)  # torch refuses to have these set, so that workers know of them

@@ -140,7 +140,8 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
         indexed = is_map_style(loader) and not goes_its_own_way(loader)
         return SharedLoader(loader, strategy) if indexed else StreamLoader(loader, ahead=training)
     if isinstance(loader, (list, tuple)):
-        loader = DataLoader(loader, batch_size=None, collate_fn=_as_it_is)
+        batches: Any = loader
+        loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
     if not is_map_style(loader):
         return OwnLoader(StreamLoader(loader, ahead=training), strategy, training, length_of(loader))
     if deal_out and not isinstance(loader.sampler, DistributedSampler):
@@ -151,7 +152,7 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
     return OwnLoader(SharedLoader(loader, strategy, alone=True), strategy, training, length_of(loader))
 
 
-def check_same_epochs(loader: DataLoader, strategy: Strategy) -> None:
+def check_same_epochs(loader: DataLoader[Any], strategy: Strategy) -> None:
     """An epoch has an end, and is the same one on all ranks. Collective.
 
     Raises:

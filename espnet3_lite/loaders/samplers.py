@@ -64,7 +64,7 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(len(self), generator=generator).tolist())
 
 
-def share_of(items: Sequence, world_size: int, rank: int) -> Sequence:
+def share_of(items: Sequence[Any], world_size: int, rank: int) -> Sequence[Any]:
     """A rank's part of the items: consecutive, and as even as can be.
 
     >>> [share_of([1, 2, 3, 4, 5], 3, rank) for rank in range(3)]
@@ -75,7 +75,7 @@ def share_of(items: Sequence, world_size: int, rank: int) -> Sequence:
     return items[start : start + size + (rank < rest)]
 
 
-class ShareSampler(Sampler):
+class ShareSampler(Sampler[Any]):
     """The batches of one rank: of each step's items (samples, or whole batches) its share.
 
     A step takes the next `step_size` items of the epoch's order. Where items are samples, each rank gets a consecutive

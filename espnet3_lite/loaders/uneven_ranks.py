@@ -19,6 +19,7 @@ from torch.utils.data.datapipes.datapipe import IterDataPipe
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.rank_share import SharedLoader, begin, rebuild
 from espnet3_lite.loaders.worker_seeds import seeded_in_workers, tell_epoch
+from espnet3_lite.seed import collect_random_state, restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
@@ -47,6 +48,11 @@ class StreamLoader:
         self.limit: int | float = math.inf
         self._skip = 0
         self._state: Any = None
+        #: It is read in this process, and may draw from its generators: their state before the batch that was read
+        #: ahead, and in a run that resumes what they are set to before the first batch that is not left out.
+        self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
+        self.random_state: dict[str, Any] | None = None
+        self.resumed_random_state: dict[str, Any] | None = None
         self._seeded: Any = None
         self.loader = loader
         # Workers that stay would keep their random state and their epoch; others get both with each epoch.
@@ -79,6 +85,9 @@ class StreamLoader:
         self.ended, self._state = False, None
         batches = begin(self.loader)
         collections.deque(itertools.islice(batches, skip), maxlen=0)
+        state, self.resumed_random_state = self.resumed_random_state, None
+        if state is not None:
+            restore_random_state(state)
         return self._marked(next(batches, _END), batches) if self.ahead else batches
 
     def _marked(self, batch: Any, batches: Iterator[Any]) -> Iterator[Any]:
@@ -87,6 +96,8 @@ class StreamLoader:
             given += 1
             if hasattr(self.given, "state_dict"):
                 self._state = copy.deepcopy(self.given.state_dict())  # before the next batch is read
+            if self._may_draw:
+                self.random_state = collect_random_state()
             following = next(batches, _END) if given < self.limit else _END
             self.ended = following is _END
             yield batch

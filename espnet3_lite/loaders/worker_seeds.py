@@ -20,7 +20,7 @@ from espnet3_lite.distributed.rank import global_rank
 from espnet3_lite.loaders.samplers import global_seed
 
 
-class SeededInWorkers(Dataset):
+class SeededInWorkers(Dataset[Any]):
     """A loader's data set as its workers see it: it seeds Python's, numpy's and torch's generators for each sample.
 
     It is indexed with pairs: a sample's place in the epoch's order, over all ranks, and its index. Each sample is
@@ -37,7 +37,8 @@ class SeededInWorkers(Dataset):
         self.dataset = dataset
         self.seed = global_seed() if seed is None else seed
         # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self._told = 0  # the epoch that this process's copy of the data set knows
         self._rank = global_rank()
 
@@ -66,7 +67,8 @@ class SeededInWorkers(Dataset):
         return samples
 
     def __iter__(self) -> Iterator[Any]:
-        self._seed_for("stream", self._rank, get_worker_info().id)
+        info = get_worker_info()
+        self._seed_for("stream", self._rank, info.id if info is not None else 0)
         return iter(self.dataset)
 
     def _seed_for(self, *what: Any) -> None:
@@ -92,13 +94,13 @@ class WorkerStart:
         self.user_function = user_function
 
     def __call__(self, worker_id: int) -> None:
-        info = get_worker_info()
+        info: Any = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.dataset)
         if self.user_function is not None:
             self.user_function(worker_id)
 
 
-def seeded_in_workers(loader: DataLoader, seed: int | None = None) -> dict[str, Any]:
+def seeded_in_workers(loader: DataLoader[Any], seed: int | None = None) -> dict[str, Any]:
     """What changes in a loader with workers for its samples to be seeded: arguments of `rebuild`."""
     if loader.num_workers == 0:
         return {}

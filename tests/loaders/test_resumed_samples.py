@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from loader_lab import check_resumed, fit
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 
 from espnet3_lite import LiteModule
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
@@ -126,6 +134,46 @@ def test_in_workers_a_resumed_run_draws_the_same_numbers(name, tmp_path):
     whole = check_resumed(Model, lambda: LOADERS[name](num_workers=2), tmp_path, [(0, 1), (1, 2)])
     one = fit(Model, lambda: LOADERS[name](num_workers=1))
     assert one.seen == whole.seen  # the number of workers changes nothing
+
+
+class Noise(IterableDataset):
+    """A stream that draws with each sample."""
+
+    def __iter__(self):
+        for index in range(10):
+            yield torch.tensor([float(index), random.random() + float(np.random.rand()), torch.rand(()).item()])
+
+
+class SizedNoise(Noise):
+    def __len__(self):
+        return 10
+
+
+class OwnNoise:
+    """A loader of batches that is no `DataLoader`."""
+
+    def __iter__(self):
+        return (torch.rand(SIZE, 3) for _ in range(6))
+
+
+STREAMS = {
+    "stream": lambda **workers: DataLoader(Noise(), SIZE, **workers),
+    "stream with a length": lambda **workers: DataLoader(SizedNoise(), SIZE, **workers),
+    "stream of batches": lambda **workers: DataLoader(Noise(), batch_size=None, **workers),
+    "own": OwnNoise,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("limit", [1.0, 3])
+def test_a_stream_that_draws_goes_on_with_the_same_numbers(name, limit, tmp_path):
+    check_resumed(Model, STREAMS[name], tmp_path, [(0, 0), (0, 2), (1, 0), (1, 1)], limit_train_batches=limit)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_stream_in_workers_too(persistent, tmp_path):
+    workers = {"num_workers": 2, "persistent_workers": persistent}
+    check_resumed(Model, lambda: STREAMS["stream"](**workers), tmp_path, [(0, 1), (1, 2)])
 
 
 def test_workers_that_stay_draw_what_new_ones_do_and_know_the_epoch(tmp_path):

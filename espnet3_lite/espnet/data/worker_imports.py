@@ -3,7 +3,7 @@
 import pickle
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch.utils.data import Dataset
 
@@ -31,7 +31,7 @@ class ImportedInWorkers(Dataset):
     def __getitem__(self, index: Any) -> Any:
         return self.dataset[index]
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         if get_spawning_popen() is None:  # somebody copies it
             return super().__reduce_ex__(protocol)
         return _arrived, (bytes(ForkingPickler.dumps(self.dataset)),)
