@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 from torch.distributed.tensor import DTensor
 
 from espnet3_lite.distributed.ballot import Ballot, Place
@@ -227,11 +226,8 @@ class SeveralProcesses(Strategy):
         """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
         self._announce(Place.GATHER)
         tensor = tensor.contiguous().to(self.device)
-        if sync_grads:
-            return torch.stack(torch.distributed.nn.functional.all_gather(tensor, group or dist.group.WORLD))
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, tensor.detach(), group=group)
-        return torch.stack(parts)
+        gathered: torch.Tensor = _AllGather.apply(tensor if sync_grads else tensor.detach(), group)
+        return gathered
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""
@@ -361,6 +357,23 @@ class SeveralProcesses(Strategy):
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
+
+
+class _AllGather(torch.autograd.Function):
+    """Each rank's tensor, stacked; backward gives each rank the sum of all ranks' gradients of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, tensor, group=group)  # collective: all ranks of the group
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)  # collective: all ranks that gathered go back
+        return gradient[dist.get_rank(ctx.group)], None
 
 
 @contextlib.contextmanager

@@ -99,7 +99,9 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
                 trainer.call("on_before_zero_grad", slot.optimizer)
                 module.optimizer_zero_grad(loop.epoch, work.index, slot.optimizer)
             loop.backward(loss, slot, retain_graph=False)
-        return loss
+        if loss is None or not may_use_closure(slot.optimizer):
+            return loss
+        return trainer.strategy.agreed_loss(loss)  # collective: what the loss decides, all ranks decide alike
 
     def prepare() -> bool:
         nonlocal prepared, finite

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.transfer import map_tensors
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
@@ -234,9 +234,12 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             sync_grads: Gradients go back to the ranks that the tensors came from.
         """
         strategy = self.trainer.strategy
-        if isinstance(data, (int, float)):
-            data = torch.tensor(data, device=strategy.device)
-        return map_tensors(data, lambda tensor: strategy.all_gather(tensor, group, sync_grads))
+
+        def gather(leaf: Any) -> Any:
+            leaf = torch.tensor(leaf, device=strategy.device) if isinstance(leaf, bool | int | float) else leaf
+            return strategy.all_gather(leaf, group, sync_grads) if isinstance(leaf, torch.Tensor) else leaf
+
+        return tree_map(gather, data)
 
     def freeze(self) -> None:
         """No parameter requires gradients; evaluation mode."""

@@ -96,7 +96,8 @@ class ManualOptimizer:
         def prepared() -> Any:
             result = closure()
             prepare()
-            return result
+            # Collective: a line search must go the same way on all ranks.
+            return trainer.strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
 
         stepped = True
         if closure is not None and scaler is None:

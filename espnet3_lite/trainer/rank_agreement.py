@@ -51,7 +51,8 @@ def compare_settings(trainer: Trainer) -> None:
         "logger": _describe([type(logger).__name__ for logger in trainer.loggers]),
     }
     facts.update({name: _describe(getattr(trainer, name)) for name in SETTINGS if name not in _NOT_AS_THEY_ARE})
-    for prefix in ("train", "val") if trainer.state.fn == "fit" else (trainer.state.stage.dataloader_prefix,):
+    stage = trainer.state.stage
+    for prefix in ("train", "val") if trainer.state.fn == "fit" or stage is None else (stage.dataloader_prefix,):
         facts[f"{prefix} loaders"] = "given" if has_loaders(trainer, prefix) else "none"
     callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _ONLY_SHOW)]
     facts["callbacks"] = ", ".join(type(callback).__name__ for callback in callbacks) or "none"

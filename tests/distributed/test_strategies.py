@@ -1,0 +1,146 @@
+"""Strategies on two real processes, as users meet them: objects, what can be asked of them, FSDP2's ways, LBFGS."""
+
+import pytest
+import rank_strategy_cases
+import torch
+from rank_lab import results_of, torchrun
+
+from espnet3_lite import MisconfigurationException, Trainer, instantiate
+from espnet3_lite.distributed.launch import choose_device
+from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
+
+CASES = ["lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "objects", "half", "travelling", "sharded"]
+QUIET = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Each rank's results of all cases."""
+    folder = tmp_path_factory.mktemp("strategies")
+    run = torchrun(2, "rank_strategy_cases.py", folder, *CASES)
+    assert run.returncode == 0, run.stdout
+    return results_of(folder, 2)
+
+
+def test_lbfgs_goes_the_same_way_on_both_ranks_as_in_one_process(two):
+    """With and without a line search, stepped by the loop and by hand: both ranks decide by the mean loss."""
+    assert two[0]["lbfgs"] == two[1]["lbfgs"]
+    for name, (numbers, evaluations) in rank_strategy_cases.lbfgs().items():
+        assert two[0]["lbfgs"][name][0] == pytest.approx(numbers, abs=1e-9), name
+        assert two[0]["lbfgs"][name][1] == evaluations, name
+
+
+def test_a_step_in_which_a_rank_has_no_data_is_left_out_where_batch_norm_is_synchronized(two):
+    """Two steps are made; the third leaves no trace in the statistics."""
+    for result in two:
+        assert result["synchronized_norm"]["steps"] == 2
+        assert result["synchronized_norm"]["mean"] == [2.0, 2.0, 2.0]
+    (told,) = two[0]["synchronized_norm"]["told"]
+    assert "1 of 2 ranks have no data left; SyncBatchNorm would count repetitions; skipped on all workers" in told
+
+
+def test_sync_batchnorm_on_cpus_is_left_out_with_a_warning(two):
+    assert two[0]["synchronized_on_a_cpu"] == {
+        "kind": "BatchNorm1d", "told": ["sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm"],
+    }  # fmt: skip
+
+
+def test_an_object_of_strategies_is_the_trainers(two):
+    """Each of two samples' means over two ranks: as one process with batches of two."""
+    assert two[0]["objects"]["same"] and two[0]["objects"]["numbers"] == two[1]["objects"]["numbers"]
+    alone = rank_strategy_cases.objects()["numbers"]
+    assert two[0]["objects"]["numbers"] == pytest.approx(alone, abs=1e-12)
+
+
+def test_what_lightnings_programs_ask_of_a_strategy(two):
+    for rank, result in enumerate(two):
+        assert result["objects"]["answers"] == {
+            "reduced": [1.5, 3.0],
+            "broadcast": {"rank": 1},
+            "gathered": [[[2.0], [3.0]], [0, 1]],
+            "gradient": [6.0],  # three from each rank
+            "device": "cpu",
+            "zero": rank == 0,
+            "model": "DistributedDataParallel",
+            "ranks": [rank, rank, 2, 0],
+            "trainer": [[0], False],
+            "sampler": {"num_replicas": 2, "rank": rank},
+        }
+    assert rank_strategy_cases.objects()["answers"] == {
+        "reduced": [1.0, 1.0],
+        "broadcast": {"rank": 0},
+        "gathered": [[2.0], 0],
+        "gradient": [3.0],
+        "device": "cpu",
+        "zero": True,
+        "model": "Unused",
+        "ranks": [0, 0, 1, 0],
+        "trainer": [[0], False],
+        "sampler": {"num_replicas": 1, "rank": 0},
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_half_precision_without_a_copy_in_full(two, processes):
+    found = rank_strategy_cases.half() if processes == 1 else two[0]["half"]
+    assert found == dict.fromkeys(("batch", "made", "weight"), "torch.bfloat16")
+
+
+def test_named_optimizers_gradients_travel_during_backward(two):
+    """Batches of (second, first), (first): 9 and 32 numbers with 2 flags each, sent within backward; no second copy."""
+    for result in two:
+        sent = result["travelling"]["sent"]
+        gradients = [size for within, size in sent if within]
+        assert gradients == [11, 34, 34]
+        assert [11, 34] not in [size for within, size in sent if not within]
+        assert result["travelling"]["is_a_view"]
+
+
+def test_fsdp_shards_what_was_on_the_meta_device_and_predicts(two):
+    first, second = (result["sharded"] for result in two)
+    assert first["same"] and first["meta"] == second["meta"]
+    values, devices = first["meta"]
+    assert set(devices) == {"cpu"} and len({tuple(value) for value in values}) == 4  # none is empty or another's
+    assert all(torch.tensor(value).isfinite().all() and max(map(abs, value)) > 0.05 for value in values)
+    assert len(first["predicted"]) == len(second["predicted"]) == 2
+    assert "bare (ParameterList) has parameters or buffers on the meta device (0)" in first["refused"]
+
+
+def test_fsdp_gathers_in_the_mixed_modes_dtype_and_keeps_float32(two):
+    assert two[0]["sharded"]["policy"] == ["torch.bfloat16", "torch.float32"]
+    assert set(two[0]["sharded"]["mixed"]) == {"torch.float32"}
+
+
+# ---- in one process --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["lightning.pytorch.strategies", "pytorch_lightning.strategies.ddp"])
+def test_lightnings_path_in_yaml_gives_our_strategy(path):
+    strategy = instantiate({"_target_": f"{path}.DDPStrategy", "find_unused_parameters": True})
+    assert type(strategy) is DDPStrategy and strategy.find_unused_parameters
+
+
+def test_one_process_needs_no_group():
+    trainer = Trainer(**QUIET, strategy=DDPStrategy())
+    assert trainer.strategy.name == "single" and trainer.world_size == 1
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_is_no_strategy_is_refused():
+    with pytest.raises(
+        MisconfigurationException, match="strategy=3 is not 'auto'.* or an object of espnet3_lite.strate"
+    ):
+        Trainer(**QUIET, strategy=3)
+    with pytest.raises(TypeError, match="find_unused"):
+        DDPStrategy(find_unused=True)
+    assert FSDPStrategy().name == "fsdp"
+
+
+def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch):
+    with pytest.raises(MisconfigurationException, match="torch finds no Apple GPU here"):
+        Trainer(**QUIET, accelerator="mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MisconfigurationException, match="no collectives between processes"):
+        choose_device("mps")
