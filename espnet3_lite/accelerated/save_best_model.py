@@ -38,7 +38,7 @@ class SaveBestModelCallback(TrainerCallback):
 
     def __init__(
         self,
-        save_path: str | os.PathLike = "best_model.pt",
+        save_path: str | os.PathLike[str] = "best_model.pt",
         watch_metric: str = "eval_loss_epoch",
         greater_is_better: bool = False,
         reset_on_train: bool = True,

@@ -37,7 +37,7 @@ class TrainerCallback(Callback):
     _is_interface = True
     uses_run_history = True
 
-    def _listener(self, event: str) -> Callable | None:
+    def _listener(self, event: str) -> Callable[..., Any] | None:
         method = super()._listener(event)
         if method is None or event not in _SAME_NAME:
             return method

@@ -139,10 +139,7 @@ class BatchSizeFinder(Callback):
             rank_zero_warn("Skipping batch size scaler since `fast_dev_run` is enabled.")
             self.optimal_batch_size = None
             return
-        if (
-            trainer.state.fn != "fit"
-            and len(trainer.evaluation_loops[trainer.state.stage.dataloader_prefix].loaders) > 1
-        ):
+        if trainer.state.fn != "fit" and len(trainer.evaluation_loop.loaders) > 1:
             raise MisconfigurationException(
                 f"The Batch size finder cannot be used with multiple {trainer.state.fn} dataloaders."
             )

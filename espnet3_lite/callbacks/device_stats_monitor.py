@@ -200,7 +200,7 @@ class GPUStatsMonitor(Callback):
             self._condition["fan.speed"] = "%"
         if temperature:
             self._condition.update({"temperature.gpu": "°C", "temperature.memory": "°C"})
-        self._batch_started: float | None = None
+        self._batch_started = 0.0
         self._batch_ended: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
@@ -214,7 +214,7 @@ class GPUStatsMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The time between two epochs is not one between two batches."""
-        self._batch_started = self._batch_ended = None
+        self._batch_ended = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The load, and the time since the last batch."""

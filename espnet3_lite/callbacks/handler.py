@@ -77,7 +77,8 @@ class CallbackHandler:
             if not HOOKS[event].last:
                 continue
             kinds = tuple(_KINDS[kind] for kind in HOOKS[event].last)
-            early, late = [], []  # before the module's own hook, and after it
+            early: list[Callable[..., Any] | None] = []  # before the module's own hook
+            late: list[Callable[..., Any] | None] = []  # after it
             for callback in self.callbacks:
                 (late if isinstance(callback, kinds) else early).append(_listener(callback, event))
                 late.append(_listener(callback, event + LATE))

@@ -125,8 +125,8 @@ def _named_optimizers(trainer: Trainer) -> Iterator[tuple[list[str], Optimizer, 
     seen_classes: Counter[type] = Counter()
     seen: list[Optimizer] = []
     own_names = {id(slot.optimizer): slot.name for slot in trainer.slots.values()}
-    configs = (config for config in trainer.lr_scheduler_configs if config.slot is not None)
-    scheduled = [(config.slot.optimizer, config.name, config.interval) for config in configs]
+    configs = trainer.lr_scheduler_configs
+    scheduled = [(config.slot.optimizer, config.name, config.interval) for config in configs if config.slot is not None]
     for optimizer, name, interval in [*scheduled, *((optimizer, None, None) for optimizer in trainer.optimizers)]:
         if interval is None and any(optimizer is other for other in seen):
             continue

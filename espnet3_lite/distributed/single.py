@@ -6,7 +6,7 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ class Strategy:
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def vote(self, trainer: Trainer, steps: list, is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Sequence[Any], is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
         if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
             if all_sound(steps, batch_weight(trainer)):
