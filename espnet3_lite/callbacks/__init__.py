@@ -31,6 +31,8 @@ _HOME = {
     "WeightAveraging": "callbacks.weight_averaging",
     "EMAWeightAveraging": "callbacks.weight_averaging",
     "EMACallback": "callbacks.ema",
+    "ParameterFreezeCallback": "espnet.parameters",
+    "PretrainedParametersCallback": "espnet.parameters",
     "BaseFinetuning": "callbacks.finetuning",
     "BackboneFinetuning": "callbacks.finetuning",
     "LambdaCallback": "callbacks.lambda_callback",
@@ -90,5 +92,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from espnet3_lite.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from espnet3_lite.espnet.default_callbacks import get_default_callbacks as get_default_callbacks
+    from espnet3_lite.espnet.parameters import ParameterFreezeCallback as ParameterFreezeCallback
+    from espnet3_lite.espnet.parameters import PretrainedParametersCallback as PretrainedParametersCallback
 else:
     __getattr__, __dir__ = lazy_names(__name__, {name: f"espnet3_lite.{home}" for name, home in _HOME.items()})

@@ -38,6 +38,8 @@ FIELDS: dict[str, Kind] = {
     "model": MAPPING | OBJECT,
     "model.freeze_param": TEXTS,
     "freeze_param": TEXTS,
+    "init_param": TEXTS,
+    "ignore_init_mismatch": FLAG,
     "optimizer": OBJECT,
     "scheduler": OBJECT,
     "scheduler_interval": one_of("step", "epoch"),

@@ -25,6 +25,7 @@ from espnet3_lite.espnet.gan import module_of
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.espnet.initialization import initialize
 from espnet3_lite.espnet.module import ESPnetModule
+from espnet3_lite.espnet.parameters import load_parameters
 from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
@@ -65,6 +66,8 @@ def build(config: Config) -> ESPnetTrainer:
     model = build_model(config)
     if config.get("init"):
         initialize(model, config.init)
+    for description in config.get("init_param") or ():
+        load_parameters(model, description, bool(config.get("ignore_init_mismatch")))
     module = module_of(model, config)
     return ESPnetTrainer(
         model=module,

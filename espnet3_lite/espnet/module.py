@@ -23,6 +23,7 @@ from espnet3_lite.espnet.data.collate import CommonCollateFn
 from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.dataset import CombinedDataset
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
+from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.configure import step_takes_metric
@@ -86,14 +87,7 @@ class ESPnetModule(LiteModule):
         """
         places = {"model.freeze_param": self.config.get("model") or {}, "freeze_param": self.config}
         for place, block in places.items():
-            for selector in block.get("freeze_param") or ():
-                found = [p for name, p in self.model.named_parameters() if f"{name}.".startswith(f"{selector}.")]
-                for parameter in found:
-                    parameter.requires_grad = False
-                if found:
-                    logger.info("%s: %r froze %d parameters", place, selector, len(found))
-                else:
-                    logger.warning("%s selector %r did not match any model parameter.", place, selector)
+            freeze_parameters(self.model, block.get("freeze_param") or (), place)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
