@@ -6,9 +6,12 @@ DDP does this by itself for one optimizer; here it is for several named optimize
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Tensor = TypeVar("_Tensor", bound=torch.Tensor)
 
 #: As large as DDP's own: large enough to use the network well, small enough for a few to be under way at once.
 BUCKET_BYTES = 25 * 1024 * 1024
@@ -51,6 +54,7 @@ class GradientBucket:
 
     def receive(self) -> None:
         """Wait for the means."""
+        assert self._work is not None and self._message is not None, "it was sent before"
         self._work.wait()
         if self._missing:
             used, means = self._message[-len(self.parameters) :].tolist(), self._means()  # a CPU-GPU sync point
@@ -61,7 +65,8 @@ class GradientBucket:
 
     def _means(self) -> list[torch.Tensor]:
         sizes = [parameter.numel() for parameter in self.parameters]
-        *means, _ = self._message.split([*sizes, len(sizes)])
+        assert self._message is not None, "it is made by `send`"
+        *means, _ = torch.split(self._message, [*sizes, len(sizes)])
         return [mean.view_as(parameter) for mean, parameter in zip(means, self.parameters, strict=True)]
 
 
@@ -100,19 +105,21 @@ class TravellingGradients:
         optimizers: The parameters of each, by name.
     """
 
-    def __init__(self, optimizers: Mapping[str, Iterable[torch.nn.Parameter]]):
+    def __init__(self, optimizers: Mapping[str | None, Iterable[torch.nn.Parameter]]):
         self._buckets = {name: gradient_buckets(parameters) for name, parameters in optimizers.items()}
         self._waiting: list[GradientBucket] = []  # in the order in which they are sent
         self._sent: list[GradientBucket] = []
         self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._one_more(bucket))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, bucket=bucket: self._one_more(bucket)
+            )
             for of_one in self._buckets.values()
             for bucket in of_one
             for parameter in bucket.parameters
         ]
 
-    def expect(self, names: Collection[str]) -> None:
+    def expect(self, names: Collection[str | None]) -> None:
         """One more backward pass for each of these optimizers fills its window: send what it leaves."""
         self._waiting = [bucket for name, of_one in self._buckets.items() if name in names for bucket in of_one]
         self._lacking = {bucket: len(bucket.parameters) for bucket in self._waiting}
@@ -154,19 +161,19 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor], bucket_bytes: int = BUCKE
         for bucket in buckets(dict.fromkeys(tensors), bucket_bytes):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.broadcast(flat, src=0)  # collective: see the docstring
-            for tensor, value in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            for tensor, value in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(value.view_as(tensor))
 
 
-def buckets(tensors: Iterable[torch.Tensor], bucket_bytes: int) -> Iterator[list[torch.Tensor]]:
+def buckets(tensors: Iterable[_Tensor], bucket_bytes: int) -> Iterator[list[_Tensor]]:
     """Groups of tensors of one dtype on one device, in their order, each of at most `bucket_bytes` (or one tensor).
 
     >>> sizes = [3, 3, 3, 9, 1]
     >>> [[len(tensor) for tensor in bucket] for bucket in buckets([torch.zeros(size) for size in sizes], 24)]
     [[3, 3], [3], [9], [1]]
     """
-    open_buckets: dict[tuple, list[torch.Tensor]] = {}
-    filled: dict[tuple, int] = {}
+    open_buckets: dict[tuple[torch.dtype, torch.device], list[_Tensor]] = {}
+    filled: dict[tuple[torch.dtype, torch.device], int] = {}
     for tensor in tensors:
         kind, size = (tensor.dtype, tensor.device), tensor.numel() * tensor.element_size()
         if kind in open_buckets and filled[kind] + size > bucket_bytes:

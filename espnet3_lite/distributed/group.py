@@ -15,6 +15,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from espnet3_lite.distributed.rank import times_restarted
 
@@ -32,7 +34,7 @@ class RankStore:
         world_size: How many there are.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int):
+    def __init__(self, store: Store, rank: int, world_size: int):
         self._store, self.rank, self.world_size = store, rank, world_size
         self._call = self._meetings = self._saves = self._writes = 0
         self._awaits_writer = False
@@ -128,11 +130,11 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
     if _joined is None:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if "WORLD_SIZE" in os.environ:
-            found, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+            found, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         else:
-            found = dist.HashStore()
+            found = HashStore()
         # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
-        store = dist.PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
+        store = PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
         _joined = RankStore(store, rank, world_size)
         if not dist.is_initialized():
             _init_process_group(device, store, rank, world_size, timeout)
@@ -142,7 +144,7 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
 
 
 def _init_process_group(
-    device: torch.device, store: dist.Store, rank: int, world_size: int, timeout: timedelta | None
+    device: torch.device, store: Store, rank: int, world_size: int, timeout: timedelta | None
 ) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -150,7 +152,7 @@ def _init_process_group(
     dist.init_process_group(
         # Objects and checkpoints are exchanged from main memory; gradients and the vote from the device.
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
         timeout=timeout,

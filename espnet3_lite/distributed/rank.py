@@ -6,11 +6,15 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
+
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 
 
 def is_distributed() -> bool:
@@ -48,11 +52,11 @@ def times_restarted() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def rank_zero_only(function):
+def rank_zero_only(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
     """Decorate a function to do nothing, and return None, on all ranks but zero."""
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
         return function(*args, **kwargs) if is_global_zero() else None
 
     return wrapped

@@ -72,12 +72,13 @@ class TerminationWatch:
                 break
         else:
             return
-        waited_at, pause = None, self._grace
+        waited_at: tuple[FrameType, int] | None = None
+        pause = self._grace
         while not self._ended.wait(pause):
             pause = _LOOK_EVERY_SECONDS
-            frame = sys._current_frames().get(self._main.ident)
-            here = (frame, frame.f_lasti) if frame is not None and _waits(frame) else None
-            if here is not None and here == waited_at and not writes_under_way():
+            frame = sys._current_frames()[self._main.ident or 0]
+            here = (frame, frame.f_lasti)
+            if _waits(frame) and here == waited_at and not writes_under_way():
                 self._end(frame)
             waited_at = here
 
