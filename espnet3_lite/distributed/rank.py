@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def is_distributed() -> bool:
