@@ -91,6 +91,6 @@ def rank_zero_debug(message: str, *args: object) -> None:
     logger.debug(message, *args)
 
 
-def rank_zero_deprecation(message: str, stacklevel: int = 5) -> None:
+def rank_zero_deprecation(message: str) -> None:
     """A `DeprecationWarning` on rank zero."""
-    rank_zero_warn(message, DeprecationWarning, stacklevel)
+    rank_zero_warn(message, DeprecationWarning)
