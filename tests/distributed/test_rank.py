@@ -1,8 +1,53 @@
-"""What only rank zero says."""
+"""Where a warning points, for one process; ranks themselves are in the other files."""
+
+import warnings
+from contextlib import contextmanager
 
 import pytest
+import torch
 
-from espnet3_lite.compat.utilities import rank_zero_deprecation
+from espnet3_lite import LiteModule, Trainer
+from espnet3_lite.distributed.rank import rank_zero_deprecation, rank_zero_warn
+
+
+class Line(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        rank_zero_warn("from the step")
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@contextmanager
+def decorated():
+    yield
+
+
+@decorated()
+def fit(trainer):
+    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 1)))
+
+
+def test_warnings_point_to_the_users_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = Trainer(max_epochs=1, enable_checkpointing=False, enable_progress_bar=False, logger=False)
+        fit(trainer)
+        trainer.fit_loop.epoch = 0
+        rank_zero_warn("from here")
+    assert {str(w.message) for w in caught} >= {"from the step", "from here"}
+    lines = {}
+    for warning in caught:
+        assert warning.filename == __file__, warning
+        lines[str(warning.message)] = warning.lineno
+    source = open(__file__, encoding="utf-8").read().splitlines()
+    assert 'rank_zero_warn("from the step")' in source[lines["from the step"] - 1]
+    assert 'rank_zero_warn("from here")' in source[lines["from here"] - 1]
 
 
 def test_a_deprecation_is_a_warning_of_rank_zero(monkeypatch, recwarn):
