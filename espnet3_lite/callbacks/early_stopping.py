@@ -46,7 +46,7 @@ class EarlyStopping(MonitoringCallback):
         stopping_threshold: Stop at once when the metric is better than this.
         divergence_threshold: Stop at once when the metric is worse than this.
         check_on_train_epoch_end: Check at the end of each training epoch, rather than of each validation. Default:
-            where there is one validation an epoch.
+            where there is one validation an epoch, or none at all.
         log_rank_zero_only: Log on rank zero alone.
 
     Attributes:
@@ -98,6 +98,7 @@ class EarlyStopping(MonitoringCallback):
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.check_on_train_epoch_end = check_on_train_epoch_end
+        self._moment_was_given = check_on_train_epoch_end is not None
         self.log_rank_zero_only = log_rank_zero_only
         self.wait_count = 0
         self.stopped_epoch = 0
@@ -115,7 +116,7 @@ class EarlyStopping(MonitoringCallback):
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Find the moment to check, where it was not given."""
-        if self.check_on_train_epoch_end is None:
+        if not self._moment_was_given:
             once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
             self.check_on_train_epoch_end = once_an_epoch
 
@@ -128,6 +129,11 @@ class EarlyStopping(MonitoringCallback):
                 "EarlyStopping had stopped this run in epoch %d: %s. To train on, resume without this callback.",
                 self.stopped_epoch, self.stopping_reason_message,
             )  # fmt: skip
+
+    def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Where nothing is validated, a training metric is checked when its epoch ends."""
+        if not self._moment_was_given and not trainer.plan.validation.enabled:
+            self.check_on_train_epoch_end = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Check, if this is the moment."""

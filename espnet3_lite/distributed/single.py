@@ -221,8 +221,41 @@ class Strategy:
 
 
 def training_step_of(module: torch.nn.Module) -> Callable[[Any, int], Any]:
-    """A module's training step; one that takes the batch alone is not given its index."""
-    step = module.training_step
-    if len(inspect.signature(step).parameters) == 1:
-        return lambda batch, batch_idx: step(batch)
-    return step
+    """A module's training step as a function of a batch and its index."""
+    return taking(module.training_step, ("batch", "batch_idx"))
+
+
+def taking(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """A function of these arguments that hands on those which `function` takes, in whatever way it takes them.
+
+    >>> taking(lambda batch: batch, ("batch", "batch_idx"))(1, 2)
+    1
+    >>> taking(lambda batch, **others: others, ("batch", "batch_idx"))(1, 2)
+    {'batch_idx': 2}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    kinds = [parameter.kind for parameter in parameters]
+    by_place = sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
+    if inspect.Parameter.VAR_POSITIONAL in kinds or by_place >= len(names):
+        return function
+    anything = inspect.Parameter.VAR_KEYWORD in kinds
+    keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    by_name = [
+        (place, name) for place, name in enumerate(names) if place >= by_place and (anything or name in keywords)
+    ]
+    return lambda *values: function(*values[:by_place], **{name: values[place] for place, name in by_name})
+
+
+def takes(function: Callable[..., Any], name: str, place: int) -> bool:
+    """Whether a function takes an argument by its name, or at this place."""
+    parameters = list(inspect.signature(function).parameters.values())
+    open_end = any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters)
+    return open_end or len(parameters) > place or any(parameter.name == name for parameter in parameters)
+
+
+def demands(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name without a default."""
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import math
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.requests import (
@@ -164,12 +164,14 @@ class EvaluationLoop:
     def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
         trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
         step, precision = getattr(trainer.lightning_module, f"{word}_step"), trainer.precision_plugin
-        takes = positional_arguments(step)
-        if takes is not None and takes < 3 and len(self.loaders) > 1:
+        if len(self.loaders) > 1 and not takes(step, "dataloader_idx", place=2):
             raise RuntimeError(
                 f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step "
                 f"takes no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
             )
+        if len(self.loaders) == 1:
+            self._refuse_demands()
+        step = taking(step, ("batch", "batch_idx", "dataloader_idx")[: 3 if len(self.loaders) > 1 else 2])
         keep = self.prefix == "predict" and trainer.return_predictions
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
@@ -189,7 +191,7 @@ class EvaluationLoop:
                 call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
             with contextlib.nullcontext() if precision.plain else precision.forward_context():
-                output = step(*(place if takes is None else place[:takes]))
+                output = step(*place)
             if replaying:
                 metrics.discard_batch()
                 continue
@@ -209,6 +211,20 @@ class EvaluationLoop:
         self._gave_batches.add(index)
         _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
+
+    def _refuse_demands(self) -> None:
+        """With one loader nobody is given its index.
+
+        Raises:
+            RuntimeError: the module's step or hook demands it.
+        """
+        module, word = self.trainer.lightning_module, self.word
+        for name in (f"{word}_step", f"on_{word}_batch_start", f"on_{word}_batch_end"):
+            if demands(getattr(module, name), "dataloader_idx"):
+                raise RuntimeError(
+                    f"there is one {word} loader, but {type(module).__name__}.{name} demands `dataloader_idx`. Remove "
+                    f"the argument, or give it a default: `dataloader_idx=0`"
+                )
 
     def _heed_signal(self) -> None:
         """Between two batches: a signal breaks off a fit's validation. Several ranks wait for the next vote."""
@@ -264,14 +280,6 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.metrics.clear()
     trainer.metrics.load_published(resumed)
     trainer.state.stage = RunningStage.TRAINING
-
-
-def positional_arguments(step: Any) -> int | None:
-    """How many positional arguments a step takes (`batch_idx` may be left out); None for any number."""
-    parameters = inspect.signature(step).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _is_finite(output: Any, weight: Any = None) -> torch.Tensor | None:

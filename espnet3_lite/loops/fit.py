@@ -36,7 +36,7 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
-from espnet3_lite.loops.nonfinite import skip_batch, skip_steps
+from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
 from espnet3_lite.loops.progress import EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
@@ -92,6 +92,7 @@ class FitLoop(Progress):
         if trainer.strategy.any(stopping.error is not None):  # collective: all ranks end the run
             call("on_stop_training_error")
         self.work.clear()
+        require_training(self)
         call("on_train_end")
 
     # ---- an epoch --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.requests import has_loaders
 
@@ -33,8 +34,15 @@ class ValidationSchedule:
         self.every_n_batches: int | float = math.inf
 
     def prepare(self) -> None:
-        """Find out whether this fit validates."""
-        self.enabled = self.trainer.enable_validation and has_loaders(self.trainer, "val")
+        """Find out whether this fit validates; warn where half of what that needs is there."""
+        trainer, has_data = self.trainer, has_loaders(self.trainer, "val")
+        self.enabled = trainer.enable_validation and has_data
+        if self.enabled or trainer.limit_val_batches == 0:
+            return
+        if has_data:
+            rank_zero_warn("You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop.")
+        elif trainer.enable_validation:
+            rank_zero_warn("You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.")
 
     def count_batches(self) -> None:
         """Turn `val_check_interval` into a number of batches, now that their number in an epoch is known.

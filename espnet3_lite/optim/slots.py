@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.optim import Optimizer
 
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.optim.clipping import Clipping
 
@@ -98,6 +99,10 @@ class OptimizerSlot:
     open: bool = False
     #: False: the pending gradients are this rank's alone.
     synchronized: bool = True
+    #: The module's own `backward` propagates the loss, in its way.
+    own_backward: bool = False
+    #: A step that returned None was told.
+    warned_of_none: bool = False
     #: With a gradient scaler: whether the gradients are scaled, or true already, or the step was made (or left out).
     scaling: Literal["scaled", "true", "stepped"] = "scaled"
     #: What ``LiteModule.optimizers()`` gives for it.
@@ -145,6 +150,13 @@ class OptimizerSlot:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def warn_of_none(self) -> None:
+        """A step that returns None trains nothing; said once."""
+        if not self.warned_of_none:
+            self.warned_of_none = True
+            rank_zero_warn("`training_step` returned `None`: the batch trains nothing. If this was on purpose, ignore "
+                           "this warning; else return the loss")  # fmt: skip
+
     def close_window(self) -> None:
         """Its step was made or left out: what comes next is another window's."""
         self.open, self.pending = False, 0
@@ -177,8 +189,11 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         is_tensor = isinstance(output, torch.Tensor)  # asked first: nearly always so
         loss = output if is_tensor or not isinstance(output, Mapping) else output.get("loss", _MISSING)
         if is_tensor or isinstance(loss, torch.Tensor):
+            if loss.numel() != 1 or loss.is_complex() or not (loss.requires_grad or plain.own_backward):
+                raise MisconfigurationException(_useless_loss(loss))
             return [(loss if divisor == 1 else loss / divisor, plain)]
         if loss is None:
+            plain.warn_of_none()
             return [(None, plain)]
         raise MisconfigurationException(_wrong_plain_output(output))
     steps = named_steps(output)
@@ -203,10 +218,12 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
                 f"OptimizationStep(name={step.name!r}) stands twice in one list; add the losses up into one"
             )
         seen.add(step.name)
-        if not isinstance(step.loss, torch.Tensor) or step.loss.numel() != 1 or not step.loss.requires_grad:
+        loss = step.loss
+        sound = isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad and not loss.is_complex()
+        if not sound:
             raise MisconfigurationException(
                 f"OptimizationStep(name={step.name!r}): the loss must be a tensor with one element and a graph, got "
-                f"{_describe_loss(step.loss)}; leave the step out of the list where there is nothing to train"
+                f"{_describe_loss(loss)}; leave the step out of the list where there is nothing to train"
             )
     named = [(step.loss, slots[step.name]) for step in steps]
     return [(loss if slot.window == 1 else loss / slot.window, slot) for loss, slot in named]
@@ -215,16 +232,19 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
 _MISSING = object()
 
 
-def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> dict[str, Any] | None:
-    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; empty for None."""
+def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
+    """What `on_train_batch_end` gets: a dict with the loss (the window's share of it), detached; empty for None.
+
+    By hand what is no tensor is handed on as it was returned.
+    """
     if isinstance(output, torch.Tensor) and steps:  # asked first: nearly always so
         return {"loss": steps[0][0].detach()}
     if output is None:
         return {}
-    if not steps:  # manual optimization
-        return output if isinstance(output, Mapping) else {"loss": output.detach()}
+    if not steps:  # manual optimization: whatever the module likes
+        return {"loss": output.detach()} if isinstance(output, torch.Tensor) else output
     if steps[0][1].name is None:
-        loss = steps[0][0].detach()
+        loss = None if steps[0][0] is None else steps[0][0].detach()
         return {**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss}
     named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
     return {"loss": torch.stack(list(named.values())).sum(), **named}
@@ -243,7 +263,16 @@ def _wrong_plain_output(output: Any) -> str:
 def _describe_loss(loss: Any) -> str:
     if not isinstance(loss, torch.Tensor):
         return f"{loss!r}"
-    return f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without a graph (detached?)'}"
+    graph = "" if loss.requires_grad else " without a graph (detached, or computed under no_grad?)"
+    return f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}{graph}"
+
+
+def _useless_loss(loss: torch.Tensor) -> str:
+    return (
+        f"the loss that training_step returned must be one real number with a graph to the parameters, got "
+        f"{_describe_loss(loss)}. Reduce it with .mean() or .sum(), and return it as it was computed; None leaves the "
+        f"batch out"
+    )
 
 
 def _describe(output: Any) -> str:

@@ -271,6 +271,7 @@ def configure_optimizers(
     for slot in slots.values():
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
         slot.clipping = _decide_clipping(trainer, model, slot)
+        slot.own_backward = "backward" in trainer.plan.overridden
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     check_parameters(slots.values(), model)
     check_closures(trainer, slots.values())
