@@ -44,6 +44,7 @@ FIELDS: dict[str, Kind] = {
     "scheduler": OBJECT,
     "scheduler_interval": one_of("step", "epoch"),
     "scheduler_monitor": TEXT,
+    "accumulate_by_weight": FLAG,
     "optimizers": MAPPING,
     "optimizers.*": MAPPING,
     "optimizers.*.optimizer": OBJECT,

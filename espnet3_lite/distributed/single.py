@@ -235,16 +235,13 @@ def taking(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., 
     """
     parameters = inspect.signature(function).parameters.values()
     kinds = [parameter.kind for parameter in parameters]
-    by_place = sum(
-        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
-    )
+    by_place = kinds.count(inspect.Parameter.POSITIONAL_ONLY) + kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if inspect.Parameter.VAR_POSITIONAL in kinds or by_place >= len(names):
         return function
     anything = inspect.Parameter.VAR_KEYWORD in kinds
     keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    by_name = [
-        (place, name) for place, name in enumerate(names) if place >= by_place and (anything or name in keywords)
-    ]
+    rest = [(place, name) for place, name in enumerate(names) if place >= by_place]
+    by_name = [(place, name) for place, name in rest if anything or name in keywords]
     return lambda *values: function(*values[:by_place], **{name: values[place] for place, name in by_name})
 
 

@@ -26,6 +26,7 @@ class Verdict(NamedTuple):
         stop: Somebody wants to stop.
         scale: What this rank's losses are multiplied by; 1 for one process.
         instead: What a rank without data contributes; None on the others.
+        total: The sum of the ranks' weights; None for one process.
     """
 
     skip: bool = False
@@ -35,6 +36,7 @@ class Verdict(NamedTuple):
     stop: bool = False
     scale: float = 1.0
     instead: list | None = None
+    total: float | None = None
 
     def weigh(self, steps: Sequence) -> Sequence:
         """The losses with this rank's share in the mean over all ranks."""
@@ -58,6 +60,14 @@ def batch_weight(trainer: Trainer) -> Any:
     if weight is None or isinstance(weight, (int, float)):
         return weight
     return weight if isinstance(weight, torch.Tensor) and weight.dim() == 0 else None
+
+
+def weight_of_step(trainer: Trainer) -> float:
+    """What the batch in work weighs on all ranks together; 1 for each where the module says nothing."""
+    total, weight = trainer.fit_loop.work.verdict.total, batch_weight(trainer)
+    if total is not None:
+        return total
+    return 1.0 if weight is None else float(weight)
 
 
 def is_sound(weight: float) -> bool:
@@ -145,6 +155,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence,
         stop=stop > 0,
         scale=weights[strategy.rank] * strategy.world_size / total if total else 0.0,
         instead=None if active else strategy.empty_steps(trainer, steps, returned),
+        total=total,
     )
 
 

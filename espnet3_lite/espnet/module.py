@@ -40,7 +40,9 @@ class ESPnetModule(LiteModule):
             weight)``: the loss, ``()``, or with named `optimizers` an `OptimizationStep` or a list of them; a dict of
             values to log (None is left out); the weight of this batch in means (None: its size).
         config: A dict or a loaded config with `optimizer` (and `scheduler`, `scheduler_interval`, `scheduler_monitor`)
-            or `optimizers` (and `schedulers`), `dataset`, `dataloader`, and, for statistics, `stats_dir`.
+            or `optimizers` (and `schedulers`), `dataset`, `dataloader`, and, for statistics, `stats_dir`. With
+            `accumulate_by_weight` several batches that make one step count by their weights, as ranks always do; by
+            default each counts the same, also in a last window of fewer batches, which is divided by the full number.
 
     Raises:
         MisconfigurationException: from `configure_optimizers`, with every mistake in the configuration.
@@ -67,6 +69,8 @@ class ESPnetModule(LiteModule):
         self.config = config if isinstance(config, Config) else Config.create(config)
         #: This batch's weight in means; the loop hands it to the vote.
         self.batch_weight: Any = None
+        #: A window's gradient is that of one large batch: each loss times its weight, divided by the weights' sum.
+        self.accumulate_by_weight = bool(self.config.get("accumulate_by_weight"))
         self.named_optimizers: dict[str, dict[str, Any]] = {}
         self._freeze_parameters()
         organizer = instantiate(self.config.dataset) if self.config.get("dataset") else None

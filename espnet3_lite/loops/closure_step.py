@@ -86,6 +86,10 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         calls += 1
         if calls > 1 and not work.verdict.skip:
             accumulate = trainer.accumulate_grad_batches
+            if trainer.plan.accumulates_by_weight:
+                raise MisconfigurationException(
+                    f"{kind} evaluates the loss several times a step, which goes without accumulate_by_weight"
+                )
             if accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS):
                 raise MisconfigurationException(
                     f"{kind} evaluates the loss several times a step, and with accumulate_grad_batches={accumulate} "

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
@@ -235,26 +235,26 @@ class FitLoop(Progress):
             return
         skip_batch(self, verdict.reason, since=work.logged)
         work.losses = ()
-        if (
-            work.closes and self.trainer.plan.automatic_optimization
-        ):  # nothing is added to the window; what is pending in it is stepped now
+        if work.closes and self.trainer.plan.automatic_optimization:  # what is pending in the window is stepped now
             slots = self.trainer.plan.slots.values()
             work.closing = [slot for slot in slots if slot.name is None and slot.pending]
 
     def backward_all(self) -> None:
         """Propagate each loss, and find out which windows are full. A graph is kept until its last pass is over."""
         trainer, plan, work = self.trainer, self.trainer.plan, self.work
-        new_window = work.index % trainer.accumulate_grad_batches == 0
+        accumulate = trainer.accumulate_grad_batches
         for position, (loss, slot) in enumerate(work.losses, start=1):
-            if not slot.open or (slot.name is None and new_window):
+            if not slot.open or (slot.name is None and work.index % accumulate == 0):
                 if trainer.hook_calls.listeners["on_before_zero_grad"]:
                     trainer.call("on_before_zero_grad", slot.optimizer)
                 if "optimizer_zero_grad" in plan.overridden:
                     trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
                 else:
                     slot.zero_grad()
-                slot.open, slot.pending = True, 0
+                slot.open_window()
             if loss is not None:
+                if plan.accumulates_by_weight:
+                    loss = slot.weigh(loss, weight_of_step(trainer), accumulate if slot.name is None else slot.window)
                 self.backward(loss, slot, retain_graph=position < len(work.losses))
                 slot.pending += 1
                 slot.synchronized = trainer.strategy.synchronizes(slot)
@@ -281,6 +281,7 @@ class FitLoop(Progress):
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
+        slot.divide_by_weight()
         if slot.pending:
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
         if trainer.hook_calls.listeners["on_before_optimizer_step"]:
@@ -339,8 +340,7 @@ class FitLoop(Progress):
             if stopping.now:
                 return
             if schedule.is_due(self.batches_done - 1, self.is_last_batch):
-                pending = any(slot.pending for slot in trainer.plan.slots.values())
-                if not pending or not trainer.plan.automatic_optimization:  # by hand, Lightning clears it too
+                if not trainer.plan.pending:
                     trainer.lightning_module.on_validation_model_zero_grad()
                 validate_within_fit(trainer)
                 stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated

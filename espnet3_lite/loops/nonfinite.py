@@ -54,13 +54,13 @@ def require_training(loop: FitLoop) -> None:
     """At the end of a run.
 
     Raises:
-        RuntimeError: all its batches were skipped: it must not end as if it had trained. (But for a gradient scaler that
-            was still looking for its scale.)
+        RuntimeError: all its batches were skipped: it must not end as if it had trained. (But for a gradient scaler
+            that was still looking for its scale.)
     """
     all_skipped = 0 < loop.batches_seen <= loop.consecutive_skips
     searching = loop.gradient_failed and loop.trainer.precision_plugin.scaler is not None
     if all_skipped and not searching and not loop.trainer.stopping.by_signal:
         raise RuntimeError(
-            f"Nothing was trained: all {loop.batches_seen} batches were skipped. Look at the data, or at the losses and "
-            f"gradients, that the warnings name."
+            f"Nothing was trained: all {loop.batches_seen} batches were skipped. Look at the data, or at the losses "
+            f"and gradients, that the warnings name."
         )

@@ -105,11 +105,12 @@ def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     gradients = []
     for parameter in parameters:
         gradient = parameter.grad
-        if _is_sparse(parameter):
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
             gradient = gradient.values()
-        if gradient is not None:
-            gradients.append(gradient.detach())
+        gradients.append(gradient.detach())
     return gradients
 
 

@@ -58,13 +58,13 @@ def parse_optimizers(
     return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
 
 
-def _scheduler_of(part: Mapping, where: str) -> Any:
+def _scheduler_of(part: Mapping[str, Any], where: str) -> Any:
     """A dict's scheduler; `monitor` may stand beside it, as Lightning allows."""
     scheduler = part["lr_scheduler"]
     return scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler, "monitor": part.get("monitor")}
 
 
-def _entry(part: Mapping, key: str, where: str) -> Any:
+def _entry(part: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in part:
         raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
     for name in part if key == "optimizer" else ():

@@ -95,6 +95,8 @@ class OptimizerSlot:
     update_step: int = 0
     #: Backward passes in the open window.
     pending: int = 0
+    #: With `accumulate_by_weight`: the sum of the weights of the batches in the open window.
+    weight: float = 0.0
     #: A window is open: its gradients were cleared and not yet stepped.
     open: bool = False
     #: False: the pending gradients are this rank's alone.
@@ -157,19 +159,36 @@ class OptimizerSlot:
             rank_zero_warn("`training_step` returned `None`: the batch trains nothing. If this was on purpose, ignore "
                            "this warning; else return the loss")  # fmt: skip
 
+    def open_window(self) -> None:
+        """Its gradients were cleared."""
+        self.open, self.pending, self.weight = True, 0, 0.0
+
+    def weigh(self, loss: torch.Tensor, weight: float, window: int) -> torch.Tensor:
+        """A loss times its batch's weight, instead of its share in a window of so many batches."""
+        self.weight += weight
+        return loss * (weight * window)
+
+    def divide_by_weight(self) -> None:
+        """The window is full: its gradients become the weighted mean over its batches."""
+        for parameter in self.parameters if self.weight else ():
+            if parameter.grad is not None:
+                parameter.grad.div_(self.weight)
+        self.weight = 0.0
+
     def close_window(self) -> None:
         """Its step was made or left out: what comes next is another window's."""
         self.open, self.pending = False, 0
         if self.scaling == "true":
             self.scaling = "stepped"
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         """The counters."""
-        return {"update_step": self.update_step, "pending": self.pending}
+        return {"update_step": self.update_step, "pending": self.pending, "weight": self.weight}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from what `state_dict` gave."""
         self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
+        self.weight = float(state.get("weight", 0.0))
         self.open = self.pending > 0
 
 

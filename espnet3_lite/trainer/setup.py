@@ -48,6 +48,8 @@ class RunPlan:
         transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
         slots: The optimizers with their windows, by name; one plain optimizer has the name None.
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
+        accumulates_by_weight: A window's gradient is the mean by weight over its batches (the module's attribute
+            `accumulate_by_weight`).
         training_step: (batch, batch_idx) to its output: the module's, by way of the strategy, in its precision.
         turns: The names of the coming batch's turns: `LiteModule.training_turns`.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
@@ -62,6 +64,12 @@ class RunPlan:
     training_step: Callable[[Any, int], Any] = _no_training_step
     turns: Callable[[], Sequence[str]] = tuple
     closure_wanted: bool = False
+    accumulates_by_weight: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Gradients wait in a window, and must not be cleared. (By hand, a validation clears them, as in Lightning.)"""
+        return self.automatic_optimization and any(slot.pending for slot in self.slots.values())
 
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
@@ -152,6 +160,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     rank_agreement.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
+    plan.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
     step, precision = trainer._with_override(trainer.strategy.wrap(trainer, module)), trainer.precision_plugin
     plan.training_step = step if precision.plain else precision.wrap(step)
     plan.turns = module.training_turns
