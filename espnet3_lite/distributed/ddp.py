@@ -75,7 +75,7 @@ class DDPStrategy(SeveralProcesses):
 
     def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
-        self._step = _TrainingStep(module)
+        self._step = _TrainingStep(module, training_step_of(module, trainer.compile))
         self._parameters = list(module.parameters())
         self._wrap_anew()
         for slot in trainer.slots.values():
@@ -170,10 +170,10 @@ class DDPStrategy(SeveralProcesses):
 class _TrainingStep(torch.nn.Module):
     """Makes the training step a `forward`, which is all that DDP knows to call."""
 
-    def __init__(self, module: torch.nn.Module):
+    def __init__(self, module: torch.nn.Module, step: Callable[[Any, int], Any]):
         super().__init__()
         self.module = module
-        self._training_step = training_step_of(module)
+        self._training_step = step
 
     def forward(self, batch: Any, batch_idx: int) -> Any:
         return self._training_step(batch, batch_idx)

@@ -108,7 +108,7 @@ class FSDPStrategy(SeveralProcesses):
                 f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would "
                 f"leave no gradients on them. Use strategy='ddp'"
             )
-        self._step = training_step_of(module)
+        self._step = training_step_of(module, trainer.compile)
         return self.training_step
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -19,6 +19,7 @@ from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weigh
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -93,7 +94,7 @@ class Strategy:
 
     def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
         """After the optimizers are made: what the loop calls as the training step."""
-        return training_step_of(module)
+        return training_step_of(module, trainer.compile)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
@@ -220,9 +221,13 @@ class Strategy:
         """The call is over."""
 
 
-def training_step_of(module: torch.nn.Module) -> Callable[[Any, int], Any]:
-    """A module's training step as a function of a batch and its index."""
-    return taking(module.training_step, ("batch", "batch_idx"))
+def training_step_of(module: LiteModule, compile: bool | str | dict[str, Any] | None) -> Callable[[Any, int], Any]:
+    """A module's training step as a function of a batch and its index; compiled as ``Trainer(compile=...)`` says."""
+    step = taking(module.training_step, ("batch", "batch_idx"))
+    if not compile:
+        return step
+    arguments = {"mode": compile} if isinstance(compile, str) else compile if isinstance(compile, dict) else {}
+    return module.compiled_step(step, **arguments)
 
 
 def taking(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ building both from a file is `experiment.py`'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,11 @@ class ESPnetModule(LiteModule):
         self.batch_weight = weight if weight is not None else self.trainer.metrics.batch_size
         self._log_stats("train", loss, stats, weight)
         return loss
+
+    def compiled_step(self, step: Callable[[Any, int], Any], **arguments: Any) -> Callable[[Any, int], Any]:
+        """Compile the model, in place and without a prefix in its state dict: the step around it is plain Python."""
+        self.model.compile(**arguments)
+        return step
 
     def validation_step(self, batch: tuple[list[str], dict], batch_idx: int) -> Any:
         """Log the values of one validation batch."""

@@ -369,3 +369,9 @@ class Metrics:
             if saved["total"] is not None:
                 entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
                 entry.weight = entry.weight + saved["weight"]
+
+
+def keep_out_of_graphs() -> None:
+    """`log` is plain Python, which changes with each batch: ``torch.compile`` leaves it as it is, from now on."""
+    if not hasattr(Metrics.log, "_torchdynamo_disable"):
+        Metrics.log = torch.compiler.disable(Metrics.log)  # type: ignore[method-assign]

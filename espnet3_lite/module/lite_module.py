@@ -5,7 +5,7 @@ How and when the steps are called is the loop's; the hooks are listed in `hooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -214,6 +214,15 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
                 self._trainer, optimizer, gradient_clip_val, gradient_clip_algorithm
             )
         return clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def compiled_step(self, step: Callable[[Any, int], Any], **arguments: Any) -> Callable[[Any, int], Any]:
+        """``Trainer(compile=...)``: what the loop calls instead of `step`. Override it to compile something else.
+
+        Args:
+            step: The training step, of a batch and its index.
+            arguments: For ``torch.compile``.
+        """
+        return torch.compile(step, **arguments)
 
     def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""

@@ -273,8 +273,10 @@ class Settings:
         False, FLAG,
         "`fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.",
     )  # fmt: skip
-    compile: bool | dict[str, Any] = _setting(
-        False, FLAG | MAPPING, "True, or keyword arguments for ``torch.compile``: compile the training step's module."
+    compile: bool | str | dict[str, Any] = _setting(
+        False,
+        FLAG | MAPPING | one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "Compile the training step (an ESPnet model itself): True, a mode, or keyword arguments of ``torch.compile``.",
     )
 
 

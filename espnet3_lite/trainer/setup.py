@@ -17,6 +17,7 @@ from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
+from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.clipping import Clipping
@@ -83,7 +84,11 @@ def check_module(model: Any) -> LiteModule:
     Raises:
         TypeError: it is no `LiteModule`.
     """
-    model = getattr(model, "_orig_mod", model)
+    if hasattr(model, "_orig_mod"):
+        rank_zero_warn(
+            "The module inside of torch.compile(module) is what runs, not compiled. Use Trainer(compile=...)"
+        )
+        model = model._orig_mod
     if not isinstance(model, LiteModule):
         raise TypeError(
             f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint_for(model, 'LightningModule')}"
@@ -161,6 +166,8 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
     plan.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
+    if trainer.compile:
+        keep_out_of_graphs()
     step, precision = trainer._with_override(trainer.strategy.wrap(trainer, module)), trainer.precision_plugin
     plan.training_step = step if precision.plain else precision.wrap(step)
     plan.turns = module.training_turns

@@ -105,7 +105,7 @@ class Trainer(TrainerProperties):
         check_grad_finite: bool | None = False,
         async_save: bool | None = False,
         auto_resume: bool | None = False,
-        compile: bool | dict[str, Any] | None = False,
+        compile: bool | str | dict[str, Any] | None = False,
         **unknown: Any,
     ):
         settings = resolve(locals(), unknown)

@@ -33,7 +33,11 @@ def main():
     for block in several["optimizers"].values():
         block["accum_grad_steps"] = 2
     named, _ = train(several, limit_train_batches=2)
-    write_results(sys.argv[1], {"parameters": parameters, "steps": trainer.global_step, "several": named})
+    eager = {"backend": "aot_eager"}
+    compiled, _ = train({"optimizer": ADAM}, accumulate_grad_batches=2, compile=eager)
+    compiled_several, _ = train(several, limit_train_batches=2, compile=eager)
+    same = {"compiled": compiled, "compiled_several": compiled_several}
+    write_results(sys.argv[1], {**same, "parameters": parameters, "steps": trainer.global_step, "several": named})
 
 
 if __name__ == "__main__":

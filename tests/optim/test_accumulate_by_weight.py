@@ -84,11 +84,13 @@ def test_without_weights_a_short_last_window_is_the_mean_over_its_own_batches():
 
 
 def test_two_ranks_make_the_same_step(tmp_path):
-    """Each window holds two batches of each rank, of four sizes."""
+    """Each window holds two batches of each rank, of four sizes. By compiled graphs too."""
     ended = torchrun(2, "rank_weights.py", tmp_path)
     assert ended.returncode == 0, ended.stdout
     expected = by_hand([batches()[:4], batches()[4:]]).tolist()
     for result in results_of(tmp_path, 2):
         assert result["steps"] == 2
         assert result["parameters"] == pytest.approx(expected, rel=0, abs=1e-12)
+        assert result["compiled"] == pytest.approx(result["parameters"], rel=0, abs=1e-10)
+        assert result["compiled_several"] == pytest.approx(result["several"], rel=0, abs=1e-10)
         assert result["several"] == pytest.approx(by_hand([batches()[:4]]).tolist(), rel=0, abs=1e-12)

@@ -41,7 +41,8 @@ WRONG = [
     ("deterministic", "maybe", "'maybe' is not true or false or 'warn'"),
     ("inference_mode", 1, "1 is not true or false"),
     ("fast_dev_run", -2, "-2 is not true or false or a number of at least 0"),
-    ("compile", 3, "3 is not true or false or a mapping"),
+    ("compile", 3, "3 is not true or false or a mapping or 'default', 'reduce-overhead', 'max-autotune' or "
+     "'max-autotune-no-cudagraphs'"),
     ("plugins", ["x"], "['x'] is not supported; plugins are Lightning's own; leave it out"),
     ("barebones", True, "True is not supported; set logger, enable_checkpointing and enable_progress_bar to false"),
 ]  # fmt: skip
