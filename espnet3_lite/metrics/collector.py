@@ -372,6 +372,12 @@ class Metrics:
 
 
 def keep_out_of_graphs() -> None:
-    """`log` is plain Python, which changes with each batch: ``torch.compile`` leaves it as it is, from now on."""
+    """Before ``torch.compile``: `log` is plain Python, which changes with each batch, and is left as it is from now on.
+
+    Compiled backward passes keep their buffers, too: several losses may share a graph.
+    """
+    import torch._functorch.config as graphs
+
+    graphs.donated_buffer = False
     if not hasattr(Metrics.log, "_torchdynamo_disable"):
         Metrics.log = torch.compiler.disable(Metrics.log)  # type: ignore[method-assign]
