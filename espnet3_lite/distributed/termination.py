@@ -27,6 +27,8 @@ _WAITING = (
     str(_TORCH / "autograd" / "graph.py"), str(_HERE) + os.sep,
 )  # fmt: skip
 _LOOK_EVERY_SECONDS = 0.5
+#: What `stop` sends to the thread; no signal has this number.
+_ENOUGH = bytes(1)
 
 
 class TerminationWatch:
@@ -61,13 +63,16 @@ class TerminationWatch:
         if self._pipe is not None:
             signal.set_wakeup_fd(self._previous)
             self._ended.set()
-            os.close(self._pipe[1])  # the thread reads the end
+            os.write(self._pipe[1], _ENOUGH)  # loader workers that stay hold this end open: closing it tells nothing
+            os.close(self._pipe[1])
             self._thread.join()
             os.close(self._pipe[0])
             self._pipe = None
 
     def _watch(self, pipe: int) -> None:
         while number := os.read(pipe, 1):
+            if number == _ENOUGH:
+                return
             if number[0] == signal.SIGTERM:
                 break
         else:

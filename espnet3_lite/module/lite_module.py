@@ -143,7 +143,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             enable_graph: Keep the value's graph (it is detached otherwise).
             sync_dist: Reduce a step's value over the ranks at once. (Means over an epoch always are reduced.)
             sync_dist_group: The ranks to reduce over; all by default.
-            add_dataloader_idx: Append ``/dataloader_idx_N`` where there are several loaders.
+            add_dataloader_idx: Append ``/dataloader_idx_N``, or a dict's key, where there are several loaders.
             batch_size: The weight in an epoch's mean; taken from the batch by default.
             metric_attribute: Kept for Lightning's sake; not needed.
             rank_zero_only: This value is logged on rank zero alone, and never reduced.

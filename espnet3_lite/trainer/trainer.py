@@ -151,7 +151,7 @@ class Trainer(TrainerProperties):
         Args:
             model: What to train.
             train_dataloaders: The training loader; by default the data module's or the model's.
-            val_dataloaders: One validation loader or a list of them.
+            val_dataloaders: One validation loader, a list of loaders, or a dict whose keys name them.
             datamodule: Provides the loaders instead.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
 
@@ -174,7 +174,7 @@ class Trainer(TrainerProperties):
 
         Args:
             model: What to validate; by default the module of the last call, with its best checkpoint's weights.
-            dataloaders: One loader or a list of them.
+            dataloaders: One loader, a list of loaders, or a dict whose keys name them.
             ckpt_path: Load these weights first: a path, ``"last"`` or ``"best"``.
             verbose: Print the results on rank zero.
             datamodule: Provides the loaders instead.
@@ -207,7 +207,7 @@ class Trainer(TrainerProperties):
 
         Args:
             model: As in `validate`.
-            dataloaders: One loader or a list of them.
+            dataloaders: One loader, a list of loaders, or a dict whose keys name them.
             datamodule: Provides the loaders instead.
             return_predictions: False: keep nothing (a callback writes them). Default True.
             ckpt_path: As in `validate`.
