@@ -158,8 +158,11 @@ class CheckpointFiles(Checkpoint):
         if not trainer.loggers:
             return os.path.join(trainer.default_root_dir, "checkpoints")
         logger = trainer.loggers[0]
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")
+        # A logger of one's own may have no name, no version and no folder.
+        name, version = getattr(logger, "name", None), getattr(logger, "version", None)
+        folder = getattr(logger, "save_dir", None) or trainer.default_root_dir
+        inner = [] if version is None else [version if isinstance(version, str) else f"version_{version}"]
+        return os.path.join(folder, *([] if name is None else [str(name)]), *inner, "checkpoints")
 
     def _existing(self, folder: str, template: str) -> list[Path]:
         """The files in `folder` that bear a name made from `template`, the oldest first."""

@@ -184,7 +184,7 @@ ProgressBarBase = ProgressBar
 
 def _version_number(loggers: list[Any]) -> dict[str, int | str]:
     """``v_num``: the logger's version (of several all, joined), of a long text its last four characters."""
-    versions = list(dict.fromkeys(logger.version for logger in loggers))
+    versions = list(dict.fromkeys(getattr(logger, "version", None) for logger in loggers))
     version = versions[0] if len(versions) == 1 else "_".join(map(str, versions))
     if version in ("", None):
         return {}

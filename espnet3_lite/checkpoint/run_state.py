@@ -84,7 +84,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
             for slot in trainer.slots.values()
         ],
-        "loggers": [logger.state_dict() for logger in trainer.loggers],
+        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
         "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
         "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
@@ -172,7 +172,8 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     states = own_state(checkpoint).get("loggers", ())
     if trainer.auto_resume or times_restarted():
         for logger, state in zip(trainer.loggers, states, strict=False):
-            logger.load_state_dict(state)
+            if state and hasattr(logger, "load_state_dict"):
+                logger.load_state_dict(state)
         trainer.agree_on_log_dir()
 
 

@@ -21,6 +21,7 @@ from espnet3_lite.config.targets import (
 )
 from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
+from espnet3_lite.trainer.settings import LOGGER_NAMES, one_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -286,14 +287,16 @@ def callbacks_and_loggers(report: Report, module: Module | None) -> None:
         for place, entry in entries:
             path = ("trainer", *place)
             if isinstance(given, list):
-                report.check_value(path, entry, OBJECT)
+                report.check_value(path, entry, OBJECT if key == "callbacks" else OBJECT | one_of(*LOGGER_NAMES))
             name = entry.get("_target_") if isinstance(entry, dict) else None
             try:
                 target = find_target(name) if isinstance(name, str) else name
             except TargetError:
                 continue  # reported by `targets`
             # By name: this room imports no callbacks. A function that makes one may be named too.
-            if isinstance(target, type) and kind not in {base.__name__ for base in target.__mro__}:
+            if not isinstance(target, type) or kind in {base.__name__ for base in target.__mro__}:
+                continue
+            if kind != "Logger" or not (hasattr(target, "log_metrics") and hasattr(target, "log_hyperparams")):
                 report.add((*path, "_target_"), f"{name} is no {kind}")
 
 

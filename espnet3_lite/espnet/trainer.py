@@ -64,7 +64,10 @@ class ESPnetTrainer:
         callbacks += [instantiate(c) for c in (more if isinstance(more, list) else [more])]
         loggers = settings.pop("logger", None)
         if isinstance(loggers, (dict, list)):
-            loggers = [instantiate(entry) for entry in (loggers if isinstance(loggers, list) else [loggers])]
+            loggers = [
+                entry if isinstance(entry, str) else instantiate(entry)
+                for entry in (loggers if isinstance(loggers, list) else [loggers])
+            ]
         if isinstance(settings.get("strategy"), dict):
             settings["strategy"] = instantiate(settings["strategy"])
         settings.setdefault("default_root_dir", str(self.exp_dir))

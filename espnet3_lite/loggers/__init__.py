@@ -2,6 +2,8 @@
 
 from espnet3_lite.loggers.base import Logger
 from espnet3_lite.loggers.csv_logs import CSVLogger
+from espnet3_lite.loggers.mlflow import MLFlowLogger
 from espnet3_lite.loggers.tensorboard import TensorBoardLogger
+from espnet3_lite.loggers.wandb import WandbLogger
 
-__all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]
+__all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"]

@@ -1,13 +1,16 @@
 """What every logger offers, and what those that write files share: a versioned folder and `hparams.yaml`."""
 
+from __future__ import annotations
+
 import argparse
 import csv
+import dataclasses
 import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -15,6 +18,9 @@ import yaml
 
 from espnet3_lite.checkpoint.atomic_files import beside
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn, times_restarted
+
+if TYPE_CHECKING:
+    from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -87,6 +93,13 @@ class Logger(ABC):
             state: What `state_dict` gave.
         """
 
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: B027 - as above
+        """Called on rank zero when a checkpoint callback has saved a file. Default: nothing.
+
+        Args:
+            checkpoint_callback: Who saved: its `best_model_path`, `last_model_path` and `best_k_models` are up to date.
+        """
+
     def finalize(self, status: str) -> None:
         """Called once at the end of a run. Default: `save`.
 
@@ -133,7 +146,7 @@ def keeps_training(method: Callable) -> Callable:
     """Decorate a `FolderLogger`'s method: files that cannot be read or written are told once, and the run goes on."""
 
     @functools.wraps(method)
-    def guarded(self: "FolderLogger", *args: object, **kwargs: object) -> object:
+    def guarded(self: FolderLogger, *args: object, **kwargs: object) -> object:
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
@@ -251,6 +264,26 @@ class FolderLogger(Logger):
         return {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}": value for name, value in metrics.items()}
 
 
+def with_prefix(metrics: Mapping[str, Any], prefix: str, between: str) -> Mapping[str, Any]:
+    """Metrics by name, each with a prefix before it, if there is one."""
+    return {f"{prefix}{between}{name}": value for name, value in metrics.items()} if prefix else metrics
+
+
+def is_logger(value: object) -> bool:
+    """True for what the trainer takes as a logger: an object with `log_metrics` and `log_hyperparams`.
+
+    Lightning's own loggers are such objects, and so is a small class of one's own.
+    """
+    methods = (getattr(value, name, None) for name in ("log_metrics", "log_hyperparams"))
+    return not isinstance(value, type) and all(map(callable, methods))
+
+
+def tell(logger: Any, method: str, *args: Any) -> Any:
+    """Call a method that not every logger has; None where it is missing."""
+    call = getattr(logger, method, None)
+    return None if call is None else call(*args)
+
+
 def as_dict(params: Mapping[str, Any] | argparse.Namespace | None) -> dict[str, Any]:
     """Hyper-parameters as a dict, whatever holds them."""
     if params is None:
@@ -261,19 +294,40 @@ def as_dict(params: Mapping[str, Any] | argparse.Namespace | None) -> dict[str, 
 def write_hyperparams(folder: str, params: Mapping[str, Any]) -> None:
     """Write ``hparams.yaml``, which `yaml.safe_load` reads, in the order given; what YAML does not know as text."""
     with beside(Path(folder) / HPARAMS_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump(_for_yaml(params), allow_unicode=True, sort_keys=False), encoding="utf-8")
+        temporary.write_text(
+            yaml.safe_dump(plain_values(params), allow_unicode=True, sort_keys=False), encoding="utf-8"
+        )
         os.replace(temporary, Path(folder) / HPARAMS_FILE)
 
 
-def _for_yaml(value: object) -> object:
+def plain_values(value: object) -> Any:
+    """Hyper-parameters as YAML and JSON hold them: what they do not know as text."""
     if isinstance(value, (Mapping, argparse.Namespace)):
-        return {str(key): _for_yaml(item) for key, item in as_dict(value).items()}
+        return {str(key): plain_values(item) for key, item in as_dict(value).items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_for_yaml(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
-        return _for_yaml(value.item())
+        return plain_values(value.item())
     if type(value) in (bool, int, float, str, type(None)):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     return str(value)
+
+
+def flattened(params: Mapping, parent: str = "") -> dict[str, object]:
+    """Nested hyper-parameters as ``{"outer/inner": value}``, values as TensorBoard takes them: numbers and text."""
+    flat: dict[str, object] = {}
+    for key, value in params.items():
+        name = f"{parent}/{key}" if parent else str(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, (Mapping, argparse.Namespace)):
+            flat.update(flattened(as_dict(value), name))
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            flat.update(flattened(dict(enumerate(value)), name))
+        elif isinstance(value, numpy.generic):
+            flat[name] = value.item()
+        else:
+            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat

@@ -1,14 +1,12 @@
 """Metrics for TensorBoard, on `torch.utils.tensorboard`; needs the extra `tensorboard`."""
 
 import argparse
-import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy
 import torch
 
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
@@ -17,6 +15,7 @@ from espnet3_lite.loggers.base import (
     FolderLogger,
     SilentExperiment,
     as_dict,
+    flattened,
     keeps_training,
     write_hyperparams,
 )
@@ -151,7 +150,7 @@ class TensorBoardLogger(FolderLogger):
             self.log_metrics(metrics, step)
             # Not SummaryWriter.add_hparams, which would open a folder of its own for them.
             file_writer = self.experiment._get_file_writer()
-            for summary in hparams(_flat(as_dict(params)), dict(self._with_prefix(metrics))):
+            for summary in hparams(flattened(as_dict(params)), dict(self._with_prefix(metrics))):
                 file_writer.add_summary(summary, step)
 
     @rank_zero_only
@@ -202,21 +201,3 @@ class TensorBoardLogger(FolderLogger):
         if self._experiment is not None:
             self.save()
             self._experiment.close()
-
-
-def _flat(params: Mapping, parent: str = "") -> dict[str, object]:
-    """Nested hyper-parameters as ``{"outer/inner": value}``, values as TensorBoard takes them."""
-    flat: dict[str, object] = {}
-    for key, value in params.items():
-        name = f"{parent}/{key}" if parent else str(key)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = dataclasses.asdict(value)
-        if isinstance(value, (Mapping, argparse.Namespace)):
-            flat.update(_flat(as_dict(value), name))
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            flat.update(_flat(dict(enumerate(value)), name))
-        elif isinstance(value, numpy.generic):
-            flat[name] = value.item()
-        else:
-            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat

@@ -6,6 +6,7 @@ What the settings themselves are is in `settings.py`, what a call needs before i
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loggers.base import Logger
+from espnet3_lite.loggers.base import Logger, is_logger
+from espnet3_lite.trainer.settings import LOGGER_NAMES
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -24,25 +26,40 @@ if TYPE_CHECKING:
 def make_loggers(given: Any, default_root_dir: str) -> list[Logger]:
     """The loggers; a `CSVLogger` by default.
 
+    Args:
+        given: True or False, a logger, its name, or a list of these.
+        default_root_dir: Where those that are named write.
+
     Raises:
         MisconfigurationException: something that is none.
     """
-    if given is False or given == []:
+    if given is False:
         return []
-    if given is True:
-        from espnet3_lite.loggers import CSVLogger
-
-        return [CSVLogger(default_root_dir)]
     several = isinstance(given, (list, tuple))
-    loggers = list(given) if several else [given]
+    loggers = [_named_logger(one, default_root_dir) for one in (given if several else [given])]
     for index, logger in enumerate(loggers):
-        if not isinstance(logger, Logger):
+        if not is_logger(logger):
             hint = "; pass an instance: add the parentheses" if isinstance(logger, type) else ""
             raise MisconfigurationException(
-                f"Trainer: logger{f'[{index}]' if several else ''} must be an instance of Logger, got {logger!r} "
+                f"Trainer: logger{f'[{index}]' if several else ''} must be a logger, an object with `log_metrics` and "
+                f"`log_hyperparams`, or one of {', '.join(LOGGER_NAMES)}; got {logger!r} "
                 f"({type(logger).__name__}){hint}"
             )
     return loggers
+
+
+def _named_logger(given: Any, folder: str) -> Any:
+    """A logger for ``True`` and for a name; anything else as it is."""
+    from espnet3_lite import loggers
+
+    makers: dict[Any, Callable[[], Any]] = {
+        True: lambda: loggers.CSVLogger(folder),
+        "csv": lambda: loggers.CSVLogger(folder),
+        "tensorboard": lambda: loggers.TensorBoardLogger(folder),
+        "wandb": lambda: loggers.WandbLogger(save_dir=folder),
+        "mlflow": lambda: loggers.MLFlowLogger(save_dir=os.path.join(folder, "mlruns")),
+    }
+    return makers[given]() if given is True or (isinstance(given, str) and given in makers) else given
 
 
 def make_callbacks(trainer: Trainer, settings: dict[str, Any]) -> list[Callback]:

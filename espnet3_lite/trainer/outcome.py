@@ -21,10 +21,9 @@ def log_hyperparameters(trainer: Trainer) -> None:
             owner._warn_of_hparams_left_out()
         if owner is not None and getattr(owner, "_log_hyperparams", False):
             values.update(owner.hparams_initial)
-    for logger in trainer.loggers:
-        if values:
-            logger.log_hyperparams(values)
-        logger.save()
+    if values:
+        trainer.tell_loggers("log_hyperparams", values)
+    trainer.tell_loggers("save")
 
 
 def write_status(trainer: Trainer, exception: BaseException | None = None) -> None:

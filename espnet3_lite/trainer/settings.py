@@ -147,7 +147,8 @@ PRECISION = one_of(
     "16-true",
 )
 SEVERAL = Kind("a list of them", LIST.accepts)
-LOGGERS = FLAG | Kind("a logger (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
+LOGGER_NAMES = ("csv", "tensorboard", "wandb", "mlflow")
+LOGGERS = FLAG | one_of(*LOGGER_NAMES) | Kind("a logger (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
 CALLBACKS = Kind("a callback (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
 STRATEGY = one_of(
     "auto", "ddp", "fsdp", "ddp_find_unused_parameters_true",
@@ -212,7 +213,7 @@ class Settings:
         "32-true", PRECISION, "The number format; 32, 64, bf16 and 16 are short for the first four."
     )
     logger: Logger | None = _setting(
-        True, LOGGERS, "True: a `CSVLogger` in `default_root_dir`; False: none; a logger; a list of them."
+        True, LOGGERS, "True: a `CSVLogger` in `default_root_dir`, a name: that kind; False: none; a logger; a list."
     )
     callbacks: list[Callback] = _setting(
         None, CALLBACKS, "What reacts to the run's events; the defaults that they do not replace are added."

@@ -22,7 +22,7 @@ from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
-from espnet3_lite.loggers.base import Logger
+from espnet3_lite.loggers.base import Logger, tell
 from espnet3_lite.loops.evaluation import EvaluationLoop, sanity_check
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
@@ -72,7 +72,7 @@ class Trainer(TrainerProperties):
         signal_grace: int | float | None = 30,
         sync_batchnorm: bool | None = False,
         precision: str | int | None = "32-true",
-        logger: Logger | Sequence[Logger] | bool | None = True,
+        logger: Logger | str | Sequence[Logger | str] | bool | None = True,
         callbacks: Callback | Sequence[Callback] | None = None,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
@@ -264,6 +264,11 @@ class Trainer(TrainerProperties):
         for logger in self.loggers:
             logger.log_metrics(numbers, step=int(step))
 
+    def tell_loggers(self, method: str, *args: Any) -> None:
+        """Call a method of each logger that has it: a logger must have `log_metrics` and `log_hyperparams` alone."""
+        for logger in self.loggers:
+            tell(logger, method, *args)
+
     def make_trial(self) -> Trial:
         """A trial of what this call does, with the module as it is now."""
         return Trial(self)
@@ -321,8 +326,7 @@ class Trainer(TrainerProperties):
             if self.datamodule is not None:
                 self.datamodule.teardown(fn.value)
             self.call("teardown", fn.value)
-            for logger in self.loggers:
-                logger.finalize("success")
+            self.tell_loggers("finalize", "success")
             self.strategy.barrier("the call's end")  # all ranks: nobody has finished before all have
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
@@ -379,7 +383,7 @@ class Trainer(TrainerProperties):
             self.datamodule.on_exception(exception)
         for logger in self.loggers:
             try:
-                logger.finalize("failed")
+                tell(logger, "finalize", "failed")
             except Exception as error:  # what ended the run is what must be seen
                 rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
         if self.state.stage != RunningStage.TRAINING:

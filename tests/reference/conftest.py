@@ -2,6 +2,8 @@
 
 - ``ESPNET3_LITE_ESPNET_PYTHON``: a Python with espnet 202611 and what its recipes import, without Lightning.
 - ``ESPNET3_LITE_LIGHTNING_PYTHON``: one with Lightning 2.6.6 beside it, for what ESPnet3 itself does.
+- ``ESPNET3_LITE_VENDORS_PYTHON``: one with Lightning 2.6.6, wandb, mlflow, optuna with its integration and
+  torchmetrics, for what people bring from there.
 """
 
 import os
@@ -42,3 +44,8 @@ def espnet():
 @pytest.fixture(scope="session")
 def lightning():
     return _reference("ESPNET3_LITE_LIGHTNING_PYTHON", "espnet 202611 and Lightning 2.6.6")
+
+
+@pytest.fixture(scope="session")
+def vendors():
+    return _reference("ESPNET3_LITE_VENDORS_PYTHON", "Lightning 2.6.6, wandb, mlflow, optuna and torchmetrics")

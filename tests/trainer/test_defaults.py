@@ -44,8 +44,8 @@ class Memory(Logger):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (lambda: [Memory(), torch.nn.ReLU()], r"logger\[1\] must be an instance of Logger, got ReLU\(\) \(ReLU\)"),
-        (lambda: "csv", "logger='csv' is not true or false or a logger"),
+        (lambda: [Memory(), torch.nn.ReLU()], r"logger\[1\] must be a logger, .*; got ReLU\(\) \(ReLU\)"),
+        (lambda: "csw", "logger='csw' is not true or false or .*did you mean 'csv'"),
         (lambda: CSVLogger, "got <class .*CSVLogger'> .*; pass an instance: add the parentheses"),
     ],
 )
