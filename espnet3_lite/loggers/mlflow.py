@@ -32,9 +32,9 @@ class MLFlowLogger(Logger):
         experiment_name: The experiment, which is made where there is none. Default: ``"lightning_logs"``.
         run_name: The run's name. Default: MLflow makes one up.
         tracking_uri: The server or data base, such as ``"sqlite:///mlflow.db"``. Default: ``MLFLOW_TRACKING_URI`` in
-            the environment, else files below `save_dir`.
+            the environment, else a data base ``mlflow.db`` in `save_dir` (MLflow 3 writes no plain files any more).
         tags: Of the run.
-        save_dir: The folder of the default `tracking_uri`. Default: ``"./mlruns"``.
+        save_dir: The folder of the default `tracking_uri` and of its files. Default: ``"./mlruns"``.
         log_model: Send checkpoints too: True those that are left at the end, ``"all"`` each one as it is saved.
         prefix: Put before every metric's name, with a ``-`` between. Default: none.
         artifact_location: Where a new experiment keeps its files. Default: MLflow decides.
@@ -71,7 +71,9 @@ class MLFlowLogger(Logger):
             )
         folder = None if save_dir is None else os.path.expanduser(os.fspath(save_dir))
         given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        self._tracking_uri = given or (None if folder is None else f"file:{folder}")
+        #: Where the data base and the files are, unless a `tracking_uri` says otherwise.
+        self._folder = None if given or folder is None else Path(folder).absolute()
+        self._tracking_uri = given or (None if self._folder is None else f"sqlite:///{self._folder}/mlflow.db")
         self._experiment_name, self._run_name = experiment_name, run_name
         self._tags, self._artifact_location = dict(tags or {}), artifact_location
         self._log_model, self._prefix = log_model, prefix
@@ -88,6 +90,8 @@ class MLFlowLogger(Logger):
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._client = MlflowClient(self._tracking_uri)
             self._begin_run(self._client)
         return self._client
@@ -100,7 +104,10 @@ class MLFlowLogger(Logger):
         self._experiment_id = (
             found.experiment_id
             if found is not None
-            else client.create_experiment(self._experiment_name, artifact_location=self._artifact_location)
+            else client.create_experiment(
+                self._experiment_name,
+                artifact_location=self._artifact_location or (self._folder.as_uri() if self._folder else None),
+            )
         )
         self._run_id = client.create_run(self._experiment_id, tags=self._tags, run_name=self._run_name).info.run_id
 
@@ -129,8 +136,7 @@ class MLFlowLogger(Logger):
     @property
     def save_dir(self) -> str | None:
         """The folder that MLflow writes to; None where it writes to none."""
-        uri = self._tracking_uri or ""
-        return uri.removeprefix("file:") if uri.startswith("file:") else None
+        return None if self._folder is None else str(self._folder)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
