@@ -28,7 +28,7 @@ class Line(LiteModule):
         return self.layer(batch).sum()
 
     def validation_step(self, batch, batch_idx):
-        self.log("val", self.hparams.slope * self.current_epoch)
+        self.log("val", self.hparams.slope * (self.current_epoch + 1))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.25)
@@ -50,6 +50,7 @@ def wandb_offline():
     config, summary, folder = logger.experiment.config.as_dict(), dict(logger.experiment.summary), wandb.run.dir
     path = os.path.join(os.path.dirname(folder), f"run-{logger.version}.wandb")
     wandb.finish()
+    wandb.teardown()  # its own process has written everything
     rows = []
     for data in _records(path):
         items = wandb_internal_pb2.Record.FromString(data).history.item
