@@ -158,8 +158,8 @@ class CheckpointFiles(Checkpoint):
         if not trainer.loggers:
             return os.path.join(trainer.default_root_dir, "checkpoints")
         logger = trainer.loggers[0]
-        # A logger of one's own may have no name, no version and no folder.
-        name, version = getattr(logger, "name", None), getattr(logger, "version", None)
+        # A logger of one's own may have no name, no version and no folder. Looking for a version may change the name.
+        version, name = getattr(logger, "version", None), getattr(logger, "name", None)
         folder = getattr(logger, "save_dir", None) or trainer.default_root_dir
         inner = [] if version is None else [version if isinstance(version, str) else f"version_{version}"]
         return os.path.join(folder, *([] if name is None else [str(name)]), *inner, "checkpoints")

@@ -27,8 +27,8 @@ def test_wandb_offline_read_back(run):
         (0, 0.5), (1, 1.0), (2, 0.5), (3, 1.0),
     ]  # fmt: skip
     assert [(row["trainer/global_step"], row["a-val"]) for row in found["rows"] if "a-val" in row] == [
-        (1, 0.0),
-        (3, 1.0),
+        (1, 1.0),
+        (3, 2.0),
     ]
 
 
