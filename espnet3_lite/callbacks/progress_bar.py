@@ -129,7 +129,8 @@ class ProgressBar(Callback):
         """Training batches of this epoch; infinity where nobody knows; where `max_steps` alone ends it, the rest."""
         trainer = self.trainer
         if trainer.max_epochs == -1 and trainer.max_steps > 0:
-            return min(trainer.num_training_batches, trainer.max_steps - trainer.global_step)
+            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches  # in batches
+            return min(trainer.num_training_batches, left)
         return trainer.num_training_batches
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class EpochStage(str, Enum):
@@ -75,6 +75,11 @@ class Progress:
         """A batch is counted, and its hooks or its validation have not ended."""
         return self.stage in (EpochStage.BATCH_OPEN, EpochStage.VALIDATION_DUE)
 
+    @property
+    def epoch_loop(self) -> EpochLoop:
+        """The same counters under Lightning's names."""
+        return EpochLoop(self)
+
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
         self.stage = EpochStage.BATCHES_OVER if self.is_last_batch else EpochStage.BATCHES
@@ -98,3 +103,65 @@ class Progress:
         for entry in fields(Progress):
             kind = type(getattr(self, entry.name))
             setattr(self, entry.name, kind(state[entry.name]))
+
+
+class Counts(NamedTuple):
+    """Batches that were begun, and those that are through."""
+
+    ready: int
+    completed: int
+
+
+class BatchProgress(NamedTuple):
+    """Batches of this epoch and of all, and whether the one in work is the epoch's last."""
+
+    current: Counts
+    total: Counts
+    is_last_batch: bool
+
+
+class EpochLoop:
+    """What code written for Lightning reads from ``trainer.fit_loop.epoch_loop``: the counters under its names.
+
+    Args:
+        loop: Whose counters these are.
+    """
+
+    def __init__(self, loop: Progress):
+        self._loop = loop
+
+    @property
+    def _batch_is_in_work(self) -> bool:
+        """A batch has begun and is not counted yet."""
+        return self._loop.stage is EpochStage.BATCHES
+
+    @property
+    def batch_idx(self) -> int:
+        """The index of the batch in work, or of the last one, in its epoch."""
+        return self._loop.batches_done - (not self._batch_is_in_work)
+
+    @property
+    def total_batch_idx(self) -> int:
+        """The same over all epochs."""
+        return self._loop.batches_seen - (not self._batch_is_in_work)
+
+    @property
+    def batch_progress(self) -> BatchProgress:
+        """How many batches were begun and are through."""
+        begun, loop = self._batch_is_in_work, self._loop
+        through = begun + loop.batch_is_open  # the hooks of a batch's end are not through with it
+        return BatchProgress(
+            Counts(loop.batches_done + begun, loop.batches_done + begun - through),
+            Counts(loop.batches_seen + begun, loop.batches_seen + begun - through),
+            loop.is_last_batch,
+        )
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps."""
+        return self._loop.global_step
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """The loggers' axis."""
+        return self._loop.batches_stepped

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from espnet3_lite.callbacks.checkpoint_files import newest_first
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
+from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -80,3 +81,16 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
         finder = getattr(callback, "resume_candidates", None)
         candidates += finder(trainer) if finder is not None else []
     return _as_text(checkpoint_io.newest_intact(newest_first(candidates)))
+
+
+def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:
+    """A checkpoint never runs code here, whoever made it.
+
+    Raises:
+        MisconfigurationException: `weights_only` is False.
+    """
+    if weights_only is False:
+        raise MisconfigurationException(
+            f"Trainer.{call}(weights_only=False): checkpoints are always read with weights_only=True, tensors, plain "
+            f"values and harmless types alone; leave it out"
+        )

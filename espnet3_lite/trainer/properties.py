@@ -55,9 +55,9 @@ class TrainerProperties(TrainerParts, Settings, RunInformation):
 
     @property
     def should_log_step(self) -> bool:
-        """True on each `log_every_n_steps`-th step, and where the run is about to stop."""
-        every = self.log_every_n_steps
-        return every > 0 and ((self.fit_loop.batches_stepped + 1) % every == 0 or self.should_stop)
+        """True on each `log_every_n_steps`-th step, and where the run is about to stop (no `min_epochs` holds it)."""
+        every, stops = self.log_every_n_steps, self.should_stop and self.stopping.allowed
+        return every > 0 and ((self.fit_loop.batches_stepped + 1) % every == 0 or stops)
 
     @property
     def should_stop(self) -> bool:

@@ -33,7 +33,7 @@ from espnet3_lite.module.from_lightning import refuse_lightnings_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
 from espnet3_lite.trainer import defaults, outcome, setup
-from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
+from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint, refuse_unsafe_files
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.settings import documented, resolve
@@ -145,6 +145,7 @@ class Trainer(TrainerProperties):
         val_dataloaders: Any = None,
         datamodule: LiteDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train.
 
@@ -154,11 +155,13 @@ class Trainer(TrainerProperties):
             val_dataloaders: One validation loader, a list of loaders, or a dict whose keys name them.
             datamodule: Provides the loaders instead.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
+            weights_only: Lightning's way to let a checkpoint run code is refused: False is an error.
 
         Raises:
             MisconfigurationException: the model or its settings contradict each other.
             SystemExit: a signal or Ctrl-C ended the run, after all was saved (128 plus the signal's number).
         """
+        refuse_unsafe_files("fit", weights_only)
         given = {"train": train_dataloaders, "val": val_dataloaders}
         self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path)
 
@@ -169,6 +172,7 @@ class Trainer(TrainerProperties):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LiteDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Run one validation.
 
@@ -182,6 +186,7 @@ class Trainer(TrainerProperties):
         Returns:
             One dict of the logged values a loader.
         """
+        refuse_unsafe_files("validate", weights_only)
         return self._run(TrainerFn.VALIDATING, model, {"val": dataloaders}, datamodule, ckpt_path, verbose)
 
     def test(
@@ -191,8 +196,10 @@ class Trainer(TrainerProperties):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LiteDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Run one test; as `validate`."""
+        refuse_unsafe_files("test", weights_only)
         return self._run(TrainerFn.TESTING, model, {"test": dataloaders}, datamodule, ckpt_path, verbose)
 
     def predict(
@@ -202,6 +209,7 @@ class Trainer(TrainerProperties):
         datamodule: LiteDataModule | None = None,
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
     ) -> list[Any] | None:
         """Run `predict_step` over loaders.
 
@@ -215,6 +223,7 @@ class Trainer(TrainerProperties):
         Returns:
             The outputs of each batch; for several loaders a list of such lists.
         """
+        refuse_unsafe_files("predict", weights_only)
         self.return_predictions = return_predictions is not False
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path)
         return outputs if self.return_predictions else None

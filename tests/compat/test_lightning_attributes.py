@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -39,3 +39,88 @@ def test_the_optimizer_behind_the_one_that_counts():
     trainer.fit(module, [torch.ones(1, 1)])
     ((first, second, third),) = module.seen
     assert type(first) is torch.optim.SGD and first is second is third is trainer.optimizers[0]
+
+
+class Line(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        self.log("loss_seen", 1.0)
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_epoch_loop_counts_under_lightnings_names():
+    class Counting(Callback):
+        """As with Lightning 2.6.6, which gave these numbers."""
+
+        def __init__(self):
+            self.seen = []
+
+        def note(self, trainer):
+            loop = trainer.fit_loop.epoch_loop
+            ready, completed = loop.batch_progress.current
+            self.seen.append((loop.batch_idx, loop.total_batch_idx, ready, completed, loop.global_step))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.note(trainer)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.note(trainer)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.note(trainer)
+
+    counting = Counting()
+    Trainer(max_epochs=2, callbacks=[counting], **QUIET).fit(Line(), [torch.ones(1, 1)] * 2)
+    assert counting.seen == [
+        (0, 0, 1, 0, 0), (0, 0, 1, 0, 1), (1, 1, 2, 1, 1), (1, 1, 2, 1, 2), (1, 1, 2, 2, 2),
+        (0, 2, 1, 0, 2), (0, 2, 1, 0, 3), (1, 3, 2, 1, 3), (1, 3, 2, 1, 4), (1, 3, 2, 2, 4),
+    ]  # fmt: skip
+
+
+def test_while_a_stop_waits_for_min_epochs_each_nth_step_is_logged():
+    class Stopping(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.should_stop = True
+
+    class Rows:
+        def __init__(self):
+            self.steps = []
+
+        def log_metrics(self, metrics, step=None):
+            self.steps.append(step)
+
+        def log_hyperparams(self, params):
+            pass
+
+    rows = Rows()
+    settings = {**QUIET, "logger": rows, "log_every_n_steps": 2}
+    trainer = Trainer(max_epochs=9, min_epochs=2, callbacks=[Stopping()], **settings)
+    trainer.fit(Line(), [torch.ones(1, 1)] * 4)
+    assert trainer.current_epoch == 2 and rows.steps == [1, 3, 5, 7]
+
+
+def test_the_bar_counts_batches_where_max_steps_ends_the_run():
+    trainer = Trainer(max_steps=3, accumulate_grad_batches=2, **{**QUIET, "enable_progress_bar": True})
+    totals = []
+
+    class Looking(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            bar = trainer.progress_bar_callback
+            totals.append((bar.train_progress_bar.n, bar.train_progress_bar.total))
+
+    trainer.callbacks = [*trainer.callbacks, Looking()]
+    trainer.fit(Line(), [torch.ones(1, 1)] * 20)
+    assert trainer.global_step == 3 and totals[-1] == (6, 6)
+
+
+@pytest.mark.parametrize("call", ["fit", "validate", "test", "predict"])
+def test_files_are_always_read_safely(call):
+    arguments = {"weights_only": False, "ckpt_path": "x.ckpt"}
+    with pytest.raises(MisconfigurationException, match=rf"Trainer.{call}\(weights_only=False\): checkpoints are"):
+        getattr(Trainer(max_epochs=1, **QUIET), call)(Line(), [torch.ones(1, 1)], **arguments)
