@@ -132,20 +132,8 @@ INTERVAL = whole(1) | Kind(
     lambda value: _validation_left_out(value) or _count_for_float(value),
 )
 PRECISION = one_of(
-    "32-true",
-    "64-true",
-    "bf16-mixed",
-    "16-mixed",
-    "32",
-    "64",
-    "bf16",
-    "16",
-    32,
-    64,
-    16,
-    "bf16-true",
-    "16-true",
-)
+    "32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16, "bf16-true", "16-true",
+)  # fmt: skip
 SEVERAL = Kind("a list of them", LIST.accepts)
 LOGGER_NAMES = ("csv", "tensorboard", "wandb", "mlflow")
 LOGGERS = FLAG | one_of(*LOGGER_NAMES) | Kind("a logger (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
