@@ -13,13 +13,15 @@ import pathlib
 import pickle
 import re
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy
 import torch
 
 _ATOMS = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.device, torch.dtype)
-_BASES = (bool, int, float, complex, str, bytes)
+_BASES: tuple[type[Any], ...] = (bool, int, float, complex, str, bytes)
 
 
 def plain(value: object, where: str = "checkpoint") -> object:
@@ -49,7 +51,7 @@ def plain(value: object, where: str = "checkpoint") -> object:
         raise TypeError(f"{where} is nested too deeply, or contains itself: a checkpoint cannot hold it") from error
 
 
-def _plain(value: object, where: str, seen: dict[int, tuple[object, object]]) -> object:
+def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
     """`seen` as in `_settle`: what is shared stays shared, and is looked through once."""
     if isinstance(value, torch.Tensor) or type(value) in _ATOMS:
         return value
@@ -57,7 +59,7 @@ def _plain(value: object, where: str, seen: dict[int, tuple[object, object]]) ->
         value = vars(value)
     if isinstance(value, (dict, list, tuple, set)):
         if id(value) not in seen:
-            convert = _plain_dict if isinstance(value, dict) else _plain_sequence
+            convert: Callable[..., object] = _plain_dict if isinstance(value, dict) else _plain_sequence
             seen[id(value)] = (value, convert(value, where, seen))
         return seen[id(value)][1]
     if isinstance(value, numpy.generic):
@@ -75,7 +77,7 @@ def _plain(value: object, where: str, seen: dict[int, tuple[object, object]]) ->
     )
 
 
-def _plain_dict(value: dict, where: str, seen: dict[int, tuple[object, object]]) -> dict:
+def _plain_dict(value: dict[Any, Any], where: str, seen: dict[int, tuple[object, object]]) -> dict[Any, Any]:
     items = [
         (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen)) for key, item in value.items()
     ]
@@ -89,8 +91,8 @@ def _plain_dict(value: dict, where: str, seen: dict[int, tuple[object, object]])
 
 
 def _plain_sequence(
-    value: list | tuple | set, where: str, seen: dict[int, tuple[object, object]]
-) -> list | tuple | set:
+    value: list[Any] | tuple[Any, ...] | set[Any], where: str, seen: dict[int, tuple[object, object]]
+) -> list[Any] | tuple[Any, ...] | set[Any]:
     items = [_plain(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
     kind = next(base for base in (list, tuple, set) if isinstance(value, base))
     if type(value) is kind and all(new is old for new, old in zip(items, value, strict=True)):
@@ -110,28 +112,28 @@ def _plain_sequence(
 class _EmptyDict:
     """For dict subclasses: torch then fills a plain dict. Arguments (a default factory) are dropped."""
 
-    def __new__(cls, *_: object) -> dict:
+    def __new__(cls, *_: object) -> Any:
         return {}
 
 
 class _EmptyList:
     """For list-likes that torch would refuse to fill."""
 
-    def __new__(cls, *_: object) -> list:
+    def __new__(cls, *_: object) -> Any:
         return []
 
 
 class _Text(str):
     """`str`, of a text alone: of a forged value, whose parts are shared, the text could be endless."""
 
-    def __new__(cls, value: str = "") -> str:
+    def __new__(cls, value: str = "") -> Any:
         return _only(str, value)
 
 
 class _Bytes(bytes):
     """`bytes`, but not of a length, which may be forged: the memory would be taken at once."""
 
-    def __new__(cls, value: bytes | list = b"") -> bytes:
+    def __new__(cls, value: bytes | list[int] = b"") -> Any:
         return bytes(value) if isinstance(value, list) else _only(bytes, value)
 
 
@@ -161,7 +163,7 @@ class _Holder:
 class _OmegaNode(_Holder):
     """An OmegaConf container or leaf: a dict, a list or a value, with interpolations left as text."""
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.content = state["_content"] if "_content" in state else state["_val"]
 
     def settled(self) -> object:
@@ -176,7 +178,7 @@ class _NumpyType:
             raise pickle.UnpicklingError(f"a NumPy array of type {code!r}; only numbers are read")
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
     def numbers(self, data: bytes) -> numpy.ndarray:
@@ -193,7 +195,7 @@ class _NumpyArray(_Holder):
     def __init__(self, *_: object):
         self.array = numpy.empty(0)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, in_fortran_order, data = state
         self.array = kind.numbers(data).reshape(shape, order="F" if in_fortran_order else "C").copy()
 
@@ -201,7 +203,7 @@ class _NumpyArray(_Holder):
         return self.array
 
 
-_STAND_INS = {
+_STAND_INS: dict[str, Callable[..., Any]] = {
     # The standard library: types that only hold values.
     "argparse.Namespace": argparse.Namespace,
     "builtins.bool": bool,
@@ -263,7 +265,9 @@ def allowed_names() -> list[str]:
 
 def harmless_globals() -> AbstractContextManager[None]:
     """While entered, `torch.load(weights_only=True)` also reads what `allowed_names` lists; see `settle`."""
-    return torch.serialization.safe_globals([(kind, name) for name, kind in _STAND_INS.items()])
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]]  # the list's type is the parameter's
+    allowed = [(kind, name) for name, kind in _STAND_INS.items()]
+    return torch.serialization.safe_globals(allowed)
 
 
 def settle(value: object) -> object:

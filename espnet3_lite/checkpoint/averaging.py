@@ -5,12 +5,13 @@ Which files they come from, and where the result goes, is `average_files`'s busi
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
 
-StateDict = dict[str, object]
+StateDict = dict[str, Any]
 
 #: Sums take at least so many bytes at a time: where that is much, the model is small.
 _SMALLEST_WINDOW = 2**21
@@ -63,7 +64,7 @@ def average_state_dicts(names: Sequence[str], readers: Sequence[Callable[[], Sta
 
 def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) -> dict[str, str]:
     """Check that all state dicts have one layout; name for each key the first key that shares its memory."""
-    layout: dict[str, tuple] = {}
+    layout: dict[str, tuple[object, str]] = {}
     owner_in_each: dict[str, list[str]] = {}
     for name, reader in zip(names, readers, strict=True):
         state_dict = reader()
@@ -72,7 +73,7 @@ def _owners(names: Sequence[str], readers: Sequence[Callable[[], StateDict]]) ->
             layout = this_layout
             owner_in_each = {key: [] for key in layout}
         _check_layout(names[0], layout, name, this_layout)
-        first_key_at: dict[tuple, str] = {}
+        first_key_at: dict[tuple[object, ...], str] = {}
         for key in layout:
             owner_in_each[key].append(first_key_at.setdefault(_memory(key, state_dict[key]), key))
     # Tied means tied in every file: the keys whose owners agree everywhere.
@@ -93,7 +94,9 @@ def _shape_and_kind(value: object) -> tuple[object, str]:
     return tuple(value.shape), "boolean" if value.dtype == torch.bool else "integer"
 
 
-def _check_layout(first_name: str, first: dict[str, tuple], name: str, this: dict[str, tuple]) -> None:
+def _check_layout(
+    first_name: str, first: dict[str, tuple[object, str]], name: str, this: dict[str, tuple[object, str]]
+) -> None:
     if this.keys() != first.keys():
         missing, extra = sorted(first.keys() - this.keys()), sorted(this.keys() - first.keys())
         raise KeyError(
@@ -108,7 +111,7 @@ def _check_layout(first_name: str, first: dict[str, tuple], name: str, this: dic
             )
 
 
-def _memory(key: str, value: object) -> tuple:
+def _memory(key: str, value: object) -> tuple[object, ...]:
     """Equal for tensors that are the same elements of the same memory; any other value is its own."""
     if not isinstance(value, torch.Tensor) or value.numel() == 0:
         return (key,)

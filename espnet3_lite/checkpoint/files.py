@@ -8,9 +8,9 @@ several files are averaged in `average_files`; temporary names, links and remova
 import logging
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -33,11 +33,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 AnyPath = TypeVar("AnyPath", str, Path)
+#: Where `torch.load` puts tensors: its own argument of this name.
+MapLocation: TypeAlias = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
 
 # --- Writing ------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint so that a reader, or a crash at any moment, finds the old file or the new one,
     whole.
 
@@ -63,7 +65,7 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
     ['last.ckpt']
     """
     path = Path(os.path.expanduser(path))
-    checkpoint = plain(checkpoint)
+    checkpoint = cast(dict[str, Any], plain(checkpoint))  # a dict comes back as one
     twin = _twin_of(checkpoint, path)
     if twin is not None:
         link_or_copy(twin, path)
@@ -90,11 +92,11 @@ def save_checkpoint(checkpoint: dict, path: str | Path) -> None:
 _written: dict[Path, tuple[Path, object, object]] = {}
 
 
-def _moment(checkpoint: dict) -> tuple[object, object]:
+def _moment(checkpoint: dict[str, Any]) -> tuple[object, object]:
     return checkpoint.get("epoch"), checkpoint.get("global_step")
 
 
-def _twin_of(checkpoint: dict, path: Path) -> Path | None:
+def _twin_of(checkpoint: dict[str, Any], path: Path) -> Path | None:
     """The file that holds just this already: several callbacks save one state, each under a name of its own."""
     twin, *moment = _written.get(path.parent, (path, None, None))
     if twin == path or None in moment or tuple(moment) != _moment(checkpoint):
@@ -107,7 +109,7 @@ def _twin_of(checkpoint: dict, path: Path) -> Path | None:
     return twin if _same(checkpoint, saved, tensors=False) and _same(checkpoint, saved, tensors=True) else None
 
 
-def _same(one: object, other: object, tensors: bool) -> bool:
+def _same(one: Any, other: Any, tensors: bool) -> bool:
     if isinstance(one, torch.Tensor):
         if not isinstance(other, torch.Tensor) or (one.shape, one.dtype, one.layout) != (
             other.shape, other.dtype, other.layout,
@@ -126,7 +128,7 @@ def _same(one: object, other: object, tensors: bool) -> bool:
 # --- Reading ------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
+def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: bool | None = None) -> dict[str, Any]:
     """Read a checkpoint, ours or Lightning's, after checking that it is whole. No code in it is ever run.
 
     Beside tensors and plain values, the harmless types in `allowed_types.allowed_names` are read, which
@@ -155,7 +157,7 @@ def load_checkpoint(path: str | Path, map_location: object = "cpu", mmap: bool |
     return read_file(path, map_location, mmap)
 
 
-def read_file(path: Path, map_location: object = "cpu", mmap: bool | None = None) -> dict:
+def read_file(path: Path, map_location: MapLocation = "cpu", mmap: bool | None = None) -> dict[str, Any]:
     """As `load_checkpoint`, of a file whose checksums were checked already."""
     try:
         with harmless_globals():
@@ -251,7 +253,7 @@ def step_of(path: str | Path) -> int:
     return step if isinstance(step, int) else -1
 
 
-def check_state_dict(checkpoint: dict, path: object) -> None:
+def check_state_dict(checkpoint: dict[str, Any], path: object) -> None:
     """Refuse a file that is no checkpoint of a trainer, and say what it is.
 
     Raises:
@@ -270,7 +272,7 @@ def check_state_dict(checkpoint: dict, path: object) -> None:
 # --- Sharded checkpoints ------------------------------------------------------------------------------------
 
 
-def load_sharded(folder: Path, only: str | None = None) -> dict:
+def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
     """Put a sharded checkpoint together; `only` one of its top-level entries, where it has that."""
     from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
 

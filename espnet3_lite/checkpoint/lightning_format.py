@@ -130,10 +130,10 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
-        configured = _numbers_of(config.scheduler)
+        arguments = _numbers_of(config.scheduler)
         config.scheduler.load_state_dict(state)
         restored = _numbers_of(config.scheduler)
-        for name, value in configured.items():
+        for name, value in arguments.items():
             if restored.get(name, value) != value:
                 rank_zero_warn(
                     f"{type(config.scheduler).__name__} goes on with the checkpoint's {name}={restored[name]}; "
@@ -143,7 +143,7 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 def _settings_of(group: dict[str, Any]) -> dict[str, Any]:
     """A parameter group's numbers as they were configured: schedulers leave the rate that they began with."""
-    settings = {name: value for name, value in group.items() if isinstance(value, (int, float, tuple))}
+    settings: dict[str, Any] = {name: v for name, v in group.items() if isinstance(v, (int, float, tuple))}
     settings["lr"] = settings.pop("initial_lr", settings.get("lr"))
     return settings
 

@@ -9,16 +9,21 @@ a folder is met, since torch's package is slow to import.
 import inspect
 import io
 import math
+import os
 import pathlib
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlanner, StorageReader
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, settle
 from espnet3_lite.checkpoint.zip_integrity import archive_damage
@@ -62,7 +67,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint's metadata")
 
 
-def read_metadata(folder: str | Path, name: str = METADATA_FILE) -> Metadata:
+def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> Metadata:
     """Read what a sharded checkpoint holds and where, without running code.
 
     Raises:
@@ -188,28 +193,29 @@ def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -
     try:
         for name in names:
             entry = metadata.state_dict_metadata[name]
-            tensor = not isinstance(entry, BytesStorageMetadata)
-            values[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if tensor else None
+            values[name] = None
+            if not isinstance(entry, BytesStorageMetadata):
+                values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
         _load_alone(values, VerifiedReader(folder), PlainValuesPlanner())
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
-    except (Exception, distributed_checkpoint.CheckpointException) as error:
+    except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
     return values
 
 
 def _load_alone(values: dict[str, object], reader: StorageReader, planner: LoadPlanner) -> None:
     """In this process by itself, also where it is a rank; `load` of torch 2.6 has no word for that."""
-    if "no_dist" in inspect.signature(distributed_checkpoint.load).parameters:
-        distributed_checkpoint.load(values, storage_reader=reader, planner=planner, no_dist=True)
+    if "no_dist" in inspect.signature(state_dict_loader.load).parameters:
+        state_dict_loader.load(values, storage_reader=reader, planner=planner, no_dist=True)
     else:
-        distributed_checkpoint.load_state_dict(values, reader, planner=planner, no_dist=True)
+        state_dict_loader.load_state_dict(values, reader, planner=planner, no_dist=True)
 
 
-class _Built(dict):
+class _Built(dict[str | int, Any]):
     """A container that `nested` makes, as opposed to a dict that was stored as a value."""
 
 
-def nested(values: dict[str, object], metadata: Metadata) -> dict:
+def nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
     """Give entries the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
 
     torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
@@ -225,7 +231,7 @@ def nested(values: dict[str, object], metadata: Metadata) -> dict:
         raise CheckpointError(f"damaged metadata: its entries do not make a checkpoint: {error}") from error
 
 
-def _nested(values: dict[str, object], metadata: Metadata) -> dict:
+def _nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
     whole = _Built()
     for name, value in values.items():
         *parents, last = place_of(metadata, name)
@@ -241,7 +247,7 @@ def _nested(values: dict[str, object], metadata: Metadata) -> dict:
     return {**checkpoint, **rest}
 
 
-def _with_lists(value: object) -> object:
+def _with_lists(value: object) -> Any:
     if not isinstance(value, _Built):
         return value
     content = {key: _with_lists(item) for key, item in value.items()}
@@ -250,14 +256,14 @@ def _with_lists(value: object) -> object:
     return content
 
 
-def shardable(checkpoint: dict) -> dict:
+def shardable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint as it should be given to `torch.distributed.checkpoint.save`.
 
     Model and optimizers stay, to be sharded; all else goes as one value under `PLAIN_ENTRY`, since torch
     would otherwise turn its integer keys into text and lose its empty dicts. `nested` and `read_plain` undo
     it.
     """
-    sharded = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+    sharded: dict[str, Any] = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
     # A tuple is the one container that torch does not take apart.
     return {
         **sharded,
@@ -265,7 +271,7 @@ def shardable(checkpoint: dict) -> dict:
     }
 
 
-def read_plain(folder: str | Path) -> dict:
+def read_plain(folder: str | Path) -> dict[str, Any]:
     """Read what `shardable` put under `PLAIN_ENTRY`: all of a sharded checkpoint but model and optimizers."""
     metadata = read_metadata(folder)
     if PLAIN_ENTRY not in metadata.state_dict_metadata:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
@@ -32,7 +32,7 @@ class ShardedSaver:
         self.in_background = False
         # Of its own, and in main memory: what a background thread exchanges must not mix with the training's.
         self.group = dist.new_group(backend="gloo")  # collective: all ranks begin the call together
-        self._under_way: Future | None = None
+        self._under_way: Future[Any] | None = None
         self._waiting: list[Callable[[], None]] = []
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -55,10 +55,12 @@ class ShardedSaver:
         dist.barrier(group=self.group)  # collective: nobody writes into what is being removed
         writer = FileSystemWriter(path)
         if not self.in_background:
-            distributed_checkpoint.save(state, storage_writer=writer, process_group=self.group)
+            state_dict_saver.save(state, storage_writer=writer, process_group=self.group)
             return
         state = map_tensors(state, lambda tensor: tensor.detach().clone())  # training goes on meanwhile
-        self._under_way = distributed_checkpoint.async_save(state, storage_writer=writer, process_group=self.group)
+        under_way = state_dict_saver.async_save(state, storage_writer=writer, process_group=self.group)
+        assert isinstance(under_way, Future)  # two futures come back only where a stager of its own is given
+        self._under_way = under_way
 
     def when_saved(self, action: Callable[[], None]) -> None:
         """Run `action` once all that was handed to `save` is on disk."""
@@ -119,13 +121,15 @@ def read_checkpoint(folder: str | Path, module: torch.nn.Module) -> dict[str, An
         module: Its state dict says who holds which part.
     """
     metadata = sharded_reader.read_metadata(folder)
-    own, template, optimizers = module.state_dict(), {}, set()
+    own = module.state_dict()
+    template: dict[str, torch.Tensor | None] = {}
+    optimizers: set[int] = set()
     for name, entry in metadata.state_dict_metadata.items():
         top, key, *_ = (*sharded_reader.place_of(metadata, name), None)
         if top == "optimizer_states":
-            optimizers.add(key)
+            optimizers.add(int(key))
         elif top == "state_dict":
-            template[name] = _empty(entry, own.get(key)) if isinstance(entry, TensorStorageMetadata) else None
+            template[name] = _empty(entry, own.get(str(key))) if isinstance(entry, TensorStorageMetadata) else None
     _read_into(template, folder)
     checkpoint = {**sharded_reader.nested(template, metadata), **sharded_reader.read_plain(folder)}
     if optimizers:
@@ -141,7 +145,7 @@ def _empty(entry: TensorStorageMetadata, like: torch.Tensor | None) -> torch.Ten
 
 
 def _read_into(template: dict[str, Any], folder: str | Path) -> None:
-    distributed_checkpoint.load(
+    state_dict_loader.load(
         template,
         storage_reader=sharded_reader.VerifiedReader(folder),
         planner=sharded_reader.PlainValuesPlanner(),

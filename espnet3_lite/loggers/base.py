@@ -77,10 +77,10 @@ class Logger(ABC):
     def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
         """Write out what is held back. Default: nothing is."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any] | None:
         """Called when a checkpoint is made: plain values that say which log this is and how far it goes. Default: none.
 
-        Whatever was logged so far must be on disk when this returns.
+        Whatever was logged so far must be on disk when this returns. Only what rank zero returns is kept.
         """
         return {}
 
@@ -212,8 +212,9 @@ class FolderLogger(Logger):
 
     @rank_zero_only
     def state_dict(self) -> dict[str, Any]:
-        """Which log this is."""
-        return {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir), "version": self.version}
+        """Which log this is, and how far it goes."""
+        own = {"logger": type(self).__name__, "root_dir": os.path.realpath(self.root_dir), "version": self.version}
+        return {**own, **self._position()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in that folder, if it is one of this logger's, and not another version was asked for.
@@ -237,6 +238,10 @@ class FolderLogger(Logger):
                     "version"
                 )
                 self._version = self._next_version()
+
+    @abstractmethod
+    def _position(self) -> dict[str, Any]:
+        """How far the log goes, all of it on disk: what `_go_on` asks for, plain values."""
 
     @abstractmethod
     def _go_on(self, state: dict[str, Any]) -> None:

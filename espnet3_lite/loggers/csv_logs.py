@@ -8,6 +8,7 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ class CSVLogger(FolderLogger):
         del held[:-_MOST_ROWS_HELD]  # the newest stay, for the case that the disk takes them again
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float | torch.Tensor], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | torch.Tensor], step: int | None = None) -> None:
         """Add a row.
 
         Args:
@@ -139,14 +140,12 @@ class CSVLogger(FolderLogger):
         except (OSError, ValueError, csv.Error) as error:  # the file may have been replaced by anything meanwhile
             self._move_on(error, writer.metrics, writer.hparams)
 
-    @rank_zero_only
-    def state_dict(self) -> dict:
-        """Which log this is, and how many rows it has, all of them on disk."""
+    def _position(self) -> dict[str, Any]:
         if self._experiment is not None:
             self.save()
-        return {**super().state_dict(), "rows": self._experiment.rows_logged if self._experiment is not None else 0}
+        return {"rows": self._experiment.rows_logged if self._experiment is not None else 0}
 
-    def _go_on(self, state: dict) -> None:
+    def _go_on(self, state: dict[str, Any]) -> None:
         assert self.log_dir is not None  # the version was given
         self._experiment = ExperimentWriter(self.log_dir, keep_rows=state["rows"])
 

@@ -5,7 +5,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -182,14 +182,12 @@ class TensorBoardLogger(FolderLogger):
         if not os.path.exists(os.path.join(self.log_dir, HPARAMS_FILE)):
             write_hyperparams(self.log_dir, self.hparams)
 
-    @rank_zero_only
-    def state_dict(self) -> dict:
-        """Which log this is, and its last step, all on disk."""
+    def _position(self) -> dict[str, Any]:
         if self._experiment is not None:
             self.save()
-        return {**super().state_dict(), "last_step": self._last_step}
+        return {"last_step": self._last_step}
 
-    def _go_on(self, state: dict) -> None:
+    def _go_on(self, state: dict[str, Any]) -> None:
         self._last_step = state["last_step"]
         # TensorBoard then forgets the points of later steps that the cut run wrote.
         self._kwargs = {**self._kwargs, "purge_step": self._last_step + 1}

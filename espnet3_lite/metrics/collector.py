@@ -13,6 +13,8 @@ import torch
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics.logged_value import (
+    Key,
+    LogArguments,
     LoggedValue,
     as_number,
     check_weight,
@@ -46,10 +48,11 @@ class Metrics:
         #: The batch in work, or None between two epochs. Its size is found when a mean needs it.
         self.batch: Any = None
         self._batch_size: int | None = None
-        self.training: dict[tuple, LoggedValue] = {}
-        self.evaluation: dict[tuple, LoggedValue] = {}
+        self.training: dict[Key, LoggedValue] = {}
+        self.evaluation: dict[Key, LoggedValue] = {}
         self.active = self.training
-        self._touched: list[tuple] = []
+        #: The values that the batch in work has changed, as they were: last, total, weight, fresh.
+        self._touched: list[tuple[LoggedValue, torch.Tensor | None, torch.Tensor | None, Any, bool]] = []
         self._callback: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
@@ -61,14 +64,15 @@ class Metrics:
     # ---- taking values ---------------------------------------------------------------------------------------------
 
     def log(
-        self, name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx,
-        batch_size, rank_zero_only,
+        self, name: str, value: Any, prog_bar: bool, logger: bool, on_step: bool | None, on_epoch: bool | None,
+        reduce_fx: Any, enable_graph: bool, sync_dist: bool, add_dataloader_idx: bool,
+        batch_size: int | float | torch.Tensor | None, rank_zero_only: bool,
     ) -> None:  # fmt: skip
         """See `LiteModule.log`."""
         arguments = (
             prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx, rank_zero_only,
         )  # fmt: skip
-        key = (self.hook, name, self.dataloader_idx)
+        key = (self.hook or "", name, self.dataloader_idx)
         entry = self.active.get(key)
         if entry is None:
             entry = self.active[key] = self._new_entry(name, arguments)
@@ -97,7 +101,7 @@ class Metrics:
         self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
         entry.update(tensor, 1 if batch_size is None else batch_size)
 
-    def _new_entry(self, name: str, arguments: tuple) -> LoggedValue:
+    def _new_entry(self, name: str, arguments: LogArguments) -> LoggedValue:
         if self.hook not in LOG_DEFAULTS:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
@@ -158,8 +162,8 @@ class Metrics:
 
     def discard_since(self, mark: int) -> None:
         """Take back what was logged for the batch in work since a mark."""
-        for entry, *before in reversed(self._touched[mark:]):
-            entry.last, entry.total, entry.weight, entry.fresh = before
+        for entry, last, total, weight, fresh in reversed(self._touched[mark:]):
+            entry.last, entry.total, entry.weight, entry.fresh = last, total, weight, fresh
         del self._touched[mark:]
 
     def mask_batch(self, finite: torch.Tensor) -> None:
@@ -169,7 +173,7 @@ class Metrics:
         """
         for entry, _, total, weight, _ in self._touched:
             if entry.total is not None and entry.on_epoch:
-                before = neutral(entry) if total is None else total
+                before = neutral(entry.reduce, entry.total) if total is None else total
                 entry.total = torch.where(finite.to(entry.total.device), entry.total, before)
                 if entry.reduce == "mean":
                     entry.weight = torch.where(finite, torch.as_tensor(entry.weight, device=finite.device), weight)
@@ -192,7 +196,7 @@ class Metrics:
             if entry.last is not None and entry.on_step and entry.logger and index == loader
         }
 
-    def end_epoch(self, entries: dict[tuple, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
+    def end_epoch(self, entries: dict[Key, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
         """Reduce an epoch's values over all ranks, publish them, and begin anew.
 
         All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only
@@ -293,7 +297,9 @@ class Metrics:
                 self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
                 self._count(entry, entry.step_name) if training else None
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
-                self._set(entry, entry.epoch_name, entry.epoch_value(), decides=True)
+                value = entry.epoch_value()
+                assert value is not None  # it was logged
+                self._set(entry, entry.epoch_name, value, decides=True)
 
     def clear(self) -> None:
         """A new call of the trainer begins."""
@@ -380,4 +386,4 @@ def keep_out_of_graphs() -> None:
 
     graphs.donated_buffer = False
     if not hasattr(Metrics.log, "_torchdynamo_disable"):
-        Metrics.log = torch.compiler.disable(Metrics.log)  # type: ignore[method-assign]
+        Metrics.log = torch.compiler.disable(Metrics.log)  # type: ignore[method-assign, no-untyped-call]

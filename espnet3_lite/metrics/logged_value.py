@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
 
 _REDUCTIONS = ("mean", "sum", "min", "max")
+
+#: What `log` was called with but its name and value, in the order of its parameters.
+LogArguments: TypeAlias = tuple[Any, ...]
+
+#: What tells one logged value from another: the hook, the name, the loader's index.
+Key: TypeAlias = tuple[str, str, int | None]
 
 
 class LoggedValue:
@@ -22,7 +28,9 @@ class LoggedValue:
         "sync_dist", "last", "total", "weight", "dtype", "fresh", "metric", "step_name", "epoch_name",
     )  # fmt: skip
 
-    def __init__(self, name: str, hook: str, arguments: tuple, on_step: bool, on_epoch: bool, loader_suffix: str = ""):
+    def __init__(
+        self, name: str, hook: str, arguments: LogArguments, on_step: bool, on_epoch: bool, loader_suffix: str = ""
+    ):
         prog_bar, logger, _, _, reduce, _, sync_dist, add_index, rank_zero_only = arguments
         self.hook, self.arguments, self.prog_bar, self.logger = hook, arguments, prog_bar, logger
         self.on_step, self.on_epoch, self.sync_dist = on_step, on_epoch, sync_dist
@@ -142,7 +150,7 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
 
 
-def _reduction(name: str, reduce: str | Callable) -> str:
+def _reduction(name: str, reduce: str | Callable[..., Any]) -> str:
     """``mean``, ``sum``, ``min`` or ``max``, from the name or from torch's or Python's function of that name."""
     given = reduce.lower() if isinstance(reduce, str) else getattr(reduce, "__name__", str(reduce))
     given = {"avg": "mean", "amin": "min", "amax": "max"}.get(given, given)
@@ -153,12 +161,11 @@ def _reduction(name: str, reduce: str | Callable) -> str:
     return given
 
 
-def comparable(name: str, arguments: tuple) -> list:
+def comparable(name: str, arguments: LogArguments) -> list[Any]:
     """Arguments of `log` as plain values: ``reduce_fx=torch.mean`` and ``"mean"`` are the same."""
     return [*arguments[:4], _reduction(name, arguments[4]), *arguments[5:]]
 
 
-def neutral(entry: LoggedValue) -> torch.Tensor:
-    """What a sum, minimum or maximum begins with."""
-    start = {"min": float("inf"), "max": float("-inf")}.get(entry.reduce, 0.0)
-    return torch.full_like(entry.total, start)
+def neutral(reduce: str, like: torch.Tensor) -> torch.Tensor:
+    """What a sum, minimum or maximum begins with, in the type and place of `like`."""
+    return torch.full_like(like, {"min": float("inf"), "max": float("-inf")}.get(reduce, 0.0))

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.metrics.logged_value import LoggedValue
+from espnet3_lite.metrics.logged_value import Key, LogArguments, LoggedValue
 from espnet3_lite.metrics.metric_objects import place_of_metric
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-def reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Trainer) -> None:
+def reduce_over_ranks(entries: dict[Key, LoggedValue], trainer: Trainer) -> None:
     """Replace each entry's sum and weight by those over all ranks. All ranks reach this, at an epoch's end.
 
     The ranks may have logged different names (one had no batch, say): each tells what it has, and learns the others'.
     A metric that computes its value itself exchanges it between the ranks then, and so must be there on all of them.
     """
     strategy, module = trainer.strategy, trainer.lightning_module
-    mine = {}
+    mine: dict[Key, tuple[float, float, LogArguments, bool, str | None]] = {}
     for key, entry in entries.items():
         if not entry.on_epoch or entry.rank_zero_only:
             continue
@@ -41,8 +41,9 @@ def reduce_over_ranks(entries: dict[tuple, LoggedValue], trainer: Trainer) -> No
                 f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
             )
         suffix = trainer.metrics.loader_suffix
-        entry = entries.pop(key, None) or LoggedValue(name, hook, arguments, on_step, True, suffix)
-        entries[key] = entry  # in the order in which all ranks compute
+        known = entries.pop(key) if key in entries else None
+        # In the order in which all ranks compute.
+        entries[key] = entry = known or LoggedValue(name, hook, arguments, on_step, True, suffix)
         if place is not None:
             entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
             continue

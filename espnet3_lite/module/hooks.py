@@ -5,11 +5,15 @@ All do nothing until overridden, and what is not overridden is not called. The o
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.loaders.transfer import move
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 class DataHooks:
@@ -53,8 +57,12 @@ class DataHooks:
         return batch
 
 
-class ModuleHooks(DataHooks):
-    """Mixed into `LiteModule`. On each event the callbacks are called first, then the module."""
+class ModuleHooks(DataHooks, torch.nn.Module):
+    """The hooks of `LiteModule`. On each event the callbacks are called first, then the module."""
+
+    if TYPE_CHECKING:  # what LiteModule has
+        trainer: Trainer
+        clip_gradients: Callable[..., torch.Tensor | None]
 
     def configure_model(self) -> None:
         """Create layers that are too large to create in ``__init__``; called once, after `setup`."""
@@ -185,9 +193,11 @@ class ModuleHooks(DataHooks):
 
     def backward(self, loss: torch.Tensor) -> None:
         """How gradients are computed from `loss` with one optimizer."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure: Callable[[], Any]
+    ) -> None:
         """How an optimizer steps. `optimizer_closure()` computes the loss and its gradients, and returns the loss.
 
         As in Lightning, an override must run the closure, by itself or by ``optimizer.step(closure=...)``.

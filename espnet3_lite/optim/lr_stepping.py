@@ -61,6 +61,7 @@ def step_epoch_monitored(trainer: Trainer) -> None:
 def step_monitored(trainer: Trainer, config: LRSchedulerConfig) -> bool:
     """Step by the metric if it was logged anew (on any rank) since the last step. False where it was not."""
     metrics, strategy, monitor = trainer.metrics, trainer.strategy, config.monitor
+    assert monitor is not None  # the callers' condition
     value = metrics.callback.get(monitor)
     version = metrics.versions.get(monitor, 0)
     # Collective: also a rank that has logged nothing itself steps, by the mean of the others.

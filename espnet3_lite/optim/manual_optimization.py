@@ -46,7 +46,7 @@ class ManualOptimizer:
     def __deepcopy__(self, memo: dict[int, Any]) -> ManualOptimizer:
         return ManualOptimizer(copy.deepcopy(self.optimizer, memo), memo.get(id(self._trainer)))
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return ManualOptimizer, (self.optimizer, None)  # in another process: of no trainer
 
     @property
@@ -93,14 +93,15 @@ class ManualOptimizer:
                 loop.work.failed.append(("", largest))
             return math.isfinite(largest)
 
-        def prepared() -> Any:
-            result = closure()
-            prepare()
-            # Collective: a line search must go the same way on all ranks.
-            return trainer.strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
-
         stepped = True
         if closure is not None and scaler is None:
+
+            def prepared() -> Any:
+                result = closure()
+                prepare()
+                # Collective: a line search must go the same way on all ranks.
+                return trainer.strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
+
             result = self.optimizer.step(closure=prepared, **kwargs)
         else:
             result = closure() if closure is not None else None
@@ -146,7 +147,7 @@ class PreparingOptimizer(ManualOptimizer):
         if closure is None or self._trainer.precision_plugin.scaler is not None or not takes_closure(self.optimizer):
             self.optimizer.step(**kwargs)
             return first
-        known = _marks(weights)
+        known: list[tuple[int, int]] | None = _marks(weights)
 
         def again() -> Any:
             nonlocal known

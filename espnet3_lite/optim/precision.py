@@ -6,7 +6,7 @@ Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `con
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +67,7 @@ class Precision:
         if self.name == "16-mixed" and self.scaler is None:
             self.scaler = torch.amp.GradScaler(device.type)
 
-    def forward_context(self) -> contextlib.AbstractContextManager:
+    def forward_context(self) -> contextlib.AbstractContextManager[Any]:
         """What training, validation, test and predict steps run in."""
         if self.autocast_dtype is not None:
             # No cache: a step may forward again with weights that it has just updated.
@@ -112,8 +112,9 @@ class Precision:
             factor = after if slot.scaling == "true" else after / before if slot.pending else 1.0
             slot.scaling = "scaled"
             if factor != 1.0:
-                for parameter in (parameter for parameter in slot.parameters if parameter.grad is not None):
-                    parameter.grad.mul_(factor)
+                for parameter in slot.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(factor)
 
     def convert_batch(self, batch: Any) -> Any:
         """Floating tensors of the batch in the module's dtype (``64-true``, ``bf16-true`` and ``16-true``)."""
@@ -124,7 +125,7 @@ class Precision:
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype):
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

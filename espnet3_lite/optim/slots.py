@@ -131,7 +131,7 @@ class OptimizerSlot:
         for parameter in frozen:  # as it may be since the forward pass; torch would refuse it among the inputs
             parameter.requires_grad_(True)
         try:
-            loss.backward(inputs=parameters, retain_graph=retain_graph)
+            loss.backward(inputs=parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch's
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -230,7 +230,7 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         if step.name not in slots:
             raise MisconfigurationException(
                 f"OptimizationStep(name={step.name!r}): there is no such optimizer; there are "
-                f"{list(slots)}{nearest(step.name, slots)}"
+                f"{list(slots)}{nearest(step.name, (name for name in slots if name))}"
             )
         if step.name in seen:
             raise MisconfigurationException(
