@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, nearest
 from espnet3_lite.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _EPILOG = """examples:
+  espnet3-lite init my_recipe
   espnet3-lite train conf/training.yaml
   espnet3-lite train conf/training.yaml trainer.max_epochs=3 optimizer.lr=1e-3 +trainer.limit_train_batches=100
   torchrun --nproc-per-node 2 -m espnet3_lite train conf/training.yaml
@@ -69,26 +71,39 @@ def _tell(*lines: object) -> None:
             read_no_further(sys.stdout)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its error about a word that it does not know ends with the nearest one that it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave with status 2."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = nearest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
+        super().error(message + hint)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     parsed, others = parser.parse_known_args(arguments)
     unknown = [word for word in others if word.startswith("-") or not hasattr(parsed, "config")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        option = unknown[0].partition("=")[0]
+        hint = nearest(option, parsed.options) if option.startswith("-") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if others:  # key=value after an option, where argparse takes no more of them
         parsed.config += others
     return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="espnet3-lite",
-        description="Train ESPnet3 models from YAML files, without Lightning.",
+        description="Train PyTorch and ESPnet3 models from YAML files, without Lightning. New here? Begin with `init`.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"espnet3_lite {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_init(commands)
     _add_train(commands)
     _add_evaluations(commands)
     _add_average(commands)
@@ -111,6 +126,7 @@ def _add(commands: Any, name: str, function: Any, summary: str, details: str = "
         parser.add_argument(
             "config", nargs="+", metavar="CONFIG|key=value", help="YAML files, and changes to single keys"
         )
+    parser.set_defaults(options=parser._option_string_actions)  # filled until the command has added its own
     return parser
 
 
@@ -140,6 +156,23 @@ def _config(parsed: argparse.Namespace) -> Any:
 
 def _is_file(word: str) -> bool:
     return os.path.isfile(word) or ("=" not in word and not word.startswith(("~", "+")))
+
+
+# ---- init ----------------------------------------------------------------------------------------------------------
+
+
+def _add_init(commands: Any) -> None:
+    parser = _add(
+        commands, "init", _init, "write a small recipe to make your own", config=False,
+        details="Trains on handwritten digits: a data set, a model and a configuration, each a short file.",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the recipe's folder; it is made, or is empty")
+
+
+def _init(parsed: argparse.Namespace) -> None:
+    from espnet3_lite.cli.new_recipe import write_recipe
+
+    _tell(*write_recipe(parsed.folder))
 
 
 # ---- train ---------------------------------------------------------------------------------------------------------

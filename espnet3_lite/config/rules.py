@@ -64,8 +64,23 @@ def one_or_several(report: Report, module: Module | None) -> None:
         partner = {"optimizers": "optimizer", "optimizer": "optimizers"}[missing]
         if key in settings and missing not in settings and partner in settings and not both:
             report.add((key,), f"goes with {missing!r}, but the configuration has {partner!r}")
-    if "optimizer" not in settings and not settings.get("optimizers"):
+    if (
+        "optimizer" not in settings
+        and not settings.get("optimizers")
+        and not _makes_its_optimizer(settings.get("model"))
+    ):
         report.add(("optimizer",), "is missing; give one optimizer, or several by name in 'optimizers'")
+
+
+def _makes_its_optimizer(model: Any) -> bool:
+    """True where the model is a `LiteModule` of a user's own, whose `configure_optimizers` does that."""
+    try:
+        target = find_target(model["_target_"]) if isinstance(model, dict) and "_target_" in model else None
+    except TargetError:
+        return False  # reported by `targets`
+    bases = target.__mro__ if isinstance(target, type) else ()  # by name: this room imports no module
+    own = any("configure_optimizers" in vars(base) for base in bases if base.__name__ != "LiteModule")
+    return own and "LiteModule" in {base.__name__ for base in bases}
 
 
 def named_blocks(report: Report, module: Module | None) -> None:

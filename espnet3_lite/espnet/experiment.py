@@ -20,16 +20,18 @@ from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.espnet.configured_module import configure
+from espnet3_lite.espnet.data.organizer import data_sets
 from espnet3_lite.espnet.folder_lock import locked
 from espnet3_lite.espnet.gan import module_of
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.espnet.initialization import initialize
-from espnet3_lite.espnet.module import ESPnetModule
 from espnet3_lite.espnet.parameters import load_parameters
 from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def build(config: Config) -> ESPnetTrainer:
         initialize(model, config.init)
     for description in config.get("init_param") or ():
         load_parameters(model, description, bool(config.get("ignore_init_mismatch")))
-    module = module_of(model, config)
+    module = configure(model, config) if isinstance(model, LiteModule) else module_of(model, config)
     return ESPnetTrainer(
         model=module,
         exp_dir=exp_dir_of(config),
@@ -159,8 +161,7 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     logger.info("weights from %s", path)
     if not test:
         return trainer.validate(verbose=False)
-    organizer = instantiate(config.dataset) if config.get("dataset") else None
-    sets = getattr(organizer, "test", None)
+    sets = getattr(data_sets(config), "test", None)
     if not sets:
         raise MisconfigurationException("dataset.test: the configuration names no test data")
     results = []
@@ -171,7 +172,7 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
     return results
 
 
-def load_weights(module: ESPnetModule, path: Path) -> None:
+def load_weights(module: LiteModule, path: Path) -> None:
     """Load a checkpoint's or a plain state dict's weights into the model.
 
     Raises:

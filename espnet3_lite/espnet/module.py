@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset, IterableDataset
 
 from espnet3_lite.checkpoint.lightning_format import RUNTIME_STATE
 from espnet3_lite.config import Config
@@ -23,6 +24,7 @@ from espnet3_lite.espnet.data.collate import CommonCollateFn
 from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.dataset import CombinedDataset
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
+from espnet3_lite.espnet.data.organizer import data_sets
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
@@ -62,6 +64,8 @@ class ESPnetModule(LiteModule):
 
     #: Our checkpoints hold the model's own state dict: nothing to strip.
     wrapper_prefix = ""
+    #: Batches are ``(uids, dict)``: a plain torch data set is given ids, its samples' numbers.
+    contract = True
 
     def __init__(self, model: torch.nn.Module, config: Mapping[str, Any]):
         super().__init__()
@@ -73,9 +77,9 @@ class ESPnetModule(LiteModule):
         self.accumulate_by_weight = bool(self.config.get("accumulate_by_weight"))
         self.named_optimizers: dict[str, dict[str, Any]] = {}
         self._freeze_parameters()
-        organizer = instantiate(self.config.dataset) if self.config.get("dataset") else None
-        self.train_dataset = getattr(organizer, "train", None)
-        self.valid_dataset = getattr(organizer, "valid", None)
+        organizer = data_sets(self.config)
+        self.train_dataset = self._in_contract(getattr(organizer, "train", None))
+        self.valid_dataset = self._in_contract(getattr(organizer, "valid", None))
         if hasattr(organizer, "log_summary"):
             organizer.log_summary(logger)
         if not self.config.get("dataloader"):  # then the loaders are passed to fit()
@@ -241,6 +245,13 @@ class ESPnetModule(LiteModule):
             )
         return self._loader(self.valid_dataset, "valid")
 
+    def _in_contract(self, dataset: Any) -> Any:
+        """A data set whose samples have ids; one of a user's own that cannot be indexed stays as it is."""
+        plain = self.contract and isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset)
+        if plain and not hasattr(dataset, "use_espnet_collator"):
+            return CombinedDataset([dataset], [(None, None)])
+        return dataset
+
     def _loader(self, dataset: Any, mode: str) -> Any:
         if dataset is None:
             raise MisconfigurationException(
@@ -257,8 +268,7 @@ class ESPnetModule(LiteModule):
         Where that one's batches come from shape files, which know nothing of test sets: the same number of utterances
         a batch, in order.
         """
-        if not hasattr(dataset, "use_espnet_collator"):
-            dataset = CombinedDataset([dataset], [(None, None)])
+        dataset = self._in_contract(dataset)
         valid = (self.config.get("dataloader") or {}).get("valid")
         if not valid:
             raise MisconfigurationException("dataloader.valid is missing: test sets are loaded as it says")
@@ -283,7 +293,7 @@ class ESPnetModule(LiteModule):
         config = self.config
         collect_stats(
             self.model,
-            instantiate(config.dataset),
+            data_sets(config),
             config.get("stats_dir"),
             collate_fn=self._collate_fn(),
             batch_size=config.get("collect_stats_batch_size"),

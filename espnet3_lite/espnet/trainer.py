@@ -16,9 +16,9 @@ from espnet3_lite.config.targets import instantiate
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.default_callbacks import get_default_callbacks
 from espnet3_lite.espnet.folder_lock import locked
-from espnet3_lite.espnet.module import ESPnetModule
 from espnet3_lite.espnet.run_folder import not_writable
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -39,7 +39,7 @@ class ESPnetTrainer:
 
     def __init__(
         self,
-        model: ESPnetModule | None = None,
+        model: LiteModule | None = None,
         exp_dir: str | Path | None = None,
         config: Mapping[str, Any] | None = None,
         best_model_criterion: Sequence[Sequence[Any]] | None = None,
@@ -76,7 +76,8 @@ class ESPnetTrainer:
         self.trainer.status_file = self.exp_dir / "status.json"
 
     def _refuse_global_clipping(self, settings: Mapping[str, Any]) -> None:
-        if self.model is None or not self.model.config.get("optimizers"):
+        config = getattr(self.model, "config", None)
+        if not isinstance(config, Config) or not config.get("optimizers"):
             return
         for name in ("gradient_clip_val", "gradient_clip_algorithm"):
             if settings.get(name) not in (None, 0, "norm"):

@@ -67,7 +67,9 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+#: What ``espnet3-lite init`` writes is a user's own code, and imports as users do.
+WRITTEN_FOR_USERS = PACKAGE / "cli" / "digits_recipe"
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != WRITTEN_FOR_USERS}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from espnet3_lite.config.targets import find_target, instantiate
@@ -34,6 +35,36 @@ class DatasetConfig:
     data_src_args: dict[str, Any] | None = None
     transform: Any = None
     split: str | None = None
+
+
+def data_sets(config: Mapping[str, Any]) -> Any:
+    """What has the data sets of a configuration as `train`, `valid` and `test`; None where it names none.
+
+    ``dataset`` is a `DataOrganizer` or another class with these attributes, by its ``_target_``; or it has the data
+    sets themselves: any torch data set, by its ``_target_``, for each of ``train``, ``valid`` and ``test`` (a mapping
+    gives several test sets by name).
+
+    Raises:
+        MisconfigurationException: what stands for a split is no data set.
+
+    >>> data_sets({"dataset": {"train": {"_target_": "builtins.range", "_args_": [3]}}}).train
+    range(0, 3)
+    """
+    described = config.get("dataset")
+    built = instantiate(described) if described else None
+    if not isinstance(built, Mapping):
+        return built
+    given = {split: built.get(split) for split in _SPLITS}
+    for split, value in given.items():
+        several = isinstance(value, Mapping) and split == "test"
+        for part in value.values() if several else [value]:
+            is_set = hasattr(part, "__getitem__") or hasattr(part, "__iter__")
+            if part is not None and (not is_set or isinstance(part, (Mapping, list, str))):
+                raise MisconfigurationException(
+                    f"dataset.{split}: {part!r} is no data set; give one by its `_target_`, or name an organizer of "
+                    f"such entries in `dataset._target_`: espnet3_lite.compat.DataOrganizer, with `_recursive_: false`"
+                )
+    return SimpleNamespace(**given)
 
 
 class DataOrganizer:
