@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from espnet3_lite.distributed.single import training_step_of
 from espnet3_lite.distributed.vote import Verdict
 
 if TYPE_CHECKING:
-    from espnet3_lite.optim.slots import OptimizerSlot
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.optim.slots import OptimizerSlot, Steps
     from espnet3_lite.trainer.trainer import Trainer
 
 #: Looked at before each batch, since any hook may have changed it; 30 ns a parameter.
@@ -58,7 +59,7 @@ class DDPStrategy(SeveralProcesses):
     ):
         super().__init__(timeout)
         self.find_unused_parameters = find_unused_parameters
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "find_unused_parameters": find_unused_parameters,
             "static_graph": static_graph,
             "bucket_cap_mb": bucket_cap_mb,
@@ -73,7 +74,7 @@ class DDPStrategy(SeveralProcesses):
         self._parameters: list[torch.nn.Parameter] = []
         self._required: list[bool] = []
 
-    def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
         self._step = _TrainingStep(module, training_step_of(module, trainer.compile))
         self._parameters = list(module.parameters())
@@ -115,14 +116,14 @@ class DDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's, through DDP. A rank without data runs it too, and puts the buffers back."""
-        local = self._wrapped is not None and not self._synchronizing
+        wrapped = self._wrapped
         with (
             buffers_put_back(self._step.module if self.trainer.train_data.replaying else None),
-            self._wrapped.no_sync() if local else contextlib.nullcontext(),
+            contextlib.nullcontext() if wrapped is None or self._synchronizing else wrapped.no_sync(),
         ):
-            return (self._wrapped or self._step)(batch, batch_idx)
+            return (wrapped or self._step)(batch, batch_idx)
 
-    def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; then it is known which named optimizers' windows this batch's backward passes close."""
         verdict = super().vote(trainer, steps, is_last)
         self._on_their_way = set()
@@ -132,14 +133,14 @@ class DDPStrategy(SeveralProcesses):
             self._travelling.expect(self._on_their_way)
         return verdict
 
-    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
+    def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
         if trainer.slots.get(None) is None:
             return [(torch.zeros((), device=self.device, requires_grad=True), slot) for slot in returned]
         if not returned:
             return [(None, slot) for slot in trainer.slots.values()]
         if self.find_unused_parameters:  # DDP has seen in the graph which gradients will come: they must
-            return [(loss * 0.0, slot) for loss, slot in steps]
+            return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
         # Empty slices, not products with zero: an infinite parameter times zero would be NaN.
         zero = torch.stack([p.reshape(-1)[:0].sum() for p in self._parameters if p.requires_grad]).sum()
         return [(zero, slot) for slot in returned]
@@ -155,7 +156,7 @@ class DDPStrategy(SeveralProcesses):
 
     def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
         """Wait for what is on its way, and average what is still each rank's own. Collective."""
-        if self._on_their_way:
+        if self._travelling is not None and self._on_their_way:
             self._travelling.finish()
             self._on_their_way = set()
         super().share_gradients(closing)
@@ -179,7 +180,7 @@ class _TrainingStep(torch.nn.Module):
         return self._training_step(batch, batch_idx)
 
 
-def _no_buffer_broadcasts() -> dict[str, bool]:
+def _no_buffer_broadcasts() -> dict[str, Any]:
     """Buffers are each rank's own while it trains; rank zero's count in validations and checkpoints."""
     name = "forward_sync_buffers"  # since torch 2.13, for `broadcast_buffers`
     known = inspect.signature(DistributedDataParallel.__init__).parameters

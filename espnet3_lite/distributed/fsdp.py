@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,7 +22,8 @@ from espnet3_lite.distributed.vote import Verdict
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
 if TYPE_CHECKING:
-    from espnet3_lite.optim.slots import OptimizerSlot
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.optim.slots import OptimizerSlot, Steps
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -52,7 +53,7 @@ class FSDPStrategy(SeveralProcesses):
         super().__init__(timeout)
         self._reshard_after_forward = reshard_after_forward
         self._saver: ShardedSaver | None = None
-        self._module: torch.nn.Module | None = None
+        self._module: torch.nn.Module  # since `setup`
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Shard the module. Collective.
@@ -95,7 +96,7 @@ class FSDPStrategy(SeveralProcesses):
                 self.take_over_from_rank_zero(unit)
             fully_shard(unit, mesh=mesh, reshard_after_forward=self._reshard_after_forward, mp_policy=policy)
 
-    def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step.
 
         Raises:
@@ -118,8 +119,9 @@ class FSDPStrategy(SeveralProcesses):
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
+        assert self._saver is not None  # since `setup`
         self._saver.poll()
         verdict = super().vote(trainer, steps, is_last)
         if verdict.skip:
@@ -128,7 +130,7 @@ class FSDPStrategy(SeveralProcesses):
                     part.reshard()
         return verdict
 
-    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list) -> list:
+    def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """The same backward pass as on the other ranks, of a loss that weighs nothing."""
         return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
 
@@ -186,7 +188,7 @@ class FSDPStrategy(SeveralProcesses):
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients, whole. Collective."""
-        return [{name: gradient.full_tensor().cpu() for name, gradient in own.items()}]
+        return [{name: cast(DTensor, gradient).full_tensor().cpu() for name, gradient in own.items()}]
 
     def local_gradient(self, gradient: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
         """This rank's part of a whole gradient. Collective."""
@@ -194,10 +196,12 @@ class FSDPStrategy(SeveralProcesses):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write a folder, all ranks together. Collective."""
+        assert self._saver is not None  # since `setup`
         self._saver.save(checkpoint, path)
 
     def when_saved(self, action: Callable[[], None]) -> None:
         """Do what needs the checkpoints handed over so far safely on disk."""
+        assert self._saver is not None  # since `setup`
         self._saver.when_saved(action)
 
     def teardown(self) -> None:

@@ -28,7 +28,7 @@ from espnet3_lite.distributed.vote import Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
-    from espnet3_lite.optim.slots import OptimizerSlot
+    from espnet3_lite.optim.slots import OptimizerSlot, Steps
     from espnet3_lite.trainer.trainer import Trainer
 
 _MOST_DIFFERENCES = 5
@@ -85,7 +85,7 @@ class SeveralProcesses(Strategy):
         if trainer.sync_batchnorm and self.device.type == "cpu":
             rank_zero_warn("sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm")
         elif trainer.sync_batchnorm:
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch's
         synchronized = [part for part in module.modules() if isinstance(part, torch.nn.SyncBatchNorm)]
         self._statistics = [buffer for part in synchronized for buffer in part.buffers()]
 
@@ -108,7 +108,7 @@ class SeveralProcesses(Strategy):
         self.store.await_writer()
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
-    def vote(self, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """The one exchange of each training batch, besides the gradients. Collective."""
         return vote_together(self, trainer, steps, is_last)
 
@@ -151,7 +151,7 @@ class SeveralProcesses(Strategy):
                 buffer.copy_(before)
         return bool(self._statistics)
 
-    def empty_steps(self, trainer: Trainer, steps: Sequence, returned: list[OptimizerSlot]) -> list:
+    def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """What a rank without data contributes to a step: a loss of zero for each optimizer that the others train."""
         raise NotImplementedError
 
@@ -226,8 +226,8 @@ class SeveralProcesses(Strategy):
         """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
         self._announce(Place.GATHER)
         tensor = tensor.contiguous().to(self.device)
-        gathered: torch.Tensor = _AllGather.apply(tensor if sync_grads else tensor.detach(), group)
-        return gathered
+        mine = tensor if sync_grads else tensor.detach()
+        return _AllGather.apply(mine, group)  # type: ignore[no-untyped-call]  # torch's
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""

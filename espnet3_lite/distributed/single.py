@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from espnet3_lite.module.lite_module import LiteModule
-    from espnet3_lite.optim.slots import OptimizerSlot
+    from espnet3_lite.optim.slots import OptimizerSlot, Steps
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -92,13 +92,13 @@ class Strategy:
         self.model = module
         module.to(self.device)
 
-    def wrap(self, trainer: Trainer, module: torch.nn.Module) -> Callable[[Any, int], Any]:
+    def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """After the optimizers are made: what the loop calls as the training step."""
         return training_step_of(module, trainer.compile)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def vote(self, trainer: Trainer, steps: Sequence[Any], is_last: bool) -> Verdict:
+    def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
         if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
             if all_sound(steps, batch_weight(trainer)):

@@ -13,6 +13,7 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.multi import SeveralProcesses
+    from espnet3_lite.optim.slots import Steps
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -35,10 +36,10 @@ class Verdict(NamedTuple):
     signal: bool = False
     stop: bool = False
     scale: float = 1.0
-    instead: list | None = None
+    instead: Steps | None = None
     total: float | None = None
 
-    def weigh(self, steps: Sequence) -> Sequence:
+    def weigh(self, steps: Steps) -> Steps:
         """The losses with this rank's share in the mean over all ranks."""
         if self.instead is not None:
             return self.instead
@@ -75,7 +76,7 @@ def is_sound(weight: float) -> bool:
     return 0.0 <= weight < math.inf
 
 
-def all_sound(steps: Sequence, weight: Any) -> bool:
+def all_sound(steps: Steps, weight: Any) -> bool:
     """Whether every loss is finite and the weight sound. Reads the device once: the step's one CPU-GPU sync point."""
     if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
         return _all_sound_on_device([loss for loss, _ in steps if loss is not None], weight)
@@ -92,7 +93,7 @@ def _all_sound_on_device(losses: Sequence[torch.Tensor], weight: torch.Tensor) -
     return is_sound(found) and all(map(math.isfinite, others))
 
 
-def vote_alone(trainer: Trainer, steps: Sequence) -> Verdict:
+def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
     """One process's verdict where there is something to say: a loss or weight is not sound, or a signal arrived."""
     reason = ""
     if not trainer.detect_anomaly:
@@ -103,7 +104,7 @@ def vote_alone(trainer: Trainer, steps: Sequence) -> Verdict:
     return Verdict(skip=bool(reason), reason=reason, signal=trainer.stopping.signals.received is not None)
 
 
-def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence, is_last: bool) -> Verdict:
+def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
     """Several processes' verdict: one all-reduce of one small vector, which is read once.
 
     The flags count the ranks on which a loss is not finite, no batch follows, a signal arrived, a stop is wanted, and
@@ -133,14 +134,14 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence,
         weight=1.0 if weight is None else weight,
         bad=bad_on_device,
     )
-    bad, last, signal, stop, with_data, *rest = found
+    bad_ranks, last, signal, stop, with_data, *rest = found
     counts, weights = rest[: len(slots)], rest[len(slots) :]
     if any(count not in (0.0, with_data) for count in counts):
         raise MisconfigurationException(_different_optimizers(strategy, losses))
     total = sum(weights)
     returned = [slot for slot, count in zip(slots, counts, strict=True) if count]
     reason = ""
-    if bad:
+    if bad_ranks:
         reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
     elif not all(map(is_sound, weights)):
         reason = f"the ranks' weights are {weights}"
@@ -169,13 +170,13 @@ def _different_optimizers(strategy: SeveralProcesses, losses: dict[str | None, A
     )
 
 
-def _describe_bad_ranks(strategy: SeveralProcesses, trainer: Trainer, steps: Sequence) -> str:
+def _describe_bad_ranks(strategy: SeveralProcesses, trainer: Trainer, steps: Steps) -> str:
     """Which ranks have a bad loss, and why. All ranks skip this batch, so all take part in this exchange."""
     reasons = strategy.gather_objects(describe_bad_losses(trainer, steps))  # collective
     return "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
 
 
-def describe_bad_losses(trainer: Trainer, steps: Sequence) -> str:
+def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     """Which losses are not finite, on which utterances, and which buffers the forward pass spoilt; else nothing."""
     bad = [
         f"{'loss' if slot.name is None else f'loss of {slot.name!r}'} is {float(loss.detach())}"

@@ -72,7 +72,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
 
     Raises:
         MisconfigurationException: an own `optimizer_step` that never called the closure; an optimizer other than LBFGS
-            that evaluates the last loss of a window of several batches once more.
+            that evaluates the last loss of a window of several batches once more; no loss in such an evaluation.
     """
     trainer, module, work = loop.trainer, loop.trainer.lightning_module, loop.work
     loss = work.losses[0][0] if work.losses else None
@@ -99,6 +99,11 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
             with torch.enable_grad():
                 output = trainer.plan.training_step(work.batch, work.index)
                 (loss, _), *_ = work.verdict.weigh(route(output, trainer.plan.slots, accumulate))
+            if loss is None:
+                raise MisconfigurationException(
+                    f"{kind} evaluates the loss several times a step, and the training step returned None in a later "
+                    f"evaluation of batch {work.index}; return a loss each time, or None the first time"
+                )
             if work.index % accumulate == 0:
                 trainer.call("on_before_zero_grad", slot.optimizer)
                 module.optimizer_zero_grad(loop.epoch, work.index, slot.optimizer)

@@ -6,9 +6,9 @@ configuration file names optimizers `espnet/module.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch.optim import Optimizer
@@ -190,6 +190,10 @@ class OptimizerSlot:
         self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
         self.weight = float(state.get("weight", 0.0))
         self.open = self.pending > 0
+
+
+#: What a training step comes to: each loss, ``()``, and what it trains; None where there is nothing to train.
+Steps: TypeAlias = Sequence[tuple[torch.Tensor | None, OptimizerSlot]]
 
 
 def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) -> list[tuple[Any, OptimizerSlot]]:

@@ -16,7 +16,6 @@ from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer.parts import TrainerParts
-from espnet3_lite.trainer.run_history import RunInformation
 from espnet3_lite.trainer.settings import Settings
 from espnet3_lite.trainer.states import RunningStage
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind", bound=Callback)
 
 
-class TrainerProperties(TrainerParts, Settings, RunInformation):
-    """The public state of a `Trainer`; mixed into it."""
+class TrainerProperties(TrainerParts, Settings):
+    """The public state of a `Trainer`."""
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import nearest
 from espnet3_lite.loaders.transfer import map_tensors
+from espnet3_lite.trainer.parts import TrainerParts
+from espnet3_lite.trainer.properties import TrainerProperties
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -40,7 +42,7 @@ class RunHistory:
         (0.75, [0.5, 0.75])
     """
 
-    def __init__(self, trainer: Trainer = None):
+    def __init__(self, trainer: TrainerParts | None = None):
         self._trainer = trainer
         self._values: dict[str, list[Any]] = {}
         self.current_epoch = 1
@@ -207,8 +209,8 @@ class RunConfig:
         return settings[name]
 
 
-class RunInformation:
-    """Mixed into the `Trainer`: pytorch-accelerated's part of its surface."""
+class RunInformation(TrainerProperties):
+    """Pytorch-accelerated's part of the `Trainer`'s surface."""
 
     _run_history: RunHistory | None = None
     _module_training_step: Any = None
@@ -271,7 +273,7 @@ class RunInformation:
                 "batch less than another.) Collect on each rank, and gather when the evaluation is over: in "
                 "on_eval_epoch_end"
             )
-        return torch.cat([torch.atleast_1d(part) for part in parts]).to(tensor.device)
+        return torch.cat([part if part.dim() else part.reshape(1) for part in parts]).to(tensor.device)
 
     @property
     def _accelerator(self) -> _Accelerator:
@@ -300,7 +302,7 @@ class RunInformation:
 class _Accelerator:
     """As much of Accelerate's object as callbacks use."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: TrainerParts):
         self._trainer = trainer
 
     def wait_for_everyone(self) -> None:

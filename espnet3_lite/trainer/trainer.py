@@ -35,7 +35,7 @@ from espnet3_lite.optim.precision import Precision
 from espnet3_lite.trainer import defaults, outcome, setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint, refuse_unsafe_files
 from espnet3_lite.trainer.hook_calls import HookCalls
-from espnet3_lite.trainer.properties import TrainerProperties
+from espnet3_lite.trainer.run_history import RunInformation
 from espnet3_lite.trainer.settings import documented, resolve
 from espnet3_lite.trainer.setup import RunPlan
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
@@ -44,7 +44,7 @@ from espnet3_lite.trainer.trial_run import Trial, renew_loaders
 
 
 @documented
-class Trainer(TrainerProperties):
+class Trainer(RunInformation):
     """Trains a `LiteModule`.
 
     Args:

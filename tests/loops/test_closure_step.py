@@ -237,3 +237,15 @@ def test_an_own_optimizer_step_may_call_its_closure_and_not_step():
         hand.loss(row).backward()
         optimizer.step()
     assert values(module) == pytest.approx(values(hand), abs=1e-12)
+
+
+def test_a_later_evaluation_without_a_loss_is_told():
+    class Forgetful(Line):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            self.calls += 1
+            return self.loss(batch) if self.calls == 1 else None
+
+    with pytest.raises(MisconfigurationException, match="LBFGS evaluates the loss .* returned None .* of batch 0"):
+        fit(Forgetful(lbfgs))
