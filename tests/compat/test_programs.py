@@ -1,4 +1,4 @@
-"""Programs written for Lightning, with nothing but their imports changed by our own command, against Lightning 2.6.6."""
+"""Programs written for Lightning, nothing but the imports changed by our command, against Lightning 2.6.6."""
 
 import importlib.util
 import json

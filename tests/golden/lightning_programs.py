@@ -253,7 +253,7 @@ def of_datasets(folder):
 @program
 def hyperparameters(folder):
     class Sized(Base):
-        def __init__(self, width, activation=nn.ReLU, make=functools.partial(torch.optim.SGD, lr=0.1)):
+        def __init__(self, width, make, activation=nn.ReLU):
             super().__init__()
             self.save_hyperparameters(ignore=["activation", "make"])
             self.net = nn.Sequential(nn.Linear(2, width), activation(), nn.Linear(width, 1))
@@ -263,10 +263,11 @@ def hyperparameters(folder):
             return self.make(self.parameters())
 
     run = trainer(folder)
-    run.fit(Sized(5), loader())
+    make = functools.partial(torch.optim.SGD, lr=0.1)
+    run.fit(Sized(5, make), loader())
     path = Path(folder) / "a.ckpt"
     run.save_checkpoint(path)
-    again = Sized.load_from_checkpoint(path)
+    again = Sized.load_from_checkpoint(path, make=make)
     return run, [dict(again.hparams), again.net[0].weight.tolist()]
 
 
