@@ -68,7 +68,6 @@ HOMES: dict[str, dict[str, str]] = {
         **_of("callbacks"),
         **_of("loggers"),
         **_of("strategies"),
-        **_of("strategies"),
         **_of("espnet.schedulers"),
     },
     "callbacks": _of("callbacks"),
@@ -79,7 +78,6 @@ HOMES: dict[str, dict[str, str]] = {
         **_RANKS,
         "rank_zero_only": "compat.utilities.functions",
     },
-    "strategies": _of("strategies"),
     "utilities": {**_UTILITIES, "ModelSummary": "callbacks.model_summary:summarize"},
     "utilities.types": {name: "" for name in _TYPES},
 }

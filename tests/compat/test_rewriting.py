@@ -30,7 +30,9 @@ STATEMENTS = {
     "from pytorch_lightning.utilities.types import STEP_OUTPUT": (
         "from espnet3_lite.compat.utilities.types import STEP_OUTPUT"
     ),
-    "from lightning.pytorch.strategies.ddp import DDPStrategy": "from espnet3_lite.compat.strategies import DDPStrategy",
+    "from lightning.pytorch.strategies.ddp import DDPStrategy": (
+        "from espnet3_lite.compat.strategies import DDPStrategy"
+    ),
     "from lightning.pytorch.utilities.model_summary import ModelSummary": (
         "from espnet3_lite.compat.utilities import ModelSummary"
     ),
