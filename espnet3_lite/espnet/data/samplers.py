@@ -4,10 +4,10 @@ The batches are ESPnet's for the same files and settings. In which order an epoc
 in `iterators.py`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -105,7 +105,7 @@ class SortedBatchSampler(AbsSampler):
         shapes = read_shapes(shape_file)
         # Negated, not reversed: utterances of equal length stay in the file's order, as in ESPnet.
         sign = -1 if sort_in_batch == "descending" else 1
-        keys = sorted(shapes, key=lambda key: sign * shapes[key][0])
+        keys = [shapes.keys[index] for index in np.argsort(sign * shapes.lengths(), kind="stable").tolist()]
         batches = equal_parts(keys, batch_size, drop_last)
         if sort_in_batch != sort_batch:
             batches.reverse()
@@ -155,7 +155,10 @@ class FoldedBatchSampler(AbsSampler):
                 f"got {list(fold_lengths)}"
             )
         streams = read_matching_shapes(shape_files)
-        keys = sorted(streams[0], key=lambda key: streams[0][key][0])
+        order = np.argsort(streams[0].lengths(), kind="stable")
+        keys = [streams[0].keys[index] for index in order.tolist()]
+        folds = np.max([s.lengths()[order] // n for s, n in zip(streams, fold_lengths, strict=True)], axis=0)
+        sizes_from = dict(zip(keys, np.maximum(min_batch_size, batch_size // (1 + folds)).tolist(), strict=True))
         members = {"": keys}
         if utt2category_file is not None:
             categories = read_two_columns(utt2category_file)
@@ -164,14 +167,9 @@ class FoldedBatchSampler(AbsSampler):
             for key in keys:
                 members.setdefault(categories[key], []).append(key)
 
-        def size_from(key: str) -> int:
-            lengths = [shapes[key][0] for shapes in streams]
-            folds = max(int(length / fold) for length, fold in zip(lengths, fold_lengths, strict=True))
-            return max(min_batch_size, int(batch_size / (1 + folds)))
-
         batches: list[list[str]] = []
         for category in members.values():
-            sizes = spread_small_last(folded_sizes(category, size_from, drop_last), min_batch_size)
+            sizes = spread_small_last(folded_sizes(category, sizes_from.__getitem__, drop_last), min_batch_size)
             batches += cut(category, sizes, sort_in_batch, sort_batch)
         super().__init__(batches)
 
@@ -213,26 +211,27 @@ class LengthBatchSampler(AbsSampler):
         _check_counts(batch_bins=batch_bins, min_batch_size=min_batch_size)
         _check_orders(sort_in_batch=sort_in_batch, sort_batch=sort_batch)
         streams = read_matching_shapes(shape_files)
-        keys = sorted(streams[0], key=lambda key: streams[0][key][0])
-        self._check_dimensions(shape_files, streams, keys, padding)
-        bins = {key: sum(self._bins(shapes[key]) for shapes in streams) for key in keys}
-        largest = max(keys, key=lambda key: bins[key])
+        self._check_dimensions(shape_files, streams, padding)
+        order = np.argsort(streams[0].lengths(), kind="stable")
+        bins = sum(self._bins(shapes) for shapes in streams)[order]
+        keys = [streams[0].keys[index] for index in order.tolist()]
+        largest = int(np.argmax(bins))
         if bins[largest] > batch_bins:
             rank_zero_warn(
-                f"batch_bins={batch_bins} is smaller than the utterance {largest!r} alone, which has "
+                f"batch_bins={batch_bins} is smaller than the utterance {keys[largest]!r} alone, which has "
                 f"{bins[largest]} bins by {', '.join(map(str, shape_files))}: batches with such utterances "
                 "exceed batch_bins. Raise it, or leave long utterances out."
             )
-        sizes = filled_sizes([bins[key] for key in keys], batch_bins, min_batch_size, drop_last, padding)
+        sizes = filled_sizes(bins.tolist(), batch_bins, min_batch_size, drop_last, padding)
         super().__init__(cut(keys, spread_small_last(sizes, min_batch_size), sort_in_batch, sort_batch))
 
     @staticmethod
-    def _bins(shape: list[int]) -> int:
-        """What one utterance of this shape costs."""
-        return shape[0]
+    def _bins(shapes: Shapes) -> np.ndarray:
+        """What each utterance of a stream costs."""
+        return shapes.lengths()
 
     @staticmethod
-    def _check_dimensions(files: Sequence[str | Path], streams: list[Shapes], keys: list[str], padding: bool) -> None:
+    def _check_dimensions(files: Sequence[str | Path], streams: list[Shapes], padding: bool) -> None:
         """Only the length counts here, so the other axes may differ."""
 
 
@@ -251,17 +250,17 @@ class NumElementsBatchSampler(LengthBatchSampler):
     """
 
     @staticmethod
-    def _bins(shape: list[int]) -> int:
-        return math.prod(shape)
+    def _bins(shapes: Shapes) -> np.ndarray:
+        return shapes.elements()
 
     @staticmethod
-    def _check_dimensions(files, streams, keys, padding) -> None:
+    def _check_dimensions(files: Sequence[str | Path], streams: list[Shapes], padding: bool) -> None:
         for file, shapes in zip(files, streams, strict=True):
-            odd = next((key for key in keys if shapes[key][1:] != shapes[keys[0]][1:]), None)
-            if padding and odd is not None:
+            odd = shapes.first_odd() if padding else None
+            if odd is not None:
                 raise MisconfigurationException(
-                    f"{file}: {keys[0]!r} {shapes[keys[0]]} and {odd!r} {shapes[odd]} differ beyond "
-                    "the first axis, so that they cannot be padded to one tensor; set padding: false if the "
+                    f"{file}: {shapes.keys[0]!r} {shapes.shape(0)} and {shapes.keys[odd]!r} {shapes.shape(odd)} differ "
+                    "beyond the first axis, so that they cannot be padded to one tensor; set padding: false if the "
                     "model takes them all the same"
                 )
 

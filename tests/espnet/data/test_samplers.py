@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import math
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,57 @@ def test_dimensions_that_cannot_be_padded(tmp_path):
 def test_repr_tells_the_sizes(tmp_path):
     shapes = write(tmp_path / "shape", "a 30\nb 10\nc 20\nd 50\n")
     assert repr(LengthBatchSampler(80, [shapes])) == "LengthBatchSampler(2 batches of 1 to 3 utterances)"
+
+
+def batches_by_dicts(texts, batch_bins, elements, descending):
+    """`length` and `numel` batches as one writes them down, without padding's finer points: dicts and lists."""
+    streams = []
+    for text in texts:
+        rows = (line.split() for line in text.splitlines() if line.strip())
+        streams.append({key: [int(number) for number in shape.split(",")] for key, shape in rows})
+    costs = {
+        key: sum(math.prod(shapes[key]) if elements else shapes[key][0] for shapes in streams) for key in streams[0]
+    }
+    batches, batch = [], []
+    for key in sorted(streams[0], key=lambda key: streams[0][key][0]):
+        batch.append(key)
+        if len(batch) * costs[key] > batch_bins:
+            batches.append(tuple(batch[::-1] if descending else batch))
+            batch = []
+    return batches + ([tuple(batch[::-1] if descending else batch)] if batch else [])
+
+
+@pytest.mark.parametrize("kind", ["length", "numel"])
+@pytest.mark.parametrize("odd", ["", "shuffled", "blank lines", "tabs", "spaces"])
+def test_arrays_give_the_batches_that_dicts_give(tmp_path, kind, odd):
+    chance = random.Random(f"{kind} {odd}")
+    keys = [f"speaker{number % 7}-{number}" for number in range(500)]
+    frames = [f"{key} {chance.randint(1, 40)},{3 if kind == 'numel' else chance.randint(1, 5)}\n" for key in keys]
+    tokens = [f"{key} {chance.randint(1, 9)}\n" for key in keys]
+    if odd == "shuffled":
+        chance.shuffle(tokens)
+    elif odd == "blank lines":
+        tokens[250:250] = ["\n", "  \n"]
+    elif odd == "tabs":
+        tokens = [line.replace(" ", "\t") for line in tokens]
+    elif odd == "spaces":
+        tokens = [f" {line[:-1]} \n" for line in tokens]
+    texts = ["".join(frames), "".join(tokens)]
+    files = [write(tmp_path / "frames_shape", texts[0]), write(tmp_path / "tokens_shape", texts[1])]
+    sampler = build_batch_sampler(kind, batch_bins=700, shape_files=files)
+    assert list(sampler) == batches_by_dicts(texts, 700, elements=kind == "numel", descending=True)
+    ascending = build_batch_sampler(kind, batch_bins=700, shape_files=files, sort_in_batch="ascending")
+    assert list(ascending) == batches_by_dicts(texts, 700, elements=kind == "numel", descending=False)
+
+
+def test_batches_of_100_000_utterances_take_less_than_24_mib(tmp_path):
+    """What is allocated at the same time, counted; a dict of lists took 30 MiB."""
+    shapes = write(
+        tmp_path / "shape", "".join(f"utterance-{number:06d} {100 + number % 900},80\n" for number in range(100_000))
+    )
+    tracemalloc.start()
+    sampler = build_batch_sampler("numel", batch_bins=10_000_000, shape_files=[shapes])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, sampler)) == 100_000
+    assert peak < 24 * 2**20

@@ -10,7 +10,10 @@ def test_shapes_in_file_order(tmp_path):
     path = tmp_path / "shape"
     path.write_text("b 312,80\n\na\t95,80\nc 7\n")
     shapes = read_shapes(path)
-    assert list(shapes.items()) == [("b", [312, 80]), ("a", [95, 80]), ("c", [7])]
+    assert shapes.keys == ["b", "a", "c"]
+    assert [shapes.shape(index) for index in range(3)] == [[312, 80], [95, 80], [7]]
+    assert (shapes.lengths().tolist(), shapes.elements().tolist()) == ([312, 95, 7], [24960, 7600, 7])
+    assert shapes.first_odd() == 2
 
 
 def test_second_column_is_optional_where_only_keys_count(tmp_path):
