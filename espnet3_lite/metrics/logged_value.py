@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -88,11 +88,31 @@ class LoggedValue:
     def epoch_value(self) -> torch.Tensor | None:
         """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the logged values' dtype."""
         if self.metric is not None:
-            return self.metric.compute() if self.weight else None
+            return one_number(self.name, self.metric, self.metric.compute()) if self.weight else None
         if self.total is None:
             return None
         value = self.total / self.weight if self.reduce == "mean" else self.total
         return value.to(self.dtype)
+
+
+def one_number(name: str, metric: Any, value: Any) -> Any:
+    """What a metric object computed, if it is one number.
+
+    Raises:
+        ValueError: it is a collection, or a vector.
+    """
+    kind = type(metric).__name__
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"`self.log({name!r}, ...)`: {kind}.compute() gave several values, {list(value)}; log the collection with "
+            f"`self.log_dict`"
+        )
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(
+            f"`self.log({name!r}, ...)`: {kind}.compute() gave a tensor of shape {tuple(value.shape)}; a logged value "
+            f"is one number, such as its mean()"
+        )
+    return value
 
 
 def as_number(name: str, value: Any, enable_graph: bool) -> torch.Tensor:

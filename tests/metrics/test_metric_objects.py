@@ -6,6 +6,7 @@ from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import Callback
 from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.metrics.logged_value import LoggedValue, one_number
 from espnet3_lite.metrics.metric_objects import metric_objects, restore, state_of
 
 
@@ -157,3 +158,31 @@ def test_an_object_that_cannot_be_copied_is_told(tmp_path):
     trainer = trainer_of(ModelCheckpoint(tmp_path), max_epochs=1, enable_checkpointing=True)
     with pytest.warns(UserWarning, match=r"the metric object logged \(Locked\) cannot be copied \(TypeError: a lock\)"):
         trainer.fit(module, loader())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"a": 1.0, "b": 2.0},
+            r"`self.log\('seen', ...\)`: Several.compute\(\) gave several values, .* `self.log_dict`",
+        ),
+        (torch.zeros(3), r"`self.log\('seen', ...\)`: Several.compute\(\) gave a tensor of shape \(3,\)"),
+    ],
+    ids=["collection", "vector"],
+)
+def test_collections_and_vectors_are_refused_by_name(value, message):
+    class Several:
+        def compute(self):
+            return value
+
+        def reset(self):
+            pass
+
+    with pytest.raises(ValueError, match=message):
+        one_number("seen", Several(), value)
+    arguments = (False, True, False, True, "mean", False, False, True, False)
+    entry = LoggedValue("seen", "training_step", arguments, False, True)
+    entry.take_metric(Several())
+    with pytest.raises(ValueError, match=message):
+        entry.epoch_value()
