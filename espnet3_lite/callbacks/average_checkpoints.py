@@ -72,7 +72,7 @@ class AverageCheckpointsCallback(Callback):
         """Write one file for each criterion that has checkpoints; returns their paths."""
         written = []
         for callback in self.best_ckpt_callbacks:
-            if callback.best_k_models:
+            if callback.best_k_models and callback.monitor is not None:
                 path = average_best(callback.monitor, callback.mode, callback.best_k_models, self.output_dir)
                 written += [path] if path is not None else []
         return written

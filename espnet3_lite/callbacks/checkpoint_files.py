@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,12 @@ class CheckpointFiles(Checkpoint):
                 f"{_NOT_CALLED[name]} instead"
             )
 
+    @property
+    def _own_folder(self) -> Path:
+        """`dirpath`, which a fit chooses where it was not given."""
+        assert self.dirpath is not None
+        return Path(self.dirpath)
+
     def format_checkpoint_name(
         self,
         metrics: dict[str, Any],
@@ -204,7 +211,7 @@ class CheckpointFiles(Checkpoint):
         """Remove files whose place another one takes, once that is on disk. Rank zero does it."""
         for path in paths if trainer.is_global_zero else ():
             if self._should_remove_checkpoint(trainer, path, saved):
-                trainer.strategy.when_saved(lambda path=path: self._remove_checkpoint(trainer, path))
+                trainer.strategy.when_saved(partial(self._remove_checkpoint, trainer, path))
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Only in this callback's folder; never what was just saved, nor what the user resumed from.
@@ -214,7 +221,7 @@ class CheckpointFiles(Checkpoint):
         named_by_user = None if trainer.auto_resume else trainer.ckpt_path
         keep = {Path(path).absolute() for path in (current, named_by_user) if path is not None}
         path = Path(previous).absolute()
-        return path not in keep and Path(self.dirpath).absolute() in path.parents
+        return path not in keep and self._own_folder.absolute() in path.parents
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         checkpoint_io.remove_checkpoint(filepath)
@@ -230,7 +237,7 @@ def newest_first(paths: Collection[Path]) -> list[Path]:
     last = [index for index, path in enumerate(ordered) if re.fullmatch(r"last(-v\d+)?\.ckpt", path.name)]
     if len(last) > 1:
         steps = {ordered[index]: checkpoint_io.step_of(ordered[index]) for index in last}
-        most = sorted(steps, key=steps.get, reverse=True)  # equal ones stay in the order of time
+        most = sorted(steps, key=steps.__getitem__, reverse=True)  # equal ones stay in the order of time
         for index, path in zip(last, most, strict=True):
             ordered[index] = path
         found = ", ".join(f"{path} (step {step if step >= 0 else 'unreadable'})" for path, step in steps.items())

@@ -33,6 +33,8 @@ class CheckpointRanking(CheckpointFiles):
         MisconfigurationException: another mode.
     """
 
+    verbose: bool
+
     def __init__(self, monitor: str | None, mode: str, save_top_k: int, *files: Any):
         super().__init__(*files)
         if mode not in ("min", "max"):
@@ -50,6 +52,9 @@ class CheckpointRanking(CheckpointFiles):
         self.last_model_path = ""
         self._on_disk: set[str] = set()  # a file that is still being written in the background is not missing
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        raise NotImplementedError
+
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Would `current`, ``()``, be among the best `save_top_k`? A tie is not better."""
         if current is None or self.save_top_k == 0:
@@ -60,6 +65,7 @@ class CheckpointRanking(CheckpointFiles):
         return bool(current < worst if self.mode == "min" else current > worst)
 
     def _save_monitor_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        assert self.monitor is not None  # the caller's condition
         self._follow_files(trainer)
         current = torch.as_tensor(candidates[self.monitor]).detach().cpu()
         if self.check_monitor_top_k(trainer, current):
@@ -79,7 +85,7 @@ class CheckpointRanking(CheckpointFiles):
     def _update_best_and_save(self, current: torch.Tensor, trainer: Trainer, candidates: dict[str, Any]) -> None:
         if current.isnan():  # the worst there is, so that it is the first to go
             current = torch.full_like(current, float("inf" if self.mode == "min" else "-inf"))
-        candidates[self.monitor] = current
+        candidates[str(self.monitor)] = current
         doomed = []
         while 0 < self.save_top_k <= len(self.best_k_models):  # several, where a resumed run wants fewer
             doomed.append(self._worst())
@@ -112,7 +118,7 @@ class CheckpointRanking(CheckpointFiles):
     def _summarize(self) -> None:
         """Say anew which of the files is the best, and which the worst where there are as many as may stay."""
         best = min if self.mode == "min" else max
-        self.best_model_path = best(self.best_k_models, key=self.best_k_models.get, default="")
+        self.best_model_path = best(self.best_k_models, key=self._score, default="")
         self.best_model_score = self.best_k_models.get(self.best_model_path)
         full = bool(self.best_k_models) and len(self.best_k_models) == self._k
         self.kth_best_model_path = self._worst() if full else ""
@@ -124,12 +130,15 @@ class CheckpointRanking(CheckpointFiles):
     def _worst(self) -> str:
         """Of the files that stay, the one to go next; the first of several that are equal."""
         worst = max if self.mode == "min" else min
-        return worst(self.best_k_models, key=self.best_k_models.get)
+        return worst(self.best_k_models, key=self._score)
+
+    def _score(self, path: str) -> float:
+        return float(self.best_k_models[path])
 
     def to_yaml(self, filepath: str | os.PathLike | None = None) -> None:
         """Write `best_k_models`, path to score, to a YAML file; by default ``best_k_models.yaml`` in `dirpath`."""
         scores = {path: float(score) for path, score in self.best_k_models.items()}
-        path = Path(filepath) if filepath is not None else Path(self.dirpath) / "best_k_models.yaml"
+        path = Path(filepath) if filepath is not None else self._own_folder / "best_k_models.yaml"
         path.write_text(yaml.safe_dump(scores), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,12 +170,13 @@ class CheckpointRanking(CheckpointFiles):
     def relocated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state for the folder's new place, if a file it speaks of is there: the folder was moved or copied."""
         before = state_dict.get("dirpath")
-        if before in (None, self.dirpath) or self.dirpath is None:
+        folder = self.dirpath
+        if before in (None, folder) or folder is None:
             return state_dict
 
         def moved(path: str) -> str:
             inside = os.path.relpath(path, before)
-            return path if inside.startswith(os.pardir) else os.path.join(self.dirpath, inside)
+            return path if inside.startswith(os.pardir) else os.path.join(folder, inside)
 
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
         state = {**state_dict, **{name: moved(state_dict[name]) for name in names if state_dict.get(name)}}

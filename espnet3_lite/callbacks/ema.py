@@ -12,7 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.weight_averaging import swap
+from espnet3_lite.callbacks.weight_averaging import Tensors, swap
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -121,12 +121,13 @@ class EMACallback(Callback):
             return
         self._last_global_step = trainer.global_step
         frozen = self.decay == 1.0 and self.step > self.update_after_step
+        assert self._average is not None  # since `on_fit_start`
         if self.step % self.update_every == 0 and not frozen:
             self._average.update_parameters(_part(pl_module))  # the first one copies
         self.step += 1
 
     @torch.no_grad()
-    def _blend(self, average: list[torch.Tensor], weights: list[torch.Tensor], n_averaged: torch.Tensor) -> None:
+    def _blend(self, average: Tensors, weights: Tensors, n_averaged: torch.Tensor | int) -> None:
         """What `AveragedModel` does with tensors of one dtype; whole numbers stay, as in ESPnet3."""
         if average[0].is_floating_point() or average[0].is_complex():
             for mean, current in zip(average, weights, strict=True):

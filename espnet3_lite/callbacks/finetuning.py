@@ -76,6 +76,7 @@ class BaseFinetuning(Callback):
         """
         if isinstance(modules, ModuleDict):
             modules = modules.values()
+        parts: Iterable[Module]
         if isinstance(modules, Iterable):
             parts = [part for module in modules for part in BaseFinetuning.flatten_modules(module)]
         else:
@@ -165,8 +166,8 @@ class BaseFinetuning(Callback):
         """
         BaseFinetuning.make_trainable(modules)
         rate = optimizer.param_groups[0]["lr"] / initial_denom_lr if lr is None else float(lr)
-        params = BaseFinetuning.filter_params(modules, train_bn=train_bn, requires_grad=True)
-        params = BaseFinetuning.filter_on_optimizer(optimizer, params)
+        trained = BaseFinetuning.filter_params(modules, train_bn=train_bn, requires_grad=True)
+        params = BaseFinetuning.filter_on_optimizer(optimizer, trained)
         if params:
             optimizer.add_param_group({"params": params, "lr": rate})
 
@@ -315,6 +316,7 @@ class BackboneFinetuning(BaseFinetuning):
             rate = current * self.backbone_initial_ratio_lr if given is None else given
             self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, rate, self.initial_denom_lr, self.train_bn)
         elif epoch > self.unfreeze_backbone_at_epoch:
+            assert self.previous_backbone_lr is not None  # since that epoch
             rate = self.lambda_func(epoch + 1) * self.previous_backbone_lr
             rate = min(rate, current) if self.should_align else rate
             optimizer.param_groups[-1]["lr"] = rate

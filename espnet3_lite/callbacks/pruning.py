@@ -107,7 +107,8 @@ class ModelPruning(Callback):
             )
         if verbose not in (0, 1, 2):
             raise MisconfigurationException(f"`verbose` must be any of (0, 1, 2), got {verbose!r}")
-        self._global, self._global_arguments = use_global_unstructured, {}
+        self._global = use_global_unstructured
+        self._global_arguments: dict[str, Any] = {}
         self.pruning_fn = self._resolve(pruning_fn, pruning_dim, pruning_norm)
         self.amount, self._apply_pruning = amount, apply_pruning
         self._make_pruning_permanent = make_pruning_permanent
@@ -121,6 +122,7 @@ class ModelPruning(Callback):
 
     def _resolve(self, pruning_fn: Any, dim: int | None, norm: int | None) -> Any:
         """The method (a class) for global pruning, the function for local."""
+        resolved: Any
         if isinstance(pruning_fn, str):
             name, arguments = pruning_fn.lower(), {}
             if name not in _FUNCTIONS:
@@ -218,8 +220,8 @@ class ModelPruning(Callback):
         if self._resample_parameters:
             originals = {module: copy.deepcopy(original) for module, original in originals.items()}
             for original in originals.values():
-                if callable(getattr(original, "reset_parameters", None)):
-                    original.reset_parameters()
+                if callable(reset := getattr(original, "reset_parameters", None)):
+                    reset()
         for module, name in self._parameters_to_prune:
             target = getattr(module, f"{name}_orig", getattr(module, name))
             target.data.copy_(getattr(originals[module], name).data)

@@ -207,7 +207,8 @@ def _training_forward(
 
 def _int8_forward(pl_module: LiteModule, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Quantize what goes in, and turn back what comes out."""
-    return pl_module.dequant(type(pl_module).forward(pl_module, pl_module.quant(x), *args, **kwargs))
+    quant, dequant = pl_module.get_submodule("quant"), pl_module.get_submodule("dequant")
+    return dequant(type(pl_module).forward(pl_module, quant(x), *args, **kwargs))
 
 
 def _look_away(x: torch.Tensor) -> torch.Tensor:

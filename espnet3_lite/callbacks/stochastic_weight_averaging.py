@@ -7,7 +7,7 @@ Averages over optimizer steps, or with decay, are in `weight_averaging.py`; aver
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -65,7 +65,7 @@ class StochasticWeightAveraging(Callback):
         swa_lrs: float | list[float],
         swa_epoch_start: int | float = 0.8,
         annealing_epochs: int = 10,
-        annealing_strategy: str = "cos",
+        annealing_strategy: Literal["cos", "linear"] = "cos",
         avg_fn: AverageFunction | None = None,
         device: torch.device | str | None = "cpu",
     ):
@@ -103,6 +103,12 @@ class StochasticWeightAveraging(Callback):
     def n_averaged(self) -> torch.Tensor | None:
         """How many epochs' weights are in the average, ``()`` int64; None before a fit."""
         return None if self._average is None else self._average.n_averaged
+
+    @property
+    def _begun_average(self) -> AveragedModel:
+        """The average; there is one from `on_fit_start` on."""
+        assert self._average is not None
+        return self._average
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -151,8 +157,9 @@ class StochasticWeightAveraging(Callback):
 
     def _take_up(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """The average; and a scheduler like the one whose state the trainer will load, if it stepped already."""
-        self._average.module.load_state_dict(state["average_model_state"])
-        self._average.n_averaged.fill_(state["n_averaged"])
+        average = self._begun_average
+        average.module.load_state_dict(state["average_model_state"])
+        average.n_averaged.fill_(state["n_averaged"])
         self._latest_update_epoch = state["latest_update_epoch"]
         if state["scheduler_state"] is not None:
             self._swap_scheduler(trainer)
@@ -170,7 +177,7 @@ class StochasticWeightAveraging(Callback):
             if self._swa_scheduler is None:
                 self._swap_scheduler(trainer)
             if epoch > self._latest_update_epoch:
-                update_average(self._average, pl_module, type(self).__name__)
+                update_average(self._begun_average, pl_module, type(self).__name__)
                 self._latest_update_epoch = epoch
         elif self._adds_epoch and epoch == self.swa_end + 1:
             self._transfer(pl_module)
@@ -186,7 +193,12 @@ class StochasticWeightAveraging(Callback):
                 f"StochasticWeightAveraging: `swa_lrs` holds {len(rates)} rates, the optimizer has {len(groups)} "
                 f"parameter groups; give one for each, or one float for all"
             )
-        self._swa_scheduler = SWALR(slot.optimizer, rates, self._annealing_epochs, self._annealing_strategy)
+        self._swa_scheduler = SWALR(
+            slot.optimizer,
+            rates,  # type: ignore[arg-type]  # torch takes a list too
+            self._annealing_epochs,
+            self._annealing_strategy,
+        )
         for config in trainer.lr_scheduler_configs:
             if config.interval != "epoch" or config.frequency != 1:
                 rank_zero_warn(
@@ -199,7 +211,7 @@ class StochasticWeightAveraging(Callback):
     def _transfer(self, pl_module: LiteModule) -> None:
         """The average's floating parameters become the module's."""
         with torch.no_grad():
-            for averaged, current in zip(self._average.module.parameters(), pl_module.parameters(), strict=True):
+            for averaged, current in zip(self._begun_average.module.parameters(), pl_module.parameters(), strict=True):
                 if current.is_floating_point() or current.is_complex():
                     current.copy_(averaged)
 
@@ -236,15 +248,15 @@ class StochasticWeightAveraging(Callback):
             return  # this run will be resumed: what is saved now must be its own weights
         self._ended = True
         ended = trainer.current_epoch - 1  # the epochs' counter has moved on already
+        epochs = int(self._begun_average.n_averaged)
         if not self._recomputing:
             if ended == self.swa_end or self._max_epochs == -1:
-                if self.n_averaged > 0:
+                if epochs > 0:
                     self._transfer(pl_module)
-            elif self.n_averaged > 0 and ended < self.swa_end:  # after the additional epoch it has the average
+            elif epochs > 0 and ended < self.swa_end:  # after the additional epoch it has the average
                 rank_zero_warn(
                     f"StochasticWeightAveraging: the run ended after epoch {ended}, before its last one "
-                    f"({self.swa_end}); the module keeps its own weights, not the average of "
-                    f"{int(self.n_averaged)} epochs"
+                    f"({self.swa_end}); the module keeps its own weights, not the average of {epochs} epochs"
                 )
         self._restore_trainer(trainer)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
-AverageFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
+AverageFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
+Tensors: TypeAlias = tuple[torch.Tensor, ...] | list[torch.Tensor]
+MultiAverageFunction: TypeAlias = Callable[[Tensors, Tensors, torch.Tensor | int], None]
 
 
 def pairs_of(average: AveragedModel, module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -126,14 +129,14 @@ class WeightAveraging(Callback):
         """After an optimizer step: a batch that only accumulates, or was skipped, is none."""
         step = trainer.global_step
         if step > self._latest_update_step and self.should_update(step_idx=step - 1):
-            update_average(self._average_model, pl_module, type(self).__name__)
+            update_average(self._average, pl_module, type(self).__name__)
             self._latest_update_step = step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """After an epoch."""
         epoch = trainer.current_epoch
         if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
-            update_average(self._average_model, pl_module, type(self).__name__)
+            update_average(self._average, pl_module, type(self).__name__)
             self._latest_update_epoch = epoch
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
@@ -160,7 +163,7 @@ class WeightAveraging(Callback):
             return
         self._handed_over = True
         with torch.no_grad():
-            for average, current in pairs_of(self._average_model, pl_module) if self._begun else ():
+            for average, current in pairs_of(self._average, pl_module) if self._begun else ():
                 current.copy_(average)
         trainer.strategy.sync_buffers(pl_module)  # collective: all ranks end
 
@@ -170,12 +173,18 @@ class WeightAveraging(Callback):
             self.on_train_end(trainer, pl_module)
 
     @property
+    def _average(self) -> AveragedModel:
+        """The average; there is one from `on_fit_start` on."""
+        assert self._average_model is not None
+        return self._average_model
+
+    @property
     def _begun(self) -> bool:
         """The average has taken weights in."""
-        return int(self._average_model.n_averaged) > 0
+        return int(self._average.n_averaged) > 0
 
     def _swap(self, pl_module: LiteModule) -> None:
-        swap(self._average_model, pl_module)
+        swap(self._average, pl_module)
         self._swapped = not self._swapped
 
     # ---- state -----------------------------------------------------------------------------------------------------
@@ -199,7 +208,7 @@ class WeightAveraging(Callback):
         checkpoint["averaging_state"] = dict(self._average_model.named_buffers(recurse=False))
 
     def _save_average(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
-        average = self._average_model.module
+        average = self._average.module
         with torch.no_grad():
             for kept, current in zip(tensors_of(average), tensors_of(pl_module), strict=True):
                 if not _is_averaged(kept):
@@ -275,7 +284,7 @@ def averaged_model(
     device: torch.device | str | int | None,
     use_buffers: bool,
     avg_fn: AverageFunction | None = None,
-    multi_avg_fn: Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor | int], None] | None = None,
+    multi_avg_fn: MultiAverageFunction | None = None,
     **kwargs: Any,
 ) -> AveragedModel:
     """torch's `AveragedModel`, whose function is asked about floating tensors only; others are copied.
@@ -288,18 +297,25 @@ def averaged_model(
         multi_avg_fn: The same for lists of tensors, in place.
         kwargs: Further arguments of `AveragedModel`.
     """
+    place = torch.device(device) if isinstance(device, str) else device
+    one = None if avg_fn is None else partial(_average_one, avg_fn)
+    many = None if multi_avg_fn is None else partial(_average_many, multi_avg_fn)
+    return AveragedModel(module, place, one, many, use_buffers=use_buffers, **kwargs)
 
-    def average_one(averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-        return avg_fn(averaged, current, count) if _is_averaged(averaged) else current
 
-    def average_many(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
-        if _is_averaged(averaged[0]):  # torch groups them by dtype
-            multi_avg_fn(averaged, current, count)
-        else:
-            torch._foreach_copy_(averaged, current)
+def _average_one(
+    avg_fn: AverageFunction, averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int
+) -> torch.Tensor:
+    return avg_fn(averaged, current, count) if _is_averaged(averaged) else current
 
-    one, many = average_one if avg_fn is not None else None, average_many if multi_avg_fn is not None else None
-    return AveragedModel(module, device, one, many, use_buffers=use_buffers, **kwargs)
+
+def _average_many(
+    multi_avg_fn: MultiAverageFunction, averaged: Tensors, current: Tensors, count: torch.Tensor | int
+) -> None:
+    if _is_averaged(averaged[0]):  # torch groups them by dtype
+        multi_avg_fn(averaged, current, count)
+    else:
+        torch._foreach_copy_(averaged, current)
 
 
 def update_average(average: AveragedModel, module: torch.nn.Module, owner: str) -> None:

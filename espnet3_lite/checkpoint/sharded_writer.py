@@ -33,7 +33,7 @@ class ShardedSaver:
         # Of its own, and in main memory: what a background thread exchanges must not mix with the training's.
         self.group = dist.new_group(backend="gloo")  # collective: all ranks begin the call together
         self._under_way: Future[Any] | None = None
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[], object]] = []
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Write, or begin to. Collective.
@@ -62,7 +62,7 @@ class ShardedSaver:
         assert isinstance(under_way, Future)  # two futures come back only where a stager of its own is given
         self._under_way = under_way
 
-    def when_saved(self, action: Callable[[], None]) -> None:
+    def when_saved(self, action: Callable[[], object]) -> None:
         """Run `action` once all that was handed to `save` is on disk."""
         if self._under_way is None:
             action()

@@ -199,7 +199,7 @@ class FSDPStrategy(SeveralProcesses):
         assert self._saver is not None  # since `setup`
         self._saver.save(checkpoint, path)
 
-    def when_saved(self, action: Callable[[], None]) -> None:
+    def when_saved(self, action: Callable[[], object]) -> None:
         """Do what needs the checkpoints handed over so far safely on disk."""
         assert self._saver is not None  # since `setup`
         self._saver.when_saved(action)

@@ -207,7 +207,7 @@ class Strategy:
         """Write it; all ranks call, rank zero writes."""
         checkpoint_io.save_checkpoint(checkpoint, path)
 
-    def when_saved(self, action: Callable[[], None]) -> None:
+    def when_saved(self, action: Callable[[], object]) -> None:
         """Do what needs the checkpoints handed over so far safely on disk; at once, unless they are still written."""
         action()
 
