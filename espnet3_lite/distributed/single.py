@@ -101,7 +101,7 @@ class Strategy:
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
         if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
-            if all_sound(steps, batch_weight(trainer)):
+            if all_sound([loss for loss, _ in steps if loss is not None], batch_weight(trainer)):
                 return GO_ON
         return vote_alone(trainer, steps)
 

@@ -71,26 +71,34 @@ def weight_of_step(trainer: Trainer) -> float:
     return 1.0 if weight is None else float(weight)
 
 
-def is_sound(weight: float) -> bool:
-    """Whether a batch's weight can stand in a mean: a finite number of at least 0."""
-    return 0.0 <= weight < math.inf
+def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = True) -> bool | torch.Tensor:
+    """Whether every loss is finite, and the batch's weight can stand in a mean: finite, and at least 0.
 
+    Args:
+        losses: Each ``()``, or ``(1,)`` as ESPnet2 gives it; all on one device.
+        weight: A number or a tensor ``()``; None where the module gives none.
+        read: Read the device once, which is the step's one CPU-GPU sync point.
 
-def all_sound(steps: Steps, weight: Any) -> bool:
-    """Whether every loss is finite and the weight sound. Reads the device once: the step's one CPU-GPU sync point."""
-    if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
-        return _all_sound_on_device([loss for loss, _ in steps if loss is not None], weight)
-    for loss, _ in steps:
-        if loss is not None and not math.isfinite(loss.item()):
+    Returns:
+        A bool. Without `read`, and where something is not on the CPU, a bool tensor ``()`` there, which is yet to be
+        read.
+    """
+    if weight is not None and not isinstance(weight, torch.Tensor):
+        if not 0.0 <= weight < math.inf:
             return False
-    return weight is None or is_sound(float(weight))
-
-
-def _all_sound_on_device(losses: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
-    """The same by one read. ESPnet2 gives a loss the shape ``(1,)``."""
-    numbers = [number.detach().reshape(()).to(weight.device, torch.float64) for number in (weight, *losses)]
-    found, *others = torch.stack(numbers).tolist()
-    return is_sound(found) and all(map(math.isfinite, others))
+        weight = None
+    numbers = losses if weight is None else [*losses, weight]
+    elsewhere = [number for number in numbers if not number.is_cpu]
+    if not elsewhere or (read and len(elsewhere) == 1):
+        found = [number.item() for number in numbers]
+    else:
+        # One read of several numbers costs less than to compare them there. MPS has no float64.
+        dtype = torch.float64 if any(number.dtype == torch.float64 for number in numbers) else torch.float32
+        stacked = torch.stack([n.detach().reshape(()).to(elsewhere[0].device, dtype) for n in numbers])
+        if not read:
+            return stacked.isfinite().all() & (stacked[len(losses) :] >= 0).all()
+        found = stacked.tolist()
+    return all(map(math.isfinite, found)) and (weight is None or found[-1] >= 0)
 
 
 def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
@@ -99,7 +107,7 @@ def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
     if not trainer.detect_anomaly:
         reason = describe_bad_losses(trainer, steps)
         weight = batch_weight(trainer)
-        if not reason and weight is not None and not is_sound(float(weight)):
+        if not reason and not all_sound((), weight):
             reason = f"the weight is {float(weight)}"
     return Verdict(skip=bool(reason), reason=reason, signal=trainer.stopping.signals.received is not None)
 
@@ -119,20 +127,15 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0
-    bad, bad_on_device = False, None
+    sound: bool | torch.Tensor = True
     if losses and not trainer.detect_anomaly:
-        if strategy.device.type == "cpu":
-            bad = not all(math.isfinite(loss.item()) for loss in losses.values())
-        else:
-            bad_on_device = (
-                torch.stack([loss.detach().isfinite().all() for loss in losses.values()]).all().logical_not()
-            )
+        sound = all_sound(list(losses.values()), read=False)
     found = strategy.cast(
         Place.BATCH,
-        flags=(bad, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active),
+        flags=(sound is False, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active),
         counts=[slot.name in losses for slot in slots],
         weight=1.0 if weight is None else weight,
-        bad=bad_on_device,
+        bad=~sound if isinstance(sound, torch.Tensor) else None,
     )
     bad_ranks, last, signal, stop, with_data, *rest = found
     counts, weights = rest[: len(slots)], rest[len(slots) :]
@@ -143,7 +146,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     reason = ""
     if bad_ranks:
         reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
-    elif not all(map(is_sound, weights)):
+    elif not all(all_sound((), given) for given in weights):
         reason = f"the ranks' weights are {weights}"
     elif with_data < strategy.world_size and strategy.put_back_shared_statistics():
         without = strategy.world_size - int(with_data)
@@ -181,7 +184,7 @@ def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     bad = [
         f"{'loss' if slot.name is None else f'loss of {slot.name!r}'} is {float(loss.detach())}"
         for loss, slot in steps
-        if loss is not None and not math.isfinite(loss.detach())
+        if loss is not None and not all_sound([loss])
     ]
     if not bad:
         return ""

@@ -13,7 +13,7 @@ import torch
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands, takes, taking
-from espnet3_lite.distributed.vote import batch_weight
+from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.requests import (
     RankLoader,
@@ -195,7 +195,9 @@ class EvaluationLoop:
             if replaying:
                 metrics.discard_batch()
                 continue
-            if (flag := _is_finite(output, batch_weight(trainer))) is not None:
+            if losses := _losses_of(output):
+                flag = all_sound(losses, batch_weight(trainer), read=False)
+                flag = torch.as_tensor(flag, device=losses[0].device)
                 metrics.mask_batch(flag)
                 finite.append((batch_idx, flag))
             self.batches_done += 1
@@ -282,23 +284,14 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.state.stage = RunningStage.TRAINING
 
 
-def _is_finite(output: Any, weight: Any = None) -> torch.Tensor | None:
-    """Whether the loss that a step returned is finite, and its batch's weight can stand in a mean.
-
-    ``()`` bool on the loss's device; None where no loss was returned.
-    """
+def _losses_of(output: Any) -> list[torch.Tensor]:
+    """The losses among what a step returned; none where it returned something else."""
     if isinstance(output, Mapping):
         output = output.get("loss")
     if steps := named_steps(output):
-        finite = torch.stack([step.loss.detach().isfinite().all() for step in steps]).all()
-    elif isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
-        finite = output.detach().isfinite().all()
-    else:
-        return None
-    if weight is None or isinstance(weight, int) and weight >= 0:
-        return finite
-    weight = torch.as_tensor(weight, device=finite.device)
-    return finite & (weight >= 0) & (weight < float("inf"))
+        return [step.loss for step in steps]
+    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+    return [output] if is_loss else []
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:

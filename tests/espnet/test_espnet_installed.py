@@ -11,7 +11,7 @@ from installed_lab import run, write
 
 from espnet3_lite.config.targets import find_target, is_installed
 from espnet3_lite.espnet.recipe_path import put_recipe_first
-from espnet3_lite.loops.evaluation import _is_finite
+from espnet3_lite.loops.evaluation import _losses_of
 from espnet3_lite.optim.slots import named_steps
 
 WHEEL = {
@@ -109,8 +109,9 @@ def test_a_step_is_known_by_its_loss_and_its_name():
 
 
 def test_a_validation_loss_in_espnet3s_own_step_is_looked_at():
-    assert not _is_finite([TheirStep(torch.tensor(float("nan")), "generator"), TheirStep(torch.tensor(1.0), "critic")])
-    assert _is_finite(TheirStep(torch.tensor(1.0), "generator"))
+    two = [TheirStep(torch.tensor(3.0), "generator"), TheirStep(torch.tensor(1.0), "critic")]
+    assert _losses_of(two) == [3.0, 1.0]
+    assert _losses_of(TheirStep(torch.tensor(1.0), "generator")) == [1.0]
 
 
 # ---- the recipe's own code comes first -----------------------------------------------------------------------------
