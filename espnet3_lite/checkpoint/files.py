@@ -16,6 +16,7 @@ import torch
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
+from espnet3_lite.checkpoint.pickle_keys import endless_keys
 from espnet3_lite.checkpoint.zip_integrity import archive_damage
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
 
@@ -204,7 +205,7 @@ def _file_damage(path: Path) -> str | None:
             if not file.read(1):
                 return f"{path}: is empty; its writer was stopped before it began"
             file.seek(0)
-            reason = archive_damage(file)
+            reason = archive_damage(file) or endless_keys(file)
     except OSError as error:
         reason = f"damaged: {type(error).__name__}: {error}"
     return f"{path}: {reason}" if reason else None

@@ -5,12 +5,10 @@ Lightning counts how often a thing was ready, started, processed and completed; 
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from espnet3_lite.checkpoint import configured_values
 from espnet3_lite.checkpoint.own_state import own_state
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
@@ -115,9 +113,7 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             f"configuration that wrote it"
         )
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        configured = [_settings_of(group) for group in optimizer.param_groups]
         trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
-        _warn_of_settings(optimizer, configured)
     schedulers = checkpoint["lr_schedulers"]
     configs = list(trainer.lr_scheduler_configs)
     if len(schedulers) != len(configs):
@@ -130,43 +126,9 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
-        arguments = _numbers_of(config.scheduler)
+        configured = configured_values.numbers_of(config.scheduler)
         config.scheduler.load_state_dict(state)
-        restored = _numbers_of(config.scheduler)
-        for name, value in arguments.items():
-            if restored.get(name, value) != value:
-                rank_zero_warn(
-                    f"{type(config.scheduler).__name__} goes on with the checkpoint's {name}={restored[name]}; "
-                    f"{name}={value}, as configured, would take a new run"
-                )
-
-
-def _settings_of(group: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group's numbers as they were configured: schedulers leave the rate that they began with."""
-    settings: dict[str, Any] = {name: v for name, v in group.items() if isinstance(v, (int, float, tuple))}
-    settings["lr"] = settings.pop("initial_lr", settings.get("lr"))
-    return settings
-
-
-def _warn_of_settings(optimizer: torch.optim.Optimizer, configured: list[dict[str, Any]]) -> None:
-    """Say which of the configured values a resumed optimizer does not take."""
-    for index, (wanted, group) in enumerate(zip(configured, optimizer.param_groups, strict=True)):
-        restored = _settings_of(group)
-        changed = [name for name, value in wanted.items() if restored.get(name, value) != value]
-        if "initial_lr" in group:  # a scheduler may steer these too
-            changed = [name for name in changed if name not in ("momentum", "betas")]
-        for name in changed:
-            rank_zero_warn(
-                f"{type(optimizer).__name__} goes on with the checkpoint's {name}={restored[name]}"
-                f"{f' in parameter group {index}' if index else ''}; {name}={wanted[name]}, as configured, would take "
-                f"a new run"
-            )
-
-
-def _numbers_of(scheduler: Any) -> dict[str, int | float]:
-    """What a scheduler's constructor was given, as far as its state tells: not what it counts."""
-    given = inspect.signature(type(scheduler)).parameters.keys() - {"last_epoch"}
-    return {name: v for name, v in scheduler.state_dict().items() if name in given and isinstance(v, (int, float))}
+        configured_values.warn_of_scheduler(trainer, config.scheduler, configured)
 
 
 def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.checkpoint import lightning_format
+from espnet3_lite.checkpoint import configured_values, lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.checkpoint.own_state import LAYOUT, OUR_STATE, own_state
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
@@ -84,6 +84,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
             for slot in trainer.slots.values()
         ],
+        "configured": trainer.plan.configured,
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
         "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
@@ -177,8 +178,13 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         trainer.agree_on_log_dir()
 
 
-def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_optimizer: bool) -> None:
     """Optimizers, schedulers, counters, random state: the run goes on where the checkpoint stands.
+
+    Args:
+        trainer: In a fit, with new optimizers.
+        checkpoint: As `dump_checkpoint` made it, or Lightning.
+        override_optimizer: The optimizers' configured values replace the checkpoint's.
 
     Raises:
         MisconfigurationException: the checkpoint holds weights only, or other optimizers.
@@ -190,6 +196,7 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "load the weights alone with LiteModule.load_from_checkpoint"
         )
     lightning_format.restore_optimizers(trainer, checkpoint)
+    configured_values.compare(trainer, own_state(checkpoint).get("configured", []), override_optimizer)
     if trainer.precision_plugin.scaler is not None and "MixedPrecision" in checkpoint:
         scaler = trainer.precision_plugin.scaler
         scaler.load_state_dict(checkpoint["MixedPrecision"])

@@ -184,6 +184,10 @@ def _add_train(commands: Any) -> None:
         "Goes on from exp_dir/last.ckpt when there is one, and says so. Ctrl-C once ends the run in order.",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="put an old run in exp_dir aside, and start anew")
+    parser.add_argument(
+        "--override-optimizer", action="store_true",
+        help="a run that goes on takes the configured rate, weight decay, ... instead of the checkpoint's",
+    )  # fmt: skip
 
 
 def _train(parsed: argparse.Namespace) -> None:
@@ -192,7 +196,7 @@ def _train(parsed: argparse.Namespace) -> None:
 
     config = _config(parsed)
     with kept_in(experiment.prepare(config, fresh=parsed.fresh)):
-        trainer = experiment.train(config)
+        trainer = experiment.train(config, override_optimizer=parsed.override_optimizer)
     _tell(experiment.report(trainer))
 
 

@@ -77,6 +77,7 @@ FIELDS: dict[str, Kind] = {
     "batch_sampler": OBJECT,
     "fit": MAPPING,
     "fit.ckpt_path": PATH,
+    "fit.override_optimizer": FLAG,
     "fit.train_dataloaders": OBJECT | LIST,
     "fit.val_dataloaders": OBJECT | LIST,
     "fit.datamodule": OBJECT,

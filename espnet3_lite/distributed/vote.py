@@ -132,7 +132,13 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         sound = all_sound(list(losses.values()), read=False)
     found = strategy.cast(
         Place.BATCH,
-        flags=(sound is False, is_last or data.ended, trainer.stopping.signals.received is not None, trainer.should_stop, active),
+        flags=(
+            sound is False,
+            is_last or data.ended,
+            trainer.stopping.signals.received is not None,
+            trainer.should_stop,
+            active,
+        ),
         counts=[slot.name in losses for slot in slots],
         weight=1.0 if weight is None else weight,
         bad=~sound if isinstance(sound, torch.Tensor) else None,

@@ -121,8 +121,12 @@ def prepare(config: Config, fresh: bool = False) -> Path | None:
 
 
 @espnet_stand_ins()
-def train(config: Config) -> ESPnetTrainer:
+def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
     """Train, or go on with a training that was cut, in the folder that `prepare` made.
+
+    Args:
+        config: A loaded configuration.
+        override_optimizer: A training that goes on takes the configured optimizers' values, as in `Trainer.fit`.
 
     Returns:
         The trainer, after its run.
@@ -133,6 +137,8 @@ def train(config: Config) -> ESPnetTrainer:
     torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
     trainer = build_to_train(config)
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
+    if override_optimizer:
+        fit["override_optimizer"] = True
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
     try:

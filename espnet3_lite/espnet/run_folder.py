@@ -20,7 +20,7 @@ from espnet3_lite.callbacks.checkpoint_files import newest_first
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.checkpoint.average_files import average_checkpoints, average_usable
 from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
-from espnet3_lite.config import Config
+from espnet3_lite.config import Config, load_config
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.folder_lock import LOCK_FILE
 from espnet3_lite.espnet.task_models import write_task_config
@@ -75,14 +75,24 @@ class RunFolder(Callback):
         """Write ``config.yaml``, where there is something left to train."""
         if not is_global_zero():
             return
-        path = self.exp_dir / "config.yaml"
+        path, config = self.exp_dir / "config.yaml", self._as_trained(trainer)
         try:
-            if self.config.get("task"):
-                write_task_config(self.config.task, self.config.to_container(), path)
+            if config.get("task"):
+                write_task_config(config.task, config.to_container(), path)
             else:
-                write_text(path, self.config.to_yaml(resolve=False))
+                write_text(path, config.to_yaml(resolve=False))
         except OSError as error:
             raise not_writable(self.exp_dir, error) from error
+
+    def _as_trained(self, trainer: Trainer) -> Config:
+        """The configuration, but for optimizers and schedulers that go on with other values: these stay as recorded."""
+        recorded = Path(trainer.ckpt_path or "").parent / "config.yaml"
+        if not trainer.plan.not_taken or not recorded.exists():
+            return self.config
+        before, config = load_config(recorded), Config.create(self.config.to_container(resolve=False))
+        for key in (key for kind in sorted(trainer.plan.not_taken) for key in (kind, f"{kind}s") if key in before):
+            config[key] = before[key].to_container()  # without references: what they name may be another now
+        return config
 
 
 def not_writable(exp_dir: Path, error: OSError) -> MisconfigurationException:

@@ -54,6 +54,9 @@ class RunPlan:
         training_step: (batch, batch_idx) to its output: the module's, by way of the strategy, in its precision.
         turns: The names of the coming batch's turns: `LiteModule.training_turns`.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
+        configured: Of each optimizer the numbers of each parameter group that this run was configured with.
+        not_taken: What goes on with a checkpoint's values although it is configured otherwise now: ``optimizer``,
+            ``scheduler``.
     """
 
     validation: ValidationSchedule
@@ -66,6 +69,8 @@ class RunPlan:
     turns: Callable[[], Sequence[str]] = tuple
     closure_wanted: bool = False
     accumulates_by_weight: bool = False
+    configured: list[list[dict[str, Any]]] = field(default_factory=list)
+    not_taken: set[str] = field(default_factory=set)
 
     @property
     def pending(self) -> bool:
@@ -162,6 +167,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
     plan = trainer.plan
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
+    plan.not_taken = set()
     rank_agreement.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)

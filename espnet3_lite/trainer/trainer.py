@@ -17,6 +17,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.checkpoint import run_state
+from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
@@ -146,6 +147,7 @@ class Trainer(RunInformation):
         datamodule: LiteDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        override_optimizer: bool = False,
     ) -> None:
         """Train.
 
@@ -156,6 +158,9 @@ class Trainer(RunInformation):
             datamodule: Provides the loaders instead.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
             weights_only: Lightning's way to let a checkpoint run code is refused: False is an error.
+            override_optimizer: A run that resumes takes the optimizers' configured values (rate, weight decay, ...)
+                instead of the checkpoint's; schedulers go on from the new rate. Default: the checkpoint's, which is
+                told where they differ.
 
         Raises:
             MisconfigurationException: the model or its settings contradict each other.
@@ -163,7 +168,7 @@ class Trainer(RunInformation):
         """
         refuse_unsafe_files("fit", weights_only)
         given = {"train": train_dataloaders, "val": val_dataloaders}
-        self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path)
+        self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path, override_optimizer=override_optimizer)
 
     def validate(
         self,
@@ -293,8 +298,9 @@ class Trainer(RunInformation):
     # ---- the frame of every call -----------------------------------------------------------------------------------
 
     def _run(
-        self, fn: TrainerFn, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any, verbose: bool = False
-    ) -> Any:
+        self, fn: TrainerFn, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any, verbose: bool = False,
+        override_optimizer: bool = False,
+    ) -> Any:  # fmt: skip
         """Set up, run, tear down; the same for fit, validate, test and predict."""
         if isinstance(next(iter(given.values())), LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), next(iter(given.values()))
@@ -314,8 +320,9 @@ class Trainer(RunInformation):
                 self.call("on_fit_start") if fitting else None
                 outcome.log_hyperparameters(self)
                 if fitting:
+                    self.plan.configured = [settings_of(optimizer) for optimizer in self.optimizers]
                     if checkpoint is not None:
-                        run_state.restore_training(self, checkpoint)
+                        run_state.restore_training(self, checkpoint, override_optimizer)
                         del checkpoint  # its tensors are in the model and optimizers now
                     outcome.write_status(self)
                     self._prepare_data()

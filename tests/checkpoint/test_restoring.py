@@ -11,10 +11,10 @@ from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
 
 
 class Line(LiteModule):
-    def __init__(self, lr=0.1, schedule=False):
+    def __init__(self, lr=0.1, schedule=False, momentum=0.5):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1, bias=False)
-        self.lr, self.schedule = lr, schedule
+        self.lr, self.schedule, self.momentum = lr, schedule, momentum
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch).sum()
@@ -23,7 +23,7 @@ class Line(LiteModule):
         self.log("weight", float(self.layer.weight))
 
     def configure_optimizers(self):
-        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.5)
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
         if not self.schedule:
             return optimizer
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
@@ -109,6 +109,63 @@ def test_a_rate_that_a_resumed_run_does_not_take_is_told(tmp_path, schedule):
         warnings.simplefilter("always")
         trainer_of(max_epochs=2).fit(Line(schedule=schedule), DATA, ckpt_path=tmp_path / "a.ckpt")
     assert not [str(warning.message) for warning in caught if "goes on with" in str(warning.message)]
+
+
+def resumed(tmp_path, module, *callbacks, override=False, epochs=2):
+    """The group of the optimizer of a fit that goes on from ``a.ckpt``, as the run began it, and what was warned."""
+    seen = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.update(trainer.optimizers[0].param_groups[0])
+
+    trainer = trainer_of(Look(), *callbacks, max_epochs=epochs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, DATA, ckpt_path=tmp_path / "a.ckpt", override_optimizer=override)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    return seen, [str(w.message) for w in caught if "goes on with" in str(w.message)], trainer
+
+
+def test_configured_values_replace_those_of_a_checkpoint(tmp_path):
+    trainer = trainer_of()
+    trainer.fit(Line(lr=0.1, momentum=0.5), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    group, told, _ = resumed(tmp_path, Line(lr=0.01, momentum=0.25), override=True)
+    assert (group["lr"], group["momentum"], told) == (0.01, 0.25, [])
+    group, told, _ = resumed(tmp_path, Line(lr=0.01, momentum=0.25), epochs=3)  # and from now on these are the run's
+    assert (group["lr"], group["momentum"], told) == (0.01, 0.25, [])
+
+
+def test_a_scheduler_goes_on_from_the_new_rate(tmp_path):
+    trainer = trainer_of()
+    trainer.fit(Line(lr=0.1, schedule=True), DATA)  # a tenth after each epoch
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    group, told, trainer = resumed(tmp_path, Line(lr=8.0, schedule=True), override=True)
+    assert (group["initial_lr"], group["lr"], told) == (8.0, pytest.approx(0.8), [])
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.base_lrs, scheduler.get_last_lr()) == ([8.0], [pytest.approx(0.08)])
+
+
+def test_a_change_that_is_not_taken_is_told_at_each_resume(tmp_path):
+    trainer = trainer_of()
+    trainer.fit(Line(), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for epochs in (2, 3):
+        group, told, _ = resumed(tmp_path, Line(lr=0.001), epochs=epochs)
+        assert group["lr"] == 0.1 and len(told) == 1 and "fit(..., override_optimizer=True)" in told[0]
+
+
+def test_a_rate_that_a_callback_changed_is_no_change_of_the_configuration(tmp_path):
+    class Halves(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.optimizers[0].param_groups[0]["lr"] /= 2
+
+    trainer = trainer_of(Halves())
+    trainer.fit(Line(), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    group, told, _ = resumed(tmp_path, Line(), Halves())
+    assert (group["lr"], told) == (0.05, [])
 
 
 def test_home_in_ckpt_path(tmp_path, monkeypatch):

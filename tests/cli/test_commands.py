@@ -10,6 +10,7 @@ from toy_lab import checkpoint, logged, make_recipe, status
 
 from espnet3_lite import __version__
 from espnet3_lite.cli.commands import main
+from espnet3_lite.config import load_config
 
 COMMANDS = ("train", "validate", "test", "average", "hooks", "collect-stats", "consolidate")
 
@@ -75,6 +76,18 @@ def test_train_fresh_puts_the_old_run_aside(recipe, capsys):
     assert torch.equal(old["state_dict"]["head.weight"], first["head.weight"])
     assert not torch.equal(checkpoint(recipe)["state_dict"]["head.weight"], first["head.weight"])
     assert checkpoint(recipe)["epoch"] == 0, "the new run began anew"
+
+
+def test_a_configuration_says_what_a_run_that_goes_on_really_takes(recipe, caplog):
+    recorded = lambda: load_config(recipe / "exp" / "config.yaml")  # noqa: E731
+    rate = lambda: checkpoint(recipe)["optimizer_states"][0]["param_groups"][0]["lr"]  # noqa: E731
+    main(["train", "train.yaml", "trainer.max_epochs=1", "~scheduler", "~scheduler_interval", "~scheduler_monitor"])
+    goes_on = ["train", "train.yaml", "~scheduler", "~scheduler_interval", "~scheduler_monitor", "optimizer.lr=0.01"]
+    main([*goes_on, "trainer.max_epochs=2"])
+    assert "goes on with the checkpoint's lr=0.05" in caplog.text
+    assert (rate(), recorded().optimizer.lr, recorded().trainer.max_epochs) == (0.05, 0.05, 2)
+    main([*goes_on, "trainer.max_epochs=3", "--override-optimizer"])
+    assert (rate(), recorded().optimizer.lr) == (0.01, 0.01)
 
 
 def test_several_files_and_overrides(recipe, capsys):
