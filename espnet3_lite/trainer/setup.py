@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.checkpoint import run_state
+from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
+from espnet3_lite.loops.evaluation import sanity_check
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
@@ -167,7 +169,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
     plan = trainer.plan
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
-    plan.not_taken = set()
+    plan.configured, plan.not_taken = [settings_of(slot.optimizer) for slot in plan.slots.values()], set()
     rank_agreement.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
@@ -325,6 +327,19 @@ class _NoOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         return closure() if closure is not None else None
+
+
+def prepare_data(trainer: Trainer) -> None:
+    """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
+    validates = trainer.plan.validation.enabled
+    if validates and trainer.num_sanity_val_steps and not trainer.fit_loop.within_epoch:
+        sanity_check(trainer)
+    if trainer.limit_train_batches != 0:
+        if trainer.train_data.loader is None:
+            trainer.train_data.setup()
+        if validates and trainer.plan.validation.epoch_validates:
+            trainer.evaluation_loops["val"].setup_if_due()
+        check_intervals(trainer)
 
 
 def check_intervals(trainer: Trainer) -> None:

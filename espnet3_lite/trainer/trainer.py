@@ -17,14 +17,13 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.checkpoint import run_state
-from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, tell
-from espnet3_lite.loops.evaluation import EvaluationLoop, sanity_check
+from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
@@ -320,12 +319,11 @@ class Trainer(RunInformation):
                 self.call("on_fit_start") if fitting else None
                 outcome.log_hyperparameters(self)
                 if fitting:
-                    self.plan.configured = [settings_of(optimizer) for optimizer in self.optimizers]
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint, override_optimizer)
                         del checkpoint  # its tensors are in the model and optimizers now
                     outcome.write_status(self)
-                    self._prepare_data()
+                    setup.prepare_data(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
@@ -376,18 +374,6 @@ class Trainer(RunInformation):
         if fitting:
             setup.plan_training(self, module)
         return checkpoint
-
-    def _prepare_data(self) -> None:
-        """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
-        validates = self.plan.validation.enabled
-        if validates and self.num_sanity_val_steps and not self.fit_loop.within_epoch:
-            sanity_check(self)
-        if self.limit_train_batches != 0:
-            if self.train_data.loader is None:
-                self.train_data.setup()
-            if validates and self.plan.validation.epoch_validates:
-                self.evaluation_loops["val"].setup_if_due()
-            setup.check_intervals(self)
 
     def _end_by(self, exception: BaseException) -> None:
         """Tell callbacks, loggers and everybody else that the call ends by an exception."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import ESPnetModule, ESPnetTrainer
+from espnet3_lite import ESPnetModule, ESPnetTrainer, Trainer
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.config import Config
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_the_old_configuration_whole(old, monkeypatch):
     folder = RunFolder(old, Config.create({"new": 1}))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MisconfigurationException, match="exp_dir: .*exp' cannot be written: .*No space left"):
-        folder.on_train_start(None, None)
+        folder.on_train_start(Trainer(logger=False), None)
     assert (old / "config.yaml").read_text() == "made: these\n" and not list(old.glob(".*"))
 
 
