@@ -167,7 +167,7 @@ class EarlyStopping(MonitoringCallback):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = message
-        if message and self.verbose:
+        if message and (self.verbose or stop):
             self._log_info(trainer, message, self.log_rank_zero_only)
 
     @staticmethod

@@ -63,6 +63,9 @@ class MetricsLogger(Callback):
         self._batch_ended: float | None = None
         self._batch_started = self._backward_started = self._validation_started = 0.0
         self._forward_is_timed = False
+        self._valid_time: float | None = None  # of the epoch's last validation
+        #: The last epoch's means by the names that the values were logged under.
+        self.epoch_means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The means so far, so that the lines of a resumed run are those of one that was never cut."""
@@ -131,8 +134,8 @@ class MetricsLogger(Callback):
             self._close_window()
 
     def _close_window(self) -> None:
-        """What is in the window is the epoch's; of the times only the whole batch's."""
-        self._epoch.merge(self._window, without=("iter_time", "forward_time", "backward_time"))
+        """What is in the window is the epoch's."""
+        self._epoch.merge(self._window)
         self._window, self._first_batch = RunningMeans(), None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
@@ -141,8 +144,25 @@ class MetricsLogger(Callback):
         means = self._epoch.means()
         for name, value in self._logged_anew(trainer).items():
             means.setdefault(name.removeprefix("train/"), float(value))
-        self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means)
+        line = {name: value for name, value in means.items() if name not in _TIMES[:3]}
+        self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", line)
+        self._log_epoch(trainer, means)
         self._epoch = RunningMeans()
+
+    def _log_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
+        """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates."""
+        trained = {f"train/{name.removeprefix('train/')}": name for name in trainer.callback_metrics}
+        short = {full.removeprefix("train/"): name for full, name in trained.items() if not name.startswith("valid/")}
+        self.epoch_means = {short[name]: value for name, value in means.items() if name in short}
+        on_epoch = {entry.name for entry in trainer.metrics.training.values() if entry.on_epoch}
+        row = {f"{name}_epoch": self.epoch_means[name] for name in self.epoch_means.keys() - on_epoch
+               if name.startswith("train/")}  # fmt: skip
+        row |= {name: value for name, value in means.items() if name in _TIMES or name.startswith("optim")}
+        if self._valid_time is not None:
+            row["valid_time"], self._valid_time = self._valid_time, None
+        row["epoch"] = trainer.current_epoch
+        for log in trainer.loggers:
+            log.log_metrics(row, step=trainer.logging_step - 1)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
@@ -158,6 +178,7 @@ class MetricsLogger(Callback):
             values[name.removeprefix("valid/")] = float(value)
         if trainer.sanity_checking:
             return
+        self._valid_time = values["valid_time"]
         # Weights that are validated on their own may be an average: of no epoch.
         epoch = f"epoch_summary:{trainer.current_epoch + 1}epoch" if trainer.state.fn == "fit" else "summary"
         self._write(trainer, f"{epoch}:valid", values)
@@ -219,12 +240,11 @@ class RunningMeans:
             self._sums.update(zip(names, numbers, strict=True))
         return self._sums
 
-    def merge(self, other: RunningMeans, without: tuple[str, ...] = ()) -> None:
-        """Take all values of another, but for some names."""
+    def merge(self, other: RunningMeans) -> None:
+        """Take all values of another."""
         for name, total in other._read().items():
-            if name not in without:
-                self._sums[name] = self._sums.get(name, 0.0) + total
-                self._counts[name] = self._counts.get(name, 0) + other._counts[name]
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
 
     def means(self) -> dict[str, float]:
         """The mean of each name's values."""

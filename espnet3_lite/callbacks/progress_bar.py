@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.metrics_logger import RunningMeans
 from espnet3_lite.distributed.rank import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class ProgressBar(Callback):
     """
 
     _enabled = True
+    _step_means: RunningMeans | None = None
+    _seen: dict[str, Any]
     _trainer: Trainer | None = None
     _current_eval_dataloader_idx: int | None = None
 
@@ -37,6 +40,26 @@ class ProgressBar(Callback):
         self._trainer = trainer
         if not trainer.is_global_zero:
             self.disable()
+
+    # ---- the epoch's means -----------------------------------------------------------------------------------------
+
+    @property
+    def epoch_means(self) -> dict[str, float]:
+        """Means over the epoch's batches so far of what is logged at steps alone, with this rank's values."""
+        return self._step_means.means() if self._step_means is not None else {}
+
+    def _begin_means(self) -> RunningMeans:
+        """A new epoch."""
+        self._step_means, self._seen = RunningMeans(), {}
+        return self._step_means
+
+    def _take_step_values(self, trainer: Trainer) -> None:
+        """Take what the batch logged at steps alone; nothing is read from the device."""
+        means = self._begin_means() if self._step_means is None else self._step_means
+        for entry in trainer.metrics.training.values():
+            if entry.on_step and not entry.on_epoch and entry.last is not self._seen.get(entry.name):
+                self._seen[entry.name] = entry.last
+                means.add(entry.name, entry.last)
 
     # ---- on and off ------------------------------------------------------------------------------------------------
 

@@ -188,6 +188,7 @@ class TQDMProgressBar(ProgressBar):
         """Begin at zero."""
         if self._leave and self.is_enabled and self.train_progress_bar.disable:  # the last epoch's stays on the screen
             self.train_progress_bar = self.init_train_tqdm()
+        self._begin_means()
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Trainer) -> None:
@@ -198,6 +199,8 @@ class TQDMProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One batch further."""
+        if self.is_enabled:
+            self._take_step_values(trainer)
         self._move(self.train_progress_bar, batch_idx + 1, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _tell(*lines: object) -> None:
     """Print lines, on rank zero alone. Who reads them may have seen enough (``| head``)."""
-    from espnet3_lite.cli.log_lines import read_no_further
+    from espnet3_lite.callbacks.screen import read_no_further
     from espnet3_lite.distributed.rank import is_global_zero
 
     if lines and is_global_zero():

@@ -6,45 +6,17 @@ For `cli.py` alone: whoever imports the package sets up logging as they like.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
+from espnet3_lite.callbacks.screen import AboveBars
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.exceptions import MisconfigurationException
 
 _PACKAGE = str(Path(__file__).parent)
-
-
-class AboveBars(logging.StreamHandler):
-    """Writes lines to a terminal so that a progress bar that is drawn there moves down, and is not written over.
-
-    >>> AboveBars().level
-    0
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Clear the bars, write the line, draw them again; in a log file, where no bar is drawn, write the line."""
-        with tqdm.external_write_mode(file=self.stream):
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's own name
-        """Who reads the lines may have seen enough."""
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            read_no_further(self.stream)
-        else:
-            super().handleError(record)
-
-
-def read_no_further(stream: Any) -> None:
-    """Whoever read this stream has gone (``| head``): what is still written to it, also at the end, goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_on_terminal(quiet: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from espnet3_lite.callbacks.base import HOOKS, Callback
+from espnet3_lite.callbacks.screen import end_report, report_left_to_the_caller
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
@@ -142,7 +143,8 @@ def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
     if not fit.get("ckpt_path"):
         trainer.trainer.auto_resume = True
     try:
-        trainer.fit(**fit)
+        with report_left_to_the_caller():
+            trainer.fit(**fit)
     except SystemExit:  # a signal or Ctrl-C, after all was saved
         last = trainer.exp_dir / "last.ckpt"
         if is_global_zero() and last.exists():
@@ -200,12 +202,7 @@ def load_weights(module: LiteModule, path: Path) -> None:
 def report(trainer: ESPnetTrainer) -> str:
     """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
     run, exp_dir = trainer.trainer, trainer.exp_dir
-    lines = [f"trained {run.current_epoch} epochs, {run.global_step} steps"]
-    lines += [f"  {name} {float(value):.4g}" for name, value in sorted(run.callback_metrics.items()) if "/" in name]
-    for callback in run.checkpoint_callbacks:
-        if callback.monitor and callback.best_model_path:
-            place = Path(callback.best_model_path).name
-            lines.append(f"  best {callback.monitor} {float(callback.best_model_score):.4g} in {place}")
+    lines = end_report(run)
     if run.fast_dev_run:
         return "\n".join(lines)
     lines.append(f"written to {exp_dir}:")

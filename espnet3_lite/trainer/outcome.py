@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.callbacks.screen import told as told
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.distributed.rank import rank_zero_warn
 

@@ -52,8 +52,7 @@ class Trainer(RunInformation):
 
     Raises:
         TypeError: an unknown argument, with the nearest known one.
-        MisconfigurationException: a value that is not allowed; all of them in one message. None is allowed
-            everywhere and stands for the default.
+        MisconfigurationException: values that are not allowed, all in one message. None stands for the default.
 
     Example:
         >>> trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -167,7 +166,8 @@ class Trainer(RunInformation):
         """
         refuse_unsafe_files("fit", weights_only)
         given = {"train": train_dataloaders, "val": val_dataloaders}
-        self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path, override_optimizer=override_optimizer)
+        with outcome.told(self):
+            self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path, override_optimizer=override_optimizer)
 
     def validate(
         self,

@@ -109,19 +109,19 @@ def test_a_key_is_added_and_another_removed(recipe):
 def test_quiet_logs_warnings_only(recipe, capsys):
     main(["train", "train.yaml", "trainer.max_epochs=1", "--quiet"])
     printed = capsys.readouterr().out
-    assert "trained 1 epochs, 3 steps" in printed and "INFO" not in printed
+    assert "trained 1 epoch, 3 steps" in printed and "INFO" not in printed
 
 
 def test_fast_dev_run_leaves_nothing_and_takes_nothing_from_an_old_run(recipe, capsys):
     fast = ("train", "train.yaml", "+trainer.fast_dev_run=true", "--quiet")
     main([*fast])
-    assert "trained 1 epochs" in capsys.readouterr().out
+    assert "trained 1 epoch" in capsys.readouterr().out
     assert not (recipe / "exp").exists()
     main(["train", "train.yaml", "trainer.max_epochs=1", "--quiet"])
     before = contents(recipe / "exp")
     main([*fast, "--fresh"])
     assert contents(recipe / "exp") == before and not list(recipe.glob("exp.*"))
-    assert "written to" not in capsys.readouterr().out.split("trained 1 epochs")[-1]
+    assert "written to" not in capsys.readouterr().out.split("trained 1 epoch")[-1]
 
 
 def contents(folder):

@@ -85,9 +85,13 @@ def status(folder):
 
 
 def logged(folder):
-    """The rows of the run's log: the newest, for one that was killed before its first checkpoint begins anew."""
+    """The rows of the run's log: the newest, for one that was killed before its first checkpoint begins anew.
+
+    Times are left out: no two runs have the same.
+    """
     file = sorted(Path(folder).glob("exp/lightning_logs/*/metrics.csv"))[-1]
-    return list(csv.DictReader(file.read_text().splitlines()))
+    rows = csv.DictReader(file.read_text().splitlines())
+    return [{name: value for name, value in row.items() if not name.endswith("_time")} for row in rows]
 
 
 def seen(folder):

@@ -1,0 +1,125 @@
+"""What a run says by itself: its log lines where nobody has set up logging, and the report at its end.
+
+The commands set up logging of their own (`cli/log_lines.py`). What is drawn while a run lasts is the progress bars'.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
+from espnet3_lite.distributed.rank import is_global_zero
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+PACKAGE_LOGGER = logging.getLogger("espnet3_lite")
+_left_to_the_caller = ContextVar("left_to_the_caller", default=False)
+
+
+class AboveBars(logging.StreamHandler):
+    """Writes lines to a terminal so that a progress bar that is drawn there moves down, and is not written over.
+
+    >>> AboveBars().level
+    0
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the bars, write the line, draw them again; in a log file, where no bar is drawn, write the line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's own name
+        """Who reads the lines may have seen enough."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            read_no_further(self.stream)
+        else:
+            super().handleError(record)
+
+
+def read_no_further(stream: Any) -> None:
+    """Whoever read this stream has gone (``| head``): what is still written to it, also at the end, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def log_lines_shown() -> Iterator[None]:
+    """Within the block, show the package's lines at INFO on stderr, on rank zero, if nobody has set up logging.
+
+    Whoever has, with `logging.basicConfig` or a level of the package's logger, decides alone what is shown.
+    """
+    if not is_global_zero() or PACKAGE_LOGGER.hasHandlers() or PACKAGE_LOGGER.level != logging.NOTSET:
+        yield
+        return
+    handler = AboveBars(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: not logging.getLogger().handlers)  # set up meanwhile: each line is shown once
+    PACKAGE_LOGGER.addHandler(handler)
+    PACKAGE_LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        PACKAGE_LOGGER.removeHandler(handler)
+        PACKAGE_LOGGER.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def report_left_to_the_caller() -> Iterator[None]:
+    """Within the block, `fit` does not report its end: the caller prints a report of its own."""
+    token = _left_to_the_caller.set(True)
+    try:
+        yield
+    finally:
+        _left_to_the_caller.reset(token)
+
+
+def results(trainer: Trainer) -> dict[str, float]:
+    """What a run came to, by name: means over the last epoch, also of values that are logged at steps alone."""
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    forked = {name for name in values if name.endswith("_epoch") and name.removesuffix("_epoch") in values}
+    for callback in trainer.callbacks:
+        means = getattr(callback, "epoch_means", {})
+        values.update({name: means[name] for name in values.keys() & means.keys() if f"{name}_epoch" not in forked})
+    steps = {name.removesuffix("_epoch") + "_step" for name in forked}
+    return {name: values[name] for name in sorted(values.keys() - forked - steps)}
+
+
+def end_report(trainer: Trainer, seconds: float | None = None) -> list[str]:
+    """Lines that say where a fit ended, what it came to, and its best checkpoints.
+
+    Args:
+        trainer: After a fit.
+        seconds: How long it took.
+    """
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
+    lines = [f"trained {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}{took}"]
+    lines += [f"  {name} {value:.4g}" for name, value in results(trainer).items() if not name.startswith("lr-")]
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
+            best = float(callback.best_model_score)
+            lines.append(f"  best {callback.monitor} {best:.4g} in {callback.best_model_path}")
+    return lines
+
+
+@contextmanager
+def told(trainer: Trainer) -> Iterator[None]:
+    """Around a fit: its log lines are shown, and its end is reported at INFO unless the progress bar is switched off."""
+    began = time.monotonic()
+    with log_lines_shown():
+        yield
+        silent = _left_to_the_caller.get() or trainer.fast_dev_run or trainer.progress_bar_callback is None
+        if trainer.is_global_zero and not silent:
+            logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began)))

@@ -1,0 +1,137 @@
+"""What a run says by itself: the package's own lines where no logging is set up, and results that are epochs' means."""
+
+import csv
+import logging
+
+import pytest
+import torch
+
+from espnet3_lite import LiteModule, Trainer
+from espnet3_lite.callbacks import EarlyStopping, LearningRateMonitor, MetricsLogger, ModelCheckpoint
+from espnet3_lite.callbacks.screen import end_report, log_lines_shown, report_left_to_the_caller, results
+from espnet3_lite.loggers import CSVLogger
+
+
+class Counting(LiteModule):
+    """Logs 0, 1, 2, ... as a step's value, and twice that as one of steps and epochs."""
+
+    def __init__(self, prefix="train_"):
+        super().__init__()
+        self.layer, self.prefix, self.count = torch.nn.Linear(1, 1), prefix, 0
+
+    def training_step(self, batch, batch_idx):
+        self.log(f"{self.prefix}count", float(self.count), prog_bar=True)
+        self.log(f"{self.prefix}twice", 2.0 * self.count, on_step=True, on_epoch=True)
+        self.count += 1
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/loss", 0.25)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+BATCHES = [torch.ones(2, 1)] * 4
+
+
+def fit(tmp_path, module=None, **settings):
+    settings = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        **settings,
+    }
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", **settings)
+    trainer.fit(module or Counting(), BATCHES, BATCHES[:1])
+    return trainer
+
+
+def set_up_no_logging(monkeypatch):
+    """As in a script that sets up none: within the test, before which pytest adds its own."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+
+def test_a_script_without_logging_sees_why_and_how_its_run_ended(tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    best = ModelCheckpoint(monitor="valid/loss")
+    fit(tmp_path, enable_checkpointing=True, callbacks=[best])
+    said = capsys.readouterr().err
+    assert said.count("`Trainer.fit` stopped: `max_epochs=2` reached.\n") == 1
+    assert "trained 2 epochs, 8 steps in 0:00:0" in said
+    assert "  train_count 5.5\n  train_twice 11\n  valid/loss 0.25\n" in said  # of batches 4 to 7, not the last one's 7
+    assert f"  best valid/loss 0.25 in {best.best_model_path}\n" in said
+    assert logging.getLogger("espnet3_lite").handlers == [] and logging.getLogger("espnet3_lite").level == 0
+
+
+def test_a_stop_is_told_though_the_callback_is_not_verbose(tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    fit(tmp_path, max_epochs=5, callbacks=[EarlyStopping("valid/loss", patience=2)])
+    said = capsys.readouterr().err
+    assert "valid/loss did not improve in the last 2 records. Best score: 0.250. Signaling Trainer to stop." in said
+    assert "New best score" not in said and "trained 3 epochs, 12 steps" in said
+
+
+def test_no_bar_no_report(tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    fit(tmp_path, enable_progress_bar=False)
+    assert capsys.readouterr().err.splitlines() == ["`Trainer.fit` stopped: `max_epochs=2` reached."]
+
+
+def test_who_sets_up_logging_decides(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    fit(tmp_path)
+    assert "trained" not in capsys.readouterr().err
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("espnet3_lite"), "level", logging.ERROR)
+    fit(tmp_path)
+    assert "trained" not in capsys.readouterr().err
+
+
+def test_logging_that_is_set_up_within_a_run_shows_each_line_once(capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    logger = logging.getLogger("espnet3_lite.trainer")
+    with log_lines_shown():
+        logger.info("one")
+        logging.getLogger().handlers.append(logging.NullHandler())
+        logger.info("two")
+    assert capsys.readouterr().err == "one\n"
+
+
+def test_a_caller_may_report_itself(tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    with report_left_to_the_caller():
+        trainer = fit(tmp_path)
+    assert "trained" not in capsys.readouterr().err
+    assert end_report(trainer)[:2] == ["trained 2 epochs, 8 steps", "  train_count 5.5"]
+
+
+def test_callback_metrics_are_the_last_batch_as_ever(tmp_path):
+    trainer = fit(tmp_path)
+    assert float(trainer.callback_metrics["train_count"]) == 7.0
+    assert results(trainer) == {"train_count": 5.5, "train_twice": 11.0, "valid/loss": 0.25}
+
+
+def test_the_log_has_the_training_epochs_means_times_and_rates(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="log")
+    callbacks = [MetricsLogger(log_every_n_steps=3), LearningRateMonitor()]
+    trainer = fit(
+        tmp_path, Counting("train/"), logger=logger, callbacks=callbacks, log_every_n_steps=1, enable_progress_bar=False
+    )
+    rows = list(csv.DictReader((tmp_path / "log" / "metrics.csv").open()))
+    epochs = [row for row in rows if row["train/count_epoch"]]
+    assert [(row["epoch"], row["step"], float(row["train/count_epoch"])) for row in epochs] == [
+        ("0", "3", 1.5), ("1", "7", 5.5),
+    ]  # fmt: skip
+    for row in epochs:
+        assert float(row["optim0_lr0"]) == pytest.approx(0.1)
+        assert all(float(row[name]) > 0 for name in ("train_time", "iter_time", "forward_time", "backward_time"))
+        assert float(row["valid_time"]) > 0
+    assert [float(row["train/twice_epoch"]) for row in rows if row["train/twice_epoch"]] == [3.0, 11.0]  # once each
+    assert results(trainer) == {
+        "lr-SGD": pytest.approx(0.1),
+        "train/count": 5.5,
+        "train/twice": 11.0,
+        "valid/loss": 0.25,
+    }
