@@ -41,7 +41,7 @@ class AboveBars(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's own name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Who reads the lines may have seen enough."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             read_no_further(self.stream)
@@ -116,7 +116,7 @@ def end_report(trainer: Trainer, seconds: float | None = None) -> list[str]:
 
 @contextmanager
 def told(trainer: Trainer) -> Iterator[None]:
-    """Around a fit: its log lines are shown, and its end is reported at INFO unless the progress bar is switched off."""
+    """Around a fit: its log lines are shown, and its end is reported at INFO, unless the progress bar is off."""
     began = time.monotonic()
     with log_lines_shown():
         yield
