@@ -41,7 +41,7 @@ class AboveBars(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """Who reads the lines may have seen enough."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             read_no_further(self.stream)
