@@ -83,6 +83,7 @@ SOUND = [
     (ONE, "inference_dir: x\nmetrics: [1]\nencoder_size: 3\nmode: fast\nupload_model: {broken: '${no.such.key}'}\n"),
     (ONE, "fit: {ckpt_path: exp/last.ckpt}\nparallel: {env: local, n_workers: 8, options: {memory_limit: 1GB}}\n"),
     (SEVERAL, ""),
+    (SEVERAL, "trainer: {gan: {generator_first: true, skip_discriminator_prob: 0.5, no_forward_run: false}}"),
     (SEVERAL, "trainer: {gradient_clip_val: 0, gradient_clip_algorithm: norm, strategy: ddp}\n"),
     (
         SEVERAL,
@@ -115,7 +116,6 @@ def _batches(text):
     [
         _batches("type: unsorted, batch_size: 2, batch_bins: 0"),
         _one_loader("{num_shards: 1, batch_size: 2}"),
-        "trainer: {gan: {generator_first: true, skip_discriminator_prob: 0.5, no_forward_run: false}}",
         "freeze_param: [encoder, 'decoder.output']",
         "dataloader: {train: {batch_size: 2}}\ntrainer: {limit_val_batches: 0}",
         "dataloader: {train: {batch_size: 2}}\nfit: {val_dataloaders: {_target_: builtins.list}}",
