@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -174,7 +174,7 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
         raise MisconfigurationException("dataset.test: the configuration names no test data")
     results = []
     for name, dataset in sets.items() if isinstance(sets, Mapping) else [("test", sets)]:
-        loader = trainer.model.test_loader(dataset)
+        loader = cast(Callable[[Any], Any], trainer.model.test_loader)(dataset)
         for result in trainer.trainer.test(trainer.model, loader, verbose=False):  # none of an empty set
             results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
     return results
@@ -218,7 +218,7 @@ def report(trainer: ESPnetTrainer) -> str:
         found = sorted(path.name for path in exp_dir.glob(pattern))
         shown = found if len(found) <= 2 else [f"{found[0]} ... ({len(found)})"]
         lines += [f"  {name:<44} {meaning}" for name in shown]
-    folders = [os.path.relpath(log.log_dir, exp_dir) for log in run.loggers if getattr(log, "log_dir", None)]
+    folders = [os.path.relpath(folder, exp_dir) for log in run.loggers if (folder := getattr(log, "log_dir", None))]
     lines += [f"  {name:<44} every logged value" for name in folders]
     return "\n".join(lines)
 

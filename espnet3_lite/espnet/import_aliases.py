@@ -131,7 +131,7 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return {name: sys.modules.pop(name) for name in names}
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__getattr__ = functools.partial(_ours, module.__name__)
+        module.__dict__["__getattr__"] = functools.partial(_ours, module.__name__)
 
 
 def _ours(module: str, name: str) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 from torch import nn
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -50,7 +53,7 @@ def initialize(model: nn.Module, init: str) -> None:
         if isinstance(module, (nn.Embedding, nn.LayerNorm, nn.GroupNorm)):
             module.reset_parameters()
         if hasattr(module, "espnet_initialization_fn"):
-            module.espnet_initialization_fn()
+            cast(Callable[[], None], module.espnet_initialization_fn)()
     for part in ("encoder", "frontend", "postencoder", "decoder"):
         _reload_pretrained(getattr(model, part, None))
 

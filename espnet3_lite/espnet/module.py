@@ -83,10 +83,12 @@ class ESPnetModule(LiteModule):
         if hasattr(organizer, "log_summary"):
             organizer.log_summary(logger)
         if not self.config.get("dataloader"):  # then the loaders are passed to fit()
-            self.train_dataloader = self.val_dataloader = None
+            # None hides a method, as if the class had none.
+            self.train_dataloader = self.val_dataloader = None  # type: ignore[assignment, method-assign]
         own = type(self).on_before_optimizer_step is not ESPnetModule.on_before_optimizer_step
         if not self.config.get("optimizers") and not own:
-            self.on_before_optimizer_step = None  # only named optimizers log their updates
+            # Only named optimizers log their updates.
+            self.on_before_optimizer_step = None  # type: ignore[assignment, method-assign]
 
     def _freeze_parameters(self) -> None:
         """Do not train what ``freeze_param`` names, in ``model`` or, as ESPnet2 has it, at the top.
@@ -282,7 +284,7 @@ class ESPnetModule(LiteModule):
     def _collate_fn(self) -> Any:
         """``dataloader.collate_fn``, or ESPnet's padding."""
         config = self.config.get("dataloader") or {}
-        return instantiate(config.collate_fn) if config.get("collate_fn") else CommonCollateFn(int_pad_value=-1)
+        return instantiate(config["collate_fn"]) if config.get("collate_fn") else CommonCollateFn(int_pad_value=-1)
 
     def collect_stats(self) -> None:
         """Write the shapes and statistics of the training and validation data below ``stats_dir``.
@@ -304,7 +306,7 @@ class ESPnetModule(LiteModule):
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The model's own state dict, without a prefix."""
         return self.model.state_dict(*args, **kwargs)
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -103,7 +103,7 @@ def _no_arguments() -> Iterator[None]:
         sys.argv = before
 
 
-def _is_one_preprocessor(config: Any) -> bool:
+def _is_one_preprocessor(config: Any) -> TypeGuard[dict[str, Any]]:
     """One of ESPnet's for all splits, whose arguments ESPnet2 has at the top of its configuration."""
     if not isinstance(config, dict) or "_target_" not in config:
         return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from espnet3_lite.callbacks.average_checkpoints import AverageCheckpointsCallback
 from espnet3_lite.callbacks.base import Callback, Checkpoint
@@ -44,7 +44,7 @@ class ESPnetTrainer:
         config: Mapping[str, Any] | None = None,
         best_model_criterion: Sequence[Sequence[Any]] | None = None,
     ):
-        self.model = model
+        self.model = cast(LiteModule, model)  # what a call does with None is the trainer's to say
         self.exp_dir = Path(os.path.expanduser(exp_dir if exp_dir is not None else "exp"))
         self.config = config if isinstance(config, Config) else Config.create(dict(config or {}))
         given = self.config.to_container()
@@ -75,7 +75,7 @@ class ESPnetTrainer:
         self.trainer = Trainer(callbacks=callbacks, logger=loggers, **settings)
         self.trainer.status_file = self.exp_dir / "status.json"
 
-    def _refuse_global_clipping(self, settings: Mapping[str, Any]) -> None:
+    def _refuse_global_clipping(self, settings: dict[str, Any]) -> None:
         config = getattr(self.model, "config", None)
         if not isinstance(config, Config) or not config.get("optimizers"):
             return
@@ -111,7 +111,7 @@ class ESPnetTrainer:
 
     def collect_stats(self) -> None:
         """`ESPnetModule.collect_stats` of the model."""
-        self.model.collect_stats()
+        cast(Callable[[], None], self.model.collect_stats)()  # an ESPnetModule's
 
 
 def _is_wanted(callback: Callback, settings: Mapping[str, Any]) -> bool:

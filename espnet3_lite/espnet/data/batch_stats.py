@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,8 +48,8 @@ class BatchStats:
             for key, shapes in part.shapes.items():
                 total.shapes.setdefault(key, []).extend(shapes)
             for key, sums in part.sums.items():
-                before = total.sums.get(key, (0, 0.0, 0.0))
-                total.sums[key] = tuple(a + b for a, b in zip(before, sums, strict=True))
+                count, first, second = total.sums.get(key, (0, np.zeros(()), np.zeros(())))
+                total.sums[key] = (count + sums[0], first + sums[1], second + sums[2])
         return total
 
 
@@ -110,7 +110,7 @@ class Collector:
         result = BatchStats(uids=uids, batch_keys=list(streams))
         for key, value in streams.items():
             result.shapes[key] = [tuple(row.shape) for row in _unpadded(value, batch.get(f"{key}_lengths"))]
-        features = self.model.collect_feats(**batch)
+        features = cast(Callable[..., Mapping[str, Any]], self.model.collect_feats)(**batch)
         for key, value in features.items():
             lengths = features.get(f"{key}_lengths")
             # A feature without lengths is one frame an utterance: (batch, ...) becomes (batch, 1, ...).
@@ -142,7 +142,9 @@ def _unpadded(value: Tensor, lengths: Any) -> list[Tensor]:
 
 def _sums(key: str, uids: list[str], rows: list[Tensor]) -> tuple[int, np.ndarray, np.ndarray]:
     """Number of frames, their sum, and the sum of their squares, in float64, utterance by utterance."""
-    count, first, second = 0, 0.0, 0.0
+    count = 0
+    first: np.ndarray = np.zeros(())
+    second: np.ndarray = np.zeros(())
     for uid, row in zip(uids, rows, strict=True):
         frames = row.detach().cpu().to(torch.float64).numpy()
         if not np.isfinite(frames).all():
@@ -174,6 +176,7 @@ def collect_batch(number: int) -> BatchStats:
     global _worker
     if _worker is None:
         with espnet_stand_ins():  # unpickling imports a recipe's modules, here for the first time
+            assert _payload is not None  # `start_worker` was called
             collector = pickle.loads(_payload)
         _worker = _kept_open.enter_context(collector.at_work())
     return _worker(number)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +89,7 @@ def collect_stats(
     """
     batch_size = 4 if batch_size is None else batch_size
     n_workers = _number_of_workers(parallel)
-    _check(model, stats_dir, batch_size)
+    folder = _checked_folder(model, stats_dir, batch_size)
     if hasattr(data, "for_statistics"):
         data = data.for_statistics(train_mode=bool(train_mode))
     for mode in modes:
@@ -100,12 +101,12 @@ def collect_stats(
         results = _run_share(collector, mode, n_workers)
         total = BatchStats.merged(results)
         if is_global_zero():
-            _write(Path(stats_dir) / mode, total)
+            _write(folder / mode, total)
     if is_distributed():
         dist.barrier()  # all ranks are here; none may read the files before rank zero has written them
 
 
-def _check(model: Any, stats_dir: Any, batch_size: Any) -> None:
+def _checked_folder(model: Any, stats_dir: str | Path | None, batch_size: Any) -> Path:
     if stats_dir is None:
         raise MisconfigurationException(
             "stats_dir is missing: collect_stats writes shapes and statistics there. "
@@ -118,6 +119,7 @@ def _check(model: Any, stats_dir: Any, batch_size: Any) -> None:
         )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise MisconfigurationException(f"collect_stats_batch_size must be an integer >= 1, got {batch_size!r}")
+    return Path(stats_dir)
 
 
 def _number_of_workers(parallel: Mapping[str, Any] | None) -> int:
@@ -181,14 +183,14 @@ def _run(collector: Collector, batches: range, n_workers: int, progress: tqdm) -
 
 
 def _counted(results: Iterator[BatchStats], progress: tqdm) -> Iterator[BatchStats]:
-    lines, line_at = isinstance(progress, LogLines), time.monotonic() + LINE_EVERY
+    line_at = time.monotonic() + LINE_EVERY
     for result in results:
         progress.update(len(result.uids))
-        if lines and time.monotonic() >= line_at:
+        if isinstance(progress, LogLines) and time.monotonic() >= line_at:
             progress.print_line()
             line_at = time.monotonic() + LINE_EVERY
         yield result
-    if lines:
+    if isinstance(progress, LogLines):
         progress.print_line()
 
 
@@ -210,14 +212,18 @@ def _gather(results: list[BatchStats], failure: Exception | None) -> list[BatchS
 def _write(folder: Path, total: BatchStats) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for key, shapes in total.shapes.items():
-        lines = (f"{uid} {','.join(map(str, shape))}\n" for uid, shape in zip(total.uids, shapes, strict=True))
-        _write_file(folder / f"{key}_shape", lambda file, lines=lines: file.write("".join(lines).encode()))
+        lines = (f"{uid} {','.join(map(str, shape))}" for uid, shape in zip(total.uids, shapes, strict=True))
+        _write_file(folder / f"{key}_shape", partial(_write_lines, lines))
     for key, (count, first, second) in total.sums.items():
-        arrays = {"count": np.int64(count), "sum": first, "sum_square": second}
-        _write_file(folder / f"{key}_stats.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
+        arrays: dict[str, Any] = {"count": np.int64(count), "sum": first, "sum_square": second}
+        _write_file(folder / f"{key}_stats.npz", partial(np.savez, **arrays))
     for name, keys in (("batch_keys", total.batch_keys), ("stats_keys", total.sums)):
-        _write_file(folder / name, lambda file, keys=keys: file.write("".join(f"{k}\n" for k in keys).encode()))
+        _write_file(folder / name, partial(_write_lines, keys))
     flush_folder(folder)
+
+
+def _write_lines(lines: Iterable[str], file: BinaryIO) -> None:
+    file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -176,7 +176,7 @@ class BaseDataset(Dataset, ABC):
         if hasattr(cls, "fields"):
             _check_fields(cls, cls.fields)
         if "__getitem__" in cls.__dict__:
-            cls.__getitem__ = _check_first_item(cls.__getitem__)
+            cls.__getitem__ = _check_first_item(cls.__getitem__)  # type: ignore[method-assign]
 
     @abstractmethod
     def __getitem__(self, index: Any) -> Mapping[str, Any]:

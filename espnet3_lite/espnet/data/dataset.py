@@ -133,9 +133,10 @@ class CombinedDataset(Dataset):
         position %= len(self)
         number = bisect.bisect_right(self.cumulative_lengths, position)
         local = position - (self.cumulative_lengths[number - 1] if number else 0)
-        if self._keys[number] is None:
+        keys = self._keys[number]
+        if keys is None:
             return number, str(position), self.datasets[number][local]
-        uid = self._keys[number][local]
+        uid = keys[local]
         return number, uid, self.datasets[number][uid]
 
     def _fetch_by_id(self, uid: str) -> tuple[int, str, Any]:
@@ -272,16 +273,13 @@ class EpochShards(Dataset):
     """
 
     def __init__(self, dataset: CombinedDataset, epoch: int = 0):
-        total, taken = dataset.total_shards, dataset.dist_world_size
-        for name, value in (("total_shards", total), ("dist_world_size", taken)):
-            if not isinstance(value, int) or value < 1:
-                raise MisconfigurationException(f"{name} of a sharded data set must be an integer >= 1, got {value!r}")
+        total, taken = (_count(name, getattr(dataset, name)) for name in ("total_shards", "dist_world_size"))
         if total % taken:
             raise MisconfigurationException(
                 f"total_shards={total} cannot be divided by dist_world_size={taken}, so that epochs would "
                 "differ in what they pass over"
             )
-        self.dataset = dataset
+        self.dataset, self._total, self._taken = dataset, total, taken
         self.epoch = epoch
         self._pieces = self._take()
 
@@ -292,7 +290,7 @@ class EpochShards(Dataset):
             self._pieces = self._take()
 
     def _take(self) -> CombinedDataset:
-        taken, total = self.dataset.dist_world_size, self.dataset.total_shards
+        taken, total = self._taken, self._total
         return self.dataset.shard(*((self.epoch * taken + r) % total for r in range(taken)))
 
     def __len__(self) -> int:
@@ -332,3 +330,9 @@ def _string_keys(dataset: Any) -> list[str] | None:
                 f"that gave {len(keys)} values, such as {keys[:3]}"
             ) from error
         return keys
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise MisconfigurationException(f"{name} of a sharded data set must be an integer >= 1, got {value!r}")
+    return value

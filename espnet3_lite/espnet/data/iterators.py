@@ -154,7 +154,7 @@ class SequenceIterFactory:
         self.num_workers = num_workers
         self.collate_fn = collate_fn
         self.pin_memory = pin_memory
-        self._order = {
+        self._order: dict[str, Any] = {
             "batches": batches,
             "num_iters_per_epoch": num_iters_per_epoch,
             "seed": seed,
@@ -177,9 +177,11 @@ class SequenceIterFactory:
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> DataLoader:
         """A loader for one epoch, counted from 1 as ESPnet does; `shuffle` overrides the factory's own."""
         loader = self.build_loader()
-        loader.batch_sampler.set_epoch(epoch - 1)
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, EpochBatchSampler)  # `build_loader` has made it
+        sampler.set_epoch(epoch - 1)
         if shuffle is not None:
-            loader.batch_sampler.shuffle = shuffle
+            sampler.shuffle = shuffle
         return loader
 
 

@@ -206,8 +206,12 @@ class DataLoaderBuilder:
         if ours and arguments.get("num_workers"):
             dataset = ImportedInWorkers(dataset)
         built = instantiate(arguments, dataset, batches=batches)
-        loader = built.build_loader(distribution) if ours else FactoryLoader(built)
-        (loader.batch_sampler if ours else loader).set_epoch(self.epoch)
+        if not ours:
+            built = FactoryLoader(built)
+            built.set_epoch(self.epoch)
+            return built
+        loader = built.build_loader(distribution)
+        loader.batch_sampler.set_epoch(self.epoch)
         return loader
 
 

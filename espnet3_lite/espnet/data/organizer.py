@@ -56,8 +56,7 @@ def data_sets(config: Mapping[str, Any]) -> Any:
         return built
     given = {split: built.get(split) for split in _SPLITS}
     for split, value in given.items():
-        several = isinstance(value, Mapping) and split == "test"
-        for part in value.values() if several else [value]:
+        for part in value.values() if isinstance(value, Mapping) and split == "test" else [value]:
             is_set = hasattr(part, "__getitem__") or hasattr(part, "__iter__")
             if part is not None and (not is_set or isinstance(part, (Mapping, list, str))):
                 raise MisconfigurationException(
@@ -109,10 +108,10 @@ class DataOrganizer:
         if (train is None) != (valid is None):
             given, missing = ("valid", "train") if train is None else ("train", "valid")
             raise MisconfigurationException(f"dataset.{given} is given without dataset.{missing}; give both or none")
-        for split, given in zip(_SPLITS, (train, valid, test), strict=True):
-            if isinstance(given, (Mapping, str)):
+        for split, entries in zip(_SPLITS, (train, valid, test), strict=True):
+            if isinstance(entries, (Mapping, str)):
                 raise MisconfigurationException(
-                    f"dataset.{split} must be a list of entries, each beginning with '- ' in YAML; got {given!r}"
+                    f"dataset.{split} must be a list of entries, each beginning with '- ' in YAML; got {entries!r}"
                 )
         self.recipe_dir = recipe_dir
         self._preprocessor_config = preprocessor
@@ -133,7 +132,7 @@ class DataOrganizer:
 
         The data sets are those of the organizer; only the training set's preprocessor is built anew.
         """
-        if self.train is None:
+        if self.train is None or self.valid is None:
             raise MisconfigurationException("dataset.train and dataset.valid are needed to collect statistics")
         preprocessor = self._build_preprocessors(train_mode)["train"]
         train = CombinedDataset(
@@ -183,7 +182,7 @@ class DataOrganizer:
 
     def _build_entry(self, where: str, entry: Any) -> tuple[str, Any, Callable]:
         """An entry's name, data set and transform."""
-        if dataclasses.is_dataclass(entry):
+        if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
             entry = dataclasses.asdict(entry)
         if not isinstance(entry, Mapping):
             raise MisconfigurationException(f"{where} must be a mapping with data_src and data_src_args, got {entry!r}")
@@ -213,13 +212,13 @@ class DataOrganizer:
             train = _build_preprocessor(config, train_mode)
             others = _build_preprocessor(config, False) if takes_uid(train) else train
             return {"train": train, "valid": others, "test": others}
-        preprocessor = checked_callable("preprocessor", config)
+        preprocessor: Any = checked_callable("preprocessor", config)
         if not takes_uid(preprocessor):
             return dict.fromkeys(_SPLITS, preprocessor)
         # The object that was given serves the splits without augmentation, so that its owner can look at it.
-        train = copy.deepcopy(preprocessor)
-        train.train, preprocessor.train = train_mode, False
-        return {"train": train, "valid": preprocessor, "test": preprocessor}
+        augmenting = copy.deepcopy(preprocessor)
+        augmenting.train, preprocessor.train = train_mode, False
+        return {"train": augmenting, "valid": preprocessor, "test": preprocessor}
 
     def _build_split_preprocessors(self, config: Mapping[str, Any], train_mode: bool) -> dict[str, Callable]:
         shared = {key: value for key, value in config.items() if key not in _SPLITS}

@@ -107,8 +107,7 @@ def _local_file(recipe_dir: str | Path) -> Path | None:
 
 
 def _load_local(recipe_dir: str | Path | None) -> ModuleType:
-    file = None if recipe_dir is None else _local_file(recipe_dir)
-    if file is None:
+    if recipe_dir is None or (file := _local_file(recipe_dir)) is None:
         raise MisconfigurationException(f"there is no dataset/__init__.py in recipe_dir ({recipe_dir})")
     put_egs3_first(recipe_dir)
     # One name a path, so that the modules of two recipes, both called `dataset`, stay apart.
@@ -116,6 +115,7 @@ def _load_local(recipe_dir: str | Path | None) -> ModuleType:
     if name not in sys.modules:
         search = [str(file.parent)] if file.name == "__init__.py" else None
         spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=search)
+        assert spec is not None and spec.loader is not None  # a file's
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)

@@ -6,6 +6,7 @@ in `iterators.py`.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -213,7 +214,7 @@ class LengthBatchSampler(AbsSampler):
         streams = read_matching_shapes(shape_files)
         self._check_dimensions(shape_files, streams, padding)
         order = np.argsort(streams[0].lengths(), kind="stable")
-        bins = sum(self._bins(shapes) for shapes in streams)[order]
+        bins = np.sum([self._bins(shapes) for shapes in streams], axis=0)[order]
         keys = [streams[0].keys[index] for index in order.tolist()]
         largest = int(np.argmax(bins))
         if bins[largest] > batch_bins:
@@ -305,14 +306,15 @@ def build_batch_sampler(
         raise MisconfigurationException(
             f"batch sampler {type!r} needs shape_files, a list of at least one file; got {shape_files!r}"
         )
+    size, bins = cast(int, batch_size), cast(int, batch_bins)  # the samplers themselves refuse None
     if type == "unsorted":
-        return UnsortedBatchSampler(batch_size, shape_files[0], drop_last)
+        return UnsortedBatchSampler(size, shape_files[0], drop_last)
     if type == "sorted":
-        return SortedBatchSampler(batch_size, shape_files[0], sort_in_batch, sort_batch, drop_last)
-    orders = {"sort_in_batch": sort_in_batch, "sort_batch": sort_batch, "drop_last": drop_last}
+        return SortedBatchSampler(size, shape_files[0], sort_in_batch, sort_batch, drop_last)
+    orders: dict[str, Any] = {"sort_in_batch": sort_in_batch, "sort_batch": sort_batch, "drop_last": drop_last}
     if type == "folded":
         return FoldedBatchSampler(
-            batch_size,
+            size,
             shape_files,
             fold_lengths,
             min_batch_size,
@@ -320,7 +322,7 @@ def build_batch_sampler(
             **orders,
         )
     sampler = LengthBatchSampler if type == "length" else NumElementsBatchSampler
-    return sampler(batch_bins, shape_files, min_batch_size, padding=padding, **orders)
+    return sampler(bins, shape_files, min_batch_size, padding=padding, **orders)
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -1,9 +1,11 @@
 """The one schedule that also looks at a metric."""
 
+from typing import Literal
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from espnet3_lite.espnet.schedulers.base import require
+from espnet3_lite.espnet.schedulers.base import Rates, require
 
 
 class WarmupReduceLROnPlateau(LRScheduler):
@@ -39,11 +41,11 @@ class WarmupReduceLROnPlateau(LRScheduler):
         self,
         optimizer: Optimizer,
         warmup_steps: float = 25000,
-        mode: str = "min",
+        mode: Literal["min", "max"] = "min",
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = 1e-4,
-        threshold_mode: str = "rel",
+        threshold_mode: Literal["rel", "abs"] = "rel",
         cooldown: int = 0,
         min_lr: float | list[float] = 0,
         eps: float = 1e-8,
@@ -61,7 +63,9 @@ class WarmupReduceLROnPlateau(LRScheduler):
             group.setdefault("initial_lr", group["lr"])
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
-    def step(self, metrics: float | None = None, epoch: int | None = None) -> None:
+    def step(  # type: ignore[override]  # as torch's own ReduceLROnPlateau
+        self, metrics: float | None = None, epoch: int | None = None
+    ) -> None:
         """After an update without arguments; after a validation with the metric."""
         if metrics is not None:
             self.plateau.step(metrics, epoch)
@@ -71,7 +75,7 @@ class WarmupReduceLROnPlateau(LRScheduler):
             for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
                 group["lr"] = base * self.warmup_steps**-1 * self.step_num
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> Rates:
         """The rates as they are, one for each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 

@@ -4,7 +4,7 @@ import math
 
 from torch.optim import Optimizer
 
-from espnet3_lite.espnet.schedulers.base import ClosedFormScheduler, require
+from espnet3_lite.espnet.schedulers.base import ClosedFormScheduler, Rates, require
 
 
 class TristageLR(ClosedFormScheduler):
@@ -53,7 +53,7 @@ class TristageLR(ClosedFormScheduler):
         self.final_lr_scale = final_lr_scale
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """Rising, holding, then falling exponentially."""
         step = min(step, self.max_steps)
         if step < self.warmup_steps:
@@ -110,7 +110,7 @@ class LinearWarmupDecayLR(ClosedFormScheduler):
         self.end_factor = end_factor
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """Rising to 1 times the optimizer's rate, then falling, both linearly."""
         done = step - 1
         if done < self.warmup_steps:
@@ -164,7 +164,7 @@ class ExponentialDecayWarmup(ClosedFormScheduler):
         self.warm_from_zero = warm_from_zero
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """One rate for all groups: the warm-up's, then the exponential decay's."""
         done = step - 1
         if done == 0:
@@ -225,7 +225,7 @@ class CosineAnnealingWarmupRestarts(ClosedFormScheduler):
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """One rate for all groups, by the place of the step in its cycle."""
         place, cycle, length = step - 1, 0, self.first_cycle_steps
         while place >= length:

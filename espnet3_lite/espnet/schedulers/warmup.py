@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch.optim import Optimizer
 
-from espnet3_lite.espnet.schedulers.base import ClosedFormScheduler, require
+from espnet3_lite.espnet.schedulers.base import ClosedFormScheduler, Rates, require
 from espnet3_lite.exceptions import MisconfigurationException
 
 
@@ -34,7 +34,7 @@ class WarmupLR(ClosedFormScheduler):
         self.warmup_steps = warmup_steps
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """The base rate at the end of the warm-up, falling with the inverse square root of the step."""
         factor = min(step**-0.5, step * self.warmup_steps**-1.5)
         return [base * self.warmup_steps**0.5 * factor for base in self.base_lrs]
@@ -67,7 +67,7 @@ class NoamLR(ClosedFormScheduler):
         self.warmup_steps = warmup_steps
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """The same curve, scaled by the model's size."""
         factor = min(step**-0.5, step * self.warmup_steps**-1.5)
         return [base * self.model_size**-0.5 * factor for base in self.base_lrs]
@@ -113,7 +113,7 @@ class WarmupStepLR(ClosedFormScheduler):
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """The warm-up's straight line, then the staircase."""
         if step <= self.warmup_steps:
             return [base * self.warmup_steps**-1 * step for base in self.base_lrs]
@@ -156,7 +156,7 @@ class PiecewiseLinearWarmupLR(ClosedFormScheduler):
         self.warmup_lr_list = list(warmup_lr_list)
         super().__init__(optimizer, last_epoch)
 
-    def rates(self, step: int) -> list[float]:
+    def rates(self, step: int) -> Rates:
         """Between the given points, then falling with the inverse square root of the step."""
         last = self.warmup_steps_list[-1]
         # float(): a checkpoint that holds numpy's float64 is refused by `torch.load(weights_only=True)`
