@@ -132,6 +132,10 @@ class Config(_View, MutableMapping[str, Any]):
             raise ConfigKeyError(f"{where} has no key {key!r}{nearest(key, map(str, self._node))}")
         return self._read(key)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default`: no nearest name is looked for, which takes long."""
+        return self._read(key) if key in self._node else default
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copy and pickle look for special methods before the slots are filled
             raise AttributeError(name)

@@ -197,9 +197,10 @@ class EvaluationLoop:
                 continue
             if losses := _losses_of(output):
                 flag = all_sound(losses, batch_weight(trainer), read=False)
-                flag = torch.as_tensor(flag, device=losses[0].device)
-                metrics.mask_batch(flag)
-                finite.append((batch_idx, flag))
+                if flag is not True:  # a tensor on a device is not read before the loader's end
+                    flag = torch.as_tensor(flag, device=losses[0].device)
+                    metrics.mask_batch(flag)
+                    finite.append((batch_idx, flag))
             self.batches_done += 1
             call(f"on_{word}_batch_end", output, *place)
             if not trainer.sanity_checking:

@@ -88,7 +88,7 @@ class Metrics:
         if is_metric_object(value):
             entry.take_metric(value)
             return
-        tensor = as_number(name, value, enable_graph)
+        tensor = as_number(name, value, enable_graph, own=entry.on_step)
         if batch_size is not None:
             module = self.trainer.lightning_module
             if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
@@ -173,7 +173,7 @@ class Metrics:
         """
         for entry, _, total, weight, _ in self._touched:
             if entry.total is not None and entry.on_epoch:
-                before = neutral(entry.reduce, entry.total) if total is None else total
+                before = neutral(entry.reduce, entry.total.device) if total is None else total
                 entry.total = torch.where(finite.to(entry.total.device), entry.total, before)
                 if entry.reduce == "mean":
                     entry.weight = torch.where(finite, torch.as_tensor(entry.weight, device=finite.device), weight)

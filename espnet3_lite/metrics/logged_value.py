@@ -65,16 +65,21 @@ class LoggedValue:
             self.last = value
         if not self.on_epoch:
             return
-        self.dtype = torch.promote_types(torch.get_default_dtype(), value.dtype)
-        value = wide(value)
-        if self.reduce == "mean":
-            if isinstance(weight, torch.Tensor):
-                weight = wide(weight.detach()).reshape(())
-                value = torch.where(weight.to(value.device) == 0, 0.0, value * weight)
-            else:
-                value = value * weight if weight else torch.zeros_like(value)
+        if value.dtype != self.dtype:
+            self.dtype = torch.promote_types(torch.get_default_dtype(), value.dtype)
+        value = value.cpu() if value.is_mps else value
+        total = neutral(self.reduce, value.device) if self.total is None else self.total
+        if self.reduce != "mean":
+            self.total = self.combined(total, value)
+        elif isinstance(weight, torch.Tensor) and not weight.is_cpu:  # it is not read
+            weight = wide(weight.detach()).reshape(())
+            self.total = total + torch.where(weight.to(value.device) == 0, 0.0, wide(value) * weight)
             self.weight = self.weight + weight
-        self.total = value if self.total is None else self.combined(self.total, value)
+        else:
+            weight = weight.item() if isinstance(weight, torch.Tensor) else weight
+            # One call, and in float64: `total` is.
+            self.total = torch.add(total, value, alpha=float(weight)) if weight else total
+            self.weight = self.weight + weight
 
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
@@ -115,8 +120,8 @@ def one_number(name: str, metric: Any, value: Any) -> Any:
     return value
 
 
-def as_number(name: str, value: Any, enable_graph: bool) -> torch.Tensor:
-    """A logged value as a tensor of its own, ``()``: what the user does with theirs afterwards changes nothing here.
+def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> torch.Tensor:
+    """A logged value as a tensor, ``()``. `own`: what the user does with theirs afterwards changes nothing in it.
 
     Integers become float64, which holds them to the last digit (up to 2**53); halves become float32.
 
@@ -129,7 +134,8 @@ def as_number(name: str, value: Any, enable_graph: bool) -> torch.Tensor:
                 f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
                 f"You can try doing `self.log({name!r}, {value!r}.mean())`"
             )
-        value = value if enable_graph else value.detach().clone()
+        if not enable_graph:
+            value = value.detach().clone() if own else value.detach()
         value = value.reshape(()) if value.dim() else value
         if value.dtype in (torch.float32, torch.float64):
             return value
@@ -186,6 +192,7 @@ def comparable(name: str, arguments: LogArguments) -> list[Any]:
     return [*arguments[:4], _reduction(name, arguments[4]), *arguments[5:]]
 
 
-def neutral(reduce: str, like: torch.Tensor) -> torch.Tensor:
-    """What a sum, minimum or maximum begins with, in the type and place of `like`."""
-    return torch.full_like(like, {"min": float("inf"), "max": float("-inf")}.get(reduce, 0.0))
+def neutral(reduce: str, device: torch.device) -> torch.Tensor:
+    """What a sum, minimum or maximum begins with, ``()`` float64."""
+    start = {"min": math.inf, "max": -math.inf}.get(reduce, 0.0)
+    return torch.full((), start, dtype=torch.float64, device=device)
