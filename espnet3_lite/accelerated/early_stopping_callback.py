@@ -76,25 +76,29 @@ class EarlyStoppingCallback(TrainerCallback):
 
     @property
     def state_key(self) -> str:
-        """Tells callbacks apart that watch another metric."""
+        """The callback's key in a checkpoint, which differs for callbacks that watch different metrics."""
         return self._generate_state_key(watch_metric=self.watch_metric, greater_is_better=self.greater_is_better)
 
     def state_dict(self) -> dict[str, Any]:
-        """The judge's."""
+        """Return the best value and the number of epochs without an improvement, as `EarlyStopping` saves them."""
         return self._judge.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on waiting; the patience is this object's."""
+        """Restore them from a checkpoint. `early_stopping_patience` stays as this callback was constructed with."""
         self._judge.load_state_dict({**state_dict, "patience": self.early_stopping_patience})
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Forget another run's best value."""
+        """Forget the best value of an earlier run, unless this run resumes from a checkpoint."""
         if self.reset_on_train and trainer.ckpt_path is None:
             self._reset()
         self._values_seen = len(trainer.run_history.get_metric_values(self.watch_metric))
 
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Judge the epoch's value."""
+        """Compare the epoch's value with the best one, and end the run after too many epochs without an improvement.
+
+        Raises:
+            StopTrainingError: the metric has not improved for `early_stopping_patience` epochs.
+        """
         value = new_value(trainer, self.watch_metric, self._values_seen)
         if value is None:
             return

@@ -19,21 +19,21 @@ class PrintProgressCallback(TrainerCallback):
     """
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """A fit."""
+        """Print a line when a fit begins."""
         trainer.print("\nStarting training run")
 
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """An epoch of it."""
+        """Print the number of the epoch that begins, counted from 1."""
         trainer.print(f"\nStarting epoch {trainer.run_history.current_epoch}")
 
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Its end."""
+        """Print a line when the fit ends."""
         trainer.print("Finishing training run")
 
     def on_evaluation_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """A validation or test of its own."""
+        """Print a line when `trainer.validate` or `trainer.test` begins; a fit's own validations print nothing."""
         trainer.print("\nStarting evaluation run")
 
     def on_evaluation_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Its end."""
+        """Print a line when `trainer.validate` or `trainer.test` ends."""
         trainer.print("Finishing evaluation run")

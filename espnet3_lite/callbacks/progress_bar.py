@@ -36,7 +36,7 @@ class ProgressBar(Callback):
     _current_eval_dataloader_idx: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
-        """Remember the trainer; only rank zero shows anything."""
+        """Remember the trainer, and disable the bar on all ranks but zero."""
         self._trainer = trainer
         if not trainer.is_global_zero:
             self.disable()
@@ -45,16 +45,19 @@ class ProgressBar(Callback):
 
     @property
     def epoch_means(self) -> dict[str, float]:
-        """Means over the epoch's batches so far of what is logged at steps alone, with this rank's values."""
+        """The means, over the epoch's batches so far, of the values that are logged with ``on_step=True`` alone.
+
+        They are this rank's own: nothing is exchanged between the ranks.
+        """
         return self._step_means.means() if self._step_means is not None else {}
 
     def _begin_means(self) -> RunningMeans:
-        """A new epoch."""
+        """Start the means of a new epoch."""
         self._step_means, self._seen = RunningMeans(), {}
         return self._step_means
 
     def _take_step_values(self, trainer: Trainer) -> None:
-        """Take what the batch logged at steps alone; nothing is read from the device."""
+        """Add the batch's step values to the means. The values stay on the device."""
         means = self._begin_means() if self._step_means is None else self._step_means
         for entry in trainer.metrics.training.values():
             if entry.on_step and not entry.on_epoch and entry.last is not self._seen.get(entry.name):
@@ -78,7 +81,7 @@ class ProgressBar(Callback):
 
     @property
     def is_disabled(self) -> bool:
-        """The contrary."""
+        """True where progress is not shown."""
         return not self.is_enabled
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +152,10 @@ class ProgressBar(Callback):
 
     @property
     def total_train_batches(self) -> int | float:
-        """Training batches of this epoch; infinity where nobody knows; where `max_steps` alone ends it, the rest."""
+        """The number of training batches in this epoch, or infinity where the loader has no length.
+
+        Where `max_steps` alone ends the run, no more batches are counted than are left until then.
+        """
         trainer = self.trainer
         if trainer.max_epochs == -1 and trainer.max_steps > 0:
             left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches  # in batches
@@ -193,7 +199,7 @@ class ProgressBar(Callback):
         return self.trainer.num_predict_batches[self._current_eval_dataloader_idx or 0]
 
     def has_dataloader_changed(self, dataloader_idx: int) -> bool:
-        """Note the loader in work; True where it was another one before."""
+        """Remember the index of the loader in use, and return whether it differs from the one before."""
         before, self._current_eval_dataloader_idx = self._current_eval_dataloader_idx, dataloader_idx
         return before != dataloader_idx
 

@@ -68,6 +68,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _name in ("timestamp", "set"):  # a date or a set is no value of a configuration, in OmegaConf as here
+    # typeshed's constructors take their own class of loader alone.
     _Loader.add_constructor(f"{_TAG}{_name}", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
 
 

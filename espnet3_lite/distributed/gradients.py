@@ -111,7 +111,7 @@ class TravellingGradients:
         self._sent: list[GradientBucket] = []
         self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
                 lambda _, bucket=bucket: self._one_more(bucket)
             )
             for of_one in self._buckets.values()

@@ -27,6 +27,7 @@ class _FromConfiguration(ESPnetModule):
     def configure_optimizers(self) -> Any:
         """Those of the configuration, whose names the module that is trained has to know."""
         made = super().configure_optimizers()
+        # torch's stubs take every unknown attribute of a module for a tensor or a module.
         self.model.named_optimizers = self.named_optimizers  # type: ignore[assignment]
         return made
 

@@ -20,7 +20,7 @@ from espnet3_lite.exceptions import MisconfigurationException
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 #: The file that is locked: it says who holds it, and is gone after the run.
 LOCK_FILE = ".lock"

@@ -38,7 +38,7 @@ class SeededInWorkers(Dataset[Any]):
         self.seed = global_seed() if seed is None else seed
         # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch's
         self._told = 0  # the epoch that this process's copy of the data set knows
         self._rank = global_rank()
 

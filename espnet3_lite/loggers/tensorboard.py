@@ -103,11 +103,12 @@ class TensorBoardLogger(FolderLogger):
         """Add points to curves.
 
         Args:
-            metrics: Numbers, tensors of one element, or dicts of them for curves in one picture.
-            step: The place on the horizontal axis.
+            metrics: By name, a number, a tensor with one element, or a dict of these, which become several curves in
+                one picture.
+            step: The points' place on the horizontal axis.
 
         Raises:
-            ValueError: If a value is none of these.
+            ValueError: If a value is of another type.
         """
         self._last_step = self._last_step if step is None else step
         for name, value in self._with_prefix(metrics).items():
@@ -131,13 +132,13 @@ class TensorBoardLogger(FolderLogger):
         metrics: dict[str, float] | float | None = None,
         step: int | None = None,
     ) -> None:
-        """Record hyper-parameters for TensorBoard's HPARAMS page, and for ``hparams.yaml``, which `save`
-        writes.
+        """Record hyper-parameters for TensorBoard's HPARAMS page and for ``hparams.yaml``, which `save` writes.
 
         Args:
-            params: Nested ones are shown as ``outer/inner``.
-            metrics: What to show beside them; a number is called ``hp_metric``. Default: see
-            `default_hp_metric`. step: The place on the horizontal axis for `metrics`.
+            params: The hyper-parameters by name. Nested names are joined as ``outer/inner``.
+            metrics: Values to show beside the hyper-parameters, by name. A single number gets the name ``hp_metric``.
+                Default: ``hp_metric`` with the value -1 if the logger was made with `default_hp_metric`, else none.
+            step: The place of `metrics` on the horizontal axis.
         """
         self.hparams.update(as_dict(params))
         if metrics is None:
@@ -176,7 +177,7 @@ class TensorBoardLogger(FolderLogger):
     @rank_zero_only
     @keeps_training
     def save(self) -> None:
-        """Write what is held back, and ``hparams.yaml`` if it is not there."""
+        """Write all points to disk, and ``hparams.yaml`` if it does not exist."""
         self.experiment.flush()
         assert self.log_dir is not None  # rank zero has found a version
         if not os.path.exists(os.path.join(self.log_dir, HPARAMS_FILE)):
@@ -195,7 +196,7 @@ class TensorBoardLogger(FolderLogger):
     @rank_zero_only
     @keeps_training
     def finalize(self, status: str) -> None:
-        """Write and close the event file; a logger that was never used makes no folder."""
+        """Write and close the event file. A logger that was never used makes no folder."""
         if self._experiment is not None:
             self.save()
             self._experiment.close()

@@ -386,4 +386,5 @@ def keep_out_of_graphs() -> None:
 
     graphs.donated_buffer = False
     if not hasattr(Metrics.log, "_torchdynamo_disable"):
+        # torch's decorator, without types, put around a method that exists.
         Metrics.log = torch.compiler.disable(Metrics.log)  # type: ignore[method-assign, no-untyped-call]

@@ -60,7 +60,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._trainer: Trainer | None = None
-        self._toggled: dict[int, bool] = {}
+        self._toggled: dict[int, tuple[torch.nn.Parameter, bool]] = {}
 
     # ---- what a user overrides -------------------------------------------------------------------------------------
 

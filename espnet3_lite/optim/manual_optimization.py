@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from espnet3_lite.optim.clipping import largest_gradient
 
 if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -174,7 +175,7 @@ def takes_closure(optimizer: Optimizer) -> bool:
 class Toggled:
     """The context that `ManualOptimizer.toggle_model` gives."""
 
-    def __init__(self, module: Any, optimizer: Optimizer):
+    def __init__(self, module: LiteModule, optimizer: Optimizer):
         self.module, self.optimizer = module, optimizer
 
     def __enter__(self) -> None:
@@ -184,7 +185,7 @@ class Toggled:
         untoggle(self.module)
 
 
-def toggle(module: Any, optimizer: Optimizer) -> None:
+def toggle(module: LiteModule, optimizer: Optimizer) -> None:
     """Let only this optimizer's parameters require gradients; what they all required is remembered in the module."""
     untoggle(module)
     mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -197,7 +198,7 @@ def toggle(module: Any, optimizer: Optimizer) -> None:
                 parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
 
 
-def untoggle(module: Any) -> None:
+def untoggle(module: LiteModule) -> None:
     """Put back what `toggle` remembered."""
     for parameter, required in module._toggled.values():
         parameter.requires_grad = required
@@ -211,7 +212,7 @@ def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: 
     if trainer.train_data.replaying:
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
-    loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+    loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch's
     for slot in trainer.plan.slots.values():
         slot.synchronized = False
         slot.pending += any(parameter.grad is not None for parameter in slot.parameters)

@@ -176,6 +176,7 @@ class BaseDataset(Dataset, ABC):
         if hasattr(cls, "fields"):
             _check_fields(cls, cls.fields)
         if "__getitem__" in cls.__dict__:
+            # The subclass's own method, wrapped.
             cls.__getitem__ = _check_first_item(cls.__getitem__)  # type: ignore[method-assign]
 
     @abstractmethod
