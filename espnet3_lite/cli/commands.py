@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluations(commands)
     _add_average(commands)
+    _add_plot(commands)
+    _add_report(commands)
     _add_hooks(commands)
     _add_collect_stats(commands)
     _add_stage(commands)
@@ -264,6 +266,39 @@ def _consolidate(parsed: argparse.Namespace) -> None:
     if is_global_zero():
         consolidate(parsed.sharded, parsed.output)
         _tell(parsed.output)
+
+
+# ---- plot, report --------------------------------------------------------------------------------------------------
+
+
+def _add_plot(commands: Any) -> None:
+    parser = _add(
+        commands, "plot", _plot, "draw a run's curves, or those of several runs together", config=False,
+        details="Loss, metrics, learning rates, gradient norm and seconds, from the run's metrics.csv.",
+    )  # fmt: skip
+    parser.add_argument("exp_dir", nargs="+", type=Path, metavar="EXP_DIR", help="the runs' folders")
+    parser.add_argument("--output", type=Path, help="the pictures' folder (EXP_DIR/images; of several runs: images)")
+
+
+def _plot(parsed: argparse.Namespace) -> None:
+    from espnet3_lite.report.pictures import plot
+
+    _tell(*plot(parsed.exp_dir, parsed.output))
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add(
+        commands, "report", _report, "write one HTML page about a run", config=False,
+        details="Curves, checkpoints, skipped batches, where the time went, the configuration. It needs no network.",
+    )  # fmt: skip
+    parser.add_argument("exp_dir", type=Path, metavar="EXP_DIR", help="the run's folder")
+    parser.add_argument("--output", type=Path, help="the file to write (EXP_DIR/report.html)")
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from espnet3_lite.report.page import write_report
+
+    _tell(write_report(parsed.exp_dir, parsed.output))
 
 
 # ---- hooks, collect-stats ------------------------------------------------------------------------------------------

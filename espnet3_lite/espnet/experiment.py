@@ -33,6 +33,7 @@ from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
+from espnet3_lite.report.images import RunImages
 from espnet3_lite.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,11 @@ def build(config: Config) -> ESPnetTrainer:
 
 
 def build_to_train(config: Config) -> ESPnetTrainer:
-    """As `build`, with the callback that keeps the run's folder."""
+    """As `build`, with the callbacks that keep the run's folder, and pictures in it."""
     trainer = build(config)
-    if not trainer.trainer.fast_dev_run:
-        trainer.trainer.callbacks = [RunFolder(trainer.exp_dir, config), *trainer.trainer.callbacks]
+    run = trainer.trainer
+    if not run.fast_dev_run:
+        run.callbacks = [RunFolder(trainer.exp_dir, config), *run.callbacks, RunImages(trainer.exp_dir)]
     return trainer
 
 
@@ -213,6 +215,7 @@ def report(trainer: ESPnetTrainer) -> str:
         "epoch*.ckpt": "the best checkpoints",
         "*.ave_*best.pth": "an average of the best: a plain state dict of the model",
         "status.json": "how the run ended",
+        "images": "the curves, as pictures",
     }
     for pattern, meaning in kinds.items():
         found = sorted(path.name for path in exp_dir.glob(pattern))

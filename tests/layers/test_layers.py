@@ -26,6 +26,7 @@ COLUMN = (
     ("__main__",),
     ("cli",),
     ("espnet", "accelerated"),
+    ("report",),
     ("trainer",),
     ("loops",),
     ("callbacks", "loggers", "module"),

@@ -1,0 +1,170 @@
+"""Pictures and the page of a run, from a folder whose numbers are known."""
+
+import html.parser
+import json
+import logging
+import shutil
+import subprocess
+import time
+
+import pytest
+import torch
+
+from espnet3_lite import LiteModule, Trainer
+from espnet3_lite.cli.commands import main
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loggers import CSVLogger
+from espnet3_lite.report import images
+from espnet3_lite.report.history import read_run
+from espnet3_lite.report.images import RunImages
+from espnet3_lite.report.page import page
+from espnet3_lite.report.pictures import plot, together
+
+pytest.importorskip("matplotlib")
+
+LOG = """epoch,iter_time,lr-Adam,optim0_lr0,step,train/loss,train/loss_epoch,train_grad_norm,valid/loss
+,,0.1,,0,,,,
+0,,,,0,4.0,,1.0,
+0,,,,1,2.0,,3.0,
+0,0.5,,0.1,1,,3.0,,
+0,,,,1,,,,2.5
+1,,,,2,1.0,,5.0,
+1,0.25,,0.05,3,,1.5,,
+1,,,,3,,,,nan
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run = tmp_path / "one"
+    (run / "lightning_logs/version_0").mkdir(parents=True)
+    (run / "lightning_logs/version_0/metrics.csv").write_text(LOG)
+    (run / "status.json").write_text(json.dumps({"status": "finished", "epoch": 2, "error": None}))
+    (run / "config.yaml").write_text("note: a < b & c\n")
+    (run / "train.log").write_text(
+        "WARNING epoch 0, batch 1: loss is nan; skipped on all workers, batch <7>\nINFO other\n"
+    )
+    best = {"monitor": "valid/loss", "best_k_models": {"/old/place/epoch0_step2_valid.loss.ckpt": torch.tensor(2.5)}}
+    torch.save({"callbacks": {"ModelCheckpoint{...}": best}, "state_dict": {}}, run / "last.ckpt")
+    torch.save({}, run / "epoch0_step2_valid.loss.ckpt")
+    torch.save({}, run / "valid.loss.ave_1best.pth")
+    return run
+
+
+def test_curves_are_epochs_means_by_picture(folder):
+    pictures = read_run(folder).pictures()
+    assert {name: (picture.axis, picture.curves) for name, picture in pictures.items()} == {
+        "loss": ("epoch", {"train": [(1, 3.0), (2, 1.5)], "valid": [(1, 2.5)]}),  # no point where it was not finite
+        "learning_rate": ("epoch", {"optim0_lr0": [(1, 0.1), (2, 0.05)]}),  # once, by its name with an epoch
+        "gradient_norm": ("epoch", {"train_grad_norm": [(1, 2.0), (2, 5.0)]}),
+        "seconds": ("epoch", {"iter_time": [(1, 0.5), (2, 0.25)]}),
+    }
+
+
+def test_plot_writes_a_picture_each_and_several_runs_in_one(folder, tmp_path, capsys, monkeypatch):
+    main(["plot", str(folder)])
+    names = ["gradient_norm.png", "learning_rate.png", "loss.png", "seconds.png"]
+    assert sorted(line.rpartition("/")[2] for line in capsys.readouterr().out.split()) == names
+    assert all((folder / "images" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    other = shutil.copytree(folder, tmp_path / "two")
+    merged = together([read_run(folder), read_run(other)])
+    assert sorted(merged["loss"].curves) == ["one: train", "one: valid", "two: train", "two: valid"]
+    monkeypatch.chdir(tmp_path)
+    plot([folder, other])
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == names
+
+
+class Tags(html.parser.HTMLParser):
+    """Counts tags, and notes the first that is closed in the wrong place."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.count, self.links = [], {}, []
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.links += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        self.open += [tag] if tag not in ("meta", "br") else []
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.open.pop() if tag not in ("meta", "br") else None
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_network(folder):
+    text = page(read_run(folder))
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == [] and tags.count["svg"] == 4
+    assert [link for link in tags.links if "://" in link or "//" in link] == []
+    assert "<td>epoch0_step2_valid.loss.ckpt</td><td>0.0 MB</td><td>valid/loss 2.5</td>" in text
+    assert "<td>valid.loss.ave_1best.pth</td><td>0.0 MB</td><td>an average of the best</td>" in text
+    assert "<td>train/loss</td><td>1.5</td><td>1.5</td><td>3</td>" in text
+    assert "Skipped batches: 1" in text and "batch &lt;7&gt;" in text and "note: a &lt; b &amp; c" in text
+    assert "<td>iter_time</td><td>0.375</td>" in text
+
+
+def test_the_page_opens_in_a_browser(folder, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed (Debian's package: chromium)")
+    main(["report", str(folder), "--output", str(tmp_path / "page.html")])
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0 and shown.stdout.count("<svg") == 4
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path, capsys):
+    with pytest.raises(MisconfigurationException, match="no metrics.csv is below it"):
+        read_run(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path / "nowhere")])
+    assert ended.value.code == 2 and "there is no such folder" in capsys.readouterr().err
+
+
+class Line(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder, epochs):
+    settings = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    logger = CSVLogger(folder)
+    trainer = Trainer(max_epochs=epochs, logger=logger, callbacks=[RunImages(folder)], log_every_n_steps=1, **settings)
+    trainer.fit(Line(), [torch.ones(2, 1)] * 2)
+
+
+def test_the_callback_draws_at_the_end_and_no_more_often_than_it_may(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(images, "write_pictures", lambda pictures, folder: drawn.append((sorted(pictures), folder)))
+    fit(tmp_path, epochs=3)
+    assert drawn == [(["loss"], tmp_path / "images")]  # half a minute has not passed
+    monkeypatch.setattr(images, "DRAW_EVERY", 0.0)
+    monkeypatch.setattr(images, "LARGEST_SHARE", 1e9)
+    drawn.clear()
+    fit(tmp_path, epochs=3)
+    assert len(drawn) == 4  # each epoch's, and the end's
+    monkeypatch.setattr(images, "LARGEST_SHARE", 1e-4)  # drawing is slow: not again for long
+    monkeypatch.setattr(images, "write_pictures", lambda pictures, folder: drawn.append(time.sleep(0.01)))
+    drawn.clear()
+    fit(tmp_path, epochs=3)
+    assert len(drawn) == 2  # the first epoch's, and the end's
+
+
+def test_without_matplotlib_there_is_one_hint(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(images, "can_draw", lambda: False)
+    caplog.set_level(logging.INFO)
+    fit(tmp_path, epochs=2)
+    assert caplog.text.count('pip install "espnet3_lite[plot]"') == 1 and not (tmp_path / "images").exists()
