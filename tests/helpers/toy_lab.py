@@ -28,7 +28,7 @@ PLACES = (
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["espnet3_lite.espnet.experiment", "espnet3_lite.cli.commands", "espnet3_lite.loggers"]
+    ["espnet3_lite.espnet.experiment", "espnet3_lite.cli.commands", "espnet3_lite.loggers", "matplotlib.figure"]
 )
 
 
