@@ -152,9 +152,9 @@ class CheckpointFiles(Checkpoint):
         self, trainer: Trainer, candidates: dict[str, Any], filename: str | None, reuse: Collection[str]
     ) -> str:
         """The path to save under: the first version that is not taken, or one of `reuse`, which may be written over."""
-        path = self.format_checkpoint_name(candidates, filename)
+        path, coming = self.format_checkpoint_name(candidates, filename), trainer.strategy.saver.coming
         version = self.STARTING_VERSION
-        while self.enable_version_counter and self.file_exists(path, trainer) and path not in reuse:
+        while self.enable_version_counter and (path in coming or self.file_exists(path, trainer)) and path not in reuse:
             path = self.format_checkpoint_name(candidates, filename, ver=version)
             version += 1
         return trainer.strategy.broadcast(path)  # collective: rank zero knows what is on its disk

@@ -6,7 +6,6 @@ checking it, is `sharded_reader.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,17 @@ from torch.distributed.tensor import DTensor
 from espnet3_lite.checkpoint import sharded_reader
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
+from espnet3_lite.checkpoint.savers import Saver
 from espnet3_lite.loaders.transfer import map_tensors
 
 
-class ShardedSaver:
+class ShardedSaver(Saver):
     """Writes sharded checkpoints, one at a time. Making one is a collective."""
 
     def __init__(self) -> None:
-        #: `save` returns once the state is copied; what waits for it on disk is given to `when_saved`.
-        self.in_background = False
+        super().__init__()
         # Of its own, and in main memory: what a background thread exchanges must not mix with the training's.
         self.group = dist.new_group(backend="gloo")  # collective: all ranks begin the call together
-        self._under_way: Future[Any] | None = None
-        self._waiting: list[Callable[[], object]] = []
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Write, or begin to. Collective.
@@ -61,27 +58,6 @@ class ShardedSaver:
         under_way = state_dict_saver.async_save(state, storage_writer=writer, process_group=self.group)
         assert isinstance(under_way, Future)  # two futures come back only where a stager of its own is given
         self._under_way = under_way
-
-    def when_saved(self, action: Callable[[], object]) -> None:
-        """Run `action` once all that was handed to `save` is on disk."""
-        if self._under_way is None:
-            action()
-        else:
-            self._waiting.append(action)
-
-    def poll(self) -> None:
-        """Do what has waited, if the writing is over."""
-        if self._under_way is not None and self._under_way.done():
-            self.finish()
-
-    def finish(self) -> None:
-        """Wait for what is being written, and do what has waited for it. Raises what the writing raised."""
-        if self._under_way is not None:
-            under_way, self._under_way = self._under_way, None
-            under_way.result()
-        waiting, self._waiting = self._waiting, []
-        for action in waiting:
-            action()
 
 
 class ShardedOptimizerState:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint import sharded_reader
+from espnet3_lite.checkpoint.savers import FileSaver
 from espnet3_lite.checkpoint.sharded_writer import ShardedOptimizerState, ShardedSaver, read_checkpoint
 from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
 from espnet3_lite.distributed.single import training_step_of
@@ -52,7 +53,6 @@ class FSDPStrategy(SeveralProcesses):
     def __init__(self, reshard_after_forward: bool = True, timeout: timedelta | None = None):
         super().__init__(timeout)
         self._reshard_after_forward = reshard_after_forward
-        self._saver: ShardedSaver | None = None
         self._module: torch.nn.Module  # since `setup`
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
@@ -65,8 +65,9 @@ class FSDPStrategy(SeveralProcesses):
             raise MisconfigurationException(
                 f"strategy='fsdp' on CPUs needs a newer torch than {torch.__version__} (2.13 does it); use 'ddp'"
             )
-        self._saver = self._saver or ShardedSaver()
-        self._saver.in_background = trainer.async_save
+        if not isinstance(self.saver, ShardedSaver):
+            self.saver = ShardedSaver()
+        self.saver.in_background = trainer.async_save
         self._module = self.model = module
         scalars = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
         if scalars:
@@ -121,8 +122,6 @@ class FSDPStrategy(SeveralProcesses):
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
-        assert self._saver is not None  # since `setup`
-        self._saver.poll()
         verdict = super().vote(trainer, steps, is_last)
         if verdict.skip:
             for part in self._module.modules():
@@ -196,24 +195,13 @@ class FSDPStrategy(SeveralProcesses):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write a folder, all ranks together. Collective."""
-        assert self._saver is not None  # since `setup`
-        self._saver.save(checkpoint, path)
-
-    def when_saved(self, action: Callable[[], object]) -> None:
-        """Do what needs the checkpoints handed over so far safely on disk."""
-        assert self._saver is not None  # since `setup`
-        self._saver.when_saved(action)
+        self.saver.save(checkpoint, path)
 
     def teardown(self) -> None:
-        """See what is being written through to its end, unless another rank has gone. Later saves are waited for."""
-        super().teardown()
-        if self._saver is None:
-            return
+        """As ever; but what is being written is given up where another rank has gone, which had a part of it."""
         if self.failed:
-            self._saver = None
-            return
-        self._saver.finish()
-        self._saver.in_background = False
+            self.saver = FileSaver()
+        super().teardown()
 
 
 def units(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -67,6 +67,7 @@ class SeveralProcesses(Strategy):
 
     def begin_call(self, trainer: Trainer) -> None:
         """A call begins: from now on SIGTERM is heard in collectives too."""
+        super().begin_call(trainer)
         self.trainer = trainer
         self.store.begin_call()
         self._watch = TerminationWatch(
@@ -110,6 +111,7 @@ class SeveralProcesses(Strategy):
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """The one exchange of each training batch, besides the gradients. Collective."""
+        self.saver.poll()
         return vote_together(self, trainer, steps, is_last)
 
     def cast(
@@ -357,6 +359,7 @@ class SeveralProcesses(Strategy):
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
+        super().teardown()
 
 
 class _AllGather(torch.autograd.Function):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
 
@@ -52,6 +53,7 @@ class Strategy:
 
     def __init__(self, device: torch.device | None = None):
         self.device = device or torch.device("cpu")
+        self.saver: Saver = FileSaver()
 
     def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
         """Begin to work on this device, as the strategy of a trainer.
@@ -84,6 +86,7 @@ class Strategy:
 
     def begin_call(self, trainer: Trainer) -> None:
         """A call of the trainer begins."""
+        self.saver.in_background = trainer.async_save
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class Strategy:
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
+        self.saver.poll()
         if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
             if all_sound([loss for loss, _ in steps if loss is not None], batch_weight(trainer)):
                 return GO_ON
@@ -197,19 +201,24 @@ class Strategy:
         optimizer.load_state_dict(state)
 
     def load_checkpoint(self, path: Any) -> dict[str, Any]:
-        """Read it, whatever wrote it."""
+        """Read it, whatever wrote it; what is being written is waited for."""
+        self.saver.finish()
         return checkpoint_io.load_checkpoint(path)
 
     def begin_saving(self) -> None:
         """A checkpoint is to be saved: all ranks must have come to it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
-        """Write it; all ranks call, rank zero writes."""
-        checkpoint_io.save_checkpoint(checkpoint, path)
+        """Write it, or begin to; all ranks call, rank zero writes."""
+        self.saver.save(checkpoint, path)
 
     def when_saved(self, action: Callable[[], object]) -> None:
         """Do what needs the checkpoints handed over so far safely on disk; at once, unless they are still written."""
-        action()
+        self.saver.when_saved(action)
+
+    def finish_saving(self) -> None:
+        """Wait for what is being written, and do what has waited for it. Raises what the writing raised."""
+        self.saver.finish()
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +227,9 @@ class Strategy:
         return exception
 
     def teardown(self) -> None:
-        """The call is over."""
+        """The call is over: what is being written is seen through to its end, and later saves are waited for."""
+        self.saver.in_background = False
+        self.saver.finish()
 
 
 def training_step_of(module: LiteModule, compile: bool | str | dict[str, Any] | None) -> Callable[[Any, int], Any]:

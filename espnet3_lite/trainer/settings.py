@@ -257,7 +257,9 @@ class Settings:
     reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
     default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
     check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, without clipping too.")
-    async_save: bool = _setting(False, FLAG, "Sharded checkpoints are written in the background.")
+    async_save: bool = _setting(
+        False, FLAG, "Checkpoints are written in the background: training waits for a copy of the state."
+    )
     auto_resume: bool = _setting(
         False, FLAG,
         "`fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.",

@@ -336,6 +336,7 @@ class Trainer(RunInformation):
                 self.stopping.leave(error)
                 self.call("on_stop_training_error")
                 result = None if fitting else []
+            self.strategy.finish_saving()
             self.call("on_fit_end") if fitting else None
             if self.datamodule is not None:
                 self.datamodule.teardown(fn.value)

@@ -77,7 +77,7 @@ def wait_for(condition, process):
 
 def hidden_files(folder):
     """What was written beside its name and not renamed."""
-    return sorted(path.name for path in (Path(folder) / "exp").rglob(".*"))
+    return sorted(path.name for path in (Path(folder) / "exp").rglob(".*.tmp"))
 
 
 def status(folder):

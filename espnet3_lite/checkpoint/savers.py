@@ -1,0 +1,121 @@
+"""Saving while training goes on: who waits for what. How a file is written is in `files.py`.
+
+Training waits for a copy of the state alone. What needs the file itself, such as the removal of the one whose place it
+takes, waits for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet3_lite.checkpoint.allowed_types import plain
+from espnet3_lite.checkpoint.files import save_checkpoint
+from espnet3_lite.loaders.transfer import tensors_in
+
+
+class Saver:
+    """What is being saved, and what waits for it."""
+
+    def __init__(self) -> None:
+        #: `save` returns once the state is copied; what waits for it on disk is given to `when_saved`.
+        self.in_background = False
+        #: The files that are being written: their names are taken.
+        self.coming: set[str] = set()
+        self._under_way: Future[Any] | None = None
+        self._waiting: list[Callable[[], object]] = []
+
+    def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Write, or begin to; first see what was begun through to its end."""
+        raise NotImplementedError
+
+    def when_saved(self, action: Callable[[], object]) -> None:
+        """Run `action` once all that was handed to `save` is on disk; never, if it could not be written."""
+        if self._under_way is None:
+            action()
+        else:
+            self._waiting.append(action)
+
+    def poll(self) -> None:
+        """Do what has waited, if the writing is over."""
+        if self._under_way is not None and self._under_way.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is being written, and do what has waited for it. Raises what the writing raised."""
+        waiting, self._waiting = self._waiting, []
+        self.coming.clear()
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+        for action in waiting:
+            action()
+
+
+class FileSaver(Saver):
+    """Writes files, in the background by a thread; one state at a time, under as many names as it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._moment: tuple[object, object] = (None, None)
+        self._copies: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Write, or copy the state and begin to.
+
+        Args:
+            checkpoint: Of the epoch and step whose file is being written, or that file is waited for.
+            path: The file.
+        """
+        moment = checkpoint.get("epoch"), checkpoint.get("global_step")
+        if not self.in_background or moment != self._moment:
+            self.finish()
+        if not self.in_background:
+            save_checkpoint(checkpoint, path)
+            return
+        self._moment = moment
+        state, before = self._copy(plain(checkpoint)), self._under_way
+        self.coming.add(str(path))
+
+        def write() -> None:
+            if before is not None:
+                before.result()
+            save_checkpoint(state, path)
+
+        self._under_way = _in_a_thread(write)
+
+    def finish(self) -> None:
+        """As of any saver; the copies are given up."""
+        self._copies.clear()
+        super().finish()
+
+    def _copy(self, checkpoint: Any) -> Any:
+        """The state in main memory, where no training changes it; tensors that are one stay one."""
+        copies: dict[int, Any] = {}
+        for tensor in tensors_in(checkpoint):
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            known = self._copies.get(place)
+            if known is None or not torch.equal(known, tensor.detach().cpu()):
+                known = self._copies[place] = tensor.detach().to("cpu", copy=True)
+            copies[id(tensor)] = known
+        return copy.deepcopy(checkpoint, copies)
+
+
+def _in_a_thread(function: Callable[[], object]) -> Future[Any]:
+    """Its outcome. The thread is no daemon: a program that ends waits for it."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # whoever asks for the outcome gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint").start()
+    return outcome
