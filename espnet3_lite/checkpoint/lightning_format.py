@@ -42,18 +42,18 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     """The four entries that Lightning's own resume reads."""
     loop = trainer.fit_loop
     steps, batches, done = loop.global_step, loop.batches_seen, loop.batches_done
-    begun = int(bool(done) or loop.epoch_ended)  # an epoch is in work
-    over = int(loop.epoch_ended)  # its hooks are running
+    begun = int(bool(done) or loop.epoch_ended)  # 1 while an epoch is under way
+    over = int(loop.epoch_ended)  # 1 while the hooks of its end run
     epochs = {"ready": loop.epoch + begun, "completed": loop.epoch, "started": loop.epoch + begun}
     epochs["processed"] = loop.epoch + over
     open_batch = int(bool(done) and loop.batch_is_open)
     if not begun and loop.epoch and trainer.num_training_batches != math.inf:
-        done = int(trainer.num_training_batches)  # between epochs Lightning still has the last one's
-    # ESPnet3's several optimizers step by hand, and each step counts.
+        done = int(trainer.num_training_batches)  # between two epochs Lightning keeps the last one's count
+    # Under ESPnet3 several optimizers step in manual optimization, where Lightning counts each step.
     by_hand = not trainer.automatic_optimization or has_named_optimizers(trainer)
     manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
     manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
-    steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # rounded up: the last batch closes a window
+    steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # the last batch closes a window
     fit_loop = {
         "state_dict": _dump_loader(trainer),
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
@@ -122,7 +122,7 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             f"configuration that wrote it"
         )
     names = own_state(checkpoint).get("scheduler_names")
-    if names and len(set(names)) == len(names):  # written by us: each belongs to its optimizer by name
+    if names and len(set(names)) == len(names):  # ours: schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
@@ -161,7 +161,7 @@ def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     loop.load_state_dict({**loop.state_dict(), **state})
     if has_named_optimizers(trainer):
         _restore_named(trainer, checkpoint.get(RUNTIME_STATE) or {})
-    # The loggers' axis: Lightning, too, counts the batch that was saved only after its validation.
+    # On the loggers' axis a batch counts only after its validation, as in Lightning.
     loop.batches_stepped = loop.global_step if trainer.automatic_optimization else loop.batches_seen
     loop.uncounted = int(loop.within_epoch)
     loop.batches_stepped -= loop.uncounted

@@ -53,14 +53,14 @@ class EvaluationLoop:
         self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
         self.given: Any = None
         self.loaders: list[RankLoader] = []
-        #: The keys of a dict of several loaders; None: they are known by their number.
+        #: The keys of a dict of several loaders; None where they are known by their number.
         self.names: list[str] | None = None
         self.num_batches: list[int | float] = []
-        self.batches_done = 0  # with the loader in work
+        self.batches_done = 0  # of the loader that runs now
         self._loaded_in_epoch: int | float = 0
-        self._gave_batches: set[int] = set()  # which loaders did, since they were asked for
+        self._gave_batches: set[int] = set()  # the loaders that gave any since they were made
         self._modes: dict[torch.nn.Module, bool] = {}
-        #: By loader, over all runs: the loggers' axis for values that an evaluation logs on steps.
+        #: How many batches of each loader all runs have seen: the loggers' axis for what is logged on steps.
         self._seen: Counter[int] = Counter()
 
     def setup(self) -> None:
@@ -82,8 +82,8 @@ class EvaluationLoop:
         name = f"limit_{self.prefix}_batches"
         self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
         self.names = list(map(str, several)) if isinstance(several, dict) else None
-        self.loaders = loaders  # not before they could be counted: what is refused is asked for anew
-        # Those of a sanity check in an epoch that does not validate are asked for anew when it is time to reload.
+        self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
+        # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
         counts = trainer.state.stage != RunningStage.SANITY_CHECKING or trainer.plan.validation.epoch_validates
         self._loaded_in_epoch, self._gave_batches = trainer.current_epoch if counts else -math.inf, set()
 
@@ -131,7 +131,7 @@ class EvaluationLoop:
         with frozen():
             getattr(module, f"on_{word}_model_eval")()
             call(f"on_{word}_start")
-            num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have set up anew
+            num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have changed it
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None
@@ -143,7 +143,7 @@ class EvaluationLoop:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
             call(f"on_{word}_epoch_end")
-            at_end = metrics.end_epoch(metrics.evaluation, over=True)  # what belongs to no loader
+            at_end = metrics.end_epoch(metrics.evaluation, over=True)  # values that hooks logged outside of any loader
             logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
             if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.plan.automatic_optimization:
                 with torch.enable_grad():
@@ -151,14 +151,14 @@ class EvaluationLoop:
             if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
                 trainer.log_metrics(logged)
             if in_fit and trainer.state.stage == RunningStage.VALIDATING:
-                trainer.fit_loop.after_validation()  # a checkpoint that the next hook saves stands behind it
+                trainer.fit_loop.after_validation()  # first, since the next hook may save a checkpoint
             call(f"on_{word}_end")
             metrics.active = metrics.training
             self.restore_training_mode() if self.prefix == "predict" else getattr(module, f"on_{word}_model_train")()
         if self.prefix == "predict":
             return outputs if len(outputs) > 1 else outputs[0]
         if in_fit:
-            return []  # nobody reads these: nothing is fetched from the device
+            return []  # nobody reads the results, so nothing is read from the device
         return [{name: float(value) for name, value in {**values, **at_end}.items()} for values in by_loader]
 
     def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
@@ -186,7 +186,7 @@ class EvaluationLoop:
                 batch = trainer.plan.transfer(batch, index)
             metrics.start_batch(batch)
             place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
-            replaying = loader.replaying  # with FSDP: for the other ranks' sake, after all of ours
+            replaying = loader.replaying  # with FSDP: our data are over, other ranks' are not
             if not replaying:
                 call(f"on_{word}_batch_start", *place)
             metrics.hook = f"{word}_step"
@@ -260,7 +260,7 @@ def validate_within_fit(trainer: Trainer) -> None:
         fit_loop.validation_ran = True
     except ValidationBrokenOff:
         loop.abandon()
-        metrics.put_back(published)  # a loader that was through has no say: the resumed run asks it again
+        metrics.put_back(published)  # the resumed run goes through all of the loaders again
         restore_random_state(before)
         trainer.stopping.by_signal = True
     trainer.state.stage = RunningStage.TRAINING

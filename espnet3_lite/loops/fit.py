@@ -7,7 +7,7 @@
             if vote(any loss is not finite, on any rank): continue
             for loss, optimizer in steps:                         # all backward passes, in the list's order
                 if its window is new: optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             for loss, optimizer in steps:                         # then all steps
                 if its window is full: clip; optimizer.step(); its scheduler.step()
             if due: validate
@@ -57,11 +57,11 @@ class FitLoop(Progress):
         super().__init__()
         self.trainer = trainer
         self.work = BatchInWork()
-        #: Set by a callback, to recompute BatchNorm statistics.
+        #: A callback sets it to recompute BatchNorm's statistics: batches run forward, and nothing is trained.
         self.forward_only = False
-        #: Each rank's random state, from a checkpoint; put back where the run goes on.
+        #: The random state of each rank, from a checkpoint. It is put back at the batch where the run goes on.
         self.resumed_random_states: list[dict[str, Any]] | None = None
-        #: A checkpoint that is saved within a validation has it run again, with these random numbers.
+        #: A run that resumes from a state saved within a validation validates again, from this random state.
         self.random_before_validation: dict[str, Any] | None = None
 
     @property
@@ -78,7 +78,7 @@ class FitLoop(Progress):
     def run(self) -> None:
         """All epochs, from wherever the counters stand."""
         trainer, call, stopping = self.trainer, self.trainer.call, self.trainer.stopping
-        ends_here = self.within_epoch and self.global_step >= stopping.max_steps  # its validation and its end are due
+        ends_here = self.within_epoch and self.global_step >= stopping.max_steps  # a resumed run may lack its end alone
         if not ends_here and stopping.limit_is_reached():
             return
         try:
@@ -120,7 +120,7 @@ class FitLoop(Progress):
                     break
 
             accumulate = trainer.accumulate_grad_batches
-            for work.turn in plan.turns():  # one; or more, each with a forward pass and steps of its own
+            for work.turn in plan.turns():  # mostly one; each has a forward pass and steps of its own
                 # ---- Forward.
                 work.begin_turn(metrics)
                 work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
@@ -172,14 +172,14 @@ class FitLoop(Progress):
         trainer, data, resumed = self.trainer, self.trainer.train_data, self.within_epoch
         data.reload_if_due()
         if not resumed:
-            self.restore_random_state()  # of a run that resumes between two epochs
+            self.restore_random_state()  # this run resumes between two epochs
             self.batches_done = 0
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
-        self.batches_done = data.first_batch  # counted anew where a run resumes on another number of ranks
-        self.restore_random_state()  # of a run that resumes here; the loader drew its own before, as it did then
+        self.batches_done = data.first_batch  # another number, where the number of ranks has changed
+        self.restore_random_state()  # only now: the loader has drawn its numbers, as it had in the run that was cut
         if self.stage is EpochStage.BATCH_OPEN:
-            lr_stepping.step_waiting(trainer)  # not all of the batch's hooks had logged
+            lr_stepping.step_waiting(trainer)  # the hook that logs their metric may not have run
         if self.batch_is_open and self.batches_done:
             self.validate_if_due()
         elif not resumed or self.batch_is_open:
@@ -195,13 +195,13 @@ class FitLoop(Progress):
         self.stage = EpochStage.SCHEDULERS_DUE if schedulers_due else EpochStage.END_HOOKS
         logged = metrics.end_epoch(metrics.training)
         call("on_train_epoch_end")
-        logged.update(metrics.end_epoch(metrics.training))  # what these hooks logged
+        logged.update(metrics.end_epoch(metrics.training))  # these hooks may have logged, too
         if schedulers_due:
             self.stage = EpochStage.END_HOOKS
-            lr_stepping.step_epoch_monitored(trainer)  # by a training metric; the others stepped after validation
+            lr_stepping.step_epoch_monitored(trainer)  # the others stepped after the validation
             if self.validation_ran:
                 lr_stepping.require_monitored(trainer)
-        trainer.log_metrics(logged, ago=1)  # before a checkpoint is saved: who resumes there does not do it again
+        trainer.log_metrics(logged, ago=1)  # before the hook that saves, so that no resumed run logs it again
         call("on_train_epoch_end:monitoring")
         trainer.log_metrics(metrics.end_epoch(metrics.training), ago=1)
         metrics.forget_steps()
@@ -235,7 +235,7 @@ class FitLoop(Progress):
             return
         skip_batch(self, verdict.reason, since=work.logged)
         work.losses = ()
-        if work.closes and self.trainer.plan.automatic_optimization:  # what is pending in the window is stepped now
+        if work.closes and self.trainer.plan.automatic_optimization:  # the window's earlier batches make its step
             slots = self.trainer.plan.slots.values()
             work.closing = [slot for slot in slots if slot.name is None and slot.pending]
 
@@ -288,7 +288,7 @@ class FitLoop(Progress):
             trainer.call("on_before_optimizer_step", slot.optimizer)
         if slot.clipping is None or math.isfinite(norm := slot.clipping.clip(slot.optimizer)):
             return True
-        trainer.metrics.discard_since(logged)  # of this step alone; other optimizers may step
+        trainer.metrics.discard_since(logged)  # only what this step logged: other optimizers may step
         slot.zero_grad()
         self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
@@ -322,7 +322,7 @@ class FitLoop(Progress):
         if hooks["on_train_batch_end"]:
             call("on_train_batch_end", outputs, work.batch, work.index)
         if trainer.train_data.replaying:
-            trainer.metrics.discard_batch()  # what was logged for another rank's data, or a second time
+            trainer.metrics.discard_batch()  # this batch was seen before: the rank has no data left
         if work.stepped and plan.schedulers:
             lr_stepping.step_waiting(trainer)
         if self.uncounted and trainer.loggers and trainer.should_log_step:

@@ -125,7 +125,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
         for owner in (data, module):
             if owner is not None:
                 owner.prepare_data()
-    trainer.strategy.barrier("prepare_data")  # all ranks: the data must be there
+    trainer.strategy.barrier("prepare_data")  # all ranks wait until the data are there
     return begin_plan(trainer, module)
 
 
@@ -154,8 +154,8 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
         data.setup(trainer.state.fn.value)
     trainer.call("setup", trainer.state.fn.value)
     module.configure_model()
-    trainer.precision_plugin.setup(module, trainer.device)  # before weights are loaded: 64-true must not round them
-    trainer.strategy.setup(trainer, module)  # likewise: a sharded model takes only its own parts
+    trainer.precision_plugin.setup(module, trainer.device)  # before loading: 64-true must not round the weights
+    trainer.strategy.setup(trainer, module)  # before loading: a rank of a sharded model loads its part only
     if trainer.ckpt_path is None:
         return None
     checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path)
@@ -238,7 +238,7 @@ def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, in
     if move is None and device.type != "cpu":
         move = module
     if before is move is after is None and trainer.precision_plugin.true_dtype is None:
-        return None  # everything is there already
+        return None  # the batch is on its device already
 
     def transfer(batch: Any, dataloader_idx: int) -> Any:
         batch = convert(batch)
