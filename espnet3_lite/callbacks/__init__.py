@@ -26,6 +26,8 @@ _HOME = {
     "GPUStatsMonitor": "callbacks.device_stats_monitor",
     "Timer": "callbacks.timer",
     "BatchSizeFinder": "callbacks.batch_size_finder",
+    "GradientNorm": "callbacks.gradient_norm",
+    "BasePredictionWriter": "callbacks.prediction_writer",
     "GradientAccumulationScheduler": "callbacks.gradient_accumulation_scheduler",
     "StochasticWeightAveraging": "callbacks.stochastic_weight_averaging",
     "WeightAveraging": "callbacks.weight_averaging",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.gradient_accumulation_scheduler import (
         GradientAccumulationScheduler as GradientAccumulationScheduler,
     )
+    from espnet3_lite.callbacks.gradient_norm import GradientNorm as GradientNorm
     from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
     from espnet3_lite.callbacks.lambda_callback import LambdaCallback as LambdaCallback
     from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
@@ -80,6 +83,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from espnet3_lite.callbacks.model_summary import ModelSummary as ModelSummary
     from espnet3_lite.callbacks.model_summary import RichModelSummary as RichModelSummary
+    from espnet3_lite.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from espnet3_lite.callbacks.progress_bar import ProgressBar as ProgressBar
     from espnet3_lite.callbacks.progress_bar import ProgressBarBase as ProgressBarBase
     from espnet3_lite.callbacks.pruning import ModelPruning as ModelPruning

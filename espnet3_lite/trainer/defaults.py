@@ -89,6 +89,10 @@ def make_callbacks(trainer: Trainer, settings: dict[str, Any]) -> list[Callback]
         from espnet3_lite.callbacks.model_summary import ModelSummary
 
         callbacks += [ModelSummary()] if lacks(ModelSummary) else []
+    if settings["log_grad_norm"]:
+        from espnet3_lite.callbacks.gradient_norm import GradientNorm
+
+        callbacks += [GradientNorm()] if lacks(GradientNorm) else []
     if settings["enable_checkpointing"] and lacks(Checkpoint):
         from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 

@@ -257,6 +257,7 @@ class Settings:
     reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
     default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
     check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, without clipping too.")
+    log_grad_norm: bool = _setting(False, FLAG, "Log `grad_norm`, the gradient's total norm before it is clipped.")
     async_save: bool = _setting(
         False, FLAG, "Checkpoints are written in the background: training waits for a copy of the state."
     )

@@ -102,6 +102,7 @@ class Trainer(RunInformation):
         reload_dataloaders_every_n_epochs: int | None = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
         check_grad_finite: bool | None = False,
+        log_grad_norm: bool | None = False,
         async_save: bool | None = False,
         auto_resume: bool | None = False,
         compile: bool | str | dict[str, Any] | None = False,
