@@ -10,7 +10,16 @@ EQUAL = [
     "named_other_order", "plain", "manual", "thawed", "nan_single", "nan_accumulating", "nan_named",
 ]  # fmt: skip
 UNEVEN = ["stream_7_and_5", "stream_7_and_5_accumulating", "stream_sized", "stream_3_and_0", "dealt_by_user"]
-OTHERS = ["different_optimizers", "orders", "values", "collectives", "written", "nan_weight", "evaluated_streams"]
+OTHERS = [
+    "different_optimizers",
+    "orders",
+    "values",
+    "collectives",
+    "written",
+    "saved_in_background",
+    "nan_weight",
+    "evaluated_streams",
+]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +176,13 @@ def test_rank_zero_alone_writes_prints_and_logs(two):
     assert second["files"] == [] and second["output"] == ""
     for key in ("log_dir", "best", "results"):  # but knows of it all
         assert second[key] == first[key] and first[key]
+
+
+def test_files_that_are_written_in_the_background_are_the_same(two):
+    for result in two:
+        found = result["saved_in_background"]
+        assert "last.ckpt" in found["False"] and any(name.endswith("best.pth") for name in found["False"])
+        assert found["True"] == found["False"]
 
 
 def test_a_value_logged_with_sync_dist_is_every_ranks_mean(two):

@@ -18,7 +18,7 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, tr
 from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite import Callback, LiteModule, get_default_callbacks
-from espnet3_lite.callbacks import ModelPruning
+from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint, ModelPruning
 from espnet3_lite.checkpoint.files import is_intact
 
 
@@ -342,6 +342,25 @@ def written():
         "best": trainer.ckpt_path,
         "results": results,
     }
+
+
+def saved_in_background():
+    """The files of a run with the default callbacks that save: training waits for them, or goes on meanwhile."""
+    found = {}
+    for in_background in (False, True):
+        folder = Path(FOLDER, f"saved-{in_background}")
+        saving = (ModelCheckpoint, AverageCheckpointsCallback)
+        callbacks = [c for c in get_default_callbacks(folder, log_interval=1) if isinstance(c, saving)]
+        trainer = trainer_of(
+            default_root_dir=folder, enable_checkpointing=True, async_save=in_background, callbacks=callbacks,
+        )  # fmt: skip
+        trainer.fit(Module(Model(), SINGLE), loader_of(12, share(4)), loader_of(5, 2, False))
+        states = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.*t*"))}
+        found[str(in_background)] = {
+            name: [value.tolist() for value in state.get("state_dict", state).values()]
+            for name, state in states.items()
+        }
+    return found
 
 
 class Counting:
