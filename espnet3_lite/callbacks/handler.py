@@ -99,7 +99,8 @@ class CallbackHandler:
             is_ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
             if is_ours or _keeps_state(callback):
                 memory = vars(callback).setdefault("_memory", _Memory(_copied(vars(callback))))
-                if fitting and memory.fitted_in not in (None, self.identity):
+                resets = getattr(callback, "reset_on_train", True)  # pytorch-accelerated's callbacks let users choose
+                if fitting and resets and memory.fitted_in not in (None, self.identity):
                     vars(callback).update(_copied(memory.first))
                 if fitting:
                     memory.fitted_in = self.identity

@@ -57,7 +57,7 @@ def require_training(loop: FitLoop) -> None:
         RuntimeError: all its batches were skipped: it must not end as if it had trained. (But for a gradient scaler
             that was still looking for its scale.)
     """
-    all_skipped = 0 < loop.batches_seen <= loop.consecutive_skips
+    all_skipped = 0 < loop.batches_seen <= loop.consecutive_skips and loop.global_step == 0
     searching = loop.gradient_failed and loop.trainer.precision_plugin.scaler is not None
     if all_skipped and not searching and not loop.trainer.stopping.by_signal:
         raise RuntimeError(

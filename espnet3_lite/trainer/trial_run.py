@@ -42,6 +42,7 @@ class Trial:
         owners = trainer.lightning_module, trainer.datamodule
         trial.lightning_module, trial.datamodule = copy.deepcopy(owners, known)
         trial.lightning_module.trainer = trial
+        trial.strategy = copy.copy(trainer.strategy)  # it knows the module that it has set up
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
         trial.metrics, trial.fit_loop, trial.train_data = Metrics(trial), FitLoop(trial), TrainData(trial)
         trial.evaluation_loops = {prefix: EvaluationLoop(trial, prefix) for prefix in trainer.evaluation_loops}

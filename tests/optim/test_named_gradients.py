@@ -139,8 +139,8 @@ def test_one_optimizers_failure_takes_back_its_own_update_alone(tmp_path, order)
 def test_a_batch_in_which_all_fail_counts_once(tmp_path):
     model = SpoiltGan(1, [GENERATOR, DISCRIMINATOR])
     with pytest.warns(UserWarning, match="norm of 'generator' is nan and the gradient norm of 'discriminator' is nan"):
-        trainer = fit(model, tmp_path, batches=100, check_grad_finite=True)
-    assert trainer.fit_loop.consecutive_skips == 100 and trainer.global_step == 0
+        with pytest.raises(RuntimeError, match="all 100 batches were skipped"):  # not 200: one for both optimizers
+            fit(model, tmp_path, batches=100, check_grad_finite=True)
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=r"101 batches in a row .* batch 100"):
         fit(SpoiltGan(1, [GENERATOR, DISCRIMINATOR]), tmp_path, batches=110, check_grad_finite=True)
 
@@ -163,7 +163,7 @@ def test_with_clipping_a_bad_gradient_is_not_stepped(tmp_path, algorithm):
     [
         (lambda g: None, "got None"),
         (lambda g: 1.5, "got 1.5"),
-        (lambda g: g.detach(), r"got a tensor of shape \(\) without a graph \(detached\?\)"),
+        (lambda g: g.detach(), r"got a tensor of shape \(\) and torch.float32 without a graph \(detached"),
         (lambda g: g.expand(2), r"got a tensor of shape \(2,\)"),
     ],
 )

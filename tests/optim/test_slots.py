@@ -23,7 +23,7 @@ def named(*names, window=1):
 
 
 def test_a_plain_loss_is_the_list_of_one():
-    slots, loss = {None: OptimizerSlot(sgd())}, torch.tensor(6.0)
+    slots, loss = {None: OptimizerSlot(sgd())}, loss_of(6.0)
     for output in (loss, {"loss": loss, "more": 1}):
         ((share, slot),) = route(output, slots, 3)
         assert share == 2.0 and slot is slots[None]

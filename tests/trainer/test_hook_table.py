@@ -22,7 +22,7 @@ def test_every_event_is_a_method_of_callback_and_every_hook_method_an_event():
 
 
 def test_every_hook_of_a_module_is_in_the_table_and_the_other_way_round():
-    methods = defined(*(kind for kind in ModuleHooks.__mro__ if kind is not object)) - ASKED
+    methods = defined(*(kind for kind in ModuleHooks.__mro__ if kind.__module__.startswith("espnet3_lite"))) - ASKED
     steps = {"training_step", "validation_step", "test_step", "predict_step"}
     of_module = {name for name, hook in HOOKS.items() if "module" in hook.owners}
     assert of_module - methods == steps | {
