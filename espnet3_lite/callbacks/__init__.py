@@ -27,6 +27,7 @@ _HOME = {
     "Timer": "callbacks.timer",
     "BatchSizeFinder": "callbacks.batch_size_finder",
     "GradientNorm": "callbacks.gradient_norm",
+    "LearningRateFinder": "callbacks.learning_rate_finder",
     "BasePredictionWriter": "callbacks.prediction_writer",
     "GradientAccumulationScheduler": "callbacks.gradient_accumulation_scheduler",
     "StochasticWeightAveraging": "callbacks.stochastic_weight_averaging",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.gradient_norm import GradientNorm as GradientNorm
     from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
     from espnet3_lite.callbacks.lambda_callback import LambdaCallback as LambdaCallback
+    from espnet3_lite.callbacks.learning_rate_finder import LearningRateFinder as LearningRateFinder
     from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor
     from espnet3_lite.callbacks.metrics_logger import MetricsLogger as MetricsLogger
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint

@@ -69,4 +69,4 @@ def test_lightnings_objects(run):
 def test_its_names_and_its_gradient_norms(run):
     found = run("grad_norms")
     assert found["names"] == found["close"] == [True] * 3
-    assert set(found["missing"]) <= {"LearningRateFinder", "RichProgressBar"}
+    assert set(found["missing"]) <= {"RichProgressBar"}

@@ -1,0 +1,195 @@
+"""`LearningRateFinder`: tries growing learning rates before a fit, and takes that at which the loss falls fastest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.seed import isolated_random_state
+
+if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.trainer import Trainer
+
+#: How much the smoothed loss keeps of its past at each step.
+SMOOTHING = 0.98
+
+
+class Found:
+    """What a search found: ``results["lr"]`` and ``results["loss"]`` (smoothed), one entry a step.
+
+    >>> found = Found({"lr": [0.1, 0.2, 0.4, 0.8], "loss": [4.0, 3.9, 1.0, 5.0]})
+    >>> found.suggestion(skip_begin=0, skip_end=0)
+    0.4
+    """
+
+    def __init__(self, results: dict[str, list[float]]):
+        self.results = results
+
+    def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
+        """The learning rate at which the loss falls fastest; None, with a warning, where there are too few steps.
+
+        Args:
+            skip_begin: So many of the first steps are not looked at.
+            skip_end: So many of the last ones.
+        """
+        pairs = list(zip(self.results["lr"], self.results["loss"], strict=True))
+        kept = [(rate, loss) for rate, loss in pairs[skip_begin : len(pairs) - skip_end] if math.isfinite(loss)]
+        if len(kept) < 2:
+            rank_zero_warn(
+                "Failed to compute suggestion for learning rate because there are not enough points. Increase "
+                "num_training_steps, or give more data."
+            )
+            return None
+        rates, losses = (torch.tensor(values, dtype=torch.float64) for values in zip(*kept, strict=True))
+        (slopes,) = torch.gradient(losses, spacing=(rates,))
+        return kept[int(slopes.argmin())][0]
+
+
+class LearningRateFinder(Callback):
+    """Trains a copy of the module with a learning rate that grows at each step, then sets the suggested one.
+
+    The trial runs without other callbacks, loggers and validations; weights and random states stay as they were. A
+    resumed run keeps the first one's rate. The rate is set in the optimizers and their schedulers, and in the module's
+    attribute or hyperparameter.
+
+    Args:
+        min_lr: The first rate.
+        max_lr: The last one.
+        num_training_steps: How many steps the search takes.
+        mode: ``exponential``: the rate is multiplied at each step; ``linear``: it is added to.
+        early_stop_threshold: Stop where the smoothed loss is so many times the lowest; None: never.
+        update_attr: Set the rate. False: `optimal_lr` alone tells what was found.
+        attr_name: The attribute or hyperparameter; by default ``lr`` or ``learning_rate``.
+
+    Raises:
+        ValueError: another mode.
+        MisconfigurationException: several processes or optimizers, or there is no such attribute.
+
+    Example:
+        >>> LearningRateFinder(num_training_steps=50).optimal_lr is None
+        True
+    """
+
+    SUPPORTED_MODES = ("linear", "exponential")
+
+    def __init__(
+        self,
+        min_lr: float = 1e-8,
+        max_lr: float = 1,
+        num_training_steps: int = 100,
+        mode: Literal["linear", "exponential"] = "exponential",
+        early_stop_threshold: float | None = 4.0,
+        update_attr: bool = True,
+        attr_name: str = "",
+    ):
+        if mode not in self.SUPPORTED_MODES:
+            hint = nearest(mode, self.SUPPORTED_MODES)
+            raise ValueError(f"`mode` should be either of {self.SUPPORTED_MODES}, got {mode!r}{hint}")
+        #: What was found; None before a search.
+        self.optimal_lr: Found | None = None
+        self._ramp = min_lr, max_lr, num_training_steps, mode, early_stop_threshold
+        self._update_attr, self._attr_name = update_attr, attr_name
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Search before the training; not in a run that goes on."""
+        if trainer.ckpt_path is None:
+            self.lr_find(trainer, pl_module)
+
+    def lr_find(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Search, and set what was found."""
+        if trainer.fast_dev_run:
+            rank_zero_warn("Skipping learning rate finder since `fast_dev_run` is enabled.")
+            return
+        if trainer.world_size > 1 or len(trainer.optimizers) != 1:
+            raise MisconfigurationException(
+                f"LearningRateFinder takes one process and one optimizer, but there are {trainer.world_size} and "
+                f"{len(trainer.optimizers)}; search on one process, and name the rate in the configuration"
+            )
+        holder, name = self._holder(pl_module) if self._update_attr else (None, "")
+        ramp = _Ramp(*self._ramp)
+        with isolated_random_state():
+            trial = trainer.make_trial()
+            run = trial.trainer
+            run.limit_val_batches = 0
+            run.callback_handler.add_callbacks([ramp])
+            run.hook_calls.fill()
+            try:
+                trial.run(ramp.steps)
+            finally:
+                trial.close()
+        self.optimal_lr = Found(ramp.results)
+        rate = self.optimal_lr.suggestion()
+        if rate is not None and self._update_attr:
+            rank_zero_info("Learning rate set to %s", rate)
+            _set(holder, name, rate)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = rate
+                if "initial_lr" in group:
+                    group["initial_lr"] = rate
+            for config in trainer.lr_scheduler_configs:
+                if hasattr(config.scheduler, "base_lrs"):
+                    config.scheduler.base_lrs = [rate for _ in config.scheduler.base_lrs]
+
+    def _holder(self, module: LiteModule) -> tuple[Any, str]:
+        """Who holds the rate, and under which name."""
+        names = [self._attr_name] if self._attr_name else ["lr", "learning_rate"]
+        for holder in (module, module.hparams):
+            for name in names:
+                if name in holder if isinstance(holder, Mapping) else hasattr(holder, name):
+                    return holder, name
+        raise MisconfigurationException(
+            f"LearningRateFinder: neither the module nor its hparams have {' or '.join(map(repr, names))}"
+            f"{nearest(names[0], [*vars(module), *module.hparams])}; name the attribute in attr_name, or set "
+            f"update_attr=False"
+        )
+
+
+def _set(holder: Any, name: str, rate: float) -> None:
+    if isinstance(holder, Mapping):
+        holder[name] = rate  # type: ignore[index]
+    else:
+        setattr(holder, name, rate)
+
+
+class _Ramp(Callback):
+    """Sets each step's rate, and notes the loss."""
+
+    def __init__(self, first: float, last: float, steps: int, mode: str, threshold: float | None):
+        self.first, self.last, self.steps, self.mode, self.threshold = first, last, steps, mode, threshold
+        self.results: dict[str, list[float]] = {"lr": [], "loss": []}
+        self._mean, self._best = 0.0, math.inf
+
+    def rate_of(self, step: int) -> float:
+        """The rate of a step, from 0; as Lightning's, which begins with the first rate and leaves out the next."""
+        share = (step + 1) / self.steps if step else 0.0
+        if self.mode == "exponential":
+            return self.first * (self.last / self.first) ** share
+        return self.first + share * (self.last - self.first)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
+        """Whatever a scheduler has set, this is the rate."""
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate_of(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One loss a step, smoothed."""
+        step, loss = trainer.global_step, outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if loss is None or step == len(self.results["lr"]):
+            return  # the batch made no step
+        self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * float(loss)
+        smoothed = self._mean / (1 - SMOOTHING ** (step + 1))
+        self.results["lr"].append(self.rate_of(step - 1))
+        self.results["loss"].append(smoothed)
+        if self.threshold is not None and step > 1 and smoothed > self.threshold * self._best:
+            trainer.should_stop = True
+        if smoothed < self._best or step == 1:
+            self._best = smoothed
