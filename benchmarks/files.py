@@ -1,0 +1,112 @@
+"""Checkpoints: loading, averaging, saving, and the bytes that one validation writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, now
+from benchmarks.steps import QUIET, Module, make_batches
+from espnet3_lite import Trainer
+from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.checkpoint.average_files import average_checkpoints
+from espnet3_lite.checkpoint.files import load_checkpoint, save_checkpoint
+
+#: The size of a checkpoint at scale 1.
+MEBIBYTES = 200
+
+
+def _state(options: Options, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a MiB each."""
+    generator = torch.Generator().manual_seed(seed)
+    return {f"weight{number}": torch.randn(512, 512, generator=generator) for number in range(options.count(MEBIBYTES))}
+
+
+def _files(options: Options, count: int) -> list[Path]:
+    paths = [options.folder / f"averaged{number}.ckpt" for number in range(count)]
+    for number, path in enumerate(paths):
+        if not path.exists():
+            save_checkpoint({"state_dict": _state(options, number)}, path)
+    return paths
+
+
+def _load(options: Options) -> Samples:
+    (path,) = _files(options, 1)
+
+    def by_torch() -> float:
+        start = now()
+        torch.load(path, weights_only=True)
+        return now() - start
+
+    def ours() -> float:
+        start = now()
+        load_checkpoint(path)
+        return now() - start
+
+    return interleaved({BY_HAND: by_torch, "espnet3_lite": ours}, options.repetitions)
+
+
+def _average(options: Options) -> Samples:
+    paths, output = _files(options, 5), options.folder / "average.pth"
+
+    def by_hand() -> float:
+        start = now()
+        first, *others = [torch.load(path, weights_only=True)["state_dict"] for path in paths]
+        for other in others:
+            for name, value in other.items():
+                first[name] += value
+        torch.save({name: value / len(paths) for name, value in first.items()}, output)
+        return now() - start
+
+    def ours() -> float:
+        start = now()
+        average_checkpoints(paths, output)
+        return now() - start
+
+    return interleaved({BY_HAND: by_hand, "espnet3_lite": ours}, options.repetitions)
+
+
+def _save(options: Options) -> Samples:
+    """How long training is blocked, against a copy of the state: what a save in the background must take at least."""
+    state = _state(options)
+
+    def copy() -> float:
+        start = now()
+        _ = {name: value.clone() for name, value in state.items()}
+        return now() - start
+
+    def ours() -> float:
+        start = now()
+        save_checkpoint({"state_dict": state}, options.folder / "saved.ckpt")
+        return now() - start
+
+    return interleaved({BY_HAND: copy, "espnet3_lite": ours}, options.repetitions)
+
+
+def _bytes(options: Options) -> Samples:
+    """What one validation with two criteria writes, in files of weights; hard links are counted once."""
+
+    def written() -> float:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            callbacks = [
+                ModelCheckpoint(folder, f"{mode}-{{step}}", monitor="loss", mode=mode, save_weights_only=True)
+                for mode in ("min", "max")
+            ]
+            trainer = Trainer(**{**QUIET, "enable_checkpointing": True}, callbacks=callbacks)
+            trainer.fit(Module(), make_batches(4), make_batches(2))
+            sizes = {entry.inode(): entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+            one = max(sizes.values())
+            return sum(sizes.values()) / one
+
+    return {BY_HAND: [1.0], "espnet3_lite": [written()]}
+
+
+ROWS = (
+    Row("load", "a checkpoint of 200 MiB with its checksums, against torch.load", 1.1, "ms", _load),
+    Row("average", "averaging 5 of them, against load, add, save", 1.2, "ms", _average),
+    Row("save", "saving it, against copying the state", 1.3, "ms", _save),
+    Row("bytes", "files' bytes of one validation with two criteria, in files of weights", 1.0, "files", _bytes),
+)

@@ -1,0 +1,119 @@
+"""Training steps on two ranks: `DistributedDataParallel` with the vote on both sides. Also the ranks' own script."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, now
+from benchmarks.steps import Model, Module, fit, make_batches, make_layer, named_module
+
+
+def vote(loss_is_finite: bool) -> bool:
+    """What the ranks must know of one another in a batch, by hand: one small vector, one all-reduce."""
+    vector = torch.tensor([not loss_is_finite, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    dist.all_reduce(vector)
+    return not vector[0].item()
+
+
+def ddp_by_hand(batches: list[Any]) -> float:
+    """Seconds a step of one layer under DDP."""
+    layer = torch.nn.parallel.DistributedDataParallel(make_layer())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    start = now()
+    for x, y in batches:
+        loss = torch.nn.functional.mse_loss(layer(x), y)
+        if not vote(math.isfinite(loss.item())):
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (now() - start) / len(batches)
+
+
+def named_by_hand(batches: list[Any]) -> float:
+    """Two optimizers, each gradient averaged over the ranks by one flat all-reduce an optimizer."""
+    model = Model(named=True)
+    layers = [model.first, model.second]
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in layers]
+    start = now()
+    for _, batch in batches:
+        steps, _, _ = model(**batch)
+        if not vote(all(math.isfinite(step.loss.item()) for step in steps)):
+            continue
+        for step, layer, optimizer in zip(steps, layers, optimizers, strict=True):
+            optimizer.zero_grad()
+            step.loss.backward(inputs=list(layer.parameters()))
+            gradients = [parameter.grad for parameter in layer.parameters()]
+            flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+            dist.all_reduce(flat)
+            pieces = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
+        for optimizer in optimizers:
+            optimizer.step()
+    return (now() - start) / len(batches)
+
+
+def ddp(batches: list[Any]) -> float:
+    """The trainer's step with one optimizer."""
+    return fit(Module(), batches, devices=dist.get_world_size(), strategy="ddp")
+
+
+def named(batches: list[Any]) -> float:
+    """The trainer's step with two named ones."""
+    return fit(named_module(), batches, devices=dist.get_world_size(), strategy="ddp")
+
+
+SIDES: dict[str, dict[str, Callable[[list[Any]], float]]] = {
+    "ddp": {BY_HAND: ddp_by_hand, "espnet3_lite": ddp},
+    "named-ranks": {BY_HAND: named_by_hand, "espnet3_lite": named},
+}
+
+
+def _on_two_ranks(options: Options, name: str) -> Samples:
+    output = options.folder / f"{name}.json"
+    arguments = [name, output, options.count(500), options.repetitions]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+        "benchmarks.ranks", *map(str, arguments),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if ended.returncode:
+        raise RuntimeError(f"the ranks of {name!r} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    return json.loads(output.read_text())
+
+
+def main(name: str, output: str, count: str, repetitions: str) -> None:
+    """In each rank: measure both sides in alternation; rank 0 writes the samples."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("espnet3_lite").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    batches = make_batches(int(count), espnet=name == "named-ranks")
+    sides = {side: lambda run=run: run(batches) for side, run in SIDES[name].items()}
+    samples = interleaved(sides, int(repetitions))
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps(samples))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+ROWS = (
+    Row("ddp", "DDP, 2 gloo ranks, the vote on both sides", 1.03, "us", lambda o: _on_two_ranks(o, "ddp")),
+    Row("named-ranks", "two named optimizers, 2 ranks", 1.03, "us", lambda o: _on_two_ranks(o, "named-ranks")),
+)
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

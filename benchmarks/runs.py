@@ -1,0 +1,136 @@
+"""Whole runs: many epochs, resuming, memory over many steps, and what an import takes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, now
+from benchmarks.steps import QUIET, Module, fit, make_batches, make_layer
+from espnet3_lite import Callback, Trainer
+from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint
+from espnet3_lite.loggers import CSVLogger
+
+_IMPORTS = "from espnet3_lite import Callback, LiteModule, Trainer; import espnet3_lite.callbacks"
+
+
+def _imports(options: Options) -> Samples:
+    """Seconds of CPU time in a fresh process, after torch, NumPy, tqdm and PyYAML are there; from compiled files."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(options.folder / "compiled")
+
+    def import_time() -> float:
+        code = (
+            "import time, torch, numpy, tqdm, yaml; start = time.process_time(); "
+            f"{_IMPORTS}; print(time.process_time() - start)"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=environment)
+        return float(ended.stdout)
+
+    return interleaved({"espnet3_lite": import_time}, options.repetitions)
+
+
+def _resume(options: Options) -> Samples:
+    """Seconds from the call of `fit` to the first batch, of a run that goes on at 10% and at 90% of an epoch."""
+    batches = make_batches(options.count(2000))
+    sides = {}
+    for name, share in (("at 10%", 0.1), ("at 90%", 0.9)):
+        folder = options.folder / f"resume{share}"
+        steps = max(1, int(share * len(batches)))
+        saved = ModelCheckpoint(folder, every_n_train_steps=steps)
+        settings = {**QUIET, "max_steps": steps, "enable_checkpointing": True}
+        trainer = Trainer(**settings, callbacks=[saved])
+        trainer.fit(Module(), batches)
+        sides[name] = lambda path=saved.best_model_path: _seconds_to_first_batch(path, batches)
+    return interleaved(sides, options.repetitions)
+
+
+class _First(Callback):
+    seconds = 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seconds = self.seconds or now()
+
+
+def _seconds_to_first_batch(path: str, batches: list[Any]) -> float:
+    first, start = _First(), now()
+    trainer = Trainer(**QUIET, callbacks=[first])
+    trainer.fit(Module(), batches, ckpt_path=path)
+    return first.seconds - start
+
+
+def _memory(options: Options) -> Samples:
+    """MiB that the process grows by over 20,000 steps after 2,000."""
+
+    def growth() -> float:
+        fit(Module(), make_batches(options.count(2000)))
+        batches, peak = make_batches(200), _peak()
+        fit(Module(), batches, max_epochs=options.count(100))
+        return _peak() - peak
+
+    return {"espnet3_lite": [growth()]}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _epochs(options: Options) -> Samples:
+    """A run of 30 epochs: training, validation, two saves an epoch, a CSV file, and an average of the best three."""
+    train, valid, epochs = make_batches(options.count(300)), make_batches(options.count(60)), options.count(30)
+
+    def by_hand() -> float:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            start, layer = now(), make_layer()
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+            scores: dict[str, float] = {}
+            with open(f"{folder}/metrics.csv", "w") as file:
+                table = csv.DictWriter(file, ["epoch", "loss"])
+                for epoch in range(epochs):
+                    for x, y in train:
+                        loss = torch.nn.functional.mse_loss(layer(x), y)
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        losses = [torch.nn.functional.mse_loss(layer(x), y) for x, y in valid]
+                    scores[f"{folder}/{epoch}.ckpt"] = mean = torch.stack(losses).double().mean().item()
+                    table.writerow({"epoch": epoch, "loss": mean})
+                    file.flush()
+                    state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+                    torch.save(state, f"{folder}/last.ckpt")
+                    torch.save(state["model"], f"{folder}/{epoch}.ckpt")
+                    for path in sorted(scores, key=scores.__getitem__)[3:]:
+                        Path(path).unlink()
+                        del scores[path]
+            states = [torch.load(path, weights_only=True) for path in scores]
+            torch.save({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
+            return now() - start
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            start = now()
+            best = ModelCheckpoint(folder, "{epoch}", monitor="loss", save_top_k=3, save_weights_only=True)
+            last = ModelCheckpoint(folder, "last-state", save_on_train_epoch_end=True)
+            settings = {**QUIET, "max_epochs": epochs, "enable_checkpointing": True, "logger": CSVLogger(folder)}
+            trainer = Trainer(**settings, callbacks=[best, last, AverageCheckpointsCallback(folder, [best])])
+            trainer.fit(Module(), train, valid)
+            return now() - start
+
+    return interleaved({BY_HAND: by_hand, "espnet3_lite": ours}, options.repetitions)
+
+
+ROWS = (
+    Row("epochs", "30 epochs: training, validation, two saves, CSV, average", 1.05, "ms", _epochs),
+    Row("resume", "resuming at 90% of an epoch, against 10%", 1.0, "ms", _resume),
+    Row("memory", "growth over 20,000 steps", None, "MiB", _memory),
+    Row("imports", "what a user imports to train, beyond torch (wanted: 100 ms)", None, "ms", _imports),
+)
