@@ -41,7 +41,7 @@ def test_the_arguments(tmp_path):
     assert (average.output_dir, average.best_ckpt_callbacks) == (tmp_path, [best])
     assert (best.monitor, best.save_top_k, best.mode, best.save_weights_only) == ("valid/loss", 3, "min", True)
     assert (last.save_last, last.save_weights_only, last.keep_newest) == ("link", False, 2)
-    assert (metrics.log_every_n_steps, bar.refresh_rate, rate.logging_interval) == (7, 7, None)
+    assert (metrics.log_every_n_steps, bar.refresh_rate, rate.logging_interval) == (7, 1, None)
     assert get_default_callbacks()[0].dirpath == os.path.realpath("./exp")
 
 
@@ -254,3 +254,7 @@ def test_fast_dev_run_runs_with_them_and_writes_nothing(tmp_path):
     trainer = Trainer(fast_dev_run=2, callbacks=callbacks, default_root_dir=tmp_path, enable_model_summary=False)
     trainer.fit(Net(), DataLoader(DATA, 2), DataLoader(DATA, 4))
     assert trainer.global_step == 2 and list(tmp_path.rglob("*")) == []
+
+
+def test_the_bar_moves_twenty_times_between_two_log_lines():
+    assert get_default_callbacks(log_interval=500)[-1].refresh_rate == 25

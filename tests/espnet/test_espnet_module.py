@@ -361,7 +361,7 @@ def test_criteria_and_intervals(tmp_path):
     trainer = ESPnetTrainer(module(), tmp_path, settings, [["valid/acc", 2, "max"], ["valid/loss", 5, "min"]])
     best = [(c.monitor, c.save_top_k, c.mode) for c in trainer.trainer.checkpoint_callbacks if c.monitor]
     assert best == [("valid/acc", 2, "max"), ("valid/loss", 5, "min")]
-    assert [c.refresh_rate for c in trainer.trainer.callbacks if isinstance(c, TQDMProgressBar)] == [30]
+    assert [c.refresh_rate for c in trainer.trainer.callbacks if isinstance(c, TQDMProgressBar)] == [1]
     last = next(callback for callback in trainer.trainer.checkpoint_callbacks if callback.monitor is None)
     assert isinstance(last, ModelCheckpoint) and (last.dirpath, last.save_last) == (str(tmp_path), "link")
 
