@@ -7,5 +7,4 @@ sides do different work is refused. What was measured where is kept in `RESULTS.
 - `measuring.py`: what a row is, and how it is measured; `__main__.py`: the command.
 - `steps.py`, `peers.py`: training steps and validation batches; `ranks.py`: the same on two ranks.
 - `files.py`: checkpoints; `data.py`: batches; `runs.py`: whole runs, resuming, memory, imports.
-- `gpu.py`: what only a GPU shows, as a command of its own.
 """

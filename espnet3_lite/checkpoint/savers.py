@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.allowed_types import plain
-from espnet3_lite.checkpoint.files import save_checkpoint
 from espnet3_lite.loaders.transfer import tensors_in
 
 
@@ -77,7 +77,7 @@ class FileSaver(Saver):
         if not self.in_background or moment != self._moment:
             self.finish()
         if not self.in_background:
-            save_checkpoint(checkpoint, path)
+            checkpoint_io.save_checkpoint(checkpoint, path)
             return
         self._moment = moment
         state, before = self._copy(plain(checkpoint)), self._under_way
@@ -86,7 +86,7 @@ class FileSaver(Saver):
         def write() -> None:
             if before is not None:
                 before.result()
-            save_checkpoint(state, path)
+            checkpoint_io.save_checkpoint(state, path)
 
         self._under_way = _in_a_thread(write)
 

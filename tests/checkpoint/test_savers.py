@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
-from espnet3_lite.checkpoint import savers
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver
 
@@ -16,7 +16,7 @@ from espnet3_lite.checkpoint.savers import FileSaver
 @pytest.fixture
 def gate(monkeypatch):
     """Files are written only once the gate is set; those that were are in ``gate.written``."""
-    gate, save = threading.Event(), savers.save_checkpoint
+    gate, save = threading.Event(), checkpoint_io.save_checkpoint
     gate.written = []
 
     def slow(checkpoint, path):
@@ -24,7 +24,7 @@ def gate(monkeypatch):
         save(checkpoint, path)
         gate.written.append(str(path))
 
-    monkeypatch.setattr(savers, "save_checkpoint", slow)
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", slow)
     yield gate
     gate.set()
 
@@ -71,7 +71,7 @@ def test_an_error_is_told_at_the_next_save_and_what_waited_is_not_done(tmp_path,
     def full(checkpoint, path):
         raise CheckpointError("the disk is full")
 
-    monkeypatch.setattr(savers, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", full)
     saver, done = background(), []
     saver.save(state(1, torch.ones(2)), tmp_path / "a.ckpt")
     saver.when_saved(lambda: done.append("removed"))
@@ -125,6 +125,6 @@ def test_an_error_ends_the_run(tmp_path, monkeypatch):
     def full(checkpoint, path):
         raise CheckpointError(f"{path}: the disk is full")
 
-    monkeypatch.setattr(savers, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", full)
     with pytest.raises(CheckpointError, match=r"step=1\.ckpt: the disk is full"):
         fit(tmp_path, async_save=True)

@@ -81,7 +81,7 @@ def test_with_a_run_that_ends_badly(tmp_path):
     assert ending.status == "failed"
 
 
-@pytest.mark.parametrize("given", [3, object(), Mine, "tensorbord", [Mine(), "csw"]], ids=repr)
+@pytest.mark.parametrize("given", [3, object(), Mine, "tensorbord", [Mine(), "csw"]])
 def test_what_is_no_logger_is_refused(given):
     with pytest.raises(MisconfigurationException, match="logger"):
         Trainer(logger=given, **QUIET)
