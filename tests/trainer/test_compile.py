@@ -95,7 +95,8 @@ def test_with_windows_clipping_and_an_average():
 
 
 @pytest.mark.slow
-def test_one_real_compilation():
+def test_one_real_compilation(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed run leaves broken files in the common one
     plain, module = Logs(), Logs()
     trainer_of(max_epochs=1).fit(plain, loader())
     trainer_of(max_epochs=1, compile=True).fit(module, loader())
