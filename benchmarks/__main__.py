@@ -4,6 +4,8 @@ import argparse
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +14,20 @@ from benchmarks import data, files, ranks, runs, steps
 from benchmarks.measuring import Options, head, known, lines_of, use_clock
 
 ROWS = (*steps.ROWS, *ranks.ROWS, *files.ROWS, *data.ROWS, *runs.ROWS)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log lines of the package within the block: the table alone is printed."""
+    logger = logging.getLogger("espnet3_lite")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,11 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows = known(ROWS, parsed.rows)
     except ValueError as error:
         parser.error(str(error))
-    warnings.simplefilter("ignore")
-    logging.getLogger("espnet3_lite").setLevel(logging.ERROR)
     use_clock(parsed.clock)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="benchmarks.") as folder:
+    with tempfile.TemporaryDirectory(prefix="benchmarks.") as folder, quiet():
         options = Options(Path(folder), parsed.repetitions, parsed.scale, parsed.peers, parsed.recordings)
         print("\n".join(head(options)), flush=True)
         for row in rows:

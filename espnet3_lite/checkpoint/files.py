@@ -58,6 +58,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         TypeError: If it holds a value that could not be loaded again; the message names its place.
         CheckpointError: If it cannot be written; the message names the file and the reason.
 
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> save_checkpoint({"epoch": 3, "state_dict": {"weight": torch.ones(2)}}, f"{folder}/last.ckpt")
     >>> load_checkpoint(f"{folder}/last.ckpt")

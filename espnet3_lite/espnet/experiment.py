@@ -204,7 +204,7 @@ def load_weights(module: LiteModule, path: Path) -> None:
 def report(trainer: ESPnetTrainer) -> str:
     """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
     run, exp_dir = trainer.trainer, trainer.exp_dir
-    lines = end_report(run)
+    lines = [line.replace(f"{exp_dir}{os.sep}", "") for line in end_report(run)]  # names within the folder
     if run.fast_dev_run:
         return "\n".join(lines)
     lines.append(f"written to {exp_dir}:")

@@ -38,7 +38,7 @@ def test_two_epochs_of_digits_leave_what_the_report_names(tmp_path, sklearn):
     names = [line.split()[0] for line in named.splitlines()]
     assert names == [
         "config.yaml", "train.log", "last.ckpt", "epoch0_step38_valid.acc.ckpt", "valid.acc.ave_2best.pth",
-        "valid.loss.ave_2best.pth", "status.json", "lightning_logs/version_0",
+        "valid.loss.ave_2best.pth", "status.json", "images", "lightning_logs/version_0",
     ]  # fmt: skip
     assert all((exp_dir / name).exists() for name in names)
     assert len(list(exp_dir.glob("epoch*.ckpt"))) == 4 and "epoch0_step38_valid.acc.ckpt ... (4)" in named
