@@ -38,11 +38,11 @@ def test_the_recipe_trains_is_tested_and_goes_on(tmp_path, monkeypatch, capsys, 
     main(["test", "conf/training.yaml", "--quiet"])
     accuracy = float(capsys.readouterr().out.split("test/acc ")[1].split()[0])
     assert 0.8 < accuracy < 1.0  # of 300 images; ten classes
-    weights = torch.load(folder / "exp/digits/valid.acc.ave_2best.pth", weights_only=True)
+    weights = torch.load(folder / "exp/recipe_run/valid.acc.ave_2best.pth", weights_only=True)
     assert list(weights)[0] == "network.0.weight"  # the module's own names
     main(["train", "conf/training.yaml", "trainer.max_epochs=3", "--quiet"])
     assert "trained 3 epochs, 114 steps" in capsys.readouterr().out
-    (log,) = (folder / "exp/digits").rglob("metrics.csv")
+    (log,) = (folder / "exp/recipe_run").rglob("metrics.csv")
     rows = list(csv.DictReader(log.open()))
     assert [row["valid/acc"] != "" for row in rows].count(True) == 3
 
