@@ -51,6 +51,7 @@ class CheckpointRanking(CheckpointFiles):
         self.kth_value = self._worst_value()
         self.last_model_path = ""
         self._on_disk: set[str] = set()  # a file that is still being written in the background is not missing
+        self._replaced: list[str] = []  # whose place the last one took: a run that dies may leave them undone
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         raise NotImplementedError
@@ -91,6 +92,7 @@ class CheckpointRanking(CheckpointFiles):
             doomed.append(self._worst())
             self.best_k_models.pop(doomed[-1])
         path = self._free_path(trainer, candidates, self.filename, reuse=doomed)
+        self._replaced = [other for other in doomed if other != path]  # set before saving: a part of the state
         self._rank(path, current)
         if self.verbose:
             rank_zero_info(
@@ -99,6 +101,12 @@ class CheckpointRanking(CheckpointFiles):
             )  # fmt: skip
         self._save_checkpoint(trainer, path)
         self._remove(trainer, doomed, path)
+
+    def _remove_replaced(self, trainer: Trainer) -> None:
+        """A run that died between a save and the removal that follows it left a file whose place was taken."""
+        if self.best_k_models:  # else this run goes on in another folder, where the names are not its own
+            left = [path for path in self._replaced if path not in self.best_k_models and os.path.exists(path)]
+            self._remove(trainer, left, self.best_model_path)
 
     def _forget(self, gone: list[str]) -> None:
         if gone:

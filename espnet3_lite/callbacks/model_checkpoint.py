@@ -143,15 +143,12 @@ class ModelCheckpoint(CheckpointRanking):
         self.dirpath = trainer.strategy.broadcast(self._folder(trainer))  # collective: all ranks
         starts = stage == "fit" and self.save_top_k != 0 and trainer.ckpt_path is None
         # Lightning warns of any file; a run's own configuration, log and statistics are no reason to.
-        if (
-            starts
-            and os.path.isdir(self.dirpath)
-            and any(name.endswith(self.FILE_EXTENSION) for name in os.listdir(self.dirpath))
-        ):
+        if starts and any(self._own_folder.glob(f"*{self.FILE_EXTENSION}")):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that died while it saved left a link or a removal undone: the run that goes on does it."""
+        self._remove_replaced(trainer)
         goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.keep_newest > 1
         # Collective: all ranks load the same state, and rank zero knows what is on its disk.
         if goes_on and trainer.strategy.broadcast(os.path.exists(self.best_model_path)):
@@ -388,6 +385,7 @@ class ModelCheckpoint(CheckpointRanking):
         checkpoint["loops"][OUR_STATE].setdefault("checkpoint_callbacks", {})[self.state_key] = {
             "last_global_step_saved": self._last_global_step_saved,
             "waits_for_validation": self._waits_for_validation,
+            "replaced": [os.path.relpath(path, self._own_folder) for path in self._replaced],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
@@ -396,3 +394,4 @@ class ModelCheckpoint(CheckpointRanking):
         if noted is not None:
             self._last_global_step_saved = noted["last_global_step_saved"]
             self._waits_for_validation = noted["waits_for_validation"]
+            self._replaced = [str(self._own_folder / name) for name in noted.get("replaced", ())]

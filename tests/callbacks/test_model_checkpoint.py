@@ -288,6 +288,31 @@ def states(folder, **changes):
     return ModelCheckpoint(folder, **{**arguments, **changes})
 
 
+def test_a_removal_that_a_dying_run_left_undone_is_done_by_the_one_that_goes_on(tmp_path):
+    def best():
+        return ModelCheckpoint(tmp_path, "{step}", monitor="valid/loss", save_last=True)
+
+    dying = best()
+    dying._remove_checkpoint = lambda trainer, path: None  # as where the process is killed between save and removal
+    fit(dying, module=Line((3.0, 1.0)), max_epochs=2)
+    assert names(tmp_path) == ["last.ckpt", "step=2.ckpt", "step=4.ckpt"]
+    callback = best()
+    fit(callback, module=Line((2.0,)), max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert "step=2.ckpt" not in names(tmp_path)
+    assert Path(callback.best_model_path).name == "step=4.ckpt"
+
+
+def test_what_was_replaced_in_another_folder_is_not_looked_for_in_this_one(tmp_path):
+    def best(folder):
+        return ModelCheckpoint(tmp_path / folder, "{step}", monitor="valid/loss", save_last=True)
+
+    fit(best("one"), module=Line((3.0, 1.0)), max_epochs=2)  # step=2.ckpt is replaced there
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "step=2.ckpt").write_text("somebody else's")
+    fit(best("two"), module=Line((2.0,)), max_epochs=3, ckpt_path=tmp_path / "one" / "last.ckpt")
+    assert "step=2.ckpt" in names(tmp_path / "two")
+
+
 def test_the_newest_two_stay_over_a_resume(tmp_path):
     (tmp_path / "epoch0_step2.ckpt").write_text("the user's own")
     fit(states(tmp_path))
