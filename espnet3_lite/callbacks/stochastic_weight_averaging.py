@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.finetuning import BaseFinetuning
 from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, update_average
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
@@ -43,7 +45,8 @@ class StochasticWeightAveraging(Callback):
     A run that ends before its last epoch keeps its own weights, with a warning. Resuming works at any moment.
 
     Args:
-        swa_lrs: The learning rate to anneal to: a positive float, or a list with one for each parameter group.
+        swa_lrs: The learning rate to anneal to: a positive float, or a list with one for each of the optimizer's
+            parameter groups.
         swa_epoch_start: The first averaged epoch: an int counts from 1; a float is a fraction of `max_epochs`.
         annealing_epochs: Epochs in which the rate is annealed.
         annealing_strategy: ``cos`` or ``linear``.
@@ -52,7 +55,7 @@ class StochasticWeightAveraging(Callback):
 
     Raises:
         MisconfigurationException: a value that is not allowed; at the start of a fit: several optimizers or
-            schedulers, a fraction without `max_epochs`, sharded weights.
+            schedulers, more or fewer rates than parameter groups, a fraction without `max_epochs`, sharded weights.
 
     Example:
         >>> swa = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=3)
@@ -137,6 +140,8 @@ class StochasticWeightAveraging(Callback):
                     f"`max_epochs=-1`. Please provide `swa_epoch_start` as an integer."
                 )
             self._swa_epoch_start = int(trainer.max_epochs * self._given_start)
+        if not any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # which adds groups later
+            self._rates(trainer.optimizers[0])
         self._max_epochs = trainer.max_epochs
         self._average = averaged_model(pl_module, self._device, use_buffers=False, avg_fn=self._avg_fn)
         if self.swa_start > self.swa_end:
@@ -183,16 +188,25 @@ class StochasticWeightAveraging(Callback):
             self._transfer(pl_module)
             self._recompute_statistics(trainer, pl_module)
 
+    def _rates(self, optimizer: Optimizer) -> list[float]:
+        """The rate of each parameter group.
+
+        Raises:
+            MisconfigurationException: there are more or fewer than groups.
+        """
+        groups = len(optimizer.param_groups)
+        rates = self._swa_lrs if isinstance(self._swa_lrs, list) else [self._swa_lrs] * groups
+        if len(rates) != groups:
+            raise MisconfigurationException(
+                f"StochasticWeightAveraging: `swa_lrs` holds {len(rates)} rates, the optimizer has {groups} parameter "
+                f"groups; give one for each, or one float for all"
+            )
+        return rates
+
     def _swap_scheduler(self, trainer: Trainer) -> None:
         """`SWALR` in place of the module's scheduler; it steps with each epoch."""
         (slot,) = trainer.slots.values()
-        groups = slot.optimizer.param_groups
-        rates = self._swa_lrs if isinstance(self._swa_lrs, list) else [self._swa_lrs] * len(groups)
-        if len(rates) != len(groups):
-            raise MisconfigurationException(
-                f"StochasticWeightAveraging: `swa_lrs` holds {len(rates)} rates, the optimizer has {len(groups)} "
-                f"parameter groups; give one for each, or one float for all"
-            )
+        rates = self._rates(slot.optimizer)
         self._swa_scheduler = SWALR(
             slot.optimizer,
             rates,  # type: ignore[arg-type]  # torch takes a list too

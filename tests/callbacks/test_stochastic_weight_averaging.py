@@ -104,6 +104,46 @@ def test_numbers_equal_lightnings(name):
     assert trainer.max_epochs == 4
 
 
+class TwoGroups(Net):
+    """A rate of its own for the first layer; notes both at each epoch's start."""
+
+    def __init__(self, seed=0):
+        super().__init__(batch_norm=False, seed=seed)
+        self.rates = []
+
+    def on_train_epoch_start(self):
+        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+
+    def configure_optimizers(self):
+        first, last = self.net
+        return torch.optim.SGD([{"params": first.parameters()}, {"params": last.parameters(), "lr": 0.02}], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rates", "first"),
+    [
+        ("cos", [[0.1, 0.02], [0.1, 0.02], [0.08750000000000001, 0.06499999999999999], [0.06250000000000001, 0.155]],
+         [-0.006300350497350769, 0.267922336592727, -0.41077032914725586]),
+        ("linear", [[0.1, 0.02], [0.1, 0.02], [0.08333333333333334, 0.08], [0.06666666666666668, 0.14]],
+         [-0.006345032523087547, 0.26802492979917814, -0.41069881307729184]),
+    ],
+)  # fmt: skip
+def test_each_parameter_group_has_a_rate_of_its_own(tmp_path, strategy, rates, first):
+    """Lightning's rates and weights; and the same bits after a resume at any place."""
+
+    def swa():
+        return StochasticWeightAveraging([0.05, 0.2], 2, annealing_epochs=3, annealing_strategy=strategy)
+
+    module = TwoGroups()
+    fit(module, swa(), Save(tmp_path))
+    assert module.rates == [pytest.approx(pair) for pair in rates]
+    assert module.net[0].weight.flatten()[:3].tolist() == near(first)
+    for path in sorted(tmp_path.iterdir()):
+        resumed = TwoGroups(seed=7)
+        fit(resumed, swa(), ckpt_path=path)
+        assert_equal(weights(resumed), weights(module))
+
+
 def test_batch_norm_statistics_are_the_plain_mean_over_the_batches():
     module = Net()
     fit(module, StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2), limit_val_batches=0)
@@ -197,8 +237,10 @@ def test_arguments_that_are_not_allowed(arguments, message):
 
 
 def test_settings_that_do_not_fit():
+    untouched = Net()
     with pytest.raises(MisconfigurationException, match="holds 2 rates, the optimizer has 1 parameter groups"):
-        fit(Net(), StochasticWeightAveraging([0.1, 0.2], 1))
+        fit(untouched, StochasticWeightAveraging([0.1, 0.2], 3))  # said before the first batch, not in epoch 3
+    assert_equal(weights(untouched), weights(Net()))
     with pytest.raises(MisconfigurationException, match="`max_epochs=-1`"):
         fit(Net(), StochasticWeightAveraging(0.1), max_epochs=-1, max_steps=2)
 
