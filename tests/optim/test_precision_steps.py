@@ -122,3 +122,65 @@ def test_an_overridden_step_that_steps_nothing_does_not_confuse_the_scaler(tmp_p
     trainer = trainer_of(tmp_path, "16-mixed")
     trainer.fit(Every(), DataLoader(torch.full((6, 3), 0.01), batch_size=2))
     assert trainer.precision_plugin.scaler.get_scale() == 65536.0
+
+
+class Made(LiteModule):
+    """Makes tensors within its step, so that their dtype counts too; whole numbers stay whole."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layer = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 1)
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.dtypes = set()
+
+    def loss(self, batch):
+        hidden = self.embed(batch["ids"]) + torch.full((3,), 0.1) * batch["x"]
+        self.dtypes |= {hidden.dtype, batch["x"].dtype, self.scale.dtype}
+        return ((self.layer(hidden) - self.scale) ** 2).mean()
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid", self.loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16), ("16-true", torch.float16)]
+)
+def test_a_module_of_another_number_format_trains_as_by_hand(tmp_path, precision, dtype):
+    """Weights, momentum and validation to the last bit; no scaler, and nothing of another format anywhere."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        {"ids": torch.randint(5, (4, 3), generator=generator)[:, 0], "x": torch.randn(4, 3, generator=generator)}
+        for _ in range(6)
+    ]
+    by_hand, velocities = Made().to(dtype), {}
+    torch.set_default_dtype(dtype)
+    try:
+        for batch in batches:
+            batch = {"ids": batch["ids"], "x": batch["x"].to(dtype)}
+            gradients = torch.autograd.grad(by_hand.loss(batch), list(by_hand.parameters()))
+            with torch.no_grad():
+                for (name, parameter), gradient in zip(by_hand.named_parameters(), gradients, strict=True):
+                    velocity = velocities[name] = gradient if name not in velocities else (
+                        velocities[name] * 0.9 + gradient)  # fmt: skip
+                    parameter.add_(velocity, alpha=-0.05)
+        with torch.no_grad():
+            valid = by_hand.loss({"ids": batches[0]["ids"], "x": batches[0]["x"].to(dtype)})
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    trainer, module = trainer_of(tmp_path, precision), Made()
+    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches[:1], batch_size=None))
+    assert trainer.global_step == 6 and module.dtypes == {dtype}
+    for name, value in by_hand.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    assert trainer.callback_metrics["valid"] == valid.to(trainer.callback_metrics["valid"].dtype)
+    assert trainer.precision_plugin.scaler is None and torch.get_default_dtype() == torch.float32
+    for state in trainer.optimizers[0].state.values():
+        assert state["momentum_buffer"].dtype == dtype
