@@ -8,6 +8,7 @@ import torch
 
 from espnet3_lite.accelerated.trainer_callback import TrainerCallback
 from espnet3_lite.exceptions import StopTrainingError
+from espnet3_lite.loaders.transfer import loss_of
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -63,5 +64,5 @@ class TerminateOnNaNCallback(TrainerCallback):
 
 def _is_bad(output: Any) -> torch.Tensor | None:
     """``()`` bool on the loss's device; None where there is no loss."""
-    loss = output.get("loss") if isinstance(output, dict) else None
+    loss = loss_of(output)
     return ~loss.detach().isfinite().all() if isinstance(loss, torch.Tensor) else None

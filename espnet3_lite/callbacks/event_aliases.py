@@ -6,10 +6,12 @@ Every `Callback` may use them beside ours; `TrainerCallback` documents them. No 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from espnet3_lite.loaders.transfer import loss_of
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -72,16 +74,17 @@ def _eval_step_end(method: Callable) -> Callable:
 
 
 def as_dict(outputs: Any) -> Any:
-    """What a step returned, as a dict: of a tensor ``loss``, of other things ``model_outputs``.
+    """What a step returned, as a dict: a mapping itself; ``loss`` where there is one, and of other things
+    ``model_outputs``.
 
     >>> as_dict(None), as_dict({"loss": 1}), as_dict(["a"])
     ({}, {'loss': 1}, {'model_outputs': ['a']})
     """
-    if outputs is None:
-        return {}
-    if isinstance(outputs, torch.Tensor):
-        return {"loss": outputs}
-    return outputs if isinstance(outputs, dict) else {"model_outputs": outputs}
+    if outputs is None or isinstance(outputs, Mapping):
+        return outputs or {}
+    loss = loss_of(outputs)
+    found = {} if loss is None else {"loss": loss}
+    return found if loss is outputs else {**found, "model_outputs": outputs}
 
 
 _OF_ANY_EVALUATION = {

@@ -71,6 +71,17 @@ def batch_size_of(batch: Any) -> int:
     return 1
 
 
+def loss_of(output: Any, otherwise: Any = None) -> Any:
+    """A step's loss: the output itself where it is a tensor, else its entry, field or attribute of this name.
+
+    >>> loss_of({"loss": torch.tensor(1.0), "accuracy": 0.5})
+    tensor(1.)
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    return output.get("loss", otherwise) if isinstance(output, Mapping) else getattr(output, "loss", otherwise)
+
+
 def _take_apart(data: Any) -> tuple[Iterable[Any], Callable[[list[Any]], Any] | None]:
     """The parts of a container, and how to put others in their place; no parts and None for what is no container."""
     if type(data) is dict:

@@ -24,6 +24,7 @@ from espnet3_lite.loaders.requests import (
     request_loaders,
     several_loaders,
 )
+from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
@@ -287,12 +288,10 @@ def sanity_check(trainer: Trainer) -> None:
 
 def _losses_of(output: Any) -> list[torch.Tensor]:
     """The losses among what a step returned; none where it returned something else."""
-    if isinstance(output, Mapping):
-        output = output.get("loss")
-    if steps := named_steps(output):
+    if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
         return [step.loss for step in steps]
-    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
-    return [output] if is_loss else []
+    loss = loss_of(output)
+    return [loss] if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.is_floating_point() else []
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:

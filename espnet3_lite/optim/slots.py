@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.loaders.transfer import loss_of, map_tensors
 from espnet3_lite.optim.clipping import Clipping
 
 
@@ -200,7 +201,8 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """What a training step returned, as (loss, slot) pairs; each loss divided by its window.
 
     Args:
-        output: A loss, a dict with `loss`, an `OptimizationStep`, a list or tuple of them, or None.
+        output: A loss, a dict, dataclass or the like with `loss`, an `OptimizationStep`, a list or tuple of them, or
+            None.
         slots: The optimizers by name; one plain optimizer has the name None.
         divisor: The window of the plain optimizer, in batches.
 
@@ -209,9 +211,8 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        is_tensor = isinstance(output, torch.Tensor)  # asked first: nearly always so
-        loss = output if is_tensor or not isinstance(output, Mapping) else output.get("loss", _MISSING)
-        if is_tensor or isinstance(loss, torch.Tensor):
+        loss = None if output is None else loss_of(output, _MISSING)
+        if isinstance(loss, torch.Tensor) and (loss is output or not is_step(output)):
             if loss.numel() != 1 or loss.is_complex() or not (loss.requires_grad or plain.own_backward):
                 raise MisconfigurationException(_useless_loss(loss))
             return [(loss if divisor == 1 else loss / divisor, plain)]
@@ -268,7 +269,10 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
         return {"loss": output.detach()} if isinstance(output, torch.Tensor) else output
     if steps[0][1].name is None:
         loss = None if steps[0][0] is None else steps[0][0].detach()
-        return {**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss}
+        if isinstance(output, Mapping):
+            return {**output, "loss": loss}
+        own = loss_of(output)
+        return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
     named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
     return {"loss": torch.stack(list(named.values())).sum(), **named}
 
@@ -280,7 +284,8 @@ def _wrong_plain_output(output: Any) -> str:
             f"`OptimizationStep` is for a configuration with named `optimizers`"
         )
     keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
-    return f"the training step must return a tensor, a dict with the key 'loss', or None; got {_describe(output)}{keys}"
+    allowed = "a tensor, a dict or dataclass with 'loss', or None"
+    return f"the training step must return {allowed}; got {_describe(output)}{keys}"
 
 
 def _describe_loss(loss: Any) -> str:

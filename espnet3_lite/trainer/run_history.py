@@ -7,14 +7,14 @@ Nothing of it runs, and nothing is recorded, until somebody asks: a `TrainerCall
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.loaders.transfer import map_tensors
+from espnet3_lite.loaders.transfer import loss_of, map_tensors
 from espnet3_lite.trainer.parts import TrainerParts
 from espnet3_lite.trainer.properties import TrainerProperties
 
@@ -312,7 +312,7 @@ class _Accelerator:
 
 def _loss_of(outputs: Any) -> torch.Tensor | None:
     """The loss among what a step returned, if it is one number."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    loss = loss_of(outputs)
     return loss if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
 

@@ -1,6 +1,8 @@
 """Batches that are left out: a loss or a gradient that is not finite changes nothing, and is counted and named."""
 
+import dataclasses
 import math
+from collections import UserDict, namedtuple
 
 import pytest
 import torch
@@ -221,6 +223,56 @@ def test_where_no_validation_batch_is_finite_the_mean_says_so(tmp_path):
     with pytest.warns(UserWarning, match="left out"):
         (result,) = trainer.validate(module, DataLoader(rows(2), batch_size=None), verbose=False)
     assert math.isnan(result["valid"])
+
+
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenOutput:
+    loss: torch.Tensor
+
+
+class AttrsOutput:
+    __attrs_attrs__ = (namedtuple("Attribute", "name")("loss"),)
+
+    def __init__(self, loss):
+        self.loss = loss
+
+
+#: What a step may return, its loss within.
+OUTPUTS = {
+    "dict": lambda loss: {"loss": loss}, "UserDict": lambda loss: UserDict(loss=loss), "dataclass": Output,
+    "frozen dataclass": FrozenOutput, "named tuple": namedtuple("TupleOutput", "loss"), "attrs": AttrsOutput,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_loss_is_found_in_whatever_holds_it(tmp_path, kind):
+    """Two batches are skipped in training, and one is left out of the validation's mean, as with a plain loss."""
+
+    class Held(Valid):
+        def training_step(self, batch, batch_idx):
+            return OUTPUTS[kind](super().training_step(batch, batch_idx))
+
+        def validation_step(self, batch, batch_idx):
+            return OUTPUTS[kind](super().validation_step(batch, batch_idx))
+
+    calls, factors = Calls(), {1: NAN, 2: INF}
+    plain, held = Valid(factors), Held(factors)
+    with pytest.warns(UserWarning, match=r"batch [12]: loss is (nan|inf); skipped"):
+        fit(tmp_path, plain, rows(5), accumulate_grad_batches=2)
+        trainer = fit(tmp_path, held, rows(5), accumulate_grad_batches=2, callbacks=[calls])
+        (expected,) = trainer.validate(plain, DataLoader(rows(4), batch_size=None), verbose=False)
+        (found,) = trainer.validate(held, DataLoader(rows(4), batch_size=None), verbose=False)
+    assert trainer.global_step == 3 and torch.equal(weights(held), weights(plain))
+    assert found == expected and math.isfinite(found["valid"])
+    outputs = [arguments[2] for hook, arguments in calls.calls if hook == "on_train_batch_end"]
+    losses = [output["loss"] if kind in ("dict", "UserDict") else output.loss for output in outputs if output]
+    assert len(losses) == 3 and not any(loss.requires_grad for loss in losses)
 
 
 class Normed(Line):
