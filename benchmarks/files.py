@@ -12,7 +12,7 @@ from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, no
 from benchmarks.steps import QUIET, Module, make_batches
 from espnet3_lite import Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
-from espnet3_lite.checkpoint.average_files import average_checkpoints
+from espnet3_lite.callbacks.averaging import average_checkpoints
 from espnet3_lite.checkpoint.files import load_checkpoint, save_checkpoint
 
 #: The size of a checkpoint at scale 1.

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from espnet3_lite.callbacks.averaging import average_usable, kind_of
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.checkpoint.average_files import average_usable
 from espnet3_lite.checkpoint.files import save_checkpoint
 from espnet3_lite.exceptions import CheckpointError
 
@@ -105,7 +103,7 @@ def average_best(
     name = monitor.replace("/", ".")
     output = Path(output_dir) / f"{name}.ave_{len(used)}best.pth"
     save_checkpoint(averaged, output)
-    summed = [key for key, value in averaged.items() if _is_integer(value)]
+    summed = [key for key, value in averaged.items() if kind_of(value) == "integer"]
     if summed:
         logger.info("The following parameters were only accumulated, not averaged: %s", ", ".join(summed))
     logger.info("Averaged the best %d checkpoints by %r: %s", len(used), monitor, output)
@@ -114,9 +112,3 @@ def average_best(
         if stale.fullmatch(path.name) and path != output:
             path.unlink()
     return output
-
-
-def _is_integer(value: Any) -> bool:
-    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
-        return False
-    return not value.is_floating_point() and not value.is_complex()

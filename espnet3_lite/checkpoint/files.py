@@ -2,7 +2,7 @@
 
 No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is decided by the
 trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are read in `sharded_reader`;
-several files are averaged in `average_files`; temporary names, links and removal are in `atomic_files`.
+temporary names, links and removal are in `atomic_files`.
 """
 
 import logging

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.average_checkpoints import average_best
+from espnet3_lite.callbacks.averaging import average_checkpoints, average_usable
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.checkpoint_files import newest_first
 from espnet3_lite.checkpoint.atomic_files import write_text
-from espnet3_lite.checkpoint.average_files import average_checkpoints, average_usable
 from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
 from espnet3_lite.config import Config, load_config
 from espnet3_lite.distributed.rank import is_global_zero

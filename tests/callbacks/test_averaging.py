@@ -1,15 +1,14 @@
-"""The mean of state dicts: values, types, ties and layout; files are `test_checkpoint_io.py`'s."""
+"""The mean of state dicts: values, types, ties and layout; files are `test_average_files.py`'s."""
 
 import pytest
 import torch
 
-from espnet3_lite.checkpoint import averaging
-from espnet3_lite.checkpoint.averaging import average_state_dicts
+from espnet3_lite.callbacks import averaging
+from espnet3_lite.callbacks.averaging import average_state_dicts
 
 
 def average(*state_dicts):
-    names = [f"{index}.ckpt" for index in range(len(state_dicts))]
-    return average_state_dicts(names, [lambda one=one: one for one in state_dicts])
+    return average_state_dicts({f"{index}.ckpt": one for index, one in enumerate(state_dicts)})
 
 
 @pytest.mark.parametrize(
@@ -98,18 +97,18 @@ def test_one_state_dict_is_copied():
     assert torch.equal(result, value) and result.data_ptr() != value.data_ptr()
 
 
-def test_small_windows_cut_tensors_and_change_nothing(monkeypatch):
+def test_small_blocks_cut_tensors_and_change_nothing(monkeypatch):
     torch.manual_seed(0)
-    shapes = {"a": (7, 3), "b": (), "c": (2, 5, 2), "empty": (0, 3), "d": (40,), "e": (3, 4, 2, 2)}
+    shapes = {"a": (7, 3), "b": (), "c": (2, 5, 2), "empty": (0, 3), "d": (40,), "e": (3, 4, 2, 2), "f": (1, 9)}
     state_dicts = [{key: torch.randn(shape) for key, shape in shapes.items()} for _ in range(3)]
+    for one in state_dicts[1:]:  # of another layout than the first
+        one["a"] = one["a"].t().contiguous().t()
     for one in state_dicts:
         one["e"] = one["e"].to(memory_format=torch.channels_last)
     whole = average(*state_dicts)
-    monkeypatch.setattr(averaging, "_SMALLEST_WINDOW", 64)
-    calls = []
-    readers = [lambda one=one: calls.append(1) or one for one in state_dicts]
-    result = average_state_dicts(["0", "1", "2"], readers)
-    assert len(calls) > 30
+    monkeypatch.setattr(averaging, "BLOCK", 8)
+    assert [len(averaging._blocks(one, one)) for one in state_dicts[0].values()] == [4, 1, 2, 1, 5, 3, 2]
+    result = average(*state_dicts)
     for key in shapes:
         assert torch.equal(result[key], whole[key]), key
         assert torch.allclose(result[key], torch.stack([one[key] for one in state_dicts]).mean(0), atol=1e-7)
@@ -141,11 +140,11 @@ def test_integer_tables_that_are_the_same_in_all_files_are_named(caplog):
                 "zero": torch.zeros(2, dtype=torch.int32), "mask": torch.tensor([True])}  # fmt: skip
 
     states = [state(2), state(1), state(3)]  # their sum is three times the first, though they differ
-    average_state_dicts(["best", "b", "c"], [lambda one=one: one for one in states])
+    average_state_dicts(dict(zip(["best", "b", "c"], states, strict=True)))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "positions. Where" in record.message and "3 times" in record.message and "best" in record.message
     assert "batches" not in record.message and "zero" not in record.message
     caplog.clear()
-    average_state_dicts(["best"], [lambda: states[0]])
+    average_state_dicts({"best": states[0]})
     assert not caplog.records
