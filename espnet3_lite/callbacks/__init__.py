@@ -20,6 +20,7 @@ _HOME = {
     "ProgressBar": "callbacks.progress_bar",
     "ProgressBarBase": "callbacks.progress_bar",
     "TQDMProgressBar": "callbacks.tqdm_progress",
+    "RichProgressBar": "callbacks.rich_progress",
     "ModelSummary": "callbacks.model_summary",
     "RichModelSummary": "callbacks.model_summary",
     "DeviceStatsMonitor": "callbacks.device_stats_monitor",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.progress_bar import ProgressBarBase as ProgressBarBase
     from espnet3_lite.callbacks.pruning import ModelPruning as ModelPruning
     from espnet3_lite.callbacks.quantization import QuantizationAwareTraining as QuantizationAwareTraining
+    from espnet3_lite.callbacks.rich_progress import RichProgressBar as RichProgressBar
     from espnet3_lite.callbacks.stochastic_weight_averaging import (
         StochasticWeightAveraging as StochasticWeightAveraging,
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,13 @@ class Callback:
         function = getattr(method, "__func__", method)
         interfaces = (base for base in type(self).__mro__ if "_is_interface" in vars(base))
         return None if any(vars(base).get(name) is function for base in interfaces) else method
+
+    def __repr__(self) -> str:
+        """The constructor's call, as far as the arguments are kept under their names and differ from the defaults."""
+        given = inspect.signature(type(self)).parameters.values()
+        kept = {p.name: getattr(self, p.name) for p in given if hasattr(self, p.name)}
+        shown = [f"{p.name}={kept[p.name]!r}" for p in given if p.name in kept and kept[p.name] is not p.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no trainer."""

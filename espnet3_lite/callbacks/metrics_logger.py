@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.screen import epoch_in_work
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class MetricsLogger(Callback):
     and ``valid/`` are left out of the names. Times are means a batch in seconds by the host's clock: waiting for the
     data, forward, all backward passes, and the whole batch; ``valid_time`` is the whole validation's.
 
-    Nothing is read from the device until a line is written.
+    On a terminal, lines are shorter: see `screen_values`. Nothing is read from the device until a line is written.
 
     Args:
         log_every_n_steps: Batches that make a line; 0: epoch summaries alone. Default 500.
@@ -185,7 +186,11 @@ class MetricsLogger(Callback):
 
     def _write(self, trainer: Trainer, place: str, values: dict[str, float]) -> None:
         if trainer.is_global_zero and values:
-            logger.info("%s: %s", place, format_values(values))
+            place_on_screen = place.removeprefix("epoch_summary:").removesuffix("batch").split(":")
+            if trainer.state.fn == "fit":  # 20epoch:train:1-5batch
+                place_on_screen[0] = f"epoch {epoch_in_work(trainer)}"
+            short = f"{' '.join(place_on_screen)}: {screen_values(values, rate_names(trainer))}"
+            logger.info("%s: %s", place, format_values(values), extra={"screen": short})
 
 
 class RunningMeans:
@@ -269,3 +274,41 @@ def format_values(values: dict[str, float]) -> str:
     rates = sorted(name for name in values if name.startswith("optim") and "_lr" in name)
     others = sorted(values.keys() - set(times) - set(rates))
     return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))
+
+
+def rate_names(trainer: Trainer) -> dict[str, str]:
+    """What people call each learning rate, by its name in the log: ``lr``, of several optimizers ``lr-<name>``."""
+    names = {}
+    for index, slot in enumerate(trainer.plan.slots.values()):
+        groups = len(slot.optimizer.param_groups)
+        name = "lr" if len(trainer.plan.slots) == 1 else f"lr-{index if slot.name is None else slot.name}"
+        for group in range(groups):
+            names[f"optim{index}_lr{group}"] = name if groups == 1 else f"{name}/pg{group + 1}"
+    return names
+
+
+def screen_values(values: dict[str, float], rates: dict[str, str]) -> str:
+    """What a person reads of a line's values: losses first, four digits, each rate once.
+
+    ``s/batch`` is the whole time of a batch, ``wait`` the part of it that went by until its data was there.
+
+    Args:
+        values: By their names in the log.
+        rates: What the learning rates are called here.
+
+    >>> rates = {"optim0_lr0": "lr"}
+    >>> times = {"iter_time": 0.3, "train_time": 0.9}
+    >>> screen_values({**times, "acc": 0.5, "loss": 2 / 3, "lr-SGD": 0.1, "optim0_lr0": 0.1}, rates)
+    'loss=0.6667, acc=0.5, lr=0.1, s/batch=1.2, wait=25%'
+    """
+    names = sorted((n for n in values if n not in _TIMES and n not in rates and not n.startswith("lr-")),
+                   key=lambda name: ("loss" not in name, name))  # fmt: skip
+    parts = [f"{name}={values[name]:.4g}" for name in names]
+    parts += [f"{rates[name]}={values[name]:.4g}" for name in sorted(values.keys() & rates.keys())]
+    if "valid_time" in values:
+        parts.append(f"seconds={values['valid_time']:.4g}")
+    if "train_time" in values:
+        waiting = values.get("iter_time", 0.0)
+        parts.append(f"s/batch={values['train_time'] + waiting:.4g}")
+        parts += [f"wait={waiting / (values['train_time'] + waiting):.0%}"] if waiting else []
+    return ", ".join(parts)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.metrics_logger import RunningMeans
-from espnet3_lite.distributed.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -103,24 +102,16 @@ class ProgressBar(Callback):
         return self._trainer
 
     def get_metrics(self, trainer: Trainer, pl_module: LiteModule) -> dict[str, int | str | float]:
-        """What to show beside the bar: the logger's version as ``v_num``, and what was logged with ``prog_bar=True``.
+        """What to show beside the bar: what was logged with ``prog_bar=True``.
 
         Values are read from the device here, so a bar calls this only when it is drawn. Override it to show other
-        things.
+        things. (Lightning's shows the logger's version too, as ``v_num``.)
 
         Args:
             trainer: Whose values.
             pl_module: The module that is trained.
         """
-        standard = _version_number(trainer.loggers)
-        logged = trainer.progress_bar_metrics
-        if "v_num" in standard and "v_num" in logged:
-            rank_zero_warn(
-                "The progress bar already tracks a metric with the name(s) 'v_num' and `self.log('v_num', ..., "
-                "prog_bar=True)` will overwrite this value. If this is undesired, change the name or override "
-                "`get_metrics()` in the progress bar callback."
-            )
-        return {**standard, **logged}
+        return dict(trainer.progress_bar_metrics)
 
     sanity_check_description = "Sanity Checking"
     train_description = "Training"
@@ -210,12 +201,3 @@ class ProgressBar(Callback):
 
 #: The name in Lightning before 2.0.
 ProgressBarBase = ProgressBar
-
-
-def _version_number(loggers: list[Any]) -> dict[str, int | str]:
-    """``v_num``: the logger's version (of several all, joined), of a long text its last four characters."""
-    versions = list(dict.fromkeys(getattr(logger, "version", None) for logger in loggers))
-    version = versions[0] if len(versions) == 1 else "_".join(map(str, versions))
-    if version in ("", None):
-        return {}
-    return {"v_num": version[-4:] if isinstance(version, str) else version}

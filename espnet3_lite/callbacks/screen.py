@@ -5,19 +5,24 @@ The commands set up logging of their own (`cli/log_lines.py`). What is drawn whi
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
+from espnet3_lite.callbacks.tqdm_bars import takes_colours
 from espnet3_lite.distributed.rank import is_global_zero
 
 if TYPE_CHECKING:
@@ -27,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 PACKAGE_LOGGER = logging.getLogger("espnet3_lite")
 _left_to_the_caller = ContextVar("left_to_the_caller", default=False)
+
+#: A log line on a terminal takes at most this many columns; what is longer goes on in the next line.
+WIDEST_LINE = 100
+_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31m"}
 
 
 class AboveBars(logging.StreamHandler):
@@ -38,6 +47,10 @@ class AboveBars(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Clear the bars, write the line, draw them again; in a log file, where no bar is drawn, write the line."""
+        for stream in (sys.stdout, sys.stderr):  # while rich draws a bar, it stands in for both, and moves the bar
+            if getattr(stream, "rich_proxied_file", None) is self.stream:
+                print(self.format(record), file=stream)
+                return
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
@@ -47,6 +60,32 @@ class AboveBars(logging.StreamHandler):
             read_no_further(self.stream)
         else:
             super().handleError(record)
+
+
+class ScreenLines(logging.Formatter):
+    """Formats lines for a terminal: short forms, at most `WIDEST_LINE` columns wide, warnings and errors coloured.
+
+    A record's ``screen`` (given in ``extra``) is what a person reads of it on a terminal. In files stands its message.
+    """
+
+    def __init__(self, stream: Any, form: str, times: str | None = None):
+        super().__init__(form, times)
+        self.stream = stream
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        if not self.stream.isatty():
+            return super().format(record)
+        screen = getattr(record, "screen", None)
+        if screen is not None:
+            record = copy.copy(record)
+            record.msg, record.args = screen, ()
+        text = super().format(record)
+        if screen is not None:
+            width = min(WIDEST_LINE, shutil.get_terminal_size().columns)
+            text = textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        colour = _COLOURS.get(record.levelno) if takes_colours(self.stream) else None
+        return f"{colour}{text}\x1b[0m" if colour else text
 
 
 def read_no_further(stream: Any) -> None:
@@ -64,7 +103,7 @@ def log_lines_shown() -> Iterator[None]:
         yield
         return
     handler = AboveBars(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(ScreenLines(handler.stream, "%(message)s"))
     handler.addFilter(lambda record: not logging.getLogger().handlers)  # set up meanwhile: each line is shown once
     PACKAGE_LOGGER.addHandler(handler)
     PACKAGE_LOGGER.setLevel(logging.INFO)
@@ -96,12 +135,18 @@ def results(trainer: Trainer) -> dict[str, float]:
     return {name: values[name] for name in sorted(values.keys() - forked - steps)}
 
 
-def end_report(trainer: Trainer, seconds: float | None = None) -> list[str]:
+def epoch_in_work(trainer: Trainer) -> str:
+    """The epoch in work as people count, from 1, and how many there will be: ``3/12``, or ``3`` without a limit."""
+    return f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else "")
+
+
+def end_report(trainer: Trainer, seconds: float | None = None, within: Path | None = None) -> list[str]:
     """Lines that say where a fit ended, what it came to, and its best checkpoints.
 
     Args:
         trainer: After a fit.
         seconds: How long it took.
+        within: A folder that the reader knows: files in it are named without it.
     """
     epochs, steps = trainer.current_epoch, trainer.global_step
     took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
@@ -110,7 +155,10 @@ def end_report(trainer: Trainer, seconds: float | None = None) -> list[str]:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
             best = float(callback.best_model_score)
-            lines.append(f"  best {callback.monitor} {best:.4g} in {callback.best_model_path}")
+            path = Path(callback.best_model_path)
+            if within is not None and path.resolve().is_relative_to(within.resolve()):
+                path = path.resolve().relative_to(within.resolve())
+            lines.append(f"  best {callback.monitor} {best:.4g} in {path}")
     return lines
 
 

@@ -1,39 +1,56 @@
-"""Which bar suits the place where progress is shown: drawn in a terminal or a notebook, plain lines in a log file.
+"""Which bar suits the place where progress is shown: a terminal, a notebook, or a log file; and how wide its line is.
 
 What a bar counts is for those who use it to know: the training's callback, `collect_stats`.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import html
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 #: Seconds between two drawings of a bar, and between two lines in a log file.
 DRAW_EVERY = 0.1
 LINE_EVERY = 30.0
+#: The drawn bar itself has at least this many columns.
+SMALLEST_BAR = 5
 
 
 class Tqdm(tqdm):
-    """A tqdm bar whose numbers keep their width, so that the line does not jump.
+    """A tqdm bar whose line fits its terminal: numbers have four digits, and what has no room is left out whole.
 
     >>> Tqdm.format_num(0.5), Tqdm.format_num(3), Tqdm.format_num(1.5e-9)
-    ('0.500', '3', '1.5e-9')
+    ('0.5000', '3', '1.500e-09')
     """
 
     @staticmethod
     def format_num(n: float | int | str) -> str:
-        """A number with three significant digits, filled up to five characters."""
-        if isinstance(n, int):
-            return tqdm.format_num(n)
-        text = n if isinstance(n, str) else tqdm.format_num(n)
-        if "e" in text or not text.replace(".", "", 1).lstrip("-").isdigit():
-            return text
-        text = text if "." in text or len(text) >= 5 else text + "."
-        return text.ljust(5, "0")
+        """A number with four significant digits, zeros included, so that the line keeps its width."""
+        return f"{n:#.4g}".rstrip(".") if isinstance(n, float) else str(n)
+
+    @staticmethod
+    def format_meter(  # type: ignore[override]  # tqdm's has a name for each of the parts
+        n: float, total: float, elapsed: float, ncols: int | None = None, bar_format: str | None = None,
+        postfix: Any = None, **parts: Any,
+    ) -> str:  # fmt: skip
+        """The line as tqdm makes it. In a narrow terminal it has no percentage, and ``...`` for values without room."""
+
+        def line(columns: int | None, form: str | None, values: Any) -> str:
+            return tqdm.format_meter(n, total, elapsed, columns, bar_format=form, postfix=values, **parts)
+
+        if ncols and bar_format and isinstance(postfix, str):
+            shown, narrow = postfix.split(", "), bar_format.replace("{l_bar}", "{desc}|")
+            forms = [(bar_format, postfix), (narrow, postfix)]
+            forms += [(narrow, ", ".join([*shown[:count], "..."])) for count in range(len(shown) - 1, 0, -1)]
+            for bar_format, postfix in [*forms, (narrow, None)]:
+                if disp_len(line(None, bar_format.replace("{bar}", "-" * SMALLEST_BAR), postfix)) <= ncols:
+                    break
+        return line(ncols, bar_format, postfix)
 
 
 class LogLines(Tqdm):
@@ -62,17 +79,65 @@ class LogLines(Tqdm):
             print(str(self), file=self.fp, flush=True)
 
 
+class NotebookBar(LogLines):
+    """A tqdm bar for a notebook: a table with one line an epoch, and the bar below it while it moves.
+
+    It is text and HTML in the cell's output, no widget, so a saved notebook shows what the screen showed.
+    """
+
+    _output: Any = None
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        self.rows: list[dict[str, str]] = []
+        super().__init__(*arguments, **keywords)
+
+    def add_row(self, values: Mapping[str, float | str]) -> None:
+        """Add a line to the table."""
+        self.rows.append({name: self.format_num(value) for name, value in values.items()})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+        """Show the table and the bar, in the place where they were shown before."""
+        self._show(str(self))
+        return True
+
+    def close(self) -> None:
+        """Leave the table, or the bar where there is none; show nothing more of a bar that shall not stay."""
+        if not self.disable:
+            self._show("" if self.rows or not self.leave else str(self))
+        super().close()
+
+    def print_line(self) -> None:
+        """A bar that is shown needs no line."""
+
+    def _show(self, bar: str) -> None:
+        from IPython.display import display
+
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        table = [columns, *([row.get(name, "") for name in columns] for row in self.rows)] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table]
+        page = "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>" if cells else ""
+        page += f"<pre>{html.escape(bar)}</pre>" if bar else ""
+        output = {"text/plain": "\n".join([*lines, *([bar] if bar else [])]), "text/html": page}
+        if self._output is None:
+            self._output = display(output, raw=True, display_id=True)
+        else:
+            self._output.update(output, raw=True)
+
+
 def bar_for(stream: Any) -> type[tqdm]:
-    """What suits the place: a widget or a drawn bar in a notebook, a drawn bar in a terminal, else lines for a log."""
+    """What suits the place: a table and a bar in a notebook, a drawn bar in a terminal, else lines for a log."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None and "IPKernelApp" in shell.config:
-        if importlib.util.find_spec("ipywidgets") is None:
-            return Tqdm
-        from tqdm.notebook import tqdm as notebook_bar
-
-        return notebook_bar
+        return NotebookBar
     return Tqdm if stream.isatty() and _has_width(stream) else LogLines
+
+
+def takes_colours(stream: Any) -> bool:
+    """Whether text on this stream may be coloured: a terminal, unless ``NO_COLOR`` or ``TERM=dumb`` says otherwise."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _has_width(stream: Any) -> bool:

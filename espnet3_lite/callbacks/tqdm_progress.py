@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.progress_bar import ProgressBar
-from espnet3_lite.callbacks.tqdm_bars import DRAW_EVERY, LINE_EVERY, LogLines, bar_for
+from espnet3_lite.callbacks.screen import epoch_in_work, results
+from espnet3_lite.callbacks.tqdm_bars import (
+    DRAW_EVERY,
+    LINE_EVERY,
+    LogLines,
+    NotebookBar,
+    Tqdm,
+    bar_for,
+    takes_colours,
+)
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -40,9 +49,10 @@ class _Bar:
 class TQDMProgressBar(ProgressBar):
     """Shows progress on stderr: bars where there is a terminal or a notebook, else one line now and then.
 
-    In a log file (stderr is no terminal) a line is written at the end of each epoch, validation (alone), test and
-    prediction, and in between after each 30 seconds. Bars are drawn at most ten times a second. Metrics are read from
-    the device only for what is drawn or written.
+    Epochs count from 1: ``Epoch 3/12``. Bars are drawn at most ten times a second. A value that has no room in the
+    terminal's line is left out whole. In a notebook a table has one line an epoch. In a log file (stderr is no
+    terminal) a line is written at the end of each epoch, validation (alone), test and prediction, and in between after
+    each 30 seconds. Metrics are read from the device only for what is drawn or written.
 
     Args:
         refresh_rate: The bar moves each n-th batch; 0: no bar. The environment's ``TQDM_MINITERS`` may raise it.
@@ -53,12 +63,10 @@ class TQDMProgressBar(ProgressBar):
         MisconfigurationException: a negative number.
 
     Example:
-        >>> class Shorter(TQDMProgressBar):
+        >>> class WithStep(TQDMProgressBar):
         ...     def get_metrics(self, trainer, pl_module):
-        ...         metrics = super().get_metrics(trainer, pl_module)
-        ...         metrics.pop("v_num", None)
-        ...         return metrics
-        >>> Shorter(refresh_rate=10).refresh_rate
+        ...         return {"step": trainer.global_step, **super().get_metrics(trainer, pl_module)}
+        >>> WithStep(refresh_rate=10).refresh_rate
         10
     """
 
@@ -124,12 +132,13 @@ class TQDMProgressBar(ProgressBar):
 
     def _make_bar(self, description: str, leave: bool, line: int = 0, **arguments: Any) -> tqdm:
         stream = sys.stderr
-        kind, bar_format = bar_for(stream), self.BAR_FORMAT
-        if kind is LogLines:
-            bar_format = self.LINE_FORMAT
+        kind = bar_for(stream)
+        if kind is Tqdm and takes_colours(stream):
+            arguments["colour"] = "green"
         return kind(
             desc=description, leave=leave, position=2 * self._process_position + line, disable=self.is_disabled,
-            dynamic_ncols=kind is not LogLines, file=stream, bar_format=bar_format, **arguments,
+            dynamic_ncols=kind is Tqdm, file=stream,
+            bar_format=self.LINE_FORMAT if kind is LogLines else self.BAR_FORMAT, **arguments,
         )  # fmt: skip
 
     # ---- moving and drawing them -----------------------------------------------------------------------------------
@@ -139,15 +148,15 @@ class TQDMProgressBar(ProgressBar):
         bar.reset()
         bar.total = None if math.isinf(total) else total  # tqdm's word for "nobody knows"
         bar.n = bar.initial = done
-        bar.set_description(description, refresh=not isinstance(bar, LogLines))
-        self._draw_at = time.monotonic() + LINE_EVERY if isinstance(bar, LogLines) else 0.0
+        bar.set_description(description, refresh=not _is_log(bar))
+        self._draw_at = time.monotonic() + LINE_EVERY if _is_log(bar) else 0.0
 
     def _move(self, bar: tqdm, done: int, pl_module: LiteModule | None = None) -> None:
         """After each batch: two comparisons, and one look at the clock where the bar moves."""
         if not self.is_enabled or (done % self._refresh_rate and done != bar.total):
             return
         bar.n = done
-        complete = done == bar.total and not isinstance(bar, LogLines)  # a log's last line waits for the validation
+        complete = done == bar.total and not _is_log(bar)  # a log's last line waits for the validation
         if complete or time.monotonic() >= self._draw_at:
             self._draw(bar, pl_module)
 
@@ -157,7 +166,7 @@ class TQDMProgressBar(ProgressBar):
             return
         if pl_module is not None:
             bar.set_postfix(self.get_metrics(self.trainer, pl_module), refresh=False)
-        if isinstance(bar, LogLines):
+        if isinstance(bar, LogLines) and _is_log(bar):
             bar.print_line()
             self._draw_at = time.monotonic() + LINE_EVERY
         else:
@@ -171,7 +180,7 @@ class TQDMProgressBar(ProgressBar):
 
     def _finish(self, bar: tqdm) -> None:
         """An evaluation of its own is over: a log file gets its line."""
-        if isinstance(bar, LogLines):
+        if _is_log(bar):
             self._draw(bar)
         bar.close()
         self.reset_dataloader_idx_tracker()
@@ -192,7 +201,7 @@ class TQDMProgressBar(ProgressBar):
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Trainer) -> None:
-        description = f"Epoch {trainer.current_epoch}"
+        description = f"Epoch {epoch_in_work(trainer)}"
         self._begin(self.train_progress_bar, self.total_train_batches, description, trainer.fit_loop.batches_done)
 
     def on_train_batch_end(
@@ -208,6 +217,8 @@ class TQDMProgressBar(ProgressBar):
         bar = self.train_progress_bar
         if self.is_enabled:
             bar.n = trainer.fit_loop.batches_done
+            if isinstance(bar, NotebookBar):
+                bar.add_row({"epoch": trainer.current_epoch + 1, **results(trainer)})
             self._draw(bar, pl_module)
         if self._leave:
             bar.close()
@@ -258,7 +269,7 @@ class TQDMProgressBar(ProgressBar):
             return
         self.val_progress_bar.close()
         self.reset_dataloader_idx_tracker()
-        if not trainer.sanity_checking and not isinstance(self.train_progress_bar, LogLines):
+        if not trainer.sanity_checking and not _is_log(self.train_progress_bar):
             self._draw(self.train_progress_bar, pl_module)
 
     # ---- test and prediction ---------------------------------------------------------------------------------------
@@ -306,3 +317,8 @@ class TQDMProgressBar(ProgressBar):
     def on_predict_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave it as it is."""
         self._finish(self.predict_progress_bar)
+
+
+def _is_log(bar: tqdm) -> bool:
+    """Whether the bar writes lines to a log file, and draws nothing."""
+    return isinstance(bar, LogLines) and not isinstance(bar, NotebookBar)

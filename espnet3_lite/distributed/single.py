@@ -55,6 +55,9 @@ class Strategy:
         self.device = device or torch.device("cpu")
         self.saver: Saver = FileSaver()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.rank} of {self.world_size}, {self.device})"
+
     def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
         """Begin to work on this device, as the strategy of a trainer.
 

@@ -15,8 +15,6 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 #: How many whole states stay: the newest, and one to fall back to.
 STATES_KEPT = 2
-#: How often the progress bar moves between two log lines: each time it reads the shown metrics from the device.
-MOVES_PER_LINE = 20
 
 
 def get_default_callbacks(
@@ -35,7 +33,7 @@ def get_default_callbacks(
 
     Args:
         exp_dir: Where checkpoints and averages go.
-        log_interval: Training batches between two log lines; the progress bar moves `MOVES_PER_LINE` times as often.
+        log_interval: Training batches between two log lines. (The progress bar moves by the clock.)
         best_model_criterion: ``(metric, how many to keep, "min" or "max")`` each.
         expdir: An older spelling of `exp_dir`.
 
@@ -67,7 +65,7 @@ def get_default_callbacks(
         AverageCheckpointsCallback(exp_dir, best),
         LearningRateMonitor(),
         MetricsLogger(log_every_n_steps=log_interval),
-        TQDMProgressBar(refresh_rate=max(1, log_interval // MOVES_PER_LINE)),
+        TQDMProgressBar(),
     ]
 
 

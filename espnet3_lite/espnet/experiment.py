@@ -204,7 +204,7 @@ def load_weights(module: LiteModule, path: Path) -> None:
 def report(trainer: ESPnetTrainer) -> str:
     """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
     run, exp_dir = trainer.trainer, trainer.exp_dir
-    lines = [line.replace(f"{exp_dir}{os.sep}", "") for line in end_report(run)]  # names within the folder
+    lines = end_report(run, within=exp_dir)
     if run.fast_dev_run:
         return "\n".join(lines)
     lines.append(f"written to {exp_dir}:")
@@ -212,7 +212,7 @@ def report(trainer: ESPnetTrainer) -> str:
         "config.yaml": "the configuration",
         "train.log": "what was logged",
         "last.ckpt": "the full state; `train` goes on from it",
-        "epoch*.ckpt": "the best checkpoints",
+        "epoch*.ckpt": "the best checkpoints, whose names count epochs from 0",
         "*.ave_*best.pth": "an average of the best: a plain state dict of the model",
         "status.json": "how the run ended",
         "images": "the curves, as pictures",

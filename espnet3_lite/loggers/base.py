@@ -173,6 +173,9 @@ class FolderLogger(Logger):
 
     LOGGER_JOIN_CHAR = "-"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(save_dir={self._save_dir!r}, name={self._name!r}, version={self._version!r})"
+
     def __init__(self, save_dir: str | Path, name: str | None, version: int | str | None, prefix: str):
         self._save_dir = os.path.expanduser(os.fspath(save_dir))
         self._name = name or ""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 #: The 101st skipped batch in a row ends the run.
 MAX_CONSECUTIVE_SKIPS = 100
+_COUNTED = "(both counted from 0)"
 
 
 def skip_batch(loop: FitLoop, reason: str, since: int = 0) -> None:
@@ -20,7 +21,7 @@ def skip_batch(loop: FitLoop, reason: str, since: int = 0) -> None:
         RuntimeError: at the 101st in a row.
     """
     loop.trainer.metrics.discard_since(since)
-    rank_zero_warn(f"epoch {loop.epoch}, batch {loop.work.index}: {reason}; skipped on all workers")
+    rank_zero_warn(f"epoch {loop.epoch}, batch {loop.work.index}: {reason}; skipped on all workers {_COUNTED}")
     _count(loop)
 
 
@@ -36,7 +37,9 @@ def skip_steps(loop: FitLoop) -> None:
         if not stepped:
             _count(loop)
     elif stepped:
-        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: {reason}; this step is skipped on all workers")
+        rank_zero_warn(
+            f"epoch {loop.epoch}, batch {work.index}: {reason}; this step is skipped on all workers {_COUNTED}"
+        )
     else:
         skip_batch(loop, reason)
 

@@ -42,7 +42,8 @@ def write_status(trainer: Trainer, exception: BaseException | None = None) -> No
     status = {
         "call": str(trainer.state.fn),
         "status": trainer.state.status.value,
-        "epoch": trainer.current_epoch,
+        "epoch": trainer.current_epoch,  # as in file names, from 0
+        "epochs_done": trainer.current_epoch,
         "global_step": trainer.global_step,
         "signal": signal,
         "error": f"{type(exception).__name__}: {exception}" if exception is not None else None,

@@ -16,7 +16,7 @@ from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer.parts import TrainerParts
-from espnet3_lite.trainer.settings import Settings
+from espnet3_lite.trainer.settings import SETTINGS, Settings
 from espnet3_lite.trainer.states import RunningStage
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ _Kind = TypeVar("_Kind", bound=Callback)
 
 class TrainerProperties(TrainerParts, Settings):
     """The public state of a `Trainer`."""
+
+    def __repr__(self) -> str:
+        """The settings that differ from the defaults."""
+        changed = {name: getattr(self, name) for name in SETTINGS.keys() - {"logger", "callbacks", "strategy"}}
+        shown = sorted(f"{n}={v!r}" for n, v in changed.items() if v != SETTINGS[n].default and v is not None)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 

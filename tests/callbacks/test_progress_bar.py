@@ -82,27 +82,11 @@ def test_where_steps_alone_end_the_run_what_is_left_is_the_total():
     assert [total for _, total, _ in bar.seen] == [2, 1, 0]
 
 
-def test_metrics_are_those_logged_for_the_bar_and_the_version(tmp_path):
+def test_metrics_are_those_logged_for_the_bar_and_no_version(tmp_path):
     bar = Counting()
     settings = {"callbacks": bar, "max_epochs": 1, **QUIET}
     Trainer(logger=CSVLogger(tmp_path, version=7), **settings).fit(Module(), loader(2))
-    assert bar.metrics == {"v_num": 7, "shown": 1.0}
-    Trainer(logger=CSVLogger(tmp_path, version="2024-11-05"), **settings).fit(Module(), loader(2))
-    assert bar.metrics == {"v_num": "1-05", "shown": 1.0}
-    Trainer(logger=False, **settings).fit(Module(), loader(2))
     assert bar.metrics == {"shown": 1.0}
-
-
-def test_a_metric_called_v_num_wins_with_a_warning(tmp_path):
-    class Clash(Module):
-        def training_step(self, batch, batch_idx):
-            self.log("v_num", 5.0, prog_bar=True)
-            return self.layer(batch).sum()
-
-    bar = Counting()
-    with pytest.warns(UserWarning, match="already tracks a metric with the name.* 'v_num'"):
-        Trainer(callbacks=bar, logger=CSVLogger(tmp_path), max_epochs=1, **QUIET).fit(Clash(), loader(1))
-    assert bar.metrics == {"v_num": 5.0}
 
 
 def test_switch_and_second_name(capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,15 @@ def test_a_caller_may_report_itself(tmp_path, capsys, monkeypatch):
         trainer = fit(tmp_path)
     assert "trained" not in capsys.readouterr().err
     assert end_report(trainer)[:2] == ["trained 2 epochs, 8 steps", "  train_count 5.5"]
+
+
+def test_files_of_a_relative_folder_are_named_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    best = ModelCheckpoint("exp/run", filename="best", monitor="valid/loss")
+    trainer = fit(tmp_path, enable_checkpointing=True, callbacks=[best])
+    assert Path(best.best_model_path).is_absolute()
+    assert end_report(trainer, within=Path("exp/run"))[-1] == "  best valid/loss 0.25 in best.ckpt"
+    assert end_report(trainer, within=Path("other"))[-1] == f"  best valid/loss 0.25 in {best.best_model_path}"
 
 
 def test_callback_metrics_are_the_last_batch_as_ever(tmp_path):

@@ -69,6 +69,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch):
     """Bars find a terminal as stderr; what they write is in its ``getvalue()``."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     # (Not in `sys` itself: pytest puts its own stderr back between a fixture and its test.)
     monkeypatch.setattr(module_under_test, "sys", SimpleNamespace(stderr=stream, modules=sys.modules))
@@ -89,11 +91,11 @@ def test_bars_stand_where_lightnings_do(terminal):
     trainer = Trainer(callbacks=[bar, watcher], max_epochs=2, limit_val_batches=4, **QUIET)
     trainer.fit(Module(), loader(7), loader(7))
     places = [0, 0, 3, 3, 3, 6, 7]
-    assert watcher.training == [(n, 7, f"Epoch {epoch}: ") for epoch in (0, 1) for n in places]
+    assert watcher.training == [(n, 7, f"Epoch {epoch}/2: ") for epoch in (1, 2) for n in places]
     sanity = [(n, 2, "Sanity Checking DataLoader 0: ") for n in (0, 2)]
     assert watcher.validation == sanity + 2 * [(n, 4, "Validation DataLoader 0: ") for n in (0, 0, 3, 4)]
     assert isinstance(bar.train_progress_bar, tqdm)
-    assert bar.train_progress_bar.postfix == "number=6.000, quality=0.250"
+    assert bar.train_progress_bar.postfix == "number=6.000, quality=0.2500"
 
 
 def test_bars_of_validate_test_and_predict(terminal):
@@ -126,7 +128,7 @@ def test_a_resumed_run_goes_on_where_it_was(terminal, tmp_path):
     watcher, bar = Watcher(), TQDMProgressBar()
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     Trainer(callbacks=[bar, watcher, saver], **settings).fit(Module(), loader(5), ckpt_path=tmp_path / "step=3.ckpt")
-    assert watcher.training == [(4, 5, "Epoch 0: "), (5, 5, "Epoch 0: ")]
+    assert watcher.training == [(4, 5, "Epoch 1/1: "), (5, 5, "Epoch 1/1: ")]
     assert bar.train_progress_bar.initial == 3  # so that the rate is this run's
 
 
@@ -143,7 +145,7 @@ def test_a_log_file_gets_a_line_an_epoch(capsys):
     trainer = Trainer(callbacks=TQDMProgressBar(), max_epochs=2, **QUIET)
     trainer.fit(Module(), loader(50), loader(2))
     assert masked(capsys.readouterr().err) == [
-        f"Epoch {epoch}: 50/50 [CLOCK, number=49.00, quality=0.250]" for epoch in (0, 1)
+        f"Epoch {epoch}/2: 50/50 [CLOCK, number=49.00, quality=0.2500]" for epoch in (1, 2)
     ]
     trainer.validate(Module(), loader(2), verbose=False)
     trainer.test(Module(), loader(3), verbose=False)
@@ -165,7 +167,7 @@ def test_a_long_epoch_gets_a_line_each_half_minute(capsys, monkeypatch):
     monkeypatch.setattr(module_under_test, "time", SimpleNamespace(monotonic=tick))
     Trainer(callbacks=TQDMProgressBar(), max_epochs=1, **QUIET).fit(Module(), loader(12))
     assert [line.split(" [")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "Epoch 0: 5/12", "Epoch 0: 10/12", "Epoch 0: 12/12",
+        "Epoch 1/1: 5/12", "Epoch 1/1: 10/12", "Epoch 1/1: 12/12",
     ]  # fmt: skip
 
 
@@ -192,7 +194,8 @@ def test_a_terminal_is_drawn_ten_times_a_second_at_most(terminal, monkeypatch):
 def test_the_pieces_of_a_terminal_line(terminal):
     Trainer(callbacks=TQDMProgressBar(), max_epochs=1, **QUIET).fit(Module(), loader(2))
     last = terminal.getvalue().split("\r")[-1]
-    assert re.fullmatch(r"Epoch 0: 100%\|█+\| 2/2 \[00:00<00:00, +[\d.]+it/s, number=1.000\] *\n", last)
+    pieces = r"Epoch 1/1: 100%\|\x1b\[32m█+\x1b\[0m\| 2/2 \[00:00<00:00, +[\d.]+it/s, number=1.000\] *\n"
+    assert re.fullmatch(pieces, last)
 
 
 def test_print_goes_to_stdout_and_keeps_the_bar_whole(terminal, capsys):
