@@ -28,6 +28,7 @@ _HOME = {
     "Timer": "callbacks.timer",
     "BatchSizeFinder": "callbacks.batch_size_finder",
     "GradientNorm": "callbacks.gradient_norm",
+    "Profiler": "callbacks.profiler",
     "LearningRateFinder": "callbacks.learning_rate_finder",
     "BasePredictionWriter": "callbacks.prediction_writer",
     "GradientAccumulationScheduler": "callbacks.gradient_accumulation_scheduler",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.model_summary import ModelSummary as ModelSummary
     from espnet3_lite.callbacks.model_summary import RichModelSummary as RichModelSummary
     from espnet3_lite.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
+    from espnet3_lite.callbacks.profiler import Profiler as Profiler
     from espnet3_lite.callbacks.progress_bar import ProgressBar as ProgressBar
     from espnet3_lite.callbacks.progress_bar import ProgressBarBase as ProgressBarBase
     from espnet3_lite.callbacks.pruning import ModelPruning as ModelPruning

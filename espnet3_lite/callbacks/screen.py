@@ -164,10 +164,11 @@ def end_report(trainer: Trainer, seconds: float | None = None, within: Path | No
 
 @contextmanager
 def told(trainer: Trainer) -> Iterator[None]:
-    """Around a fit: its log lines are shown, and its end is reported at INFO, unless the progress bar is off."""
+    """Around a call: its log lines are shown; a fit's end is reported at INFO, unless the progress bar is off."""
     began = time.monotonic()
     with log_lines_shown():
         yield
         silent = _left_to_the_caller.get() or trainer.fast_dev_run or trainer.progress_bar_callback is None
+        silent = silent or trainer.state.fn != "fit"  # the results of `validate` and `test` are printed in any case
         if trainer.is_global_zero and not silent:
             logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began)))

@@ -93,6 +93,10 @@ def make_callbacks(trainer: Trainer, settings: dict[str, Any]) -> list[Callback]
         from espnet3_lite.callbacks.gradient_norm import GradientNorm
 
         callbacks += [GradientNorm()] if lacks(GradientNorm) else []
+    if settings["profiler"] is not None:
+        from espnet3_lite.callbacks.profiler import Profiler
+
+        callbacks.insert(0, Profiler(settings["profiler"], trainer.default_root_dir))
     if settings["enable_checkpointing"] and lacks(Checkpoint):
         from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 if TYPE_CHECKING:
+    from torch.profiler import profile as Profile
+
     from espnet3_lite.callbacks.base import Callback
     from espnet3_lite.distributed.single import Strategy
     from espnet3_lite.loggers.base import Logger
@@ -251,6 +253,10 @@ class Settings:
         True, FLAG, "`validate`, `test` and `predict` run in `torch.inference_mode` (else ``no_grad``)."
     )
     use_distributed_sampler: bool = _setting(True, FLAG, "Under torchrun, share each loader's samples among the ranks.")
+    profiler: str | Profile | None = _setting(
+        None, one_of("simple", "pytorch") | OBJECT,
+        "Tell where the seconds go, as a table; ``pytorch``: with a trace; or a `torch.profiler.profile`.",
+    )  # fmt: skip
     detect_anomaly: bool = _setting(
         False, FLAG, "``torch.autograd.set_detect_anomaly``; then a NaN raises instead of being skipped."
     )
@@ -278,7 +284,6 @@ SETTINGS: dict[str, Setting] = {
 
 REFUSED: dict[str, str] = {
     "plugins": "plugins are Lightning's own; leave it out",
-    "profiler": "there is no profiler; wrap the run in torch.profiler.profile(), or leave it out",
     "barebones": "set logger, enable_checkpointing and enable_progress_bar to false",
     "model_registry": "there is no model registry; leave it out",
     "enable_autolog_hparams": "log them with a logger's log_hyperparams; leave it out",

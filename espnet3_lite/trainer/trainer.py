@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.profiler import profile as Profile
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.handler import CallbackHandler
@@ -98,6 +99,7 @@ class Trainer(RunInformation):
         benchmark: bool | None = None,
         inference_mode: bool | None = True,
         use_distributed_sampler: bool | None = True,
+        profiler: str | Profile | None = None,
         detect_anomaly: bool | None = False,
         reload_dataloaders_every_n_epochs: int | None = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
@@ -192,7 +194,8 @@ class Trainer(RunInformation):
             One dict of the logged values a loader.
         """
         refuse_unsafe_files("validate", weights_only)
-        return self._run(TrainerFn.VALIDATING, model, {"val": dataloaders}, datamodule, ckpt_path, verbose)
+        with outcome.told(self):
+            return self._run(TrainerFn.VALIDATING, model, {"val": dataloaders}, datamodule, ckpt_path, verbose)
 
     def test(
         self,
@@ -205,7 +208,8 @@ class Trainer(RunInformation):
     ) -> list[dict[str, float]]:
         """Run one test; as `validate`."""
         refuse_unsafe_files("test", weights_only)
-        return self._run(TrainerFn.TESTING, model, {"test": dataloaders}, datamodule, ckpt_path, verbose)
+        with outcome.told(self):
+            return self._run(TrainerFn.TESTING, model, {"test": dataloaders}, datamodule, ckpt_path, verbose)
 
     def predict(
         self,

@@ -66,6 +66,18 @@ def test_a_script_without_logging_sees_why_and_how_its_run_ended(tmp_path, capsy
     assert logging.getLogger("espnet3_lite").handlers == [] and logging.getLogger("espnet3_lite").level == 0
 
 
+@pytest.mark.parametrize("call", ["validate", "test"])
+def test_an_evaluation_says_which_weights_it_takes_and_what_they_come_to(call, tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    monkeypatch.setattr(Counting, "test_step", Counting.validation_step, raising=False)
+    trainer = fit(tmp_path, enable_checkpointing=True, callbacks=[ModelCheckpoint(monitor="valid/loss")])
+    capsys.readouterr()
+    getattr(trainer, call)(dataloaders=BATCHES, ckpt_path="best")
+    said = capsys.readouterr()
+    assert f"Loaded model weights from the checkpoint at {trainer.checkpoint_callback.best_model_path}\n" in said.err
+    assert said.out.split()[-2:] == ["valid/loss", "0.25"]
+
+
 def test_a_stop_is_told_though_the_callback_is_not_verbose(tmp_path, capsys, monkeypatch):
     set_up_no_logging(monkeypatch)
     fit(tmp_path, max_epochs=5, callbacks=[EarlyStopping("valid/loss", patience=2)])
