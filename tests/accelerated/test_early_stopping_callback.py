@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.callbacks import EarlyStoppingCallback, TrainerCallback
 
 
@@ -36,10 +37,7 @@ class Stopped(TrainerCallback):
 
 def fit(callback, losses, **settings):
     stopped = Stopped()
-    trainer = Trainer(
-        max_epochs=len(losses), callbacks=[callback, stopped], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, accelerator="cpu", **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=len(losses), callbacks=[callback, stopped], num_sanity_val_steps=0, **settings)
     loader = DataLoader(torch.ones(1, 1))
     trainer.fit(Module(losses), loader, loader)
     return trainer.current_epoch, stopped.messages

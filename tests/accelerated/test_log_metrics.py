@@ -1,9 +1,10 @@
 """Which metrics are logged when; where they are printed."""
 
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.callbacks import LogMetricsCallback
 
 
@@ -24,10 +25,7 @@ class Module(LiteModule):
 
 
 def fit(callback):
-    trainer = Trainer(
-        max_epochs=2, callbacks=callback, logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=callback)
     loader = DataLoader(torch.ones(4, 1))
     trainer.fit(Module(), loader, loader)
     return trainer

@@ -1,6 +1,7 @@
 """What a trainer carries is moved; the model is not. (The meta device stands for a GPU.)"""
 
 import torch
+from quiet import QUIET, quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -35,10 +36,7 @@ class Distilling(Trainer):
 
 
 def test_a_fit_and_an_evaluation_move_them():
-    settings = {
-        "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "callbacks": MoveModulesToDeviceCallback(), "accelerator": "cpu",
-    }  # fmt: skip
+    settings = {"max_epochs": 1, **QUIET, "callbacks": MoveModulesToDeviceCallback()}
     callback, module = MoveModulesToDeviceCallback(), Module()
     trainer = Distilling(**settings)
     trainer.lightning_module = module
@@ -57,8 +55,7 @@ def test_the_events_reach_it():
         def _move(self, trainer):
             moved.append(trainer.state.fn.value)
 
-    trainer = Trainer(max_epochs=1, callbacks=Noting(), logger=False, enable_checkpointing=False, accelerator="cpu",
-                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=Noting())
     loader = DataLoader(torch.ones(1, 1))
     trainer.fit(Module(), loader, loader)
     trainer.validate(Module(), loader, verbose=False)

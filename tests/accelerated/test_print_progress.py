@@ -2,17 +2,14 @@
 
 import torch
 from line_model import Line
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Trainer
 from espnet3_lite.callbacks import PrintProgressCallback
 
 
 def test_lines(capsys):
-    trainer = Trainer(
-        max_epochs=2, callbacks=PrintProgressCallback(), logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=PrintProgressCallback())
     loader = DataLoader(torch.ones(1, 1))
     trainer.fit(Line(), loader, loader)
     assert capsys.readouterr().out == (

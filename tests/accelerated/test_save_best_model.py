@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.callbacks import SaveBestModelCallback
 
 
@@ -30,10 +31,7 @@ class Module(LiteModule):
 
 
 def make(callback, epochs, **settings):
-    return Trainer(
-        max_epochs=epochs, callbacks=callback, logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, **settings,
-    )  # fmt: skip
+    return quiet_trainer(max_epochs=epochs, callbacks=callback, **settings)
 
 
 def fit(trainer, losses, **arguments):

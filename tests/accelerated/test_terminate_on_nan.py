@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.callbacks import TerminateOnNaNCallback, TrainerCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:epoch .*batch|validation batch")
@@ -38,10 +39,7 @@ class Stopped(TrainerCallback):
 
 def fit(module):
     callback, stopped = TerminateOnNaNCallback(), Stopped()
-    trainer = Trainer(
-        max_epochs=2, callbacks=[callback, stopped], logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback, stopped], num_sanity_val_steps=0)
     loader = DataLoader(torch.ones(4, 1))
     trainer.fit(module, loader, loader)
     assert callback.triggered == (stopped.count == 1)

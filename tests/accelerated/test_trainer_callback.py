@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
@@ -11,10 +12,6 @@ from espnet3_lite.callbacks import TrainerCallback
 from espnet3_lite.callbacks.event_aliases import NAMES
 from espnet3_lite.callbacks.handler import CallbackHandler
 
-QUIET = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "accelerator": "cpu",
-}  # fmt: skip
 EPOCH = [
     "on_train_epoch_start", "on_train_step_start", "on_train_step_end", "on_train_step_start", "on_train_step_end",
     "on_eval_epoch_start", "on_eval_step_start", "on_eval_step_end", "on_eval_epoch_end", "on_train_epoch_end",

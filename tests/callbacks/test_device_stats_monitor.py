@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from line_model import Line
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
 from espnet3_lite import MisconfigurationException, Trainer
@@ -31,10 +32,7 @@ class Memory(Logger):
 
 
 def make(callback, logger, **settings):
-    return Trainer(
-        max_epochs=1, callbacks=callback, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, accelerator="cpu", **settings,
-    )  # fmt: skip
+    return quiet_trainer(max_epochs=1, callbacks=callback, logger=logger, num_sanity_val_steps=0, **settings)
 
 
 def rows_of(logger, *hooks):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from line_model import Line
+from quiet import QUIET
 from saving_lab import run_case
 from torch.utils.data import DataLoader
 
@@ -46,10 +47,7 @@ class Logging(Line):
 
 def fit(*callbacks, ckpt_path=None, **settings):
     """Train for at most nine epochs of two batches; returns the trainer."""
-    defaults = {
-        "max_epochs": 9, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "enable_checkpointing": None,
-    }  # fmt: skip
+    defaults = {"max_epochs": 9, **QUIET, "enable_checkpointing": None}
     trainer = Trainer(callbacks=list(callbacks), **{**defaults, **settings})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

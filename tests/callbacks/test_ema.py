@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import ema_lab
 import pytest
 import torch
+from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import EMACallback
@@ -72,10 +73,7 @@ def test_espnet3s_name_is_ours():
 
 def fit(ema, *callbacks, epochs=1, **settings):
     module = ema_lab.make_module(LiteModule)
-    trainer = Trainer(
-        max_epochs=epochs, callbacks=[ema, *callbacks], logger=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_checkpointing=False, **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=[ema, *callbacks], num_sanity_val_steps=0, **settings)
     trainer.fit(module, ema_lab.loader(), ema_lab.loader(20))
     return module, trainer
 
@@ -114,10 +112,7 @@ def test_an_evaluation_that_fails_leaves_the_weights_in_training():
             raise ValueError("here")
 
     ema, look, module = EMACallback(decay=0.5, update_after_step=0, update_every=1), Validated(), None
-    trainer = Trainer(
-        max_epochs=1, callbacks=[ema, look, Fail()], logger=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ema, look, Fail()], num_sanity_val_steps=0)
     module = ema_lab.make_module(LiteModule)
     with pytest.raises(ValueError, match="here"):
         trainer.fit(module, ema_lab.loader(), ema_lab.loader(20))
@@ -139,9 +134,7 @@ def test_a_checkpoint_within_a_validation_holds_each_under_its_name(tmp_path):
 def test_a_checkpoint_without_an_average_begins_one_anew(tmp_path):
     fit(Callback())[1].save_checkpoint(tmp_path / "plain.ckpt")
     ema, module = EMACallback(decay=0.5), ema_lab.make_module(LiteModule)
-    trainer = Trainer(
-        max_epochs=1, callbacks=[ema], logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ema])
     with pytest.warns(UserWarning, match="no 'ema_model_state_dict': EMACallback begins anew"):
         trainer.fit(module, ema_lab.loader(), ema_lab.loader(20), ckpt_path=tmp_path / "plain.ckpt")
     assert torch.equal(ema._average.module.inner.weight, module.model.inner.weight) and ema.step == 0
@@ -177,10 +170,7 @@ def test_a_signal_leaves_the_weights_in_training():
 
     ema, look = EMACallback(decay=0.5, update_after_step=0, update_every=1), Validated()
     module = ema_lab.make_module(LiteModule)
-    trainer = Trainer(
-        max_epochs=1, callbacks=[ema, look, Signal()], logger=False, enable_progress_bar=False,
-        num_sanity_val_steps=0, enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=[ema, look, Signal()], num_sanity_val_steps=0)
     with pytest.raises(SystemExit):
         trainer.fit(module, ema_lab.loader(), ema_lab.loader(20))
     assert torch.equal(module.model.inner.weight, look.before["inner.weight"])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.exceptions import is_lightnings
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-         "accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}  # fmt: skip
+QUIET = {**QUIET, "max_epochs": 1, "num_sanity_val_steps": 0}
 
 
 def lightnings(name, *bases, **methods):

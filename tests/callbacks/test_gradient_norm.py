@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import LiteModule, Trainer
 from espnet3_lite.callbacks import GradientNorm
@@ -31,13 +32,7 @@ class Known(LiteModule):
 
 def fit(values, **settings):
     module = Known()
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(max_epochs=1, accelerator="cpu", **quiet, **settings)
+    trainer = Trainer(max_epochs=1, **QUIET, **settings)
     trainer.fit(module, [torch.full((2,), value) for value in values])
     return module, trainer
 

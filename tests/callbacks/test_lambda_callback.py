@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 from line_model import Line
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Trainer
 from espnet3_lite.callbacks import LambdaCallback
 from espnet3_lite.callbacks.base import HOOKS
 
@@ -18,10 +18,7 @@ def test_every_hook_is_called_with_its_arguments(tmp_path):
     def note(name):
         return lambda *arguments: called.setdefault(name, len(arguments))
 
-    trainer = Trainer(
-        max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, callbacks=LambdaCallback(**{name: note(name) for name in HOOKS}),
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=LambdaCallback(**{name: note(name) for name in HOOKS}))
     loader = DataLoader(torch.ones(1, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -45,10 +42,7 @@ def test_an_exception_is_told():
         on_exception=lambda trainer, module, exception: told.append(type(exception)),
         on_train_end=None,
     )
-    trainer = Trainer(
-        max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=callback,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=callback)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(Line(), DataLoader(torch.ones(1, 1)))
     assert told == [ZeroDivisionError]

@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 
 
 class Module(LiteModule):
@@ -42,10 +43,7 @@ def data(count=4):
 
 
 def fit(callback, epochs=1, batches=4, **settings):
-    trainer = Trainer(
-        max_epochs=epochs, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=[callback], num_sanity_val_steps=0, **settings)
     module = Module()
     trainer.fit(module, data(batches), data(2))
     return trainer, module
@@ -118,8 +116,7 @@ def test_custom_checkpoint(tmp_path, capsys):
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (5, 24)
     assert capsys.readouterr().out.endswith(f"Saved checkpoint: {tmp_path}/custom-5.ckpt\n")
     # It is a whole state: a run goes on from it.
-    trainer = Trainer(max_epochs=7, logger=False, enable_checkpointing=False, accelerator="cpu",
-                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer = quiet_trainer(max_epochs=7)
     trainer.fit(Module(), data(), ckpt_path=tmp_path / "custom-5.ckpt")
     assert (trainer.current_epoch, trainer.global_step) == (7, 28)
 
@@ -219,8 +216,7 @@ class PredictionSaver(Callback):
 
 def test_prediction_saver(tmp_path, capsys):
     path = tmp_path / "predictions.pt"
-    trainer = Trainer(callbacks=[PredictionSaver(path)], max_epochs=1, logger=False, enable_checkpointing=False,
-                      enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer = quiet_trainer(callbacks=[PredictionSaver(path)], max_epochs=1)
     module = Module()
     returned = trainer.predict(module, data(3))
     saved = torch.load(path, weights_only=True)

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
@@ -57,10 +58,9 @@ class Module(LiteModule):
 def run(configure, *callbacks, automatic=True, logger=None, **arguments):
     """Two epochs of four batches, logged each second step; returns the monitor, the rows and the trainer."""
     monitor, rows = LearningRateMonitor(**arguments), Rows()
-    trainer = Trainer(
-        max_epochs=2, logger=rows if logger is None else logger, callbacks=[monitor, *callbacks],
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=2,
-    )  # fmt: skip
+    trainer = quiet_trainer(
+        max_epochs=2, logger=rows if logger is None else logger, callbacks=[monitor, *callbacks], log_every_n_steps=2
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trainer.fit(Module(configure, automatic), DataLoader(torch.ones(4, 1)))
@@ -212,10 +212,7 @@ def test_a_group_that_is_added_later_keeps_the_first_ones_history():
                 pl_module.optimizers(use_pl_optimizer=False).add_param_group({"params": [torch.zeros(1)], "lr": 0.7})
 
     monitor = LearningRateMonitor(logging_interval="epoch")
-    trainer = Trainer(
-        max_epochs=2, logger=Rows(), callbacks=[Add(), monitor], enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, logger=Rows(), callbacks=[Add(), monitor])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trainer.fit(Module(plain), DataLoader(torch.ones(4, 1)))

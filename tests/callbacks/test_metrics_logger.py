@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
@@ -17,10 +18,7 @@ from espnet3_lite.callbacks.metrics_logger import RunningMeans
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
 LOGGER = "espnet3_lite.callbacks.metrics_logger"
-QUIET = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "num_sanity_val_steps": 0, "accelerator": "cpu",
-}  # fmt: skip
+QUIET = {**QUIET, "num_sanity_val_steps": 0}
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.callbacks import ModelSummary, RichModelSummary
 from espnet3_lite.callbacks.model_summary import summarize
 
@@ -47,10 +48,7 @@ class Module(LiteModule):
 
 
 def fit(callback):
-    trainer = Trainer(
-        max_epochs=1, callbacks=callback, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        accelerator="cpu",
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=callback)
     module = Module()
     trainer.fit(module, DataLoader(torch.zeros(1, 3)))
     return module

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import LiteModule, Trainer
 from espnet3_lite.callbacks import BasePredictionWriter
 from espnet3_lite.exceptions import MisconfigurationException
-
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
 
 class Doubling(LiteModule):

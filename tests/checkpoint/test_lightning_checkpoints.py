@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import checkpoint_lab as lab
 import pytest
 import torch
+from quiet import quiet_trainer
 
 from espnet3_lite import (
     Callback,
@@ -20,7 +21,6 @@ from espnet3_lite import (
     LiteModule,
     MisconfigurationException,
     OptimizationStep,
-    Trainer,
 )
 from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.checkpoint.files import load_checkpoint
@@ -36,10 +36,9 @@ def make(case, exp_dir):
             exp_dir, "at{step}", save_top_k=-1, auto_insert_metric_name=False,
             every_n_train_steps=case.get("every_n_train_steps"),
         )  # fmt: skip
-        trainer = Trainer(
-            accelerator="cpu", logger=False, enable_model_summary=False, enable_progress_bar=False,
-            max_epochs=case.get("trainer", {}).get("max_epochs", 4), callbacks=[saves],
-        )  # fmt: skip
+        trainer = quiet_trainer(
+            max_epochs=case.get("trainer", {}).get("max_epochs", 4), callbacks=[saves], enable_checkpointing=True
+        )
         module = lab.plain_module(LiteModule, case.get("manual", False))
         return trainer, lambda **kwargs: trainer.fit(module, **kwargs)
     config = lab.config_of(case, exp_dir)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from first_layout_run import Line, loaders, weights_of
+from quiet import quiet_trainer
 
-from espnet3_lite import Trainer
 from espnet3_lite.checkpoint.own_state import LAYOUT, own_state
 from espnet3_lite.exceptions import CheckpointError
 
@@ -23,11 +23,8 @@ STAGES = {
 }
 
 
-def quiet_trainer():
-    return Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+def three_epochs():
+    return quiet_trainer(max_epochs=3, num_sanity_val_steps=0)
 
 
 @pytest.mark.parametrize("place", STAGES)
@@ -35,13 +32,13 @@ def test_a_file_of_the_first_layout_is_gone_on_with(place):
     ours = own_state(torch.load(FOLDER / f"{place}.ckpt", weights_only=True))
     assert "layout" not in ours and ours["stage"] == STAGES[place]
     torch.manual_seed(99)
-    trainer, module = quiet_trainer(), Line()
+    trainer, module = three_epochs(), Line()
     trainer.fit(module, *loaders(), ckpt_path=FOLDER / f"{place}.ckpt")
     assert weights_of(trainer, module) == json.loads((FOLDER / "end.json").read_text())
 
 
 def test_a_layout_that_is_newer_is_refused(tmp_path):
-    trainer = quiet_trainer()
+    trainer = three_epochs()
     trainer.fit(Line(), *loaders())
     trainer.save_checkpoint(tmp_path / "new.ckpt")
     checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
@@ -50,10 +51,7 @@ class Kept(Callback):
 
 
 def trainer_of(*callbacks, max_epochs=1):
-    return Trainer(
-        max_epochs=max_epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    return quiet_trainer(max_epochs=max_epochs, callbacks=list(callbacks))
 
 
 DATA = DataLoader(torch.ones(2, 1))

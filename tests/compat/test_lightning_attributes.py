@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
-
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
 
 @pytest.mark.parametrize(

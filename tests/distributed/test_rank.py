@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.distributed.rank import rank_zero_deprecation, rank_zero_warn
 
 
@@ -36,7 +37,7 @@ def fit(trainer):
 def test_warnings_point_to_the_users_line():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = Trainer(max_epochs=1, enable_checkpointing=False, enable_progress_bar=False, logger=False)
+        trainer = quiet_trainer(max_epochs=1)
         fit(trainer)
         trainer.fit_loop.epoch = 0
         rank_zero_warn("from here")

@@ -3,6 +3,7 @@
 import pytest
 import rank_strategy_cases
 import torch
+from quiet import QUIET
 from rank_lab import results_of, torchrun
 
 from espnet3_lite import MisconfigurationException, Trainer, instantiate
@@ -10,7 +11,7 @@ from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
 CASES = ["lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "objects", "half", "travelling", "sharded"]
-QUIET = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+QUIET = {"max_epochs": 1, **QUIET}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_what_is_no_strategy_is_refused():
 
 def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(MisconfigurationException, match="torch finds no Apple GPU here"):
-        Trainer(**QUIET, accelerator="mps")
+        Trainer(**{**QUIET, "accelerator": "mps"})
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps") == torch.device("mps")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -6,6 +6,7 @@ from pathlib import Path
 import gan_lab
 import pytest
 import torch
+from quiet import QUIET
 from rank_gan import config, train
 from rank_lab import results_of, torchrun
 
@@ -14,10 +15,7 @@ from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.espnet.gan import ESPnetGANModule, module_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gan" / "turns.json"
-QUIET = {
-    "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-    "enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 1,
-}  # fmt: skip
+QUIET = {**QUIET, "num_sanity_val_steps": 0, "max_epochs": 1}
 BOTH = ["discriminator", "generator"]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException
 from espnet3_lite.callbacks import ParameterFreezeCallback, PretrainedParametersCallback
@@ -88,10 +89,7 @@ def test_the_key_loads_when_the_model_is_built(file, tmp_path):
 
 def fit(folder, *callbacks, ckpt_path=None, epochs=1):
     module = ESPnetModule(Model(1.0), {"optimizer": SGD})
-    settings = {
-        "max_epochs": epochs, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "enable_checkpointing": False, "callbacks": list(callbacks),
-    }  # fmt: skip
+    settings = {"max_epochs": epochs, **QUIET, "callbacks": list(callbacks)}
     trainer = ESPnetTrainer(module, folder, settings)
     trainer.fit([(["a"], {"x": torch.ones(1, 1)})], ckpt_path=ckpt_path)
     trainer.trainer.save_checkpoint(f"{folder}/{epochs}.ckpt")

@@ -4,14 +4,14 @@ import random
 
 import numpy as np
 import torch
+from quiet import QUIET
 
 from espnet3_lite import Callback, Trainer
 
 
 def quiet(**settings):
     """A trainer for the CPU that writes and prints nothing."""
-    silent = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-              "enable_model_summary": False, "num_sanity_val_steps": 0}  # fmt: skip
+    silent = {**QUIET, "num_sanity_val_steps": 0}
     return Trainer(**{**silent, **settings})
 
 

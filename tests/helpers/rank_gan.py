@@ -8,6 +8,7 @@ import sys
 
 import gan_lab
 import torch
+from quiet import QUIET
 from rank_lab import write_results
 from torch.utils.data import DataLoader
 
@@ -42,10 +43,7 @@ def train(folder, count=8, batch_size=4, bad=None, gan=None, epochs=1, ckpt_path
     """Train; the weights at the end, which turns the model was called for, and how often each optimizer stepped."""
     model = gan_lab.TwoTurns(bad={int(number): turn for number, turn in (bad or {}).items()}, clears=True)
     module, data = ESPnetGANModule(model, config(gan)), samples(count)
-    settings = {
-        "max_epochs": epochs, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "enable_checkpointing": False, "accelerator": "cpu", "num_sanity_val_steps": 0, "precision": "64-true",
-    }  # fmt: skip
+    settings = {"max_epochs": epochs, **QUIET, "num_sanity_val_steps": 0, "precision": "64-true"}
     trainer = ESPnetTrainer(module, folder, settings)
     loader = DataLoader(data, batch_size=batch_size, sampler=EpochSampler(data, False), collate_fn=collate)
     trainer.fit(loader, ckpt_path=ckpt_path)

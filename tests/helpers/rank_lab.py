@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, ESPnetModule, OptimizationStep, Trainer
@@ -129,10 +130,7 @@ def several(**settings):
 
 def trainer_of(**settings):
     """A quiet trainer for the CPU in float64."""
-    defaults = {
-        "accelerator": "cpu", "precision": "64-true", "max_epochs": 2, "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
+    defaults = {**QUIET, "precision": "64-true", "max_epochs": 2, "num_sanity_val_steps": 0}
     return Trainer(**{**defaults, **settings})
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader, IterableDataset
 
 #: Name -> case; filled by the decorators below when the modules `trainer_cases_*` are imported.
@@ -119,8 +120,7 @@ class Lab:
             logger: True: the recording logger.
             settings: The trainer's.
         """
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-                 "accelerator": "cpu", "devices": 1, "default_root_dir": str(self.folder)}  # fmt: skip
+        quiet = {**QUIET, "devices": 1, "default_root_dir": str(self.folder)}
         loggers = _make_logger(self.library, self) if logger is True else logger
         recorder = self.Recorder(watch.split())
         return self.library.Trainer(**{**quiet, "logger": loggers, "callbacks": [recorder, *callbacks], **settings})

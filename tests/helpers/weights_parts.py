@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import LiteModule, Trainer
@@ -44,10 +45,7 @@ class Net(LiteModule):
 
 def trainer_of(*callbacks, **settings):
     """A trainer that writes, prints and checks nothing by itself."""
-    silent = {
-        "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "accelerator": "cpu", "num_sanity_val_steps": 0,
-    }  # fmt: skip
+    silent = {**QUIET, "num_sanity_val_steps": 0}
     return Trainer(callbacks=list(callbacks), **{**silent, **settings})
 
 

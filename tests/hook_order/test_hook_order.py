@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.callbacks.base import HOOKS
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "hooks.json").read_text())["scenarios"]
@@ -107,10 +108,7 @@ def record(args, tmp_path):
     callbacks = [Recorder(calls)] + ([Boom(args["raise_at"])] if args["raise_at"] is not None else [])
     known = ("max_epochs", "num_sanity_val_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_val_batches")
     settings = {name: args[name] for name in known if name in args}
-    trainer = Trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=callbacks, default_root_dir=tmp_path, **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(callbacks=callbacks, default_root_dir=tmp_path, **settings)
     method, error = args["method"].removesuffix("_save"), None
     loaders = {} if method in ("fit", "validate") else {"dataloaders": module._loader(args["n_val"])}
     try:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 
 PACKAGE = Path(__file__).parents[2] / "espnet3_lite"
 
@@ -303,10 +304,12 @@ def test_few_frames_lie_between_fit_and_the_optimizers_step():
         def configure_optimizers(self):
             return LookingUp(self.parameters(), lr=0.1)
 
-    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(Module(), [torch.ones(1, 2)] * 2)
     (stack,) = set(map(tuple, stacks))
     assert stack == (
-        ("fit.py", "train_epoch"), ("fit.py", "run"), ("trainer.py", "_run"),
-    )  # fmt: skip
+        ("fit.py", "train_epoch"),
+        ("fit.py", "run"),
+        ("trainer.py", "_run"),
+    )
     assert len(stack) <= 4 and len({file for file, _ in stack}) <= 2

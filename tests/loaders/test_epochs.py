@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader, Dataset
 
-from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import LiteModule, MisconfigurationException
 from espnet3_lite.loaders.requests import limited
 
 
@@ -55,8 +56,7 @@ class Reads(LiteModule):
 
 
 def trainer_of(tmp_path, **settings):
-    return Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                   accelerator="cpu", default_root_dir=tmp_path, **settings)  # fmt: skip
+    return quiet_trainer(default_root_dir=tmp_path, **settings)
 
 
 @pytest.mark.parametrize("kind", ["dataloader", "list", "batch_sampler", "no_batch_size"])

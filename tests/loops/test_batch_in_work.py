@@ -3,8 +3,9 @@
 import weakref
 
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 
 
 class Watched(LiteModule):
@@ -31,10 +32,7 @@ class Listens(Callback):
 
 def fit(skipped, *callbacks):
     module = Watched(skipped)
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=list(callbacks),
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=list(callbacks))
     trainer.fit(module, [torch.ones(1, 2) for _ in range(4)])
     return module, trainer
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import LiteModule, MisconfigurationException
 
 X = torch.tensor([[1.0, 0.5], [0.25, -1.0], [-0.5, 0.75], [1.5, 1.0]], dtype=torch.float64)
 
@@ -30,10 +31,7 @@ class Line(LiteModule):
 
 
 def fit(module, **settings):
-    trainer = Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, **settings)
     trainer.fit(module, DataLoader(X, batch_size=1))
     return trainer
 

@@ -6,9 +6,10 @@ from collections import UserDict, namedtuple
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.callbacks.base import HOOKS
 
 NAN, INF = math.nan, math.inf
@@ -61,10 +62,7 @@ class Calls(Callback):
 
 def fit(tmp_path, module, batches, callbacks=(), ckpt_path=None, **settings):
     """Train on these batches, one after the other; gives the trainer."""
-    trainer = Trainer(
-        **{"max_epochs": 1, **settings}, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = quiet_trainer(**{"max_epochs": 1, **settings}, callbacks=list(callbacks), default_root_dir=tmp_path)
     trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path)
     return trainer
 
@@ -146,10 +144,7 @@ def test_the_count_goes_on_in_a_run_that_resumes(tmp_path):
     with pytest.warns(UserWarning, match="skipped"):
         trainer = fit(tmp_path, Line(dict.fromkeys(range(1, 70), NAN)), rows(70))
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    resumed = Trainer(
-        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", default_root_dir=tmp_path,
-    )  # fmt: skip
+    resumed = quiet_trainer(max_epochs=2, default_root_dir=tmp_path)
     module = Line(dict.fromkeys(range(70), NAN))
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=r"101 batches in a row.*epoch 1, batch 31"):
         resumed.fit(module, DataLoader(rows(70), batch_size=None), ckpt_path=tmp_path / "x.ckpt")
@@ -208,8 +203,7 @@ class Valid(Line):
 @pytest.mark.parametrize("bad", [(0,), (2,), (0, 1)])
 def test_validation_batches_that_are_not_finite_are_left_out_of_the_means(tmp_path, bad):
     module = Valid(dict.fromkeys(bad, NAN))
-    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, max_epochs=1)  # fmt: skip
+    trainer = quiet_trainer(default_root_dir=tmp_path, max_epochs=1)
     with pytest.warns(UserWarning, match=f"validation batches {', '.join(map(str, bad))} have a loss that is not"):
         (result,) = trainer.validate(module, DataLoader(rows(4), batch_size=None), verbose=False)
     losses = [module.loss(row).item() for index, row in enumerate(rows(4)) if index not in bad]
@@ -218,8 +212,7 @@ def test_validation_batches_that_are_not_finite_are_left_out_of_the_means(tmp_pa
 
 def test_where_no_validation_batch_is_finite_the_mean_says_so(tmp_path):
     module = Valid(dict.fromkeys(range(2), NAN))
-    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, max_epochs=1)  # fmt: skip
+    trainer = quiet_trainer(default_root_dir=tmp_path, max_epochs=1)
     with pytest.warns(UserWarning, match="left out"):
         (result,) = trainer.validate(module, DataLoader(rows(2), batch_size=None), verbose=False)
     assert math.isnan(result["valid"])

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.loops.progress import EpochStage, Progress
 
 #: Hook of the second epoch's last batch, or around it: stage, is_last_batch, batches_done, epoch.
@@ -54,10 +55,7 @@ for hook in STAGES:
 @pytest.fixture(scope="module")
 def saved():
     callback = Saves()
-    trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callback,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=callback)
     trainer.fit(Line(), DataLoader(torch.ones(4, 2), batch_size=2), DataLoader(torch.ones(2, 2)))
     return callback.saved
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from metrics_lab import log, metrics_in
+from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.metrics.collector import batch_size_of
 
 
@@ -113,10 +114,7 @@ def test_a_validations_last_hook_sees_what_a_metric_object_computes():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    trainer = Trainer(
-        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", num_sanity_val_steps=0,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0)
     loader = torch.utils.data.DataLoader(torch.ones(3, 1))
     trainer.fit(Module(), loader, loader)
     assert seen == [0.5, 0.5] and trainer.callback_metrics["accuracy"] == 0.5

@@ -4,16 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet3_lite import Callback, ESPnetModule, LiteModule, Trainer
 from espnet3_lite.config import Config
 from espnet3_lite.config import container as config_container
 
-QUIET = {
-    "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False,
-    "enable_model_summary": False, "enable_progress_bar": False, "num_sanity_val_steps": 0, "limit_val_batches": 0,
-}  # fmt: skip
+QUIET = {**QUIET, "max_epochs": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0}
 
 
 class Counting(TorchDispatchMode):

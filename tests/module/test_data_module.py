@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import IterableDataset, TensorDataset
 
 from espnet3_lite import LiteDataModule, LiteModule, Trainer
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-         "accelerator": "cpu", "max_epochs": 1}  # fmt: skip
+QUIET = {**QUIET, "max_epochs": 1}
 
 
 class Stream(IterableDataset):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from quiet import QUIET
 
 from espnet3_lite import LiteModule, MisconfigurationException, Trainer
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-         "accelerator": "cpu", "max_epochs": 1}  # fmt: skip
+QUIET = {**QUIET, "max_epochs": 1}
 
 
 def module_with(name, function):

@@ -9,8 +9,9 @@ import threading
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import LiteDataModule, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import LiteDataModule, LiteModule, MisconfigurationException
 from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, save_checkpoint
 from espnet3_lite.module.hparams import AttributeDict, HyperparametersMixin
 
@@ -84,7 +85,6 @@ def test_a_missing_one_is_told_with_those_there_are():
 
 
 def test_a_checkpoint_builds_the_module_again(tmp_path):
-    from espnet3_lite import Trainer
 
     class Line(LiteModule):
         def __init__(self, width, scale=1.0):
@@ -96,7 +96,7 @@ def test_a_checkpoint_builds_the_module_again(tmp_path):
             return self.layer(batch) * self.hparams.scale
 
     model = Line(3, scale=2.0)
-    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer()
     trainer.predict(model, [torch.ones(1, 3)])
     trainer.save_checkpoint(tmp_path / "line.ckpt", weights_only=True)
     again = Line.load_from_checkpoint(tmp_path / "line.ckpt", scale=5.0)
@@ -132,7 +132,7 @@ class Net(LiteModule):
 
 def saved(model, path, **settings):
     """Train one step, save; the checkpoint loads with plain torch."""
-    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, **settings)
+    trainer = quiet_trainer(max_steps=1, **settings)
     trainer.fit(model, torch.utils.data.DataLoader(torch.ones(2, 1)))
     trainer.save_checkpoint(path)
     return torch.load(path, weights_only=True)
@@ -221,7 +221,7 @@ def test_the_data_module_too(tmp_path):
         def train_dataloader(self):
             return torch.utils.data.DataLoader(torch.ones(2, 1))
 
-    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer(max_steps=1)
     trainer.fit(Net(), datamodule=Data({"folder": tmp_path}))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hparams_name"] == "settings"
@@ -244,7 +244,7 @@ def test_a_plain_state_dict_is_called_so(tmp_path):
     )
     with pytest.raises(CheckpointError, match=message):
         Net.load_from_checkpoint(tmp_path / "weights.pth")
-    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer(max_steps=1)
     with pytest.raises(CheckpointError, match=message):
         trainer.fit(Net(), torch.utils.data.DataLoader(torch.ones(2, 1)), ckpt_path=tmp_path / "weights.pth")
     assert list(load_checkpoint(tmp_path / "weights.pth")) == ["layer.weight", "layer.bias"]

@@ -5,10 +5,11 @@ import signal
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.callbacks import ModelCheckpoint
 
 EPOCHS = 8
@@ -35,10 +36,7 @@ class Flat(LiteModule):
 
 def rate_after(epochs, folder, every=1, resume=False):
     last = folder / "last.ckpt"
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=epochs, check_val_every_n_epoch=every, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=epochs, check_val_every_n_epoch=every)
     trainer.fit(Flat(), DataLoader(torch.ones(4, 1)), DataLoader(torch.ones(2, 1)), ckpt_path=last if resume else None)
     trainer.save_checkpoint(last)
     return trainer.optimizers[0].param_groups[0]["lr"]
@@ -86,10 +84,7 @@ def test_a_step_plateau_steps_by_what_the_batch_logged_last(tmp_path, cut):
 
     def run(ckpt_path=None):
         module = LoggedLate()
-        trainer = Trainer(
-            accelerator="cpu", max_epochs=1, callbacks=[Save()], logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+        trainer = quiet_trainer(max_epochs=1, callbacks=[Save()])
         trainer.fit(module, DataLoader(torch.ones(6, 1)), ckpt_path=ckpt_path)
         return module.rates
 
@@ -123,11 +118,14 @@ class TwoLoaders(Flat):
 
 def test_a_value_of_a_validation_that_was_broken_off_has_no_say(tmp_path):
     def run(module):
-        trainer = Trainer(
-            accelerator="cpu", max_epochs=1, val_check_interval=2, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, auto_resume=True,
+        trainer = quiet_trainer(
+            max_epochs=1,
+            val_check_interval=2,
+            num_sanity_val_steps=0,
+            auto_resume=True,
             callbacks=[ModelCheckpoint(tmp_path / str(module.signal_in), save_last=True)],
-        )  # fmt: skip
+            enable_checkpointing=True,
+        )
         loader = DataLoader(torch.ones(2, 1))
         trainer.fit(module, DataLoader(torch.ones(6, 1)), [loader, loader])
         return module.steps

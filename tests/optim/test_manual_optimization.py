@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 
 
 def fit(module, **settings):
-    trainer = Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, **settings)
     trainer.fit(module, DataLoader(torch.ones(2, 1), batch_size=1))
     return trainer
 
@@ -128,10 +126,7 @@ def test_a_run_resumed_within_a_window_by_hand_ends_with_the_same_bits(tmp_path,
 
     def run(*callbacks, ckpt_path=None):
         module = Gathers()
-        trainer = Trainer(
-            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-            enable_model_summary=False, callbacks=list(callbacks), precision=precision,
-        )  # fmt: skip
+        trainer = quiet_trainer(max_epochs=1, callbacks=list(callbacks), precision=precision)
         data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         trainer.fit(module, [row[None] for row in data], ckpt_path=ckpt_path)
         return [*module.parameters()], trainer.global_step
@@ -153,8 +148,7 @@ def test_optimizers_by_hand_can_be_copied_and_pickled():
             self.kept = self.optimizers()
 
     module = Keeps()
-    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, accelerator="cpu")  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(module, [torch.ones(1, 2, dtype=torch.float64)] * 4)
     copied = copy.deepcopy(module)
     assert copied.kept[0].param_groups[0]["params"][0] is copied.a.weight

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.checkpoint import checkpoint
 from two_optimizers_lab import BLOCK, DISCRIMINATOR, GENERATOR, TWO, Returns
 
@@ -35,7 +36,7 @@ class Gan(torch.nn.Module):
 
 
 def fit(model, tmp_path, config=TWO, batches=1, **settings):
-    quiet = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    quiet = {"max_epochs": 1, **QUIET}
     trainer = ESPnetTrainer(ESPnetModule(model, config), tmp_path, {**quiet, "accelerator": "cpu", **settings})
     trainer.fit([(["a", "b"], {"x": X})] * batches)
     return trainer.trainer

@@ -16,6 +16,7 @@ from golden_lab import (
     run,
     scenarios,
 )
+from quiet import QUIET
 from torch.utils.data import DataLoader
 from two_optimizers_lab import BLOCK, DISCRIMINATOR, GENERATOR, TWO, Returns
 
@@ -293,7 +294,7 @@ def test_other_parameters_gradients_are_neither_touched_nor_computed(tmp_path):
     }  # fmt: skip
     watch = Watch()
     module = ESPnetModule(SpiedGan(), config)
-    settings = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    settings = {"max_epochs": 1, **QUIET}
     trainer = ESPnetTrainer(module, tmp_path, settings)
     trainer.trainer.callback_handler.add_callback(watch)
     batches = [(["a"], {"x": torch.randn(4, 2)}) for _ in range(4)]
@@ -317,8 +318,7 @@ def test_killed_in_an_open_window_resumes_to_the_same_bits(tmp_path, monkeypatch
 
     def start(**arguments):
         module = ESPnetModule(scenarios.build_model("own", OptimizationStep), config)
-        settings = {**config["trainer"], "logger": False, "enable_progress_bar": False, "enable_checkpointing": False,
-                    "enable_model_summary": False}  # fmt: skip
+        settings = {**config["trainer"], **QUIET}
         trainer = ESPnetTrainer(module, tmp_path, settings)
         trainer.trainer.callback_handler.add_callback(SaveEach())
         trainer.fit(*loaders("own"), **arguments)
@@ -365,7 +365,7 @@ MISUSES = {
 @pytest.mark.parametrize("case", MISUSES)
 def test_misuse_says_what_is_wrong_at_the_first_step(case, tmp_path):
     config, make, message = MISUSES[case]
-    settings = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    settings = {"max_epochs": 1, **QUIET}
     trainer = ESPnetTrainer(ESPnetModule(Returns(make), config), tmp_path, settings)
     loader = DataLoader([{"x": torch.ones(1)}] * 2, batch_size=1, collate_fn=collate)
     with pytest.raises(MisconfigurationException, match=message):
@@ -386,7 +386,7 @@ def test_global_clipping_is_refused_before_anything_runs(tmp_path):
 def test_overlapping_selectors_are_named(tmp_path):
     config = {"optimizers": {"all": {**BLOCK, "params": "model"}, GENERATOR: {**BLOCK, "params": GENERATOR}}}
     module = ESPnetModule(Returns(lambda g, d: OptimizationStep(g, GENERATOR)), config)
-    settings = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    settings = {"max_epochs": 1, **QUIET}
     with pytest.raises(
         MisconfigurationException,
         match="'generator' selects 'model.generator.weight', and so does optimizers.all.params",

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 
 
 class Line(LiteModule):
@@ -24,11 +25,9 @@ class Line(LiteModule):
 
 
 def trainer_of(tmp_path, precision, callbacks=(), **settings):
-    return Trainer(
-        precision=precision, max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
-        callbacks=list(callbacks), **settings,
-    )  # fmt: skip
+    return quiet_trainer(
+        precision=precision, max_epochs=1, default_root_dir=tmp_path, callbacks=list(callbacks), **settings
+    )
 
 
 def test_the_scaler_leaves_a_window_without_a_backward_pass_alone(tmp_path):

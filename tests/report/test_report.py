@@ -9,8 +9,9 @@ import time
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import LiteModule
 from espnet3_lite.cli.commands import main
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
@@ -140,9 +141,8 @@ class Line(LiteModule):
 
 
 def fit(folder, epochs):
-    settings = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
     logger = CSVLogger(folder)
-    trainer = Trainer(max_epochs=epochs, logger=logger, callbacks=[RunImages(folder)], log_every_n_steps=1, **settings)
+    trainer = quiet_trainer(max_epochs=epochs, logger=logger, callbacks=[RunImages(folder)], log_every_n_steps=1)
     trainer.fit(Line(), [torch.ones(2, 1)] * 2)
 
 

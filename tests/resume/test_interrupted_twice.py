@@ -6,9 +6,10 @@ import signal
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.callbacks import ModelCheckpoint
 
 
@@ -76,11 +77,14 @@ def run(folder, iterable, kill=False, signal_in_validation_batch=0):
     data = TensorDataset(torch.randn(24, 2, generator=generator), torch.ones(24, 1))
     train = DataLoader(Stream(), batch_size=4) if iterable else DataLoader(data, batch_size=4, shuffle=True)
     val = DataLoader(TensorDataset(torch.randn(8, 2, generator=generator), torch.ones(8, 1)), batch_size=4)
-    trainer = Trainer(
-        max_epochs=4, default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, auto_resume=True,
+    trainer = quiet_trainer(
+        max_epochs=4,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        auto_resume=True,
         callbacks=[Note(folder, kill), ModelCheckpoint(dirpath=folder, every_n_train_steps=1, save_last=True)],
-    )  # fmt: skip
+        enable_checkpointing=True,
+    )
     try:
         trainer.fit(Model(signal_in_validation_batch), train, val)
     except SystemExit as ended:

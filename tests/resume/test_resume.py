@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from quiet import QUIET, quiet_trainer
 from torch.utils.data import DataLoader, Dataset
 
 from espnet3_lite import Callback, LiteModule, Trainer
@@ -117,11 +118,14 @@ def run(tmp_path, callbacks=(), ckpt_path=None, seed=3, workers=0, **settings):
     """One run: the module, its trace, the rows that were loaded."""
     torch.manual_seed(seed)
     data, trace, module = Rows(BATCHES * 4), Trace(), Module()
-    trainer = Trainer(
-        max_epochs=EPOCHS, accumulate_grad_batches=2, val_check_interval=2, callbacks=[trace, *callbacks], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-        default_root_dir=tmp_path, **settings,
-    )  # fmt: skip
+    trainer = quiet_trainer(
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=2,
+        val_check_interval=2,
+        callbacks=[trace, *callbacks],
+        default_root_dir=tmp_path,
+        **settings,
+    )
     train = DataLoader(data, batch_size=4, shuffle=True, num_workers=workers)
     trainer.fit(module, train, DataLoader(Rows(6), batch_size=3), ckpt_path=ckpt_path)
     return module, trainer, trace.lines, data.loaded
@@ -198,10 +202,7 @@ def test_the_last_validation_and_the_epochs_end_follow_a_run_killed_before_them(
             self.calls.append("epoch")
 
     def run(module, *callbacks, ckpt_path=None):
-        trainer = Trainer(
-            callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0, **limit,
-        )  # fmt: skip
+        trainer = quiet_trainer(callbacks=list(callbacks), num_sanity_val_steps=0, **limit)
         torch.manual_seed(3)
         loader = DataLoader(Rows(4 * BATCHES), batch_size=4)
         trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
@@ -238,10 +239,7 @@ def test_the_sanity_check_runs_in_a_run_that_resumes_between_epochs_and_changes_
     setattr(Save, place, lambda self, trainer, *arguments: save(trainer))
 
     def run(module, callback, ckpt_path=None):
-        trainer = Trainer(
-            callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, accelerator="cpu", max_epochs=EPOCHS,
-        )  # fmt: skip
+        trainer = quiet_trainer(callbacks=[callback], max_epochs=EPOCHS)
         torch.manual_seed(3)
         loader = DataLoader(Rows(4 * BATCHES), batch_size=4)
         trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
@@ -274,12 +272,16 @@ def test_a_validation_that_a_signal_broke_off_is_run_anew(tmp_path, interval):
 
     def run(module, folder):
         torch.manual_seed(3)
-        trainer = Trainer(
+        trainer = quiet_trainer(
             callbacks=[ModelCheckpoint(tmp_path / folder, save_last=True, monitor="val_loss")],
-            logger=CSVLogger(tmp_path, name=folder, flush_logs_every_n_steps=1), log_every_n_steps=1, max_epochs=EPOCHS,
-            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0,
-            val_check_interval=interval, auto_resume=True,
-        )  # fmt: skip
+            logger=CSVLogger(tmp_path, name=folder, flush_logs_every_n_steps=1),
+            log_every_n_steps=1,
+            max_epochs=EPOCHS,
+            num_sanity_val_steps=0,
+            val_check_interval=interval,
+            auto_resume=True,
+            enable_checkpointing=True,
+        )
         train = DataLoader(Rows(4 * BATCHES), batch_size=4, shuffle=True)
         trainer.fit(module, train, DataLoader(Rows(9), batch_size=3))
         return state_of(module, trainer), list(csv.DictReader(open(f"{trainer.log_dir}/metrics.csv")))
@@ -315,7 +317,7 @@ def test_a_schedule_that_a_resume_keeps_is_told_where_another_is_configured(
     scheduler, before, after, told, tmp_path, recwarn
 ):
     kind = getattr(torch.optim.lr_scheduler, scheduler)
-    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    settings = {**QUIET}
     loader = DataLoader(Rows(8), batch_size=4)
     trainer = Trainer(max_epochs=2, **settings)
     trainer.fit(Scheduled(kind, **before), loader, loader)

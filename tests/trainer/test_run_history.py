@@ -2,16 +2,13 @@
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint, TrainerCallback
 from espnet3_lite.trainer.run_history import RunHistory, RunHistoryRecorder
 
-QUIET = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "accelerator": "cpu",
-}  # fmt: skip
 VALUES = torch.tensor([[1.0], [2.0], [6.0]])
 
 
@@ -63,8 +60,9 @@ def test_the_trainer_records_losses_and_what_was_logged_for_an_epoch():
 def test_the_trainer_s_own_metrics_hold_the_losses_too():
     trainer = fit(Trainer(max_epochs=1, callbacks=TrainerCallback(), **QUIET))
     assert {name: float(trainer.callback_metrics[name]) for name in ("train_loss_epoch", "eval_loss_epoch")} == {
-        "train_loss_epoch": 3.0, "eval_loss_epoch": 30.0,
-    }  # fmt: skip
+        "train_loss_epoch": 3.0,
+        "eval_loss_epoch": 30.0,
+    }
 
 
 def test_nothing_is_recorded_until_somebody_looks():

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 
 import pytest
+from quiet import QUIET
 
 from espnet3_lite import MisconfigurationException, Trainer
 from espnet3_lite.config.fields import FIELDS
@@ -13,9 +14,6 @@ from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.trainer.settings import SETTINGS, parse_duration
 
 SOUND = {"model": {"_target_": "torch.nn.Identity"}, "optimizer": {"_target_": "torch.optim.SGD"}}
-
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-         "accelerator": "cpu"}  # fmt: skip
 
 
 WRONG = [

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 
@@ -70,9 +71,7 @@ class Module(LiteModule):
 
 def test_the_state_in_every_call(tmp_path):
     recorder, data = Recorder(), [torch.ones(1, 2)]
-    trainer = Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[recorder]
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, callbacks=[recorder])
     assert (trainer.state.status, trainer.state.fn, trainer.state.stage) == ("initializing", None, None)
     trainer.fit(Module(), data, data)
     assert trainer.state == TrainerState(TrainerStatus.FINISHED, TrainerFn.FITTING, None)
@@ -94,7 +93,7 @@ def test_an_exception_leaves_the_state_interrupted():
         def training_step(self, batch, batch_idx):
             raise ValueError("here")
 
-    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer(max_epochs=1)
     with pytest.raises(ValueError, match="here"):
         trainer.fit(Fails(), [torch.ones(1, 2)])
     assert trainer.state.status == "interrupted" and trainer.state.stopped and not trainer.state.finished

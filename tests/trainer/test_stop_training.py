@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, StopTrainingError, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
 
-QUIET = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "accelerator": "cpu",
-}  # fmt: skip
 AFTER = ["on_stop_training_error", "on_train_end", "on_fit_end", "teardown"]
 WATCHED = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_exception", *AFTER)
 

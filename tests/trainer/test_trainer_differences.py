@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
@@ -35,10 +36,7 @@ class Line(LiteModule):
 
 
 def fit(tmp_path, module, **settings):
-    trainer = Trainer(
-        **{"max_epochs": 1, "num_sanity_val_steps": 0, **settings}, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = quiet_trainer(**{"max_epochs": 1, "num_sanity_val_steps": 0, **settings}, default_root_dir=tmp_path)
     trainer.fit(module, DataLoader(ROWS, batch_size=2), DataLoader(ROWS[:2], batch_size=2))
     return trainer
 
@@ -128,7 +126,6 @@ def test_metrics_are_there_again_in_a_run_that_resumes(tmp_path):
         def on_train_start(self):
             seen.append(dict(self.trainer.callback_metrics))
 
-    resumed = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path)  # fmt: skip
+    resumed = quiet_trainer(max_epochs=2, default_root_dir=tmp_path)
     resumed.fit(Looks(), DataLoader(ROWS, batch_size=2), ckpt_path=tmp_path / "x.ckpt")
     assert seen == [{"val_loss": torch.tensor(1.0)}]

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, StopTrainingError, Trainer
+from espnet3_lite import Callback, LiteModule, StopTrainingError
 
 
 class Line(LiteModule):
@@ -54,10 +55,7 @@ class At(Callback):
 
 
 def trainer_with(tmp_path, callback):
-    return Trainer(
-        max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path, num_sanity_val_steps=0,
-    )  # fmt: skip
+    return quiet_trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path, num_sanity_val_steps=0)
 
 
 def loader():

@@ -3,9 +3,10 @@
 import weakref
 
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from espnet3_lite import Callback, LiteDataModule, LiteModule, Trainer
+from espnet3_lite import Callback, LiteDataModule, LiteModule
 
 
 class Module(LiteModule):
@@ -60,10 +61,7 @@ class TryOut(Callback):
 
 def test_a_trial_trains_a_copy(tmp_path):
     callback = TryOut()
-    trainer = Trainer(
-        max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback], num_sanity_val_steps=0, default_root_dir=tmp_path)
     trainer.fit(Module(), datamodule=Data())
     assert callback.trained == (5, ["on_fit_start"], 5, ["valid"])
     assert (callback.samples, callback.shares_data, callback.moved) == (8, True, True)
