@@ -17,6 +17,7 @@ from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.default_callbacks import get_default_callbacks
 from espnet3_lite.espnet.folder_lock import locked
 from espnet3_lite.espnet.run_folder import not_writable
+from espnet3_lite.espnet.status_file import StatusFile
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.trainer.trainer import Trainer
@@ -62,6 +63,7 @@ class ESPnetTrainer:
         callbacks = [callback for callback in callbacks if _is_wanted(callback, settings)]
         more = settings.pop("callbacks", None) or []
         callbacks += [instantiate(c) for c in (more if isinstance(more, list) else [more])]
+        callbacks.append(StatusFile(self.exp_dir / "status.json"))
         loggers = settings.pop("logger", None)
         if isinstance(loggers, (dict, list)):
             loggers = [
@@ -73,7 +75,6 @@ class ESPnetTrainer:
         settings.setdefault("default_root_dir", str(self.exp_dir))
         #: The trainer itself.
         self.trainer = Trainer(callbacks=callbacks, logger=loggers, **settings)
-        self.trainer.status_file = self.exp_dir / "status.json"
 
     def _refuse_global_clipping(self, settings: dict[str, Any]) -> None:
         config = getattr(self.model, "config", None)

@@ -1,34 +1,93 @@
-"""What can be read from a trainer: everything here is a property, nothing changes anything."""
+"""What can be asked of a trainer: its parts, and what they tell. How they are made and run is in `trainer.py`."""
 
 from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback, Checkpoint
+from espnet3_lite.callbacks.early_stopping import EarlyStopping
+from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from espnet3_lite.callbacks.progress_bar import ProgressBar
+from espnet3_lite.callbacks.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.distributed.rank import local_rank, node_rank
-from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
-from espnet3_lite.loops.evaluation import EvaluationLoop
-from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
-from espnet3_lite.trainer.parts import TrainerParts
+from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.module.data_module import is_overridden
 from espnet3_lite.trainer.settings import SETTINGS, Settings
 from espnet3_lite.trainer.states import RunningStage
 
 if TYPE_CHECKING:
-    from espnet3_lite.callbacks.early_stopping import EarlyStopping
+    from espnet3_lite.callbacks.handler import CallbackHandler
+    from espnet3_lite.distributed.single import Strategy
+    from espnet3_lite.loaders.epochs import TrainData
     from espnet3_lite.loggers.base import Logger
+    from espnet3_lite.loops.evaluation import EvaluationLoop
+    from espnet3_lite.loops.fit import FitLoop
+    from espnet3_lite.metrics.collector import Metrics
+    from espnet3_lite.module.data_module import LiteDataModule
     from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.optim.precision import Precision
+    from espnet3_lite.trainer.hook_calls import HookCalls
+    from espnet3_lite.trainer.setup import RunPlan
+    from espnet3_lite.trainer.states import TrainerState
+    from espnet3_lite.trainer.stopping import Stopping
 
+_Value = TypeVar("_Value")
 _Kind = TypeVar("_Kind", bound=Callback)
 
+if TYPE_CHECKING:
 
-class TrainerProperties(TrainerParts, Settings):
-    """The public state of a `Trainer`."""
+    class _Tells(Generic[_Value]):
+        """A read-only property of a trainer, which has the type of what it tells."""
+
+        def __init__(self, read: Callable[[TrainerProperties], _Value], doc: str) -> None: ...
+        def __get__(self, trainer: object, owner: type) -> _Value: ...
+
+else:
+
+    def _Tells(read, doc):
+        """The same when it runs: a plain property."""
+        return property(read, doc=doc)
+
+
+def _in_stage(stage: RunningStage, doc: str) -> _Tells[bool]:
+    return _Tells(lambda self: self.state.stage == stage, doc)
+
+
+class TrainerProperties(Settings):
+    """The parts of a `Trainer`, which `Trainer.__init__` makes, and its public state."""
+
+    #: What the trainer is doing: method, stage, status.
+    state: TrainerState
+    #: What the present or last call has prepared.
+    plan: RunPlan
+    strategy: Strategy
+    precision_plugin: Precision
+    callback_handler: CallbackHandler
+    hook_calls: HookCalls
+    #: `hook_calls.call`: calls a hook of the callbacks and the module.
+    call: Callable[..., Any]
+    stopping: Stopping
+    metrics: Metrics
+    loggers: list[Logger]
+    fit_loop: FitLoop
+    #: By ``val``, ``test`` and ``predict``.
+    evaluation_loops: dict[str, EvaluationLoop]
+    train_data: TrainData
+    #: The module of the present or last call; there is none before the first.
+    lightning_module: LiteModule
+    datamodule: LiteDataModule | None
+    #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
+    given_loaders: dict[str, Any]
+    ckpt_path: str | None
+    return_predictions: bool
+    #: True where a module or data module (the second argument) really defines a method (the first).
+    is_overridden = staticmethod(is_overridden)
 
     def __repr__(self) -> str:
         """The settings that differ from the defaults."""
@@ -38,25 +97,24 @@ class TrainerProperties(TrainerParts, Settings):
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 
-    @property
-    def current_epoch(self) -> int:
-        """The epoch in work, from 0; after a run the number of epochs that were trained."""
-        return self.fit_loop.epoch
+    current_epoch = _Tells(lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run their number.")
+    global_step = _Tells(lambda self: self.fit_loop.global_step, "Batches in which at least one optimizer stepped.")
+    is_last_batch = _Tells(lambda self: self.fit_loop.is_last_batch, "The training batch in work is its epoch's last.")
+    logging_step = _Tells(lambda self: self.fit_loop.batches_stepped, "The loggers' axis: batches that stepped before.")
+    validation_ran = _Tells(lambda self: self.fit_loop.validation_ran, "There has been a validation within a fit.")
+    stopped_by_signal = _Tells(lambda self: self.stopping.by_signal, "A signal, on any rank, ends the run.")
+    stop_error = _Tells(lambda self: self.stopping.error, "The `StopTrainingError` that ended the run, or None.")
+    training = _in_stage(RunningStage.TRAINING, "A fit is training (not validating).")
+    validating = _in_stage(RunningStage.VALIDATING, "A validation is on, within a fit or alone.")
+    testing = _in_stage(RunningStage.TESTING, "A test is on.")
+    predicting = _in_stage(RunningStage.PREDICTING, "A prediction is on.")
+    sanity_checking = _in_stage(RunningStage.SANITY_CHECKING, "The first few validation batches are tried out.")
+    interrupted = _Tells(lambda self: self.state.status == "interrupted", "A signal or an exception ended the call.")
 
     @property
-    def global_step(self) -> int:
-        """Batches in which at least one optimizer stepped."""
-        return self.fit_loop.global_step
-
-    @property
-    def is_last_batch(self) -> bool:
-        """The training batch in work is its epoch's last."""
-        return self.fit_loop.is_last_batch
-
-    @property
-    def logging_step(self) -> int:
-        """The loggers' axis: batches that stepped before the one in work."""
-        return self.fit_loop.batches_stepped
+    def evaluating(self) -> bool:
+        """Validation, test or sanity check."""
+        return self.state.stage is not None and self.state.stage.evaluating
 
     @property
     def should_log_step(self) -> bool:
@@ -73,82 +131,16 @@ class TrainerProperties(TrainerParts, Settings):
     def should_stop(self, wanted: bool) -> None:
         self.stopping.wanted = wanted
 
-    @property
-    def stopped_by_signal(self) -> bool:
-        """A signal, on any rank, ends the run: it will be resumed."""
-        return self.stopping.by_signal
-
-    @property
-    def stop_error(self) -> StopTrainingError | None:
-        """The `StopTrainingError` that ended the run, or None."""
-        return self.stopping.error
-
-    @property
-    def validation_ran(self) -> bool:
-        """There has been a validation within a fit."""
-        return self.fit_loop.validation_ran
-
-    @property
-    def training(self) -> bool:
-        """A fit is training (not validating)."""
-        return self.state.stage == RunningStage.TRAINING
-
-    @property
-    def validating(self) -> bool:
-        """A validation is on, within a fit or alone."""
-        return self.state.stage == RunningStage.VALIDATING
-
-    @property
-    def testing(self) -> bool:
-        """A test is on."""
-        return self.state.stage == RunningStage.TESTING
-
-    @property
-    def predicting(self) -> bool:
-        """A prediction is on."""
-        return self.state.stage == RunningStage.PREDICTING
-
-    @property
-    def sanity_checking(self) -> bool:
-        """The first few validation batches of a fit are tried out."""
-        return self.state.stage == RunningStage.SANITY_CHECKING
-
-    @property
-    def evaluating(self) -> bool:
-        """Validation, test or sanity check."""
-        return self.state.stage is not None and self.state.stage.evaluating
-
-    @property
-    def interrupted(self) -> bool:
-        """The last call was ended by a signal, Ctrl-C or an exception."""
-        return self.state.status == "interrupted"
-
     # ---- which process ---------------------------------------------------------------------------------------------
 
-    @property
-    def is_global_zero(self) -> bool:
-        """True on the process that writes and prints."""
-        return self.strategy.rank == 0
-
-    @property
-    def global_rank(self) -> int:
-        """This process's number over all machines."""
-        return self.strategy.rank
-
-    @property
-    def local_rank(self) -> int:
-        """This process's number on its machine."""
-        return local_rank()
-
-    @property
-    def node_rank(self) -> int:
-        """This process's machine, by its number."""
-        return node_rank()
-
-    @property
-    def device_ids(self) -> list[int]:
-        """The number of this process's GPU; [0] on a CPU."""
-        return [self.strategy.device.index or 0]
+    is_global_zero = _Tells(lambda self: self.strategy.rank == 0, "True on the process that writes and prints.")
+    global_rank = _Tells(lambda self: self.strategy.rank, "This process's number over all machines.")
+    local_rank = _Tells(lambda self: local_rank(), "This process's number on its machine.")
+    node_rank = _Tells(lambda self: node_rank(), "This process's machine, by its number.")
+    world_size = _Tells(lambda self: self.strategy.world_size, "Processes that train together.")
+    num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
+    device = _Tells(lambda self: self.strategy.device, "Where this process computes.")
+    device_ids = _Tells(lambda self: [self.strategy.device.index or 0], "This process's GPU's number; [0] on a CPU.")
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
@@ -161,31 +153,18 @@ class TrainerProperties(TrainerParts, Settings):
         return self.stopping.signals.received == signal.SIGTERM
 
     @property
-    def world_size(self) -> int:
-        """Processes that train together."""
-        return self.strategy.world_size
-
-    @property
-    def num_devices(self) -> int:
-        """Processes on each machine."""
-        return max(1, self.strategy.world_size // self.num_nodes)
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.strategy.device
-
-    @property
     def _accelerator_connector(self) -> SimpleNamespace:
         """Optuna's pruning callback, made for Lightning, asks it whether there are several processes."""
         return SimpleNamespace(is_distributed=self.world_size > 1)
 
     # ---- what runs -------------------------------------------------------------------------------------------------
 
-    @property
-    def model(self) -> LiteModule:
-        """The module; the same as `lightning_module`."""
-        return self.lightning_module
+    model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
+    slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; one plain one's is None.")
+    lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
+    automatic_optimization = _Tells(
+        lambda self: self.plan.automatic_optimization, "The loop steps the optimizers; False: the module does."
+    )
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -197,35 +176,17 @@ class TrainerProperties(TrainerParts, Settings):
         self.callback_handler.callbacks = []
         self.callback_handler.add_callbacks(callbacks)
 
-    @property
-    def checkpoint_callbacks(self) -> list[Checkpoint]:
-        """The callbacks that save checkpoints."""
-        return self._of_type(Checkpoint)
-
     def _of_type(self, kind: type[_Kind]) -> list[_Kind]:
         return [callback for callback in self.callbacks if isinstance(callback, kind)]
 
-    @property
-    def checkpoint_callback(self) -> Checkpoint | None:
-        """The first of them, or None."""
-        return next(iter(self.checkpoint_callbacks), None)
+    def _first_of_type(self, kind: type[_Kind]) -> _Kind | None:
+        return next(iter(self._of_type(kind)), None)
 
-    @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]:
-        """The `EarlyStopping` callbacks."""
-        from espnet3_lite.callbacks.early_stopping import EarlyStopping
-
-        return self._of_type(EarlyStopping)
-
-    @property
-    def early_stopping_callback(self) -> EarlyStopping | None:
-        """The first of them, or None."""
-        return next(iter(self.early_stopping_callbacks), None)
-
-    @property
-    def progress_bar_callback(self) -> ProgressBar | None:
-        """The progress bar, or None."""
-        return next(iter(self._of_type(ProgressBar)), None)
+    checkpoint_callbacks = _Tells(lambda self: self._of_type(Checkpoint), "The callbacks that save checkpoints.")
+    checkpoint_callback = _Tells(lambda self: self._first_of_type(Checkpoint), "The first of them, or None.")
+    early_stopping_callbacks = _Tells(lambda self: self._of_type(EarlyStopping), "The `EarlyStopping` callbacks.")
+    early_stopping_callback = _Tells(lambda self: self._first_of_type(EarlyStopping), "The first of them, or None.")
+    progress_bar_callback = _Tells(lambda self: self._first_of_type(ProgressBar), "The progress bar, or None.")
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -242,21 +203,6 @@ class TrainerProperties(TrainerParts, Settings):
             slot.optimizer = optimizer
 
     @property
-    def slots(self) -> dict[Any, OptimizerSlot]:
-        """The optimizers with their windows, by name; one plain optimizer has the name None."""
-        return self.plan.slots
-
-    @property
-    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
-        """The schedulers, and when each steps."""
-        return self.plan.schedulers
-
-    @property
-    def automatic_optimization(self) -> bool:
-        """The loop steps the optimizers; False: the module does."""
-        return self.plan.automatic_optimization
-
-    @property
     def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None
@@ -270,9 +216,7 @@ class TrainerProperties(TrainerParts, Settings):
         """Where rank zero's first logger writes, else `default_root_dir`. Other ranks know it once a call has begun."""
         if self._log_dir_of_rank_zero is not None:
             return self._log_dir_of_rank_zero
-        directory = None
-        if self.logger is not None:
-            directory = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
+        directory = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
         return directory or self.default_root_dir
 
     _log_dir_of_rank_zero: str | None = None
@@ -285,41 +229,15 @@ class TrainerProperties(TrainerParts, Settings):
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
-    @property
-    def train_dataloader(self) -> Any:
-        """The training loader, as it was given; None before it was asked for."""
-        return self.train_data.given
-
-    @property
-    def val_dataloaders(self) -> Any:
-        """The validation loader or loaders, as they were given; None before they were asked for."""
-        return self.evaluation_loops["val"].given
-
-    @property
-    def test_dataloaders(self) -> Any:
-        """The test loader or loaders."""
-        return self.evaluation_loops["test"].given
-
-    @property
-    def predict_dataloaders(self) -> Any:
-        """The loader or loaders of `predict`."""
-        return self.evaluation_loops["predict"].given
-
-    @property
-    def evaluation_loop(self) -> EvaluationLoop:
-        """The loop of the evaluation that is on."""
-        assert self.state.stage is not None, "no call is running"
-        return self.evaluation_loops[self.state.stage.dataloader_prefix]
-
-    @property
-    def num_training_batches(self) -> int | float:
-        """Training batches an epoch, on this rank; infinity where the loader does not say."""
-        return self.train_data.num_batches
-
-    @property
-    def num_val_batches(self) -> list[int | float]:
-        """Validation batches of each loader."""
-        return self.evaluation_loops["val"].num_batches
+    # A loader as it was given, None before it was asked for; and its batches, infinity where it does not say.
+    train_dataloader = _Tells(lambda self: self.train_data.given, "The training loader.")
+    val_dataloaders = _Tells(lambda self: self.evaluation_loops["val"].given, "The validation loader or loaders.")
+    test_dataloaders = _Tells(lambda self: self.evaluation_loops["test"].given, "The test loader or loaders.")
+    predict_dataloaders = _Tells(lambda self: self.evaluation_loops["predict"].given, "The loaders of `predict`.")
+    num_training_batches = _Tells(lambda self: self.train_data.num_batches, "Training batches an epoch, on this rank.")
+    num_val_batches = _Tells(lambda self: self.evaluation_loops["val"].num_batches, "Of each validation loader.")
+    num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "Of each test loader.")
+    num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "Of each of `predict`.")
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
@@ -328,20 +246,16 @@ class TrainerProperties(TrainerParts, Settings):
         return [min(steps, count) for count in self.num_val_batches]
 
     @property
+    def evaluation_loop(self) -> EvaluationLoop:
+        """The loop of the evaluation that is on."""
+        assert self.state.stage is not None, "no call is running"
+        return self.evaluation_loops[self.state.stage.dataloader_prefix]
+
+    @property
     def enable_validation(self) -> bool:
         """A fit has validation: a step for it, and a limit above 0."""
         module = self.lightning_module
         return self.limit_val_batches != 0 and module is not None and self.is_overridden("validation_step", module)
-
-    @property
-    def num_test_batches(self) -> list[int | float]:
-        """Test batches of each loader."""
-        return self.evaluation_loops["test"].num_batches
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        """Batches of each loader of `predict`."""
-        return self.evaluation_loops["predict"].num_batches
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -350,31 +264,52 @@ class TrainerProperties(TrainerParts, Settings):
         With named optimizers: the batches that will step, as `global_step` counts them.
         """
         if self.max_epochs == -1:
-            return float("inf") if self.max_steps == -1 else self.max_steps
+            return math.inf if self.max_steps == -1 else self.max_steps
         if self.train_data.loader is None and self.limit_train_batches != 0:
             self.train_data.setup()
         if self.num_training_batches == math.inf:
-            return self.max_steps if self.max_steps != -1 else math.inf
-        from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
-
-        schedule = next(iter(self._of_type(GradientAccumulationScheduler)), None)
+            return self.stopping.max_steps
+        schedule = self._first_of_type(GradientAccumulationScheduler)
         window = schedule.get_accumulate_grad_batches if schedule else lambda epoch: self.accumulate_grad_batches
         total = sum(math.ceil(self.num_training_batches / window(epoch)) for epoch in range(max(self.max_epochs, 1)))
-        return min(total, self.max_steps) if self.max_steps != -1 else total
+        return min(total, self.stopping.max_steps)
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
-    @property
-    def callback_metrics(self) -> dict[str, torch.Tensor]:
-        """What was logged, by name: the last value of a step, the mean of an epoch. Values are ``()`` tensors."""
-        return self.metrics.callback
+    # By name; the values of the first two are ``()`` tensors.
+    callback_metrics = _Tells(lambda self: self.metrics.callback, "The last value of a step, the mean of an epoch.")
+    logged_metrics = _Tells(lambda self: self.metrics.logged, "What the loggers got or will get.")
+    progress_bar_metrics = _Tells(lambda self: self.metrics.progress_bar, "What the progress bar shows, as numbers.")
 
-    @property
-    def logged_metrics(self) -> dict[str, torch.Tensor]:
-        """What the loggers got or will get."""
-        return self.metrics.logged
+    # ---- what pytorch-accelerated's callbacks ask for ---------------------------------------------------------------
 
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """What the progress bar shows, as numbers."""
-        return self.metrics.progress_bar
+    run_history = _Tells(run_history_of, "Each metric's values, one an epoch, from the first look on.")
+    run_config = _Tells(run_config_of, "How the run is set up, by other names. In a fit it asks for the loaders.")
+    _accelerator = _Tells(lambda self: AcceleratorStandIn(self.strategy), "As much of Accelerate's object as they use.")
+
+    def gather(self, tensor: Any) -> Any:
+        """All ranks' tensors, joined along the first dimension, in the order of ranks. Collective: all ranks call it.
+
+        Args:
+            tensor: ``(batch, ...)`` or ``()``; or nested dicts, lists and tuples of tensors.
+
+        Returns:
+            ``(all ranks' batches, ...)``, of a ``()`` tensor ``(ranks,)``; with one process `tensor` as it is.
+
+        Raises:
+            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may
+                differ by a batch. What every rank reaches is the evaluation's end.
+        """
+        return gather(self.strategy, tensor)
+
+    def calculate_train_batch_loss(self, batch: Any) -> Any:
+        """The training step of a batch: an override point for trainers that move over from pytorch-accelerated.
+
+        Args:
+            batch: On its device.
+
+        Returns:
+            What the module's `training_step` returned; a plain tensor as ``{"loss": tensor}``.
+        """
+        output = self.plan.module_step(batch, self.fit_loop.batches_done)
+        return {"loss": output} if isinstance(output, torch.Tensor) else output

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
@@ -28,6 +29,7 @@ from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer import rank_agreement
 from espnet3_lite.trainer.hook_table import HOOKS
+from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class RunPlan:
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
         accumulates_by_weight: A window's gradient is the mean by weight over its batches (the module's attribute
             `accumulate_by_weight`).
-        training_step: (batch, batch_idx) to its output: the module's, by way of the strategy, in its precision.
+        module_step: (batch, batch_idx) to its output: the module's training step, by way of the strategy.
+        training_step: The same in the trainer's precision: what the loop calls.
         turns: The names of the coming batch's turns: `LiteModule.training_turns`.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
         configured: Of each optimizer the numbers of each parameter group that this run was configured with.
@@ -67,6 +70,7 @@ class RunPlan:
     transfer: Callable[[Any, int], Any] | None = None
     slots: dict[Any, OptimizerSlot] = field(default_factory=dict)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
+    module_step: Callable[[Any, int], Any] = _no_training_step
     training_step: Callable[[Any, int], Any] = _no_training_step
     turns: Callable[[], Sequence[str]] = tuple
     closure_wanted: bool = False
@@ -118,7 +122,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     rank_agreement.compare_settings(trainer)  # collective: all ranks
     trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)
     if any(getattr(callback, "uses_run_history", False) for callback in trainer.callbacks):
-        trainer.keep_history()
+        run_history_of(trainer)
     _check_steps(trainer, module)
     trainer.metrics.clear()
     if local_rank() == 0:
@@ -176,7 +180,9 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     plan.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
     if trainer.compile:
         keep_out_of_graphs()
-    step, precision = trainer._with_override(trainer.strategy.wrap(trainer, module)), trainer.precision_plugin
+    plan.module_step, precision = trainer.strategy.wrap(trainer, module), trainer.precision_plugin
+    overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
+    step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
     plan.training_step = step if precision.plain else precision.wrap(step)
     plan.turns = module.training_turns
     plan.validation.prepare()

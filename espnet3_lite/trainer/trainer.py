@@ -1,7 +1,7 @@
-"""Settings and public state: ``Trainer(...).fit / validate / test / predict``. What happens in a fit is in `fit.py`.
+"""``Trainer(...).fit / validate / test / predict``, and the frame of these calls. A fit's own loop is in `fit.py`.
 
-`Trainer._run` is the frame of every call: set up, run, tear down. Properties that only tell are in `properties.py`, the
-table of the settings is in `settings.py`, and what a call prepares is the `RunPlan` of `setup.py`.
+`Trainer._run` is that frame: set up, run, tear down. Properties that only tell are in `properties.py`, the table of the
+settings is in `settings.py`, and what a call prepares is the `RunPlan` of `setup.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.profiler import profile as Profile
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.handler import CallbackHandler
+from espnet3_lite.callbacks.screen import told
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
@@ -36,16 +37,16 @@ from espnet3_lite.optim.precision import Precision
 from espnet3_lite.trainer import defaults, outcome, setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint, refuse_unsafe_files
 from espnet3_lite.trainer.hook_calls import HookCalls
-from espnet3_lite.trainer.run_history import RunInformation
+from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.settings import documented, resolve
 from espnet3_lite.trainer.setup import RunPlan
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
-from espnet3_lite.trainer.trial_run import Trial, renew_loaders
+from espnet3_lite.trainer.trial_run import Trial
 
 
 @documented
-class Trainer(RunInformation):
+class Trainer(TrainerProperties):
     """Trains a `LiteModule`.
 
     Args:
@@ -113,30 +114,33 @@ class Trainer(RunInformation):
         settings = resolve(locals(), unknown)
         for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
             setattr(self, name, settings[name])
-        root = settings["default_root_dir"]
-        self.default_root_dir = os.path.expanduser(root) if root is not None else os.getcwd()
+        self.default_root_dir = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
         self.precision_plugin = Precision(settings["precision"])
         self.precision = self.precision_plugin.name
         self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout)
         self.state = TrainerState()
-        self.metrics = Metrics(self)
-        self.fit_loop = FitLoop(self)
-        self.train_data = TrainData(self)
-        self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.stopping = Stopping(self)
-        self.plan = RunPlan(ValidationSchedule(self))
-        self.ckpt_path = self.datamodule = self.status_file = None
+        self.ckpt_path = self.datamodule = None
         self.lightning_module = None  # type: ignore[assignment]  # from the first call on
         self.given_loaders = {}
         self.return_predictions = True
         self.loggers = defaults.make_loggers(settings["logger"], self.default_root_dir)
-        self.callback_handler = CallbackHandler(defaults.make_callbacks(self, settings))
+        self.make_loops()
+        self.callbacks = defaults.make_callbacks(self, settings)
+        defaults.set_backends(settings)
+        self.callback_handler.call_event("on_init_end", self)
+
+    def make_loops(self) -> None:
+        """What counts, logs and calls hooks, with nothing counted yet and nobody who listens."""
+        self.metrics = Metrics(self)
+        self.fit_loop = FitLoop(self)
+        self.train_data = TrainData(self)
+        self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
+        self.plan = RunPlan(ValidationSchedule(self))
+        self.callback_handler = CallbackHandler()
         self.hook_calls = HookCalls(self)
         self.call = self.hook_calls.call
         self.callback_handler.trainer = self
-        self.hook_calls.fill()
-        defaults.set_backends(settings)
-        self.callback_handler.call_event("on_init_end", self)
 
     # ---- what a user calls -----------------------------------------------------------------------------------------
 
@@ -159,18 +163,16 @@ class Trainer(RunInformation):
             datamodule: Provides the loaders instead.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
             weights_only: Lightning's way to let a checkpoint run code is refused: False is an error.
-            override_optimizer: A run that resumes takes the optimizers' configured values (rate, weight decay, ...)
-                instead of the checkpoint's; schedulers go on from the new rate. Default: the checkpoint's, which is
-                told where they differ.
+            override_optimizer: A run that resumes takes the optimizers' configured values (rate, weight decay, ...),
+                and schedulers go on from the new rate. Default: the checkpoint's, which is told where they differ.
 
         Raises:
             MisconfigurationException: the model or its settings contradict each other.
             SystemExit: a signal or Ctrl-C ended the run, after all was saved (128 plus the signal's number).
         """
-        refuse_unsafe_files("fit", weights_only)
         given = {"train": train_dataloaders, "val": val_dataloaders}
-        with outcome.told(self):
-            self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path, override_optimizer=override_optimizer)
+        with told(self):
+            self._run(TrainerFn.FITTING, model, given, datamodule, ckpt_path, weights_only, override=override_optimizer)
 
     def validate(
         self,
@@ -190,12 +192,11 @@ class Trainer(RunInformation):
             verbose: Print the results on rank zero.
             datamodule: Provides the loaders instead.
 
-        Returns:
-            One dict of the logged values a loader.
+        Returns one dict of the logged values a loader.
         """
-        refuse_unsafe_files("validate", weights_only)
-        with outcome.told(self):
-            return self._run(TrainerFn.VALIDATING, model, {"val": dataloaders}, datamodule, ckpt_path, verbose)
+        given = {"val": dataloaders}
+        with told(self):
+            return self._run(TrainerFn.VALIDATING, model, given, datamodule, ckpt_path, weights_only, verbose)
 
     def test(
         self,
@@ -207,9 +208,9 @@ class Trainer(RunInformation):
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Run one test; as `validate`."""
-        refuse_unsafe_files("test", weights_only)
-        with outcome.told(self):
-            return self._run(TrainerFn.TESTING, model, {"test": dataloaders}, datamodule, ckpt_path, verbose)
+        given = {"test": dataloaders}
+        with told(self):
+            return self._run(TrainerFn.TESTING, model, given, datamodule, ckpt_path, weights_only, verbose)
 
     def predict(
         self,
@@ -220,21 +221,16 @@ class Trainer(RunInformation):
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
     ) -> list[Any] | None:
-        """Run `predict_step` over loaders.
+        """Run `predict_step` over loaders; arguments as in `validate`.
 
         Args:
-            model: As in `validate`.
-            dataloaders: One loader, a list of loaders, or a dict whose keys name them.
-            datamodule: Provides the loaders instead.
             return_predictions: False: keep nothing (a callback writes them). Default True.
-            ckpt_path: As in `validate`.
 
         Returns:
             The outputs of each batch; for several loaders a list of such lists.
         """
-        refuse_unsafe_files("predict", weights_only)
         self.return_predictions = return_predictions is not False
-        outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path)
+        outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         return outputs if self.return_predictions else None
 
     def save_checkpoint(
@@ -245,7 +241,7 @@ class Trainer(RunInformation):
         Args:
             filepath: Where to.
             weights_only: Leave out optimizers, schedulers and callbacks.
-            storage_options: Kept for Lightning's sake; must be None.
+            storage_options: Lightning's; must be None.
 
         Raises:
             AttributeError: no module has been attached yet.
@@ -268,7 +264,7 @@ class Trainer(RunInformation):
         """Hand values to the loggers as numbers: the one place where logging reads from the device.
 
         Args:
-            metrics: Values by name.
+            metrics: By name.
             step: Where they stand on the loggers' axis; by default at the present step, or `ago` steps before it.
             ago: An epoch's means stand at its last step.
         """
@@ -292,26 +288,33 @@ class Trainer(RunInformation):
         return Trial(self)
 
     def renew_loaders(self, before_training: bool = False) -> None:
-        """Ask for the loaders anew: a callback changed how they are made.
-
-        Args:
-            before_training: Make the optimizers and schedulers anew too, if they knew how many batches there are.
-        """
-        renew_loaders(self, before_training)
+        """Ask for the loaders anew; `before_training` also make optimizers and schedulers, which may know lengths."""
+        validation = self.evaluation_loops["val"]
+        if self.state.fn != TrainerFn.FITTING:
+            self.evaluation_loop.setup()
+        elif self.train_data.loader is not None:
+            self.train_data.setup()
+            if validation.loaders:
+                validation.setup()
+            if before_training:
+                setup.plan_training(self, self.lightning_module)
+            setup.check_intervals(self)
 
     # ---- the frame of every call -----------------------------------------------------------------------------------
 
     def _run(
-        self, fn: TrainerFn, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any, verbose: bool = False,
-        override_optimizer: bool = False,
+        self, fn: TrainerFn, model: Any, given: dict[str, Any], datamodule: Any, ckpt_path: Any,
+        weights_only: bool | None, verbose: bool = False, override: bool = False,
     ) -> Any:  # fmt: skip
         """Set up, run, tear down; the same for fit, validate, test and predict."""
-        if isinstance(next(iter(given.values())), LiteDataModule):  # as the second positional argument
-            given, datamodule = dict.fromkeys(given), next(iter(given.values()))
+        refuse_unsafe_files(fn, weights_only)
+        first, fitting = next(iter(given.values())), fn == TrainerFn.FITTING
+        if isinstance(first, LiteDataModule):  # as the second positional argument
+            given, datamodule = dict.fromkeys(given), first
         refuse_lightnings_data(datamodule)
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
-        module, fitting = setup.check_module(self.lightning_module if model is None else model), fn == TrainerFn.FITTING
+        module = setup.check_module(self.lightning_module if model is None else model)
         self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
         self.stopping.begin()
         signals, result = self.stopping.signals, None
@@ -321,28 +324,28 @@ class Trainer(RunInformation):
             checkpoint = self._set_up(module, ckpt_path, model_given=model is not None)
             signals.install(at_once=not fitting)
             try:
-                self.call("on_fit_start") if fitting else None
+                if fitting:
+                    self.call("on_fit_start")
                 outcome.log_hyperparameters(self)
                 if fitting:
                     if checkpoint is not None:
-                        run_state.restore_training(self, checkpoint, override_optimizer)
+                        run_state.restore_training(self, checkpoint, override)
                         del checkpoint  # its tensors are in the model and optimizers now
-                    outcome.write_status(self)
                     setup.prepare_data(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
-                    loop = self.evaluation_loop
-                    loop.setup()
-                    result = loop.run()
+                    self.evaluation_loop.setup()
+                    result = self.evaluation_loop.run()
                     if verbose and self.is_global_zero:
-                        outcome.print_results(result or [], loop.word)
+                        outcome.print_results(result or [], self.evaluation_loop.word)
             except StopTrainingError as error:  # before the training began, or in an evaluation of its own
                 self.stopping.leave(error)
                 self.call("on_stop_training_error")
                 result = None if fitting else []
             self.strategy.finish_saving()
-            self.call("on_fit_end") if fitting else None
+            if fitting:
+                self.call("on_fit_end")
             if self.datamodule is not None:
                 self.datamodule.teardown(fn.value)
             self.call("teardown", fn.value)
@@ -361,7 +364,6 @@ class Trainer(RunInformation):
             signals.uninstall()
             self.strategy.teardown()
             self.state.stage = None
-        outcome.write_status(self)
         if self.stopped_by_signal:
             raise SystemExit(0 if under_torchrun() else 128 + (signals.received or 0))
         return result
@@ -396,4 +398,3 @@ class Trainer(RunInformation):
                 rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
         if self.state.stage != RunningStage.TRAINING:
             self.evaluation_loop.abandon()
-        outcome.write_status(self, exception)

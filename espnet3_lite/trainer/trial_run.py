@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from espnet3_lite.callbacks.handler import CallbackHandler
-from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loaders.requests import request_loaders
-from espnet3_lite.loops.evaluation import EvaluationLoop
-from espnet3_lite.loops.fit import FitLoop
-from espnet3_lite.loops.validation_schedule import ValidationSchedule
-from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.trainer import setup
-from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -44,14 +37,9 @@ class Trial:
         trial.lightning_module.trainer = trial
         trial.strategy = copy.copy(trainer.strategy)  # it knows the module that it has set up
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
-        trial.metrics, trial.fit_loop, trial.train_data = Metrics(trial), FitLoop(trial), TrainData(trial)
-        trial.evaluation_loops = {prefix: EvaluationLoop(trial, prefix) for prefix in trainer.evaluation_loops}
         trial.loggers, trial.return_predictions = [], False
         trial.stopping = Stopping(trial, trainer.stopping.signals)
-        trial.callback_handler = CallbackHandler()
-        trial.hook_calls = HookCalls(trial)
-        trial.call = trial.hook_calls.call
-        trial.plan = setup.RunPlan(ValidationSchedule(trial))
+        trial.make_loops()
         trial.plan = setup.begin_plan(trial, trial.lightning_module)
 
     @property
@@ -94,16 +82,3 @@ def _data_sets(owner: Any) -> dict[int, Any]:
     """What a copy of a module or data module shares with it, for `copy.deepcopy`."""
     held = vars(owner).values() if owner is not None else ()
     return {id(value): value for value in held if isinstance(value, (Dataset, DataLoader))}
-
-
-def renew_loaders(trainer: Trainer, before_training: bool) -> None:
-    """See `Trainer.renew_loaders`."""
-    if trainer.state.fn != "fit":
-        trainer.evaluation_loop.setup()
-    elif trainer.train_data.loader is not None:
-        trainer.train_data.setup()
-        if trainer.evaluation_loops["val"].loaders:
-            trainer.evaluation_loops["val"].setup()
-        if before_training:
-            setup.plan_training(trainer, trainer.lightning_module)
-        setup.check_intervals(trainer)

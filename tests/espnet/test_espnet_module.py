@@ -14,12 +14,13 @@ from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError
+from espnet3_lite.espnet.status_file import StatusFile
 from espnet3_lite.loggers import CSVLogger
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 DEFAULT = [
     "ModelCheckpoint", "ModelCheckpoint", "AverageCheckpointsCallback", "LearningRateMonitor", "MetricsLogger",
-    "TQDMProgressBar", "ModelSummary",
+    "TQDMProgressBar", "ModelSummary", "StatusFile",
 ]  # fmt: skip
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
 
@@ -452,7 +453,8 @@ def test_the_status_is_the_fits_alone_and_a_resumed_one_says_where_it_is(tmp_pat
 def test_a_status_that_cannot_be_written_is_warned_about_and_no_more(tmp_path):
     trainer = ESPnetTrainer(module(), tmp_path / "exp", {"max_epochs": 1, "logger": False})
     (tmp_path / "file").touch()
-    trainer.trainer.status_file = tmp_path / "file" / "status.json"
+    status = next(callback for callback in trainer.trainer.callbacks if isinstance(callback, StatusFile))
+    status.path = tmp_path / "file" / "status.json"
     with pytest.warns(UserWarning, match="file/status.json: could not be written: .*"):
         trainer.fit(loader(1.0), loader(1.0))
     assert trainer.trainer.global_step == 1

@@ -19,6 +19,7 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, tr
 
 from espnet3_lite import Callback, StopTrainingError
 from espnet3_lite.callbacks import ModelCheckpoint
+from espnet3_lite.espnet.status_file import StatusFile
 
 
 class NoisyModel(Model):
@@ -104,12 +105,12 @@ class Run:
             self.folder / "checkpoints", filename="step{step}", auto_insert_metric_name=False, every_n_train_steps=2,
             save_last="link", keep_newest=2, enable_version_counter=False,
         )  # fmt: skip
+        status = StatusFile(self.folder / "run_status.json")
         trainer = trainer_of(
-            max_epochs=3, enable_checkpointing=True, callbacks=[*happens, saving],
+            max_epochs=3, enable_checkpointing=True, callbacks=[*happens, saving, status],
             auto_resume=self.settings.get("resume", False), accumulate_grad_batches=1 if names else 3,
             default_root_dir=self.folder, strategy=self.settings.get("strategy", "auto"),
         )  # fmt: skip
-        trainer.status_file = self.folder / "run_status.json"
         if self.settings.get("call") == "test":
             try:
                 trainer.test(module, loader_of(400, 1, False), verbose=False)

@@ -226,7 +226,6 @@ SETTABLE = {
     "loggers",
     "max_epochs",
     "should_stop",
-    "status_file",
 }
 
 

@@ -15,11 +15,13 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.exceptions import nearest
 from espnet3_lite.loaders.transfer import loss_of, map_tensors
-from espnet3_lite.trainer.parts import TrainerParts
-from espnet3_lite.trainer.properties import TrainerProperties
 
 if TYPE_CHECKING:
+    from espnet3_lite.distributed.single import Strategy
+    from espnet3_lite.metrics.collector import Metrics
+    from espnet3_lite.metrics.logged_value import Key, LoggedValue
     from espnet3_lite.module.lite_module import LiteModule
+    from espnet3_lite.trainer.properties import TrainerProperties
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -42,7 +44,7 @@ class RunHistory:
         (0.75, [0.5, 0.75])
     """
 
-    def __init__(self, trainer: TrainerParts | None = None):
+    def __init__(self, trainer: TrainerProperties | None = None):
         self._trainer = trainer
         self._values: dict[str, list[Any]] = {}
         self.current_epoch = 1
@@ -161,7 +163,7 @@ class RunHistoryRecorder(Callback):
 
     on_test_end = on_validation_end
 
-    def _record(self, metrics: Any, entries: dict[Any, Any]) -> None:
+    def _record(self, metrics: Metrics, entries: dict[Key, LoggedValue]) -> None:
         """Every value that was logged for this epoch."""
         for name in dict.fromkeys(entry.epoch_name for entry in entries.values() if entry.on_epoch):
             version = metrics.versions.get(name)
@@ -209,64 +211,43 @@ class RunConfig:
         return settings[name]
 
 
-class RunInformation(TrainerProperties):
-    """Pytorch-accelerated's part of the `Trainer`'s surface."""
+def run_history_of(trainer: TrainerProperties) -> RunHistory:
+    """The history of a trainer's run. Recording begins with the first look."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, RunHistoryRecorder):
+            return callback.history
+    recorder = RunHistoryRecorder(RunHistory(trainer))
+    trainer.callback_handler.add_callback(recorder)
+    return recorder.history
 
-    _run_history: RunHistory | None = None
-    _module_training_step: Any = None
 
-    @property
-    def run_history(self) -> RunHistory:
-        """Each metric's values, one an epoch. Recording begins with the first look."""
-        return self.keep_history()
-
-    def keep_history(self) -> RunHistory:
-        """Record from now on, if that is not done already."""
-        if self._run_history is None:
-            self._run_history = RunHistory(self)
-            self.callback_handler.add_callback(RunHistoryRecorder(self._run_history))
-        return self._run_history
-
-    @property
-    def run_config(self) -> RunConfig:
-        """How the run is set up. In a fit it asks for the loaders."""
-        validation = self.evaluation_loops["val"]
-        if self.train_data.loader is None and self.state.fn == "fit":
-            self.train_data.setup()
-        if not validation.loaders and self.state.fn == "fit" and self.plan.validation.enabled:
+def run_config_of(trainer: TrainerProperties) -> RunConfig:
+    """How a trainer's run is set up. In a fit it asks for the loaders."""
+    validation = trainer.evaluation_loops["val"]
+    if trainer.state.fn == "fit":
+        if trainer.train_data.loader is None:
+            trainer.train_data.setup()
+        if not validation.loaders and trainer.plan.validation.enabled:
             validation.setup()
-        return RunConfig(
-            num_epochs=self.max_epochs,
-            train_per_device_batch_size=_batch_size(self.train_dataloader),
-            eval_per_device_batch_size=_batch_size(validation.loaders[0].given if validation.loaders else None),
-            gradient_accumulation_steps=self.accumulate_grad_batches,
-            gradient_clip_value=self.gradient_clip_val,
-            mixed_precision=self.precision_plugin.name,
-            num_processes=self.world_size,
-            is_distributed=self.world_size > 1,
-            is_local_process_zero=self.local_rank == 0,
-            is_world_process_zero=self.is_global_zero,
-        )
+    return RunConfig(
+        num_epochs=trainer.max_epochs,
+        train_per_device_batch_size=_batch_size(trainer.train_dataloader),
+        eval_per_device_batch_size=_batch_size(validation.loaders[0].given if validation.loaders else None),
+        gradient_accumulation_steps=trainer.accumulate_grad_batches,
+        gradient_clip_value=trainer.gradient_clip_val,
+        mixed_precision=trainer.precision,
+        num_processes=trainer.world_size,
+        is_distributed=trainer.world_size > 1,
+        is_local_process_zero=trainer.local_rank == 0,
+        is_world_process_zero=trainer.is_global_zero,
+    )
 
-    def gather(self, tensor: Any) -> Any:
-        """All ranks' tensors, joined along the first dimension, in the order of ranks. Collective: all ranks call it.
 
-        Args:
-            tensor: ``(batch, ...)`` or ``()``; or nested dicts, lists and tuples of tensors.
+def gather(strategy: Strategy, tensors: Any) -> Any:
+    """See `Trainer.gather`."""
 
-        Returns:
-            ``(all ranks' batches, ...)``, of a ``()`` tensor ``(ranks,)``; with one process `tensor` as it is.
-
-        Raises:
-            RuntimeError: another rank was elsewhere: each sample is evaluated once, so the ranks' evaluations may
-                differ by a batch. What every rank reaches is the evaluation's end.
-        """
-        if self.world_size == 1:
-            return tensor
-        return map_tensors(tensor, self._gather_one)
-
-    def _gather_one(self, tensor: torch.Tensor) -> torch.Tensor:
-        parts = self.strategy.gather_objects(tensor.detach().cpu())  # collective: the ranks' batches may differ in size
+    def join(tensor: torch.Tensor) -> torch.Tensor:
+        parts = strategy.gather_objects(tensor.detach().cpu())  # collective: the ranks' batches may differ in size
         if not all(isinstance(part, torch.Tensor) for part in parts):
             raise RuntimeError(
                 "trainer.gather was called on some ranks only. (Each sample is evaluated once, so one rank may have a "
@@ -275,39 +256,18 @@ class RunInformation(TrainerProperties):
             )
         return torch.cat([part if part.dim() else part.reshape(1) for part in parts]).to(tensor.device)
 
-    @property
-    def _accelerator(self) -> _Accelerator:
-        return _Accelerator(self)
-
-    def calculate_train_batch_loss(self, batch: Any) -> Any:
-        """The training step of a batch: an override point for trainers that move over from pytorch-accelerated.
-
-        Args:
-            batch: On its device.
-
-        Returns:
-            What the module's `training_step` returned; a plain tensor as ``{"loss": tensor}``.
-        """
-        output = self._module_training_step(batch, self.fit_loop.batches_done)
-        return {"loss": output} if isinstance(output, torch.Tensor) else output
-
-    def _with_override(self, training_step: Any) -> Any:
-        """The training step for the loop: by way of `calculate_train_batch_loss` where a subclass overrides it."""
-        if type(self).calculate_train_batch_loss is RunInformation.calculate_train_batch_loss:
-            return training_step
-        self._module_training_step = training_step
-        return lambda batch, batch_idx: self.calculate_train_batch_loss(batch)
+    return tensors if strategy.world_size == 1 else map_tensors(tensors, join)
 
 
-class _Accelerator:
-    """As much of Accelerate's object as callbacks use."""
+class AcceleratorStandIn:
+    """``trainer._accelerator``: as much of Accelerate's object as callbacks use."""
 
-    def __init__(self, trainer: TrainerParts):
-        self._trainer = trainer
+    def __init__(self, strategy: Strategy):
+        self._strategy = strategy
 
     def wait_for_everyone(self) -> None:
         """Collective: all ranks call it."""
-        self._trainer.strategy.barrier()
+        self._strategy.barrier()
 
 
 def _loss_of(outputs: Any) -> torch.Tensor | None:
