@@ -1,4 +1,4 @@
-"""Random states: seeding them all, reading them all, putting them all back."""
+"""What makes a run repeatable: seeding all generators, reading and putting back their states, torch's switches."""
 
 import contextlib
 import os
@@ -49,6 +49,16 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     np.random.seed(seed)
     torch.manual_seed(seed)
     return seed
+
+
+def set_backends(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    """Torch's global switches, as ``Trainer(deterministic=..., benchmark=...)`` says; None leaves them as they are."""
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's own condition for it
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def collect_random_state() -> dict[str, Any]:

@@ -172,3 +172,13 @@ def told(trainer: Trainer) -> Iterator[None]:
         silent = silent or trainer.state.fn != "fit"  # the results of `validate` and `test` are printed in any case
         if trainer.is_global_zero and not silent:
             logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began)))
+
+
+def print_results(results: list[dict[str, float]], word: str) -> None:
+    """The results of `validate` or `test`, a line a value."""
+    for index, result in enumerate(results):
+        title = f"{word} metric" + (f" (loader {index})" if len(results) > 1 else "")
+        width = max((len(name) for name in (*result, title)), default=0)
+        print(f"{title:<{width}}  value")
+        for name, value in sorted(result.items()):
+            print(f"{name:<{width}}  {value:.6g}")

@@ -1,23 +1,18 @@
 """The keys of a training configuration as data: what each may be, what is known, what is refused.
 
-Here: tables. Those of ``trainer`` come from the trainer's own table, and so do the kinds of value (`trainer.settings`).
+Here: tables. Those of ``trainer`` come from the trainer's own table (`trainer.settings`).
 Not here: code that reads them (`schema`), and what keys say about each other (`rules`).
 """
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
-from espnet3_lite.trainer.settings import FLAG, LIST, MAPPING, OBJECT, PATH, SETTINGS, Kind, number, one_of, whole
 from espnet3_lite.trainer.settings import REFUSED as REFUSED_BY_THE_TRAINER
+from espnet3_lite.trainer.settings import SETTINGS
+from espnet3_lite.value_kinds import FLAG, LIST, MAPPING, OBJECT, PATH, Kind, instead, number, one_of, whole
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
 PROBABILITY = Kind("a number from 0 to 1", lambda value: number(0).accepts(value) and value <= 1)
-
-
-def _instead(text: str) -> Callable[[Any], str]:
-    """What to use instead of any value that is refused."""
-    return lambda value: text
 
 
 TIME_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
@@ -62,8 +57,8 @@ FIELDS: dict[str, Kind] = {
     "seed": whole(0),
     "init": one_of("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "normal"),
     "parallel": MAPPING,
-    "parallel.env": one_of("local", "local_gpu", hint=_instead(
-        "; take local with n_workers processes, or torchrun under the cluster's own scheduler")),
+    "parallel.env": one_of("local", "local_gpu", hint=instead(
+        ("", "; take local with n_workers processes, or torchrun under the cluster's own scheduler"))),
     "parallel.n_workers": whole(1),
     "parallel.options": MAPPING,
     "parallel.allow_overwrite_lock": FLAG,
@@ -95,7 +90,7 @@ FIELDS: dict[str, Kind] = {
         "iter_factory.shuffle": FLAG,
         "batch_distribution": one_of("per_gpu", "global"),
         "total_shards": whole(1),
-        "num_shards": one_of(1, hint=_instead("; shards are given by total_shards and dist_world_size")),
+        "num_shards": one_of(1, hint=instead(("", "; shards are given by total_shards and dist_world_size"))),
         "dist_world_size": whole(1),
         "batch_size": whole(1),
         "num_workers": whole(0),

@@ -21,7 +21,8 @@ from espnet3_lite.config.targets import (
 )
 from espnet3_lite.config.yaml_text import KeyPath
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.trainer.settings import LOGGER_NAMES, one_of
+from espnet3_lite.trainer.settings import LOGGER_NAMES
+from espnet3_lite.value_kinds import one_of
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -17,7 +17,7 @@ from espnet3_lite.config.loader_rules import LOADER_RULES
 from espnet3_lite.config.rules import RULES, UNRESOLVED, is_resolved
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.trainer.settings import Kind
+from espnet3_lite.value_kinds import Kind
 
 if TYPE_CHECKING:
     from torch.nn import Module

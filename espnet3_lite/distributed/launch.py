@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 
-from espnet3_lite.distributed.rank import local_rank
+from espnet3_lite.distributed.rank import local_rank, rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -43,11 +43,23 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
+def _warn_of_missing_processes(devices: int | str | list[int]) -> None:
+    """``Trainer(devices=...)`` starts no processes: torchrun does, and who wants several is told so."""
+    wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    if wanted > 1 and not under_torchrun():
+        rank_zero_warn(
+            f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
+            f"--nproc-per-node {wanted} -m espnet3_lite train ...`"
+        )
+
+
 def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | None = None) -> Strategy:
+def make_strategy(
+    given: str | Strategy, accelerator: str, timeout: timedelta | None = None, devices: int | str | list[int] = "auto"
+) -> Strategy:
     """One process, DDP or FSDP2. Joins the process group where there are several processes.
 
     Args:
@@ -55,7 +67,9 @@ def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | 
             `espnet3_lite.strategies`.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         timeout: How long a collective waits for the other ranks, unless the object says otherwise.
+        devices: Processes per machine, as the user expects them: several are warned about where there is one alone.
     """
+    _warn_of_missing_processes(devices)
     device = choose_device(accelerator)
     strategy = Strategy() if isinstance(given, str) else given
     if given == "fsdp":

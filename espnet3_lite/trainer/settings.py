@@ -2,18 +2,34 @@
 
 From it come the constructor's checks and what ``None`` stands for, the documentation of `Trainer`'s arguments, the
 types of the attributes of the same names, and the check of ``trainer:`` in a configuration file. So this file imports
-no torch. What several settings imply together is here too; what is built from them is in `defaults.py`.
+no torch. What several settings imply together is here too; what is built from them is in `trainer.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.value_kinds import (
+    DURATION,
+    FLAG,
+    LIST,
+    MAPPING,
+    NONE,
+    OBJECT,
+    PATH,
+    Kind,
+    instead,
+    is_number,
+    is_whole,
+    number,
+    one_of,
+    parse_duration,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch.profiler import profile as Profile
@@ -25,102 +41,19 @@ if TYPE_CHECKING:
 # ---- what a value may be -------------------------------------------------------------------------------------------
 
 
-def _no_hint(value: Any) -> str:
-    return ""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a value may be: in words, as a test, and what to use instead of a value that is often tried."""
-
-    words: str
-    accepts: Callable[[Any], bool]
-    hint: Callable[[Any], str] = _no_hint
-
-    def __or__(self, other: Kind) -> Kind:
-        return Kind(
-            f"{self.words} or {other.words}",
-            lambda value: self.accepts(value) or other.accepts(value),
-            lambda value: self.hint(value) or other.hint(value),
-        )
-
-    def problem(self, value: Any) -> str:
-        """What is wrong with a value and what would do; empty where nothing is wrong.
-
-        >>> one_of("norm", "value").problem("nrom")
-        "'nrom' is not 'norm' or 'value'; did you mean 'norm'?"
-        """
-        if self.accepts(value):
-            return ""
-        hint = self.hint(value)
-        if isinstance(value, str) and not hint:
-            hint = nearest(value, re.findall(r"'([^']+)'", self.words))
-        return f"{value!r} is not {self.words}{hint}"
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def whole(minimum: int, meaning: str = "") -> Kind:
-    """A whole number that is not smaller; `meaning` says what the smallest one stands for."""
-    words = f"a whole number of at least {minimum}" + (f" ({minimum}: {meaning})" if meaning else "")
-    return Kind(words, lambda value: _is_whole(value) and value >= minimum)
-
-
-def number(minimum: float) -> Kind:
-    """A number, whole or not, that is not smaller."""
-    return Kind(f"a number of at least {minimum}", lambda value: _is_number(value) and value >= minimum)
-
-
-def one_of(*values: Any, hint: Callable[[Any], str] = _no_hint) -> Kind:
-    """One of these values, of the same type: 1 is not true."""
-    words = " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
-    return Kind(words, lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values), hint)
-
-
-def _instead(*pairs: tuple[str, str]) -> Callable[[Any], str]:
-    """A hint for values that hold a certain word; the first that fits is given."""
-    return lambda value: next((hint for word, hint in pairs if word in str(value).lower()), "")
-
-
 def _count_for_float(value: Any) -> str:
     return f"; for batches write {int(value)}" if isinstance(value, float) and value > 1 and value.is_integer() else ""
 
 
 def _validation_left_out(value: Any) -> str:
-    return "; to leave validation out set limit_val_batches to 0" if value == 0 and _is_number(value) else ""
+    return "; to leave validation out set limit_val_batches to 0" if value == 0 and is_number(value) else ""
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NONE = Kind("null (None)", lambda value: value is None)
-PATH = Kind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
-MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
-LIST = Kind("a list", lambda value: isinstance(value, list | tuple))
-OBJECT = Kind(
-    "a mapping with _target_",
-    lambda value: (
-        "_target_" in value
-        if isinstance(value, dict)
-        else value is not None and not isinstance(value, str | int | float | list)
-    ),
-)
-DURATION = Kind(
-    "a duration 'DD:HH:MM:SS' or a mapping such as {hours: 2}",
-    lambda value: (
-        isinstance(value, timedelta | dict)
-        or (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None)
-    ),
-)
 DEVICES = Kind(
     "a number of at least 1, -1 or 'auto' for all, or a list of them",
     lambda value: (
         value in (-1, "-1", "auto")
-        or (_is_whole(value) and value >= 1)
+        or (is_whole(value) and value >= 1)
         or (isinstance(value, str) and value.isdecimal() and int(value) >= 1)
         or (isinstance(value, list | tuple) and len(value) > 0)
     ),
@@ -142,7 +75,7 @@ LOGGERS = FLAG | one_of(*LOGGER_NAMES) | Kind("a logger (in YAML a mapping with 
 CALLBACKS = Kind("a callback (in YAML a mapping with _target_)", OBJECT.accepts) | SEVERAL
 STRATEGY = one_of(
     "auto", "ddp", "fsdp", "ddp_find_unused_parameters_true",
-    hint=_instead(
+    hint=instead(
         ("deepspeed", "; DeepSpeed is not supported: use fsdp with one optimizer, ddp with several"),
         ("ddp_find_unused_parameters_false", "; did you mean 'ddp'? It looks for no unused parameters"),
         ("ddpstrategy", "; take DDPStrategy() of espnet3_lite.strategies"),
@@ -182,13 +115,9 @@ class Settings:
     accelerator: str = _setting(
         "auto", one_of("auto", "cpu", "gpu", "cuda", "mps"), "Where to compute; ``auto`` is a GPU where there is one."
     )
-    devices: int | str | list[int] = _setting(
-        "auto", DEVICES, "Processes per machine; torchrun decides, this is compared with it."
-    )
+    devices: int | str | list[int] = _setting("auto", DEVICES, "Processes per machine; torchrun is what starts them.")
     num_nodes: int = _setting(1, whole(1), "Machines.")
-    strategy: Strategy = _setting(
-        "auto", STRATEGY, "How several processes train together; ``auto`` is DDP under torchrun."
-    )
+    strategy: Strategy = _setting("auto", STRATEGY, "How processes train together; ``auto`` is DDP under torchrun.")
     dist_timeout: timedelta = _setting(
         timedelta(minutes=30), number(1) | DURATION,
         "How long a collective waits for other ranks: seconds, or a duration. Rank 0's long work does not count.",
@@ -199,9 +128,7 @@ class Settings:
     sync_batchnorm: bool = _setting(
         False, FLAG, "On GPUs, batch norm takes its statistics from all ranks' batches (`torch.nn.SyncBatchNorm`)."
     )
-    precision: str = _setting(
-        "32-true", PRECISION, "The number format; 32, 64, bf16 and 16 are short for the first four."
-    )
+    precision: str = _setting("32-true", PRECISION, "The number format; 32, 64, bf16, 16 are short for the first four.")
     logger: Logger | None = _setting(
         True, LOGGERS, "True: a `CSVLogger` in `default_root_dir`, a name: that kind; False: none; a logger; a list."
     )
@@ -223,14 +150,10 @@ class Settings:
     limit_test_batches: int | float = _setting(1.0, LIMIT, "The same for `test`.")
     limit_predict_batches: int | float = _setting(1.0, LIMIT, "The same for `predict`.")
     fast_dev_run: bool | int = _setting(
-        False, FLAG | number(0), "True or N: one batch (N) of everything, no logs, no checkpoints."
+        False, FLAG | number(0), "One batch (or N) of everything; no logs or checkpoints."
     )
-    overfit_batches: int | float = _setting(
-        0.0, LIMIT, "Train and validate on this many (or this fraction) of the same batches."
-    )
-    val_check_interval: int | float = _setting(
-        1.0, INTERVAL, "Validate after this many batches (int) or this fraction of an epoch."
-    )
+    overfit_batches: int | float = _setting(0.0, LIMIT, "Train and validate on the same few batches (or fraction).")
+    val_check_interval: int | float = _setting(1.0, INTERVAL, "How often to validate: batches, or a part of an epoch.")
     check_val_every_n_epoch: int | None = _setting(
         1, whole(1) | NONE, "Validate in each n-th epoch; None: `val_check_interval` counts over epochs."
     )
@@ -249,24 +172,18 @@ class Settings:
         "True: torch's deterministic algorithms; ``\"warn\"``: warn where there are none; None: leave torch as it is.",
     )  # fmt: skip
     benchmark: bool | None = _setting(None, FLAG, "``torch.backends.cudnn.benchmark``; None: leave it as it is.")
-    inference_mode: bool = _setting(
-        True, FLAG, "`validate`, `test` and `predict` run in `torch.inference_mode` (else ``no_grad``)."
-    )
+    inference_mode: bool = _setting(True, FLAG, "Evaluate in `torch.inference_mode` (else ``no_grad``).")
     use_distributed_sampler: bool = _setting(True, FLAG, "Under torchrun, share each loader's samples among the ranks.")
     profiler: str | Profile | None = _setting(
         None, one_of("simple", "pytorch") | OBJECT,
         "Tell where the seconds go, as a table; ``pytorch``: with a trace; or a `torch.profiler.profile`.",
     )  # fmt: skip
-    detect_anomaly: bool = _setting(
-        False, FLAG, "``torch.autograd.set_detect_anomaly``; then a NaN raises instead of being skipped."
-    )
+    detect_anomaly: bool = _setting(False, FLAG, "``torch.autograd.set_detect_anomaly``; a NaN raises then.")
     reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
     default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
     check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, without clipping too.")
     log_grad_norm: bool = _setting(False, FLAG, "Log `grad_norm`, the gradient's total norm before it is clipped.")
-    async_save: bool = _setting(
-        False, FLAG, "Checkpoints are written in the background: training waits for a copy of the state."
-    )
+    async_save: bool = _setting(False, FLAG, "Write checkpoints in the background, from a copy of the state.")
     auto_resume: bool = _setting(
         False, FLAG,
         "`fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.",
@@ -370,28 +287,4 @@ def _imply(settings: dict[str, Any]) -> None:
         settings["min_epochs"] = 1 if settings["min_steps"] is not None else 0
     settings["max_time"] = parse_duration(settings["max_time"])
     wait = settings["dist_timeout"]
-    settings["dist_timeout"] = timedelta(seconds=wait) if _is_number(wait) else parse_duration(wait)
-
-
-def parse_duration(value: Any) -> timedelta | None:
-    """A timedelta from one, from a dict of its arguments, or from ``"DD:HH:MM:SS"``; None stays None.
-
-    >>> parse_duration("00:01:30:00")
-    datetime.timedelta(seconds=5400)
-    """
-    if value is None or isinstance(value, timedelta):
-        return value
-    if isinstance(value, dict):
-        try:
-            return timedelta(**value)
-        except TypeError as error:
-            raise MisconfigurationException(
-                f"{value!r} is not a duration ({error}); give numbers of days, hours, minutes or seconds"
-            ) from error
-    parts = str(value).strip().split(":")
-    if isinstance(value, str) and len(parts) == 4 and all(part.isdigit() for part in parts):
-        days, hours, minutes, seconds = map(int, parts)
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    raise MisconfigurationException(
-        f"{value!r} is not a duration; give 'DD:HH:MM:SS', a timedelta, or a dict such as {{'minutes': 90}}"
-    )
+    settings["dist_timeout"] = timedelta(seconds=wait) if is_number(wait) else parse_duration(wait)

@@ -1,6 +1,6 @@
 """What a call needs before its first hook, as one value: the `RunPlan`. No training happens here.
 
-What is made once, with the trainer, is in `defaults.py`; which checkpoint is taken, in `checkpoint_choice.py`; how its
+Which checkpoint is taken, in `checkpoint_choice.py`; how its
 state comes back, in `checkpoint/run_state.py`.
 """
 
@@ -333,6 +333,19 @@ class _NoOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         return closure() if closure is not None else None
+
+
+def log_hyperparameters(trainer: Trainer) -> None:
+    """Hand the module's and the data module's hyperparameters to the loggers."""
+    values: dict[str, Any] = {}
+    for owner in (trainer.datamodule, trainer.lightning_module):
+        if owner is not None and trainer.state.fn == "fit":
+            owner._warn_of_hparams_left_out()
+        if owner is not None and getattr(owner, "_log_hyperparams", False):
+            values.update(owner.hparams_initial)
+    if values:
+        trainer.tell_loggers("log_hyperparams", values)
+    trainer.tell_loggers("save")
 
 
 def prepare_data(trainer: Trainer) -> None:

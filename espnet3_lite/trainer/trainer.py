@@ -16,8 +16,9 @@ import torch
 from torch.profiler import profile as Profile
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.handler import CallbackHandler
-from espnet3_lite.callbacks.screen import told
+from espnet3_lite.callbacks.screen import print_results, told
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
@@ -25,6 +26,7 @@ from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, tell
+from espnet3_lite.loggers.named import make_loggers
 from espnet3_lite.loops.evaluation import EvaluationLoop
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
@@ -34,7 +36,8 @@ from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.from_lightning import refuse_lightnings_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
-from espnet3_lite.trainer import defaults, outcome, setup
+from espnet3_lite.seed import set_backends
+from espnet3_lite.trainer import setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint, refuse_unsafe_files
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
@@ -117,17 +120,16 @@ class Trainer(TrainerProperties):
         self.default_root_dir = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
         self.precision_plugin = Precision(settings["precision"])
         self.precision = self.precision_plugin.name
-        self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout)
+        self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout, self.devices)
         self.state = TrainerState()
         self.stopping = Stopping(self)
         self.ckpt_path = self.datamodule = None
         self.lightning_module = None  # type: ignore[assignment]  # from the first call on
-        self.given_loaders = {}
-        self.return_predictions = True
-        self.loggers = defaults.make_loggers(settings["logger"], self.default_root_dir)
+        self.given_loaders, self.return_predictions = {}, True
+        self.loggers = make_loggers(settings["logger"], self.default_root_dir)
         self.make_loops()
-        self.callbacks = defaults.make_callbacks(self, settings)
-        defaults.set_backends(settings)
+        self.callbacks = make_callbacks(settings, self.default_root_dir)
+        set_backends(settings["deterministic"], settings["benchmark"])
         self.callback_handler.call_event("on_init_end", self)
 
     def make_loops(self) -> None:
@@ -263,10 +265,8 @@ class Trainer(TrainerProperties):
     def log_metrics(self, metrics: dict[str, Any], step: float | None = None, ago: int = 0) -> None:
         """Hand values to the loggers as numbers: the one place where logging reads from the device.
 
-        Args:
-            metrics: By name.
-            step: Where they stand on the loggers' axis; by default at the present step, or `ago` steps before it.
-            ago: An epoch's means stand at its last step.
+        They stand at `step` on the loggers' axis; by default at the present one, or `ago` steps before it: an epoch's
+        means stand at its last step.
         """
         if not metrics or not self.loggers:
             return
@@ -326,7 +326,7 @@ class Trainer(TrainerProperties):
             try:
                 if fitting:
                     self.call("on_fit_start")
-                outcome.log_hyperparameters(self)
+                setup.log_hyperparameters(self)
                 if fitting:
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint, override)
@@ -338,7 +338,7 @@ class Trainer(TrainerProperties):
                     self.evaluation_loop.setup()
                     result = self.evaluation_loop.run()
                     if verbose and self.is_global_zero:
-                        outcome.print_results(result or [], self.evaluation_loop.word)
+                        print_results(result or [], self.evaluation_loop.word)
             except StopTrainingError as error:  # before the training began, or in an evaluation of its own
                 self.stopping.leave(error)
                 self.call("on_stop_training_error")

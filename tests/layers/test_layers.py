@@ -50,6 +50,7 @@ GROUND = (
     "trainer.hook_table",
     "trainer.settings",
     "trainer.states",
+    "value_kinds",
     "version",
 )
 MEETING_POINT = ("__main__", "cli", "espnet")
