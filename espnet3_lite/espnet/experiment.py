@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from espnet3_lite.callbacks.base import HOOKS, Callback
+from espnet3_lite.callbacks.learning_rate_finder import Found, LearningRateFinder
 from espnet3_lite.callbacks.screen import end_report, report_left_to_the_caller
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.config import Config
@@ -31,10 +32,11 @@ from espnet3_lite.espnet.parameters import load_parameters
 from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, StopTrainingError
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.report.images import RunImages
 from espnet3_lite.seed import seed_everything
+from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +182,34 @@ def evaluate(config: Config, checkpoint: str | None, test: bool = False) -> list
         for result in trainer.trainer.test(trainer.model, loader, verbose=False):  # none of an empty set
             results.append({f"{name}/{key.removeprefix('valid/')}": value for key, value in result.items()})
     return results
+
+
+@espnet_stand_ins()
+def find_lr(config: Config, first: float = 1e-8, last: float = 1.0, steps: int = 100) -> Found:
+    """Try growing learning rates on a copy of the model; nothing is written.
+
+    Args:
+        config: A loaded configuration.
+        first: The first rate.
+        last: The last one.
+        steps: How many there are.
+    """
+    trainer, finder = build(config), _FindOnly(first, last, steps, update_attr=False)
+    run = trainer.trainer
+    run.loggers, run.callbacks = [], [finder]  # a run in this folder stays as it is
+    run.fit(trainer.model)
+    if finder.optimal_lr is None:
+        raise MisconfigurationException("trainer.fast_dev_run: no learning rate is looked for with it; leave it out")
+    return finder.optimal_lr
+
+
+class _FindOnly(LearningRateFinder):
+    """Ends the call once it has searched."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Search, and train nothing."""
+        super().on_fit_start(trainer, pl_module)
+        raise StopTrainingError("the search for a learning rate is over")
 
 
 def load_weights(module: LiteModule, path: Path) -> None:

@@ -91,6 +91,23 @@ def draw(title: str, picture: Picture) -> Any:
     return figure
 
 
+def draw_search(rates: Sequence[float], losses: Sequence[float], suggestion: float | None, output: Path) -> Path:
+    """The picture of a search for a learning rate: the smoothed loss over the rate, and the suggestion.
+
+    Returns:
+        The file, a PNG.
+    """
+    figure = draw("learning rate finder", Picture("learning rate", {"loss": list(zip(rates, losses, strict=True))}))
+    (axes,) = figure.axes
+    axes.set_xscale("log")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggested: {suggestion:.3g}")
+        axes.legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, format="png", dpi=100)
+    return output
+
+
 def file_name(title: str) -> str:
     """A title as a file's name.
 
