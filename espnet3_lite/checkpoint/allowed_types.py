@@ -179,7 +179,7 @@ class _NumpyType:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+        self.order = state[1] if state[1] in ("<", ">") else "="
 
     def numbers(self, data: bytes) -> numpy.ndarray:
         return numpy.frombuffer(data, dtype=self.order + self.code)

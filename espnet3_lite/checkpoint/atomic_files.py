@@ -28,16 +28,33 @@ def writes_under_way() -> bool:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A hidden name in the same folder, so that a rename is one step; what is left there is removed."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden name in the same folder, to write to: at the end, what is there takes the place of `path`, at once.
+
+    A reader, or a crash at any moment, finds the old file or the new one, whole. Where an exception ends it, the old
+    one stays, and nothing is left behind.
+    """
+    remove_leftovers(path)
     temporary = _hidden(path, "new")
     remove_checkpoint(temporary)
     _under_way.add(threading.get_ident())
     try:
         yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)  # or a power cut takes the rename back
     finally:
         _under_way.discard(threading.get_ident())
         remove_checkpoint(temporary)
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to a file, or renamed in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -65,22 +82,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
-    remove_leftovers(path)
-    with beside(path) as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def link_or_copy(source: str | Path, destination: str | Path) -> None:
@@ -95,38 +98,24 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     source, destination = Path(os.path.realpath(source)), Path(destination)
     if not source.exists():
         raise CheckpointError(f"{source}: does not exist; {destination} cannot be made to name it")
-    if _is_same_file(source, destination):
-        return
+    if destination.exists() and not destination.is_symlink() and source.samefile(destination):
+        return  # two hard links, where a rename would do nothing
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with beside(destination) as temporary:
+        with replacing(destination) as temporary:
             if source.is_dir():
                 folder = os.path.realpath(destination.parent)
                 os.symlink(os.path.relpath(source, folder), temporary, target_is_directory=True)
             else:
-                _hard_link_or_copy(source, temporary)
+                try:
+                    os.link(source, temporary)
+                # No hard links here, another device, too many links: a copy does, or says why not.
+                except OSError:
+                    shutil.copyfile(source, temporary)
             if destination.is_dir() and not destination.is_symlink():
                 remove_checkpoint(destination)  # a rename cannot replace a folder
-            os.replace(temporary, destination)
-        flush_folder(destination.parent)
     except OSError as error:
         raise CheckpointError(f"{destination}: could not be made to name {source}: {error}") from error
-
-
-def _is_same_file(source: Path, destination: Path) -> bool:
-    """True for two hard links, where a rename would do nothing. A symbolic link is not the file."""
-    return destination.exists() and not destination.is_symlink() and source.samefile(destination)
-
-
-def _hard_link_or_copy(source: Path, temporary: Path) -> None:
-    try:
-        os.link(source, temporary)
-    # No hard links here, another device, too many links: whatever the reason, a copy does, or says why not.
-    except OSError:
-        with open(source, "rb") as reader, open(temporary, "wb") as writer:
-            shutil.copyfileobj(reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
 
 
 def remove_checkpoint(path: str | Path) -> None:

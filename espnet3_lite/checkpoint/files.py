@@ -9,15 +9,15 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import torch
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
-from espnet3_lite.checkpoint.atomic_files import beside, flush_folder, link_or_copy, remove_checkpoint, remove_leftovers
-from espnet3_lite.checkpoint.pickle_keys import endless_keys
-from espnet3_lite.checkpoint.zip_integrity import archive_damage
+from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
+from espnet3_lite.checkpoint.zip_integrity import DamagedArchiveError, check_checksums, check_contents
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
 
 __all__ = [
@@ -68,63 +68,59 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     path = Path(os.path.expanduser(path))
     checkpoint = cast(dict[str, Any], plain(checkpoint))  # a dict comes back as one
-    twin = _twin_of(checkpoint, path)
-    if twin is not None:
-        link_or_copy(twin, path)
-        return
+    moment = checkpoint.get("epoch"), checkpoint.get("global_step")
+    twin, *its_moment = _written.get(path.parent, (path, None, None))
     try:
+        if twin != path and None not in moment and moment == tuple(its_moment) and _holds(twin, checkpoint):
+            link_or_copy(twin, path)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        with beside(path) as temporary:
-            # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        flush_folder(path.parent)
+        # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:
         # torch's writer hides a full disk behind an error of its own, whose context is the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
-    _written[path.parent] = (path, *_moment(checkpoint))
+    _written[path.parent] = (path, *moment)
 
 
 #: What this process wrote last in each folder: the file, and the epoch and step of its state.
 _written: dict[Path, tuple[Path, object, object]] = {}
 
 
-def _moment(checkpoint: dict[str, Any]) -> tuple[object, object]:
-    return checkpoint.get("epoch"), checkpoint.get("global_step")
+class _OtherContentError(Exception):
+    """Something else is in the file."""
 
 
-def _twin_of(checkpoint: dict[str, Any], path: Path) -> Path | None:
-    """The file that holds just this already: several callbacks save one state, each under a name of its own."""
-    twin, *moment = _written.get(path.parent, (path, None, None))
-    if twin == path or None in moment or tuple(moment) != _moment(checkpoint):
-        return None
-    try:
-        saved = read_file(twin, mmap=True)
-    except CheckpointError:  # it was removed or replaced meanwhile
-        return None
-    # The small values first: where they differ, no tensor has to be looked at.
-    return twin if _same(checkpoint, saved, tensors=False) and _same(checkpoint, saved, tensors=True) else None
+class _Comparison:
+    """Takes what torch would write, and compares it with what is in a file. The small values come first."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        """Of the next bytes."""
+        if self._file.read(len(data)) != data:
+            raise _OtherContentError
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
-def _same(one: Any, other: Any, tensors: bool) -> bool:
-    if isinstance(one, torch.Tensor):
-        if not isinstance(other, torch.Tensor) or (one.shape, one.dtype, one.layout) != (
-            other.shape, other.dtype, other.layout,
-        ):  # fmt: skip
+def _holds(path: Path, checkpoint: dict[str, Any]) -> bool:
+    """Whether a file is just what would be written: several callbacks save one state, each under a name of its own."""
+    if not path.is_file():
+        return False  # it was removed meanwhile
+    with open(path, "rb") as file:
+        try:
+            torch.save(checkpoint, cast(BinaryIO, _Comparison(file)))
+        except RuntimeError as error:  # torch's own, whose context is the reason
+            if not isinstance(error.__context__, _OtherContentError):
+                raise
             return False
-        return not tensors or one.layout == torch.strided and torch.equal(one.detach().cpu(), other)
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key], tensors) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(_same(*pair, tensors) for pair in zip(one, other, strict=True))
-    return one == other
+        return not file.read(1)
 
 
 # --- Reading ------------------------------------------------------------------------------------------------
@@ -153,14 +149,25 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
         return load_sharded(path)
     if not path.exists():
         raise CheckpointNotFoundError(f"{path}: does not exist")
-    damage = _file_damage(path)
-    if damage:
-        raise CheckpointError(damage)
-    return read_file(path, map_location, mmap)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is neither a file nor a folder")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path}: is empty; its writer was stopped before it began")
+    try:
+        with open(path, "rb") as file:
+            check_contents(file)
+            with ThreadPoolExecutor(1) as executor:  # the checksums, while torch reads
+                checked = executor.submit(check_checksums, file)
+                try:
+                    checkpoint = _unpickle(path, map_location, mmap)
+                finally:
+                    checked.result()  # first: it tells why torch could not read
+    except (DamagedArchiveError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
 
 
-def read_file(path: Path, map_location: MapLocation = "cpu", mmap: bool | None = None) -> dict[str, Any]:
-    """As `load_checkpoint`, of a file whose checksums were checked already."""
+def _unpickle(path: Path, map_location: MapLocation, mmap: bool | None) -> dict[str, Any]:
     try:
         with harmless_globals():
             checkpoint = settle(torch.load(path, map_location=map_location, mmap=mmap, weights_only=True))
@@ -195,36 +202,17 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     )
 
 
-def _file_damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint file as an archive, or None. Reads all of it, in small pieces."""
-    if not path.exists():
-        return f"{path}: does not exist"
-    if not path.is_file():
-        return f"{path}: is neither a file nor a folder"
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                return f"{path}: is empty; its writer was stopped before it began"
-            file.seek(0)
-            reason = archive_damage(file) or endless_keys(file)
-    except OSError as error:
-        reason = f"damaged: {type(error).__name__}: {error}"
-    return f"{path}: {reason}" if reason else None
-
-
 def _damage(path: str | Path) -> str | None:
-    path = Path(path)
-    if path.is_dir():
-        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+    """Say what is wrong with a checkpoint, or None. No checksum covers all that torch reads: only trying it tells."""
+    try:
+        if os.path.isdir(path):
+            from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
 
-        return sharded_reader.damage(path)
-    damage = _file_damage(path)
-    if damage is None:
-        try:
-            read_file(path, mmap=True)  # no checksum covers all that torch reads: only trying it tells
-        except CheckpointError as error:
-            damage = str(error)
-    return damage
+            return sharded_reader.damage(path)
+        load_checkpoint(path, mmap=True)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def is_intact(path: str | Path) -> bool:

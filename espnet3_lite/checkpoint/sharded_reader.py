@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, settle
+from espnet3_lite.checkpoint.hash_bombs import hash_bomb
 from espnet3_lite.checkpoint.zip_integrity import archive_damage
 from espnet3_lite.exceptions import CheckpointError
 
@@ -75,8 +76,10 @@ def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> 
     """
     path = Path(folder) / name
     try:
-        with open(path, "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
+        content = path.read_bytes()
+        if bomb := hash_bomb(content, walked=True):
+            raise ValueError(bomb)
+        metadata = _MetadataUnpickler(io.BytesIO(content)).load()
         _check_metadata(metadata)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish") from error

@@ -7,43 +7,86 @@ whether torch finds its way by it is tried out in `files.py`.
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
+
+from espnet3_lite.checkpoint.hash_bombs import hash_bomb
 
 #: The bit of a ZIP entry's external attributes that makes it a folder.
 _FOLDER_FLAG = 0x10
+
+
+class DamagedArchiveError(Exception):
+    """What is wrong with an archive."""
 
 
 def archive_damage(file: BinaryIO) -> str | None:
     """Say what is wrong with an archive, or None. Reads all of it, in small pieces.
 
     Args:
-        file: Open for reading, at its beginning.
+        file: Open for reading.
 
     >>> import io
     >>> archive_damage(io.BytesIO(b"PK\\x03\\x04 and no more"))
     "truncated: the archive's table of contents at its end is missing"
     """
     try:
-        if file.read(4) != b"PK\x03\x04":
-            return "not a checkpoint: it does not begin as an archive of torch.save does"
+        check_contents(file)
+        check_checksums(file)
+    except DamagedArchiveError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    try:
         if not zipfile.is_zipfile(file):
-            return "truncated: the archive's table of contents at its end is missing"
+            raise DamagedArchiveError("truncated: the archive's table of contents at its end is missing")
         with zipfile.ZipFile(file) as archive:
-            # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                return "damaged, or not written by torch.save, which does not compress: an entry is compressed"
-            if sum(entry.file_size for entry in archive.infolist()) > file.seek(0, 2):
-                return "damaged: its table of contents lists more bytes than the file has"
-            bad = archive.testzip()
-            if bad:
-                return f"damaged: the checksum (CRC) of {bad!r} is wrong"
-            # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
-            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER_FLAG]
-            if folders:
-                return f"damaged: {folders[0]!r} is marked as a folder"
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                return "not a checkpoint: an archive without data.pkl"
+            yield archive
     # Which of these a damaged table of contents raises depends on the byte that was hit.
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
-        return f"damaged: {type(error).__name__}: {error}"
-    return None
+        raise DamagedArchiveError(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def check_contents(file: BinaryIO) -> None:
+    """Check all but the tensors' bytes, so that torch can be let loose on it.
+
+    Raises:
+        DamagedArchiveError: it is no archive of `torch.save`, truncated, or forged.
+    """
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise DamagedArchiveError("not a checkpoint: it does not begin as an archive of torch.save does")
+    with _opened(file) as archive:
+        entries = archive.infolist()
+        # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise DamagedArchiveError(
+                "damaged, or not written by torch.save, which does not compress: an entry is compressed"
+            )
+        if sum(entry.file_size for entry in entries) > file.seek(0, 2):
+            raise DamagedArchiveError("damaged: its table of contents lists more bytes than the file has")
+        # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
+        if folders := [entry.filename for entry in entries if entry.external_attr & _FOLDER_FLAG]:
+            raise DamagedArchiveError(f"damaged: {folders[0]!r} is marked as a folder")
+        # torch does not tell upper from lower case.
+        pickles = [entry for entry in entries if entry.filename.lower().endswith("/data.pkl")]
+        if not pickles:
+            raise DamagedArchiveError("not a checkpoint: an archive without data.pkl")
+        for entry in pickles:
+            if bomb := hash_bomb(archive.read(entry)):
+                raise DamagedArchiveError(bomb)
+
+
+def check_checksums(file: BinaryIO) -> None:
+    """Read all of an archive whose contents were checked, in small pieces, without Python's lock for the most part.
+
+    Raises:
+        DamagedArchiveError: a checksum is wrong.
+    """
+    with _opened(file) as archive:
+        if bad := archive.testzip():
+            raise DamagedArchiveError(f"damaged: the checksum (CRC) of {bad!r} is wrong")

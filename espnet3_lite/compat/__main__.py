@@ -9,7 +9,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-from espnet3_lite.checkpoint.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.compat.rewriting import rewrite
 
 
@@ -40,10 +40,9 @@ def _rewrite_file(path: Path, dry_run: bool) -> bool:
         return False
     path = path.resolve()  # a link stays one
     if rewritten.changes and not dry_run:
-        with beside(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(rewritten.text.encode(encoding))
             temporary.chmod(path.stat().st_mode)
-            temporary.replace(path)
     if rewritten.changes or rewritten.problems:
         print(f"{path}: {rewritten.changes} import{'s' * (rewritten.changes != 1)} changed")
     for line, problem in rewritten.problems:

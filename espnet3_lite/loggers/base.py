@@ -16,7 +16,7 @@ import numpy
 import torch
 import yaml
 
-from espnet3_lite.checkpoint.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn, times_restarted
 
 if TYPE_CHECKING:
@@ -301,11 +301,10 @@ def as_dict(params: Mapping[str, Any] | argparse.Namespace | None) -> dict[str, 
 
 def write_hyperparams(folder: str, params: Mapping[str, Any]) -> None:
     """Write ``hparams.yaml``, which `yaml.safe_load` reads, in the order given; what YAML does not know as text."""
-    with beside(Path(folder) / HPARAMS_FILE) as temporary:
+    with replacing(Path(folder) / HPARAMS_FILE) as temporary:
         temporary.write_text(
             yaml.safe_dump(plain_values(params), allow_unicode=True, sort_keys=False), encoding="utf-8"
         )
-        os.replace(temporary, Path(folder) / HPARAMS_FILE)
 
 
 def plain_values(value: object) -> Any:

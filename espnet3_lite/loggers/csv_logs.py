@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from espnet3_lite.checkpoint.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers.base import FolderLogger, SilentExperiment, as_dict, write_hyperparams
@@ -242,12 +242,11 @@ class ExperimentWriter:
         return rows
 
     def _write(self, columns: list[str], rows: list[dict[str, object]]) -> None:
-        with beside(Path(self.metrics_file_path)) as temporary:
+        with replacing(Path(self.metrics_file_path)) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, columns)
                 table.writeheader()
                 table.writerows(rows)
-            os.replace(temporary, self.metrics_file_path)
         self.metrics_keys = columns
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet3_lite.checkpoint.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.report.history import Picture, Run, read_run
 
@@ -57,9 +57,8 @@ def write_pictures(pictures: dict[str, Picture], output: Path) -> list[Path]:
     written = []
     for title, picture in pictures.items():
         path = output / f"{file_name(title)}.png"
-        with beside(path) as temporary:
+        with replacing(path) as temporary:
             draw(title, picture).savefig(temporary, format="png", dpi=100)
-            temporary.replace(path)
         written.append(path)
     return written
 

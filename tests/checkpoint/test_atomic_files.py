@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from espnet3_lite.checkpoint.atomic_files import beside, link_or_copy, remove_checkpoint, remove_leftovers, write_text
+from espnet3_lite.checkpoint.atomic_files import (
+    link_or_copy,
+    remove_checkpoint,
+    remove_leftovers,
+    replacing,
+    write_text,
+)
 from espnet3_lite.exceptions import CheckpointError
 
 
@@ -121,7 +127,7 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
 
 def test_a_temporary_name_is_gone_whatever_happens(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with beside(tmp_path / "last.ckpt") as temporary:
+        with replacing(tmp_path / "last.ckpt") as temporary:
             Path(temporary).write_text("half")
             assert temporary.parent == tmp_path and temporary.name.startswith(".last.ckpt.")
             raise KeyboardInterrupt

@@ -64,14 +64,22 @@ ENDLESS = b"K\x01\x85q\x01" + b"h\x01h\x01\x86q\x01" * 60
         b"(U\x07storage" + ENDLESS + b"tQ",
         # No single key is endless, but a list of 5,000 names for one of 2,000 values is.
         b"(" + b"K\x01" * 2000 + b"tq\x01](" + b"h\x01" * 5000 + b"eq\x02\x86c__builtin__\nfrozenset\nh\x02\x85R\x86",
+        # Each level takes the processor's stack, which ends the process.
+        b"}K\x01" + b"\x85" * 200_000 + b"K\x01s",
     ],
-    ids=["a key", "keys", "in a set", "in a list", "in a list that grew later", "a storage", "many times"],
+    ids=["a key", "keys", "in a set", "in a list", "in a list that grew later", "a storage", "many times", "deep"],
 )
 def test_tuples_that_would_be_hashed_for_ever(tmp_path, instructions):
     path = pickled_into(tmp_path / "bomb.ckpt", b"\x80\x02}U\x01a" + instructions + b"s.")
     with pytest.raises(CheckpointError, match=r"bomb\.ckpt: forged: its values are so nested that to read them"):
         load_checkpoint(path)
     assert not is_intact(path)
+
+
+def test_a_forged_order_of_bytes_is_not_hashed(tmp_path):
+    instructions = b"cnumpy\ndtype\nU\x02f4\x85R(K\x03" + ENDLESS + b"tb"
+    path = pickled_into(tmp_path / "bomb.ckpt", b"\x80\x02}U\x01a" + instructions + b"s.")
+    assert load_checkpoint(path)["a"].order == "="
 
 
 def test_keys_that_people_have_are_read(tmp_path):
@@ -240,6 +248,39 @@ def set_place(*place):
 def test_forged_metadata_is_refused_by_a_message(folder, change, message):
     forged(folder, change)
     with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"}" + ENDLESS + b"K\x01s.",  # a key
+        ENDLESS + b".",  # a value, which is told in an error, or compared
+        b"\x8f(" + ENDLESS + b"\x90.",  # in a set
+        b"(" + ENDLESS + b"\x91.",  # in a frozen one
+        b"(" + ENDLESS + b"K\x01d.",  # in a dict of older protocols
+        b"}K\x01" + b"\x85" * 200_000 + b"K\x01s.",  # deep
+        b"}K\x01\x85\x94" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",  # a key, by later protocols' instructions
+        pickle.dumps({"a": nested_tuples(30)}, 5),
+    ],
+)
+def test_metadata_that_would_be_hashed_or_walked_for_ever(folder, bomb):
+    (folder / METADATA_FILE).write_bytes(b"\x80\x02" + bomb if bomb[:1] != b"\x80" else bomb)
+    with pytest.raises(CheckpointError, match=r"damaged metadata: ValueError: forged: its values are so nested"):
+        load_checkpoint(folder)
+    assert not is_intact(folder)
+
+
+def test_an_item_that_would_be_hashed_for_ever(folder):
+    """The archive of the values that are no tensors, put in the place of the one that torch wrote."""
+    pickled_into(folder / "bomb", b"\x80\x02}" + ENDLESS + b"K\x01s.")
+    content, metadata = (folder / "bomb").read_bytes(), read_metadata(folder)
+    (info,) = [info for index, info in metadata.storage_data.items() if index.fqn == "plain"]
+    data = (folder / info.relative_path).read_bytes()
+    (folder / info.relative_path).write_bytes(data + content)
+    info.offset, info.length = len(data), len(content)
+    (folder / METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp, at byte \d+: forged: its values are so nested"):
         load_checkpoint(folder)
 
 

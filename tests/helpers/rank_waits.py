@@ -18,7 +18,7 @@ from rank_lab import Note, loader_of, trainer_of, write_results
 from espnet3_lite import Callback
 from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint
 from espnet3_lite.checkpoint import files
-from espnet3_lite.checkpoint.atomic_files import beside
+from espnet3_lite.checkpoint.atomic_files import replacing
 
 RANK = rank_and_size()[0]
 TIMEOUT, WORK = 3, 4.5  # seconds
@@ -82,10 +82,9 @@ class Stuck(Callback):
             dist.all_reduce(torch.ones(1), group=self.group)
 
     def write(self):
-        with beside(self.folder / "written") as temporary:
+        with replacing(self.folder / "written") as temporary:
             time.sleep(5)
             temporary.write_text("whole")
-            os.replace(temporary, self.folder / "written")
 
 
 def stuck(folder):

@@ -8,7 +8,6 @@ one batch is in `batch_stats.py`. Nothing here knows the trainer.
 import copy
 import math
 import multiprocessing
-import os
 import pickle
 import sys
 import time
@@ -24,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.tqdm_bars import LINE_EVERY, LogLines, bar_for
-from espnet3_lite.checkpoint.atomic_files import beside, flush_folder
+from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.distributed.rank import global_rank, is_distributed, is_global_zero, world_size
 from espnet3_lite.espnet.data.batch_stats import BatchStats, Collector, collect_batch, start_worker
 from espnet3_lite.espnet.data.collate import CommonCollateFn
@@ -219,7 +218,6 @@ def _write(folder: Path, total: BatchStats) -> None:
         _write_file(folder / f"{key}_stats.npz", partial(np.savez, **arrays))
     for name, keys in (("batch_keys", total.batch_keys), ("stats_keys", total.sums)):
         _write_file(folder / name, partial(_write_lines, keys))
-    flush_folder(folder)
 
 
 def _write_lines(lines: Iterable[str], file: BinaryIO) -> None:
@@ -228,9 +226,5 @@ def _write_lines(lines: Iterable[str], file: BinaryIO) -> None:
 
 def _write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write beside the final name, then rename: a run that is killed leaves no half a file."""
-    with beside(path) as temporary:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        write(file)
