@@ -225,8 +225,7 @@ def run_config_of(trainer: TrainerProperties) -> RunConfig:
     """How a trainer's run is set up. In a fit it asks for the loaders."""
     validation = trainer.evaluation_loops["val"]
     if trainer.state.fn == "fit":
-        if trainer.train_data.loader is None:
-            trainer.train_data.setup()
+        trainer.train_data.setup_if_due()
         if not validation.loaders and trainer.plan.validation.enabled:
             validation.setup()
     return RunConfig(

@@ -11,18 +11,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
-from espnet3_lite.loaders.requests import (
-    RankLoader,
-    check_loader,
-    length_of,
-    limited,
-    prepare_loader,
-    request_loaders,
-    several_loaders,
-)
+from espnet3_lite.loaders.rank_share import RankLoader, SharedLoader, length_of, rebuild
+from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.loaders.uneven_ranks import OwnLoader, StreamLoader, cannot_be_iterated_twice
+from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -44,10 +36,9 @@ class TrainData:
         #: The index of the batch that `start_epoch` begins with: not 0 in a run that resumes within an epoch.
         self.first_batch = 0
         self._loaded_in_epoch = 0
-        self._gave_batches = self._warned_of_length = False
-        #: What iterates over the epoch in work; where its first batch stands, in samples (or batches) over all ranks.
+        self._warned_of_length = False
+        #: What iterates over the epoch in work.
         self._in_use: RankLoader | None = None
-        self._first_item = 0
         #: The random state from which this epoch's order was drawn, and the states of the loader's own generators.
         self._random_state: dict[str, Any] | None = None
         self._generator_states: dict[str, torch.Tensor] = {}
@@ -59,8 +50,8 @@ class TrainData:
         """The user's loader; None before it was asked for."""
         return None if self.loader is None else self.loader.given
 
-    def setup(self) -> RankLoader:
-        """Ask for the loader, and count its batches; gives it as this rank uses it."""
+    def setup(self) -> None:
+        """Ask for the loader, and count its batches."""
         trainer = self.trainer
         loader = request_loaders(trainer, "train")
         if several_loaders(loader) is not None:
@@ -72,16 +63,15 @@ class TrainData:
         if trainer.overfit_batches:
             loader = without_shuffling(loader)
         self.loader = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
-        self.num_batches = limited(length_of(self.loader), trainer.limit_train_batches, "limit_train_batches")
+        self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
             rank_zero_warn(f"the training loader gives no batches, so that nothing is trained: {_size_of(loader)}")
-        self._loaded_in_epoch, self._gave_batches = trainer.current_epoch, False
-        return self.loader
+        self._loaded_in_epoch = trainer.current_epoch
 
-    def reload_if_due(self) -> None:
-        """``reload_dataloaders_every_n_epochs``."""
-        every, epoch = self.trainer.reload_dataloaders_every_n_epochs, self.trainer.current_epoch
-        if every and epoch - self._loaded_in_epoch >= every:
+    def setup_if_due(self) -> None:
+        """The first time, and by ``reload_dataloaders_every_n_epochs``."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        if self.loader is None or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
             self.setup()
 
     # ---- an epoch --------------------------------------------------------------------------------------------------
@@ -98,60 +88,57 @@ class TrainData:
                 resumes, the checkpoint's own position counts, which another number of ranks may have reached.
             over: The epoch's last batch is among them: nothing is read.
         """
+        assert self.loader is not None  # `setup_if_due`
         state, self.resume_state = self.resume_state, None
         if state is not None:
             self._restore(state)
         self._random_state = collect_random_state()
         self._generator_states = {name: generator.get_state() for name, generator in self._generators().items()}
-        self.first_batch, self._first_item = skip, 0
-        self._in_use = loader = self._resumed_loader(state, self.setup() if self.loader is None else self.loader)
+        self.first_batch = skip
+        self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
-        if (stream := _stream_of(loader)) is not None:
-            stream.limit = self.num_batches - skip
-            stream.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
+        loader.source.limit = self.num_batches - skip
+        loader.source.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
         if skip and isinstance(loader, SharedLoader):
             position = None if state is None else state["position"]
-            self._first_item = skip * loader.step_size if position is None else position
-            loader.start_at(self._first_item)
-            self.first_batch = self._index_at(loader, self._first_item)
+            loader.start_at(skip * loader.step_size if position is None else position)
+            self.first_batch = self._index_of(loader)
         elif skip and not over and (state is None or not self._knows_its_position(state)):
             loader.start_at(skip)
         return iter(()) if over else self._until_the_last(loader, iter(loader))
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
-        own_length = length_of(loader.given)
+        length = length_of(self.given)
         for batch in batches:
             index += 1
-            self._gave_batches = True
-            if loader.ended and not loader.replaying and index < min(own_length, count) and own_length != math.inf:
-                self._warn_of_length(index, own_length)
+            loader.gave_batches = True
+            if loader.ended and not loader.replaying and index < min(length, count) and length != math.inf:
+                self._warn_of_length(index, length)
             yield batch, index >= count or (loader.ended and not loader.waits_for_others)
             if index >= count:
                 return
         if index:
             return
-        if self._gave_batches:
+        if loader.gave_batches:
             raise MisconfigurationException(cannot_be_iterated_twice(self.given))
         rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {_size_of(self.given)}")
         self.num_batches = 0
 
     def _warn_of_length(self, given: int, length: int | float) -> None:
         if not self._warned_of_length:
-            self._warned_of_length = True
             rank_zero_warn(
                 f"the training loader ({type(self.given).__name__}) gave {given} batches, though its length says "
                 f"{length}: its epochs end where it ends. Let `__len__` say what it gives"
             )
+        self._warned_of_length = True
 
-    def _index_at(self, loader: SharedLoader, position: int) -> int:
-        """The index of the batch at a position in the epoch, such that the last one's index stays what it was."""
-        remaining = length_of(loader)
-        if remaining == math.inf:
-            return position // loader.step_size
-        if self.num_batches * loader.step_size < position + remaining * loader.step_size:  # `limit_train_batches`
-            remaining = max(0, -(-(int(self.num_batches) * loader.step_size - position) // loader.step_size))
-        return int(self.num_batches - remaining)
+    def _index_of(self, loader: SharedLoader) -> int:
+        """The index of the batch at which a loader starts, such that the last one's index stays what it was."""
+        index = loader.sampler.position // loader.step_size
+        if loader.length == math.inf:
+            return index
+        return int(max(self.num_batches - loader.length, min(self.num_batches, index)))
 
     @property
     def replaying(self) -> bool:
@@ -174,22 +161,20 @@ class TrainData:
         loader, strategy = self._in_use, self.trainer.strategy
         position, drawn = None, False
         if isinstance(loader, SharedLoader):
-            position = self._first_item + (self.trainer.fit_loop.batches_done - self.first_batch) * loader.step_size
-            drawn = loader.is_drawn
+            done = self.trainer.fit_loop.batches_done - self.first_batch
+            position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
         state = self.loader_state()
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
-        stream = _stream_of(loader)
         return {
             "random": strategy.gather_objects(self._random_state), "generators": self._generator_states,
-            "ahead": strategy.gather_objects(None if stream is None else stream.random_state), "loader": own,
+            "ahead": strategy.gather_objects(None if loader is None else loader.source.random_state), "loader": own,
             "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
         }  # fmt: skip
 
     def loader_state(self) -> Any:
         """The user's loader's own position behind the batch in work; None where it has none."""
-        if isinstance(self._in_use, StreamLoader | OwnLoader):
-            return self._in_use.state_dict()
-        return self.given.state_dict() if hasattr(self.given, "state_dict") else None
+        loader = self.loader if self._in_use is None else self._in_use
+        return None if loader is None else loader.state_dict()
 
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
         """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""
@@ -243,11 +228,6 @@ class TrainData:
         if state["position"] is None or (state["drawn"] == loader.is_drawn and state["seed"] == global_seed()):
             return loader
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
-
-
-def _stream_of(loader: RankLoader | None) -> StreamLoader | None:
-    source = loader.source if isinstance(loader, OwnLoader) else loader
-    return source if isinstance(source, StreamLoader) else None
 
 
 def _size_of(loader: Any) -> str:

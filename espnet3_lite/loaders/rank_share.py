@@ -1,13 +1,12 @@
-"""A loader whose samples have indices, as one rank uses it: its share of every step, each sample seeded by its place.
+"""A loader as one rank uses it. Where samples have indices: its share of every step, each sample seeded by its place.
 
-Which sample is whose is `samplers.py`'s. While it is iterated over, a loader knows of the batch that it gave last
-whether it is the rank's last one (`ended`), and whether it is `replaying`: then the rank has nothing of its own in this
-step, and takes part with zero weight.
+Which sample is whose is `samplers.py`'s; loaders without indices are in `uneven_ranks.py`.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,67 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
-from espnet3_lite.loaders.worker_seeds import seeded_in_workers, tell_epoch
+from espnet3_lite.loaders.worker_seeds import SeededInWorkers, seeded_in_workers, tell_epoch
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
 
 
-class SharedLoader:
+class RankLoader:
+    """A user's loader as one rank uses it.
+
+    Args:
+        given: The user's.
+
+    Attributes:
+        replaying: While it is iterated over: the rank has nothing of its own in this step, and takes part in it with
+            zero weight.
+        ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
+        gave_batches: It has given a batch in some epoch.
+        source: Where the batches come from; itself, unless it goes on behind another one's end.
+        step_size: Items (samples, or whole batches) of a step over all ranks.
+        limit: No batch after so many of the next epoch is read ahead.
+        random_state: What this process's generators were like before the batch that was read ahead; None where no
+            batch is.
+        resumed_random_state: What they are set to in a run that resumes, before the first batch that is not left out.
+    """
+
+    #: An epoch ends when the vote says that all ranks are out. False: all ranks' epochs end with the same step.
+    waits_for_others = False
+
+    def __init__(self, given: Any):
+        self.given, self.source, self.step_size = given, self, 1
+        self.replaying = self.ended = self.gave_batches = False
+        self.limit: int | float = math.inf
+        self.random_state: dict[str, Any] | None = None
+        self.resumed_random_state: dict[str, Any] | None = None
+        self._seeded: SeededInWorkers | None = None
+
+    @property
+    def length(self) -> int | float:
+        """Batches an epoch; infinity where that is not known."""
+        return length_of(self.given)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is for this epoch, counted from 0."""
+        tell_epoch(self.given, epoch)
+        if self._seeded is not None:
+            self._seeded.set_epoch(epoch)
+
+    def start_at(self, position: int) -> None:
+        """Leave out so many of the next epoch's items."""
+        raise NotImplementedError
+
+    def state_dict(self) -> Any:
+        """The user's loader's own position behind the batch that was given last; None where it has none."""
+        return self.given.state_dict() if hasattr(self.given, "state_dict") else None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin an epoch. All ranks call it together."""
+        raise NotImplementedError
+
+
+class SharedLoader(RankLoader):
     """A rank's share of a map-style `DataLoader`: over all ranks each sample once an epoch.
 
     Args:
@@ -40,9 +93,6 @@ class SharedLoader:
         [[1, 2], [3]]
     """
 
-    #: All ranks' epochs end with the same step.
-    waits_for_others = False
-
     def __init__(
         self,
         loader: DataLoader[Any],
@@ -52,17 +102,13 @@ class SharedLoader:
         seed: int | None = None,
         alone: bool = False,
     ):
-        self.given = loader
-        self.dataset = loader.dataset
-        self.replaying = self.ended = False
+        super().__init__(loader)
         ranks, rank = (1, 0) if alone else (strategy.world_size, strategy.rank)
-        items, own_step, split = how_dealt(loader)
-        self.order: Any = items
-        if _is_plain_shuffle(items) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
-            self.order = EpochSampler(items.data_source, seed=seed)
-        elif ranks > 1 and not order_is_agreed(items):
-            self.order = DrawnOrder(items, strategy)
-        #: Items (samples, or whole batches) of a step over all ranks.
+        self.order, own_step, split = how_dealt(loader)
+        if _is_plain_shuffle(self.order) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
+            self.order = EpochSampler(self.order.data_source, seed=seed)
+        #: Its order is drawn from the random state, and not from seed and epoch.
+        self.is_drawn = not order_is_agreed(self.order)
         self.step_size = own_step if split == "batch" else own_step * ranks
         seeded = seeded_in_workers(loader, seed)
         self._seeded = seeded.get("dataset")
@@ -70,29 +116,25 @@ class SharedLoader:
             self.order, self.step_size, ranks, rank, split,
             drop_last=split == "samples" and getattr(loader.batch_sampler, "drop_last", False),
             stand_ins=stand_ins, placed=bool(seeded), places=(strategy.world_size, strategy.rank) if alone else (1, 0),
+            agree=strategy.broadcast if ranks > 1 and self.is_drawn else None,
         )  # fmt: skip
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
 
     @property
-    def is_drawn(self) -> bool:
-        """Its order is drawn from the random state, and not from seed and epoch."""
-        return not order_is_agreed(self.order)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
+    def length(self) -> int | float:
+        """Batches that are left of the epoch; infinity where that is not known."""
+        return length_of(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is for this epoch, counted from 0."""
-        tell_epoch(self.given, epoch)
+        super().set_epoch(epoch)
         if isinstance(self.order, EpochSampler):
             self.order.set_epoch(epoch)
-        if self._seeded is not None:
-            self._seeded.set_epoch(epoch)
-        self.sampler.start_epoch()
+        self.sampler.position = 0
 
     def start_at(self, position: int) -> None:
         """Leave out the first `position` items of the next epoch; none of them is loaded."""
-        self.sampler.start_epoch(position)
+        self.sampler.position = position
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch: its order is drawn now, no sample is fetched in this process. All ranks call it together."""
@@ -102,39 +144,18 @@ class SharedLoader:
         return self._marked(batches)
 
     def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
-        given = 0
+        given, marks = 0, self.sampler.marks
         for batch in batches:
-            self.replaying, self.ended = self.sampler.is_stand_in(given), given == self.sampler.last
+            self.replaying, self.ended = marks.popleft()
             given += 1
             yield batch
         self.replaying = False
-        if given != self.sampler.steps:
+        if marks:
             raise RuntimeError(
                 f"a loader ended after {given} batches of an epoch, though its sampler had more: a StopIteration "
-                f"came out of {type(self.dataset).__name__}.__getitem__ or the collate function (a `next(...)` without "
-                f"a default, on something that is at its end)"
+                f"came out of {type(self.given.dataset).__name__}.__getitem__ or the collate function (a `next(...)` "
+                f"without a default, on something that is at its end)"
             )
-
-
-class DrawnOrder:
-    """What a loader's own sampler draws on rank zero, for all ranks.
-
-    Args:
-        items: The loader's sampler, or its sampler of batches.
-        strategy: To hand rank zero's order to the others.
-    """
-
-    def __init__(self, items: Any, strategy: Strategy):
-        self.items, self.strategy = items, strategy
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._of_rank_zero(iter(self.items))
-
-    def _of_rank_zero(self, items: Iterator[Any]) -> Iterator[Any]:
-        yield from self.strategy.broadcast(list(items))  # collective: all ranks begin an epoch together
 
 
 def is_map_style(loader: Any) -> bool:
@@ -183,3 +204,11 @@ def begin(loader: Any) -> Iterator[Any]:
     if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return iter(loader)
+
+
+def length_of(loader: Any) -> int | float:
+    """Batches in a loader; infinity where it does not say."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # an iterable data set without __len__
+        return math.inf

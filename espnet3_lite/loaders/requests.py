@@ -10,15 +10,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_share import SharedLoader, goes_its_own_way, how_dealt, is_map_style
+from espnet3_lite.loaders.rank_share import (
+    RankLoader,
+    SharedLoader,
+    goes_its_own_way,
+    how_dealt,
+    is_map_style,
+    length_of,
+)
 from espnet3_lite.loaders.uneven_ranks import OwnLoader, StreamLoader
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
     from espnet3_lite.trainer.trainer import Trainer
-
-#: A user's loader as a rank uses it.
-RankLoader = SharedLoader | StreamLoader | OwnLoader
 
 
 def request_loaders(trainer: Trainer, prefix: str) -> Any:
@@ -78,14 +82,6 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
     return count
 
 
-def length_of(loader: Any) -> int | float:
-    """Batches in a loader; infinity where it does not say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):  # an iterable data set without __len__
-        return math.inf
-
-
 # ---- what was given ------------------------------------------------------------------------------------------------
 
 
@@ -136,20 +132,17 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
         training: The last batch is to be known as such, and a rank without data takes part all the same.
         deal_out: False: the user has dealt the samples out (``use_distributed_sampler=False``).
     """
-    if not strategy.deals_out:
-        indexed = is_map_style(loader) and not goes_its_own_way(loader)
-        return SharedLoader(loader, strategy) if indexed else StreamLoader(loader, ahead=training)
-    if isinstance(loader, (list, tuple)):
+    if strategy.deals_out and isinstance(loader, (list, tuple)):
         batches: Any = loader
         loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
-    if not is_map_style(loader):
-        return OwnLoader(StreamLoader(loader, ahead=training), strategy, training, length_of(loader))
-    if deal_out and not isinstance(loader.sampler, DistributedSampler):
+    own_way = not is_map_style(loader) or goes_its_own_way(loader)
+    if not strategy.deals_out:
+        return StreamLoader(loader, ahead=training) if own_way else SharedLoader(loader, strategy)
+    if deal_out and is_map_style(loader) and not isinstance(loader.sampler, DistributedSampler):
         check_same_epochs(loader, strategy)
         return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
-    if goes_its_own_way(loader):
-        return OwnLoader(StreamLoader(loader, ahead=training), strategy, training, length_of(loader))
-    return OwnLoader(SharedLoader(loader, strategy, alone=True), strategy, training, length_of(loader))
+    own = StreamLoader(loader, ahead=training) if own_way else SharedLoader(loader, strategy, alone=True)
+    return OwnLoader(own, strategy, training)
 
 
 def check_same_epochs(loader: DataLoader[Any], strategy: Strategy) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy
@@ -96,12 +97,17 @@ class ShareSampler(Sampler[Any]):
         stand_ins: False: a rank that gets nothing in the last step simply has a batch less.
         placed: Give ``(place, index)`` for each index: its place in the epoch's order, over all ranks.
         places: What a place is in terms of this sampler's own count: ``(factor, offset)``.
+        agree: Collective: from the items that this rank's source has drawn to those that count on all ranks.
+
+    Attributes:
+        position: How many of the epoch's items the next iteration leaves out.
+        marks: For each batch that was given and not looked at yet: is it a stand-in, and is it the rank's last?
 
     Example:
         >>> sampler = ShareSampler(range(7), step_size=4, world_size=2, rank=1, split="samples")
         >>> list(sampler), len(sampler)
         ([[2, 3], [6]], 2)
-        >>> sampler.start_epoch(position=5)
+        >>> sampler.position = 5
         >>> list(sampler), len(sampler)
         ([[6]], 1)
     """
@@ -117,62 +123,47 @@ class ShareSampler(Sampler[Any]):
         stand_ins: bool = True,
         placed: bool = False,
         places: tuple[int, int] = (1, 0),
+        agree: Callable[[list[Any]], list[Any]] | None = None,
     ):
-        self.stand_ins, self.placed, self.places = stand_ins, placed, places
         self.source, self.step_size, self.split, self.drop_last = source, step_size, split, drop_last
-        self.world_size, self.rank = world_size, rank
-        self.start_epoch()
-
-    def start_epoch(self, position: int = 0) -> None:
-        """The next iteration is an epoch that leaves out its first `position` items."""
-        self.position = position
-        self._forget()
-
-    def _forget(self) -> None:
-        self._items: Iterator[Any] | None = None
-        #: Steps that were given since the epoch was begun here, and which of them is its last, once that is known.
-        self.steps = 0
-        self.last: int | None = None
-        self._stand_in_steps: set[int] = set()
-
-    def draw(self) -> None:
-        """Ask the source for the epoch's order, unless that is done."""
-        if self._items is None:
-            self._items = self._ask(iter(self.source))
-
-    def _ask(self, items: Iterator[Any]) -> Iterator[Any]:
-        as_it_goes = isinstance(self.source, SequentialSampler) or not hasattr(self.source, "__len__")
-        return items if as_it_goes else iter(list(items))
+        self.world_size, self.rank, self.stand_ins = world_size, rank, stand_ins
+        self.placed, self.places, self.agree = placed, places, agree
+        self.position = 0
+        self.marks: deque[tuple[bool, bool]] = deque()
+        self._items: Iterator[Any] = iter(())
+        self._is_drawn = True
 
     def __len__(self) -> int:
         remaining = max(0, len(self.source) - self.position)
         return remaining // self.step_size if self.drop_last else -(-remaining // self.step_size)
 
     def __iter__(self) -> Iterator[Any]:
-        self._forget()
         # What draws its order when it is asked for an iterator does so now, as it would in a `DataLoader` of its own.
-        return self._give(iter(self.source) if self.split != "samples" else None)
+        # Within a `BatchSampler` it would be asked only for the first batch.
+        asked_later = itertools.chain.from_iterable([self.source])
+        self._items = asked_later if self.split == "samples" else iter(self.source)
+        self._is_drawn, self.marks = False, deque()
+        return self._give()
 
-    def _give(self, items: Iterator[Any] | None) -> Iterator[Any]:
-        if self._items is None:
-            self._items = self._ask(iter(self.source) if items is None else items)
+    def draw(self) -> None:
+        """Ask the source for the epoch's order, unless that is done; one that does not know its number is asked as the
+        epoch goes on.
+        """
+        if not self._is_drawn and hasattr(self.source, "__len__") and not isinstance(self.source, SequentialSampler):
+            items = list(self._items)
+            self._items = iter(items if self.agree is None else self.agree(items))
+        self._is_drawn = True
+
+    def _give(self) -> Iterator[Any]:
+        self.draw()
         left = itertools.islice(self._with_places(self._items), self.position, None)
         following = self._step_of(left)
         while following:
             taken, following = following, self._step_of(left)
             stands_in = self.rank >= len(taken[0][1] if self.split == "batch" else taken)
-            if stands_in and not self.stand_ins:
-                continue
-            if stands_in:
-                self._stand_in_steps.add(self.steps)
-            if not following:
-                self.last = self.steps
-            self.steps += 1
-            yield self._part(taken, 0 if stands_in else self.rank)
-
-    def is_stand_in(self, step: int) -> bool:
-        """True where the `step`-th batch, counted from where the iteration began, is another rank's."""
-        return step in self._stand_in_steps
+            if self.stand_ins or not stands_in:
+                self.marks.append((stands_in, not following))
+                yield self._part(taken, 0 if stands_in else self.rank)
 
     def _with_places(self, items: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         """Each item with the place of its first sample."""

@@ -15,15 +15,8 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.requests import (
-    RankLoader,
-    check_loader,
-    length_of,
-    limited,
-    prepare_loader,
-    request_loaders,
-    several_loaders,
-)
+from espnet3_lite.loaders.rank_share import RankLoader
+from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.optim import lr_stepping
@@ -59,7 +52,6 @@ class EvaluationLoop:
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # of the loader that runs now
         self._loaded_in_epoch: int | float = 0
-        self._gave_batches: set[int] = set()  # the loaders that gave any since they were made
         self._modes: dict[torch.nn.Module, bool] = {}
         #: How many batches of each loader all runs have seen: the loggers' axis for what is logged on steps.
         self._seen: Counter[int] = Counter()
@@ -81,20 +73,19 @@ class EvaluationLoop:
             for loader in named.values()
         ]
         name = f"limit_{self.prefix}_batches"
-        self.num_batches = [limited(length_of(loader), limit, name) for loader in loaders]
+        self.num_batches = [limited(loader.length, limit, name) for loader in loaders]
         self.names = list(map(str, several)) if isinstance(several, dict) else None
         self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
         counts = trainer.state.stage != RunningStage.SANITY_CHECKING or trainer.plan.validation.epoch_validates
-        self._loaded_in_epoch, self._gave_batches = trainer.current_epoch if counts else -math.inf, set()
+        self._loaded_in_epoch = trainer.current_epoch if counts else -math.inf
 
     def _request(self) -> Any:
         """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""
         trainer = self.trainer
         if not (trainer.overfit_batches and trainer.state.fn == "fit"):
             return request_loaders(trainer, self.prefix)
-        if trainer.train_data.loader is None:
-            trainer.train_data.setup()
+        trainer.train_data.setup_if_due()
         rank_zero_warn("overfit_batches: validation takes the training's batches instead of its own loader's")
         return trainer.train_data.given
 
@@ -210,9 +201,9 @@ class EvaluationLoop:
                 self._seen[index] += 1
             if keep:
                 outputs.append(output)
-        if batch_idx < 0 and index in self._gave_batches:
+        if batch_idx < 0 and loader.gave_batches:
             raise MisconfigurationException(f"{word}: {cannot_be_iterated_twice(loader.given)}")
-        self._gave_batches.add(index)
+        loader.gave_batches = batch_idx >= 0
         _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
 

@@ -170,7 +170,7 @@ class FitLoop(Progress):
     def begin_epoch(self) -> Iterable[tuple[Any, bool]]:
         """The epoch's batches, each with whether it is the last; none where a resumed run finds them over."""
         trainer, data, resumed = self.trainer, self.trainer.train_data, self.within_epoch
-        data.reload_if_due()
+        data.setup_if_due()
         if not resumed:
             self.restore_random_state()  # this run resumes between two epochs
             self.batches_done = 0

@@ -265,8 +265,8 @@ class TrainerProperties(Settings):
         """
         if self.max_epochs == -1:
             return math.inf if self.max_steps == -1 else self.max_steps
-        if self.train_data.loader is None and self.limit_train_batches != 0:
-            self.train_data.setup()
+        if self.limit_train_batches != 0:
+            self.train_data.setup_if_due()
         if self.num_training_batches == math.inf:
             return self.stopping.max_steps
         schedule = self._first_of_type(GradientAccumulationScheduler)

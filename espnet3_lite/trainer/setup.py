@@ -354,8 +354,7 @@ def prepare_data(trainer: Trainer) -> None:
     if validates and trainer.num_sanity_val_steps and not trainer.fit_loop.within_epoch:
         sanity_check(trainer)
     if trainer.limit_train_batches != 0:
-        if trainer.train_data.loader is None:
-            trainer.train_data.setup()
+        trainer.train_data.setup_if_due()
         if validates and trainer.plan.validation.epoch_validates:
             trainer.evaluation_loops["val"].setup_if_due()
         check_intervals(trainer)

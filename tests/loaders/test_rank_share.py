@@ -81,7 +81,7 @@ def test_one_rank_sees_what_its_loader_gives():
     torch.manual_seed(4)
     shared = SharedLoader(loader_of(), ALONE)
     shared.set_epoch(0)
-    assert [batch[0] for batch in shared] == expected and len(shared) == 7
+    assert [batch[0] for batch in shared] == expected and shared.length == 7
 
 
 def test_plain_shuffling_becomes_an_order_by_seed_and_epoch():

@@ -13,8 +13,8 @@ def shares(count, step_size, world_size, split="samples", position=0, **settings
     result = []
     for rank in range(world_size):
         sampler = ShareSampler(source, step_size, world_size, rank, split, **settings)
-        sampler.start_epoch(position)
-        result.append([None if sampler.is_stand_in(step) else batch for step, batch in enumerate(sampler)])
+        sampler.position = position
+        result.append([None if sampler.marks.popleft()[0] else batch for batch in sampler])
     return result
 
 
@@ -50,7 +50,7 @@ def test_global_batches_are_split():
 
 def test_a_stand_in_is_the_first_ranks_batch():
     sampler = ShareSampler(range(5), 4, 2, 1, "samples")
-    assert list(sampler) == [[2, 3], [4]] and [sampler.is_stand_in(step) for step in (0, 1)] == [False, True]
+    assert list(sampler) == [[2, 3], [4]] and list(sampler.marks) == [(False, False), (True, True)]
 
 
 def test_without_stand_ins_a_rank_has_a_batch_less():
