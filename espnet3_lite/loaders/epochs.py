@@ -112,7 +112,7 @@ class TrainData:
         length = length_of(self.given)
         for batch in batches:
             index += 1
-            loader.gave_batches = True
+            loader.gave_batches = loader.gave_batches or not loader.replaying
             if loader.ended and not loader.replaying and index < min(length, count) and length != math.inf:
                 self._warn_of_length(index, length)
             yield batch, index >= count or (loader.ended and not loader.waits_for_others)

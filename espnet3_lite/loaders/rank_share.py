@@ -30,7 +30,7 @@ class RankLoader:
         replaying: While it is iterated over: the rank has nothing of its own in this step, and takes part in it with
             zero weight.
         ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
-        gave_batches: It has given a batch in some epoch.
+        gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
         source: Where the batches come from; itself, unless it goes on behind another one's end.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         limit: No batch after so many of the next epoch is read ahead.

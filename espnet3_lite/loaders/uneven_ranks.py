@@ -143,7 +143,6 @@ class OwnLoader(RankLoader):
     def _with_others(self, batches: Iterator[Any]) -> Iterator[Any]:
         batch = self._first(batches)
         going_on = batch is not _END
-        self.gave_batches = going_on and not self.replaying
         while going_on:
             self.ended = self.replaying or self.source.ended
             yield batch

@@ -139,7 +139,9 @@ class EvaluationLoop:
             logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
             if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.plan.automatic_optimization:
                 with torch.enable_grad():
-                    lr_stepping.step_after_validation(trainer, end_of_epoch)
+                    lr_stepping.step_waiting(trainer)
+                    if end_of_epoch:
+                        lr_stepping.step_with_epoch(trainer, monitored=True)
             if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
                 trainer.log_metrics(logged)
             if in_fit and trainer.state.stage == RunningStage.VALIDATING:
@@ -203,7 +205,7 @@ class EvaluationLoop:
                 outputs.append(output)
         if batch_idx < 0 and loader.gave_batches:
             raise MisconfigurationException(f"{word}: {cannot_be_iterated_twice(loader.given)}")
-        loader.gave_batches = batch_idx >= 0
+        loader.gave_batches = loader.gave_batches or self.batches_done > 0
         _warn_about_left_out(trainer.strategy, finite, word)
         return outputs
 

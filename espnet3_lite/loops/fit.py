@@ -198,7 +198,7 @@ class FitLoop(Progress):
         logged.update(metrics.end_epoch(metrics.training))  # these hooks may have logged, too
         if schedulers_due:
             self.stage = EpochStage.END_HOOKS
-            lr_stepping.step_epoch_monitored(trainer)  # the others stepped after the validation
+            lr_stepping.step_with_epoch(trainer, monitored=True)  # the others stepped after the validation
             if self.validation_ran:
                 lr_stepping.require_monitored(trainer)
         trainer.log_metrics(logged, ago=1)  # before the hook that saves, so that no resumed run logs it again
@@ -211,7 +211,7 @@ class FitLoop(Progress):
     def resume(self) -> None:
         """A checkpoint's counters are loaded. If it was saved while its epoch ended, the rest of that is done here."""
         if self.stage is EpochStage.SCHEDULERS_DUE:
-            lr_stepping.step_epoch_monitored(self.trainer)
+            lr_stepping.step_with_epoch(self.trainer, monitored=True)
         if self.epoch_ended:
             self.begin_next_epoch()
 
@@ -299,7 +299,7 @@ class FitLoop(Progress):
         self.batches_done += 1
         self.stage = EpochStage.BATCH_OPEN
         if self.is_last_batch and self.trainer.plan.automatic_optimization:
-            lr_stepping.step_with_epoch(self.trainer)
+            lr_stepping.step_with_epoch(self.trainer, monitored=False)
 
     def finish_batch(self) -> None:
         """Count, step schedulers, call hooks. What saves comes last: all that is left then, a resumed run does."""

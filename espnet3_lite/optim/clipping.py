@@ -81,10 +81,7 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
         return None
     parameters = parameters_of(optimizer)
     if algorithm == "value":
-        dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        if dense:  # torch fails where there is nothing to clip
-            torch.nn.utils.clip_grad_value_(dense, value)
-        for gradient in _gradients(filter(_is_sparse, parameters)):
+        for gradient in _gradients(parameters):
             gradient.clamp_(-value, value)
         return None
     norm = torch.nn.utils.get_total_norm(_gradients(parameters))
@@ -96,10 +93,6 @@ def largest_gradient(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The largest absolute value of a gradient, ``()``: finite where all are, which a norm is not (it may overflow)."""
     gradients = [gradient for gradient in _gradients(parameters) if gradient.numel()]  # an empty one has no largest
     return whole(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf))
-
-
-def _is_sparse(parameter: torch.nn.Parameter) -> bool:
-    return parameter.grad is not None and parameter.grad.is_sparse
 
 
 def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:

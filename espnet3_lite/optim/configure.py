@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 
+#: What may stand in a dict; the first one must.
 _OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
+_SCHEDULER_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
 def parse_optimizers(
@@ -34,56 +36,48 @@ def parse_optimizers(
         MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
     """
     where = f"{owner}.configure_optimizers()"
-    if returned is None:
-        return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
-    if isinstance(returned, Mapping):
-        returned = [returned]
+    if returned is None or isinstance(returned, (Optimizer, Mapping)):
+        returned = [] if returned is None else [returned]
     if not isinstance(returned, (list, tuple)):
         raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
                                         f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
-    if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
-        optimizers, schedulers = list(returned[0]), list(returned[1])
-    elif len(returned) == 2 and isinstance(returned[0], (list, tuple)) and isinstance(returned[1], Mapping):
-        optimizers, schedulers = list(returned[0]), [returned[1]]
-    elif all(isinstance(part, Mapping) for part in returned):
-        optimizers = [_entry(part, "optimizer", where) for part in returned]
-        schedulers = [_scheduler_of(part, where) for part in returned if part.get("lr_scheduler") is not None]
-    else:
-        optimizers, schedulers = list(returned), []
+    match returned:
+        case [[*optimizers], [*schedulers]]:
+            pass
+        case [[*optimizers], {**scheduler}]:
+            schedulers = [scheduler]
+        case _:
+            entries = [part if isinstance(part, Mapping) else {"optimizer": part} for part in returned]
+            optimizers = [_known(part, _OPTIMIZER_KEYS, where)["optimizer"] for part in entries]
+            schedulers = [_scheduler_of(part) for part in entries if part.get("lr_scheduler") is not None]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
     return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
 
 
-def _scheduler_of(part: Mapping[str, Any], where: str) -> Any:
+def _scheduler_of(part: Mapping[str, Any]) -> Any:
     """A dict's scheduler; `monitor` may stand beside it, as Lightning allows."""
     scheduler = part["lr_scheduler"]
     return scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler, "monitor": part.get("monitor")}
 
 
-def _entry(part: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in part:
-        raise MisconfigurationException(f"{where}: the dict with the keys {list(part)} lacks {key!r}")
-    for name in part if key == "optimizer" else ():
-        if name not in _OPTIMIZER_KEYS:
-            near = "; did you mean 'lr_scheduler'?" if name == "scheduler" else nearest(name, _OPTIMIZER_KEYS)
-            raise MisconfigurationException(
-                f"{where}: unknown key {name!r} beside 'optimizer'; known are {list(_OPTIMIZER_KEYS)}{near}"
-            )
-    return part[key]
+def _known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    """A dict that holds nothing but documented keys, and the first of them."""
+    needed, unknown = keys[0], [key for key in part if key not in keys]
+    if unknown or needed not in part:
+        wrong = f"lacks {needed!r}" if needed not in part else f"has the unknown key {unknown[0]!r} beside {needed!r}"
+        hint = nearest(unknown[0], keys) if unknown else ""
+        raise MisconfigurationException(
+            f"{where}: the dict with the keys {list(part)} {wrong}; known are {list(keys)}{hint}"
+        )
+    return part
 
 
 def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
     """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
-    settings = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
-    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
-    for key in settings:
-        if key not in known:
-            raise MisconfigurationException(f"{where}: unknown key {key!r} of lr_scheduler{nearest(key, known)}")
-    config = LRSchedulerConfig(**{"scheduler": _entry(settings, "scheduler", where), **settings})
+    settings = given if isinstance(given, Mapping) else {"scheduler": given}
+    config = LRSchedulerConfig(**_known(settings, _SCHEDULER_KEYS, where))
     if not hasattr(config.scheduler, "step"):
         raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
     if config.interval not in ("step", "epoch"):
@@ -92,17 +86,16 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
         raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
     takes_metric = plateau or step_takes_metric(config.scheduler)
-    if config.monitor is None and (steps_by_hand or (steps_its_way and not plateau)):
-        takes_metric = False
-    if takes_metric and config.monitor is None:
+    needs_none = steps_by_hand or (steps_its_way and not plateau)
+    if takes_metric and config.monitor is None and not needs_none:
         raise MisconfigurationException(
             f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
             f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
         )
     if not takes_metric:
         config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
-    config.reduce_on_plateau = takes_metric
-    config.steps_both_ways = takes_metric and steps_both_ways(config.scheduler)
+    config.reduce_on_plateau = config.monitor is not None
+    config.steps_both_ways = config.reduce_on_plateau and steps_both_ways(config.scheduler)
     return config
 
 
@@ -115,17 +108,15 @@ def step_takes_metric(scheduler: Any) -> bool:
     >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
     False
     """
-    if isinstance(scheduler, ReduceLROnPlateau):
-        return True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     arguments = [argument for argument in _arguments_of_step(scheduler) if argument.kind in positional]
-    return any(argument.default is argument.empty for argument in arguments) or steps_both_ways(scheduler)
+    return any(argument.default is argument.empty or argument.name == "metrics" for argument in arguments)
 
 
 def steps_both_ways(scheduler: Any) -> bool:
     """True where ``step()`` follows an update and ``step(metrics)`` a validation: `WarmupReduceLROnPlateau`."""
-    metrics = [argument for argument in _arguments_of_step(scheduler) if argument.name == "metrics"]
-    return bool(metrics) and metrics[0].default is not inspect.Parameter.empty
+    arguments = _arguments_of_step(scheduler)
+    return any(argument.name == "metrics" and argument.default is not argument.empty for argument in arguments)
 
 
 def _arguments_of_step(scheduler: Any) -> list[inspect.Parameter]:

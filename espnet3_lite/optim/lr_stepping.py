@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx: int) -> None:
     """`interval: step` schedulers of the optimizers just updated; monitored ones wait until the batch has logged."""
     for config in trainer.lr_scheduler_configs:
-        if config.steps_both_ways and config.slot in stepped:
+        if config.slot not in stepped:
+            continue
+        # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
+        count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
+        due = config.interval == "step" and count % config.frequency == 0
+        config.waits = due and config.monitor is not None and not config.steps_both_ways
+        if config.steps_both_ways or (due and not config.waits):
             _step(trainer, config, None)
-        elif config.interval == "step" and config.slot in stepped:
-            # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
-            count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
-            due = count % config.frequency == 0
-            if config.monitor is not None:
-                config.waits = due
-            elif due:
-                _step(trainer, config, None)
 
 
 def step_waiting(trainer: Trainer) -> None:
@@ -36,26 +34,18 @@ def step_waiting(trainer: Trainer) -> None:
             config.waits = not step_monitored(trainer, config)
 
 
-def step_after_validation(trainer: Trainer, end_of_epoch: bool) -> None:
-    """Monitored schedulers, before a checkpoint of this validation is written: those that wait, those of the epoch."""
-    step_waiting(trainer)
-    if end_of_epoch:
-        step_epoch_monitored(trainer)
+def step_with_epoch(trainer: Trainer, monitored: bool) -> None:
+    """`interval: epoch` schedulers without a metric, with the epoch's last batch.
 
-
-def step_with_epoch(trainer: Trainer) -> None:
-    """`interval: epoch` schedulers without a metric, with the epoch's last batch."""
-    for config in trainer.lr_scheduler_configs:
-        if config.interval == "epoch" and config.monitor is None and _is_due(trainer, config):
-            _step(trainer, config, None)
-
-
-def step_epoch_monitored(trainer: Trainer) -> None:
-    """`interval: epoch` schedulers with a metric: after the epoch's validation, and before a checkpoint is written."""
+    Those with a metric (`monitored`) step after the epoch's validation, and before a checkpoint of it is written.
+    """
     for config in trainer.lr_scheduler_configs:
         by_epoch = config.interval == "epoch" or config.steps_both_ways
-        if by_epoch and config.monitor is not None and _is_due(trainer, config):
+        due = by_epoch and (trainer.current_epoch + 1) % config.frequency == 0
+        if due and monitored and config.monitor is not None:
             step_monitored(trainer, config)
+        elif due and not monitored and config.monitor is None:
+            _step(trainer, config, None)
 
 
 def step_monitored(trainer: Trainer, config: LRSchedulerConfig) -> bool:
@@ -82,22 +72,17 @@ def require_monitored(trainer: Trainer) -> None:
     """
     available = trainer.metrics.callback
     for config in trainer.lr_scheduler_configs:
-        if config.monitor is None:
-            continue
-        if trainer.strategy.any(config.monitor in available or config.seen_version > 0):  # collective: all ranks
+        monitor, seen = config.monitor, config.seen_version > 0
+        if monitor is None or trainer.strategy.any(monitor in available or seen):  # collective: all ranks
             continue
         name = "" if config.slot is None or config.slot.name is None else f"schedulers.{config.slot.name}: "
         message = (
-            f"{name}{type(config.scheduler).__name__} conditioned on metric {config.monitor!r} which is not available. "
-            f"Available metrics are: {sorted(available)}{nearest(config.monitor, available)}"
+            f"{name}{type(config.scheduler).__name__} conditioned on metric {monitor!r} which is not available. "
+            f"Available metrics are: {sorted(available)}{nearest(monitor, available)}"
         )
         if config.strict:
             raise MisconfigurationException(message)
         rank_zero_warn(f"{message}. strict=False: the learning rate stays as it is.", RuntimeWarning)
-
-
-def _is_due(trainer: Trainer, config: LRSchedulerConfig) -> bool:
-    return (trainer.current_epoch + 1) % config.frequency == 0
 
 
 def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Tensor | None) -> None:
@@ -106,10 +91,9 @@ def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Ten
     A scheduler knows the groups that were there when it was made, and most refuse others in the middle of a run.
     """
     groups = config.slot.optimizer.param_groups if config.slot is not None else []
-    joined = groups[config.own_groups :] if config.own_groups else []
-    before = groups[0]["lr"] if joined else 0.0
-    if joined:
-        del groups[config.own_groups :]
+    own = config.own_groups or len(groups)
+    joined, before = groups[own:], groups[0]["lr"] if groups else 0.0
+    del groups[own:]
     try:
         if "lr_scheduler_step" in trainer.plan.overridden:
             trainer.metrics.hook = "lr_scheduler_step"

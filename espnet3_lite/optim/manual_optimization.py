@@ -5,16 +5,18 @@ What Lightning documents: ``self.optimizers()``, ``self.manual_backward(loss)``,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
-from espnet3_lite.optim.clipping import largest_gradient
+from espnet3_lite.optim.clipping import largest_gradient, parameters_of
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -81,35 +83,27 @@ class ManualOptimizer:
             What the closure returned.
         """
         slot, trainer = self._slot, self._trainer
-        loop, scaler = trainer.fit_loop, trainer.precision_plugin.scaler
+        loop, strategy = trainer.fit_loop, trainer.strategy
+
+        def agreed() -> Any:
+            result = closure()
+            # Collective: a line search must go the same way on all ranks.
+            return strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
 
         def prepare() -> bool:
-            trainer.strategy.share_gradients([slot])  # collective: all ranks run the same training_step
+            strategy.share_gradients([slot])  # collective: all ranks run the same training_step
             slot.synchronized = False  # what comes next is this rank's own again
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
             trainer.call("on_before_optimizer_step", self.optimizer)
             trainer.metrics.hook = "training_step"
-            largest = float(largest_gradient(slot.parameters)) if scaler is not None else 0.0  # a CPU-GPU sync point
-            if not math.isfinite(largest):
-                loop.work.failed.append(("", largest))
-            return math.isfinite(largest)
+            if trainer.precision_plugin.scaler is not None:
+                largest = float(largest_gradient(slot.parameters))  # a CPU-GPU sync point
+                if not math.isfinite(largest):
+                    loop.work.failed.append(("", largest))
+                    return False
+            return True
 
-        stepped = True
-        if closure is not None and scaler is None:
-
-            def prepared() -> Any:
-                result = closure()
-                prepare()
-                # Collective: a line search must go the same way on all ranks.
-                return trainer.strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
-
-            result = self.optimizer.step(closure=prepared, **kwargs)
-        else:
-            result = closure() if closure is not None else None
-            stepped = prepare()
-            if stepped:
-                returned = self.optimizer.step(**kwargs)
-                result = result if closure is not None else returned
+        result, stepped = self._step_prepared(closure and agreed, prepare, kwargs)
         slot.close_window()
         if stepped:
             slot.update_step += 1
@@ -117,9 +111,46 @@ class ManualOptimizer:
             loop.work.stepped_by_hand, loop.gradient_failed = True, False
         return result
 
-    def toggle_model(self, sync_grad: bool = True) -> Toggled:
+    def _step_prepared(
+        self, closure: Callable[[], Any] | None, prepare: Callable[[], bool], arguments: dict[str, Any]
+    ) -> tuple[Any, bool]:
+        """Closure, `prepare`, then the step, unless `prepare` says that the gradient is not finite.
+
+        The closure is called at once. The optimizer's first call of it gives the same loss, unless the optimizer has
+        moved the weights before, as those do that look around before they step (SAM).
+
+        Returns:
+            What the closure, else the step, gave; and whether the step was made.
+        """
+        first = closure() if closure is not None else None
+        if not prepare():
+            return first, False
+        if closure is None or self._trainer.precision_plugin.scaler is not None or not takes_closure(self.optimizer):
+            returned = self.optimizer.step(**arguments)
+            return returned if closure is None else first, True
+        weights = self._slot.parameters
+        known: list[tuple[int, int]] | None = _marks(weights)
+
+        def again() -> Any:
+            nonlocal known
+            unchanged, known = known == _marks(weights), None
+            if unchanged:
+                return first
+            result = closure()
+            prepare()
+            return result
+
+        return self.optimizer.step(closure=again, **arguments), True
+
+    @contextlib.contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
         """A context in which only this optimizer's parameters require gradients."""
-        return Toggled(self._trainer.lightning_module, self.optimizer)
+        module = self._trainer.lightning_module
+        toggle(module, self.optimizer)
+        try:
+            yield
+        finally:
+            untoggle(module)
 
 
 class PreparingOptimizer(ManualOptimizer):
@@ -136,30 +167,8 @@ class PreparingOptimizer(ManualOptimizer):
         self.__dict__["_prepare"] = prepare
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """As the optimizer's own; the loop counts.
-
-        The closure is called at once. The optimizer's first call of it gives the same loss, unless the optimizer has
-        moved the weights before, as those do that look around before they step (SAM).
-        """
-        weights = self._slot.parameters
-        first = closure() if closure is not None else None
-        if not self._prepare():
-            return first
-        if closure is None or self._trainer.precision_plugin.scaler is not None or not takes_closure(self.optimizer):
-            self.optimizer.step(**kwargs)
-            return first
-        known: list[tuple[int, int]] | None = _marks(weights)
-
-        def again() -> Any:
-            nonlocal known
-            unchanged, known = known == _marks(weights), None
-            if unchanged:
-                return first
-            result = closure()
-            self._prepare()
-            return result
-
-        return self.optimizer.step(closure=again, **kwargs)
+        """As the optimizer's own; the loop counts."""
+        return self._step_prepared(closure, self._prepare, kwargs)[0]
 
 
 def _marks(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
@@ -172,30 +181,14 @@ def takes_closure(optimizer: Optimizer) -> bool:
     return "closure" in inspect.signature(type(optimizer).step).parameters
 
 
-class Toggled:
-    """The context that `ManualOptimizer.toggle_model` gives."""
-
-    def __init__(self, module: LiteModule, optimizer: Optimizer):
-        self.module, self.optimizer = module, optimizer
-
-    def __enter__(self) -> None:
-        toggle(self.module, self.optimizer)
-
-    def __exit__(self, *_: Any) -> None:
-        untoggle(self.module)
-
-
 def toggle(module: LiteModule, optimizer: Optimizer) -> None:
     """Let only this optimizer's parameters require gradients; what they all required is remembered in the module."""
     untoggle(module)
-    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for owner in module.trainer.optimizers:
-        for group in owner.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in module._toggled:
-                    continue  # two optimizers share it
-                module._toggled[id(parameter)] = (parameter, parameter.requires_grad)
-                parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
+    mine = set(map(id, parameters_of(optimizer)))
+    for parameter in itertools.chain.from_iterable(map(parameters_of, module.trainer.optimizers)):
+        if id(parameter) not in module._toggled:  # else two optimizers share it
+            module._toggled[id(parameter)] = (parameter, parameter.requires_grad)
+            parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
 
 
 def untoggle(module: LiteModule) -> None:

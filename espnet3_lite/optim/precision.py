@@ -14,12 +14,11 @@ import torch
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.transfer import map_tensors
 
-_ALIASES = {
-    "32-true": "32-true", "32": "32-true", "64-true": "64-true", "64": "64-true", "bf16-mixed": "bf16-mixed",
-    "bf16": "bf16-mixed", "16-mixed": "16-mixed", "16": "16-mixed", "bf16-true": "bf16-true", "16-true": "16-true",
-}  # fmt: skip
-#: The modes in which the module itself and its batches have another dtype.
+#: The modes in which the module itself and its batches have another dtype, and those of autocast.
 _TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_MODES = ("32-true", *_TRUE, *_MIXED)
+_SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 #: Where even this is too large, no scale helps: batch after batch is left out, until the run ends by it.
 _SMALLEST_SCALE = 2.0**-24
@@ -43,15 +42,15 @@ class Precision:
     """
 
     def __init__(self, name: str | int = "32-true"):
-        if str(name) not in _ALIASES:
+        self.name = _SHORT.get(str(name), str(name))
+        if self.name not in _MODES:
+            known = ", ".join(map(repr, _MODES))
             raise MisconfigurationException(
-                f"Trainer(precision={name!r}) is not one of '32-true', '64-true', 'bf16-true', '16-true', "
-                f"'bf16-mixed', '16-mixed'{nearest(str(name), _ALIASES)}"
+                f"Trainer(precision={name!r}) is not one of {known}{nearest(self.name, _MODES)}"
             )
-        self.name = _ALIASES[str(name)]
         #: ``32-true`` needs no context; the loop spares itself the few microseconds.
         self.plain = self.name == "32-true"
-        self.autocast_dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.name)
+        self.autocast_dtype = _MIXED.get(self.name)
         #: What the module's and the batches' floating tensors are converted to; None: they stay.
         self.true_dtype = _TRUE.get(self.name)
         #: Created with the device, in `setup`; None except for 16-mixed.

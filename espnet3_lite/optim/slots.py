@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.transfer import loss_of, map_tensors
-from espnet3_lite.optim.clipping import Clipping
+from espnet3_lite.optim.clipping import Clipping, parameters_of
 
 
 class OptimizationStep(NamedTuple):
@@ -114,7 +114,7 @@ class OptimizerSlot:
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimizer trains now: a finetuning callback may have added to it."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return parameters_of(self.optimizer)
 
     def backward(self, loss: torch.Tensor, retain_graph: bool, stands_in: bool) -> None:
         """The gradients of a named optimizer's own parameters; no others are even computed.
@@ -212,14 +212,13 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     plain = slots.get(None)
     if plain is not None:
         loss = None if output is None else loss_of(output, _MISSING)
-        if isinstance(loss, torch.Tensor) and (loss is output or not is_step(output)):
-            if loss.numel() != 1 or loss.is_complex() or not (loss.requires_grad or plain.own_backward):
-                raise MisconfigurationException(_useless_loss(loss))
-            return [(loss if divisor == 1 else loss / divisor, plain)]
         if loss is None:
             plain.warn_of_none()
             return [(None, plain)]
-        raise MisconfigurationException(_wrong_plain_output(output))
+        if not isinstance(loss, torch.Tensor) or (is_step(output) and loss is not output):
+            raise MisconfigurationException(_wrong_plain_output(output))
+        check_loss(loss, "the loss that training_step returned", plain.own_backward)
+        return [(loss if divisor == 1 else loss / divisor, plain)]
     steps = named_steps(output)
     if steps is None:
         raise MisconfigurationException(
@@ -230,27 +229,20 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         raise MisconfigurationException(
             f"the model returned an empty list of optimization steps; return at least one of {list(slots)}"
         )
-    seen: set[str] = set()
-    for step in steps:
-        if step.name not in slots:
+    losses: dict[str, torch.Tensor] = {}
+    for loss, name in ((step.loss, step.name) for step in steps):
+        if name not in slots:
             raise MisconfigurationException(
-                f"OptimizationStep(name={step.name!r}): there is no such optimizer; there are "
-                f"{list(slots)}{nearest(step.name, (name for name in slots if name))}"
+                f"OptimizationStep(name={name!r}): there is no such optimizer; there are "
+                f"{list(slots)}{nearest(name, map(str, slots))}"
             )
-        if step.name in seen:
+        if name in losses:
             raise MisconfigurationException(
-                f"OptimizationStep(name={step.name!r}) stands twice in one list; add the losses up into one"
+                f"OptimizationStep(name={name!r}) stands twice in one list; add the losses up into one"
             )
-        seen.add(step.name)
-        loss = step.loss
-        sound = isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad and not loss.is_complex()
-        if not sound:
-            raise MisconfigurationException(
-                f"OptimizationStep(name={step.name!r}): the loss must be a tensor with one element and a graph, got "
-                f"{_describe_loss(loss)}; leave the step out of the list where there is nothing to train"
-            )
-    named = [(step.loss, slots[step.name]) for step in steps]
-    return [(loss if slot.window == 1 else loss / slot.window, slot) for loss, slot in named]
+        check_loss(loss, f"the loss of OptimizationStep(name={name!r})")
+        losses[name] = loss if slots[name].window == 1 else loss / slots[name].window
+    return [(loss, slots[name]) for name, loss in losses.items()]
 
 
 _MISSING = object()
@@ -288,18 +280,21 @@ def _wrong_plain_output(output: Any) -> str:
     return f"the training step must return {allowed}; got {_describe(output)}{keys}"
 
 
-def _describe_loss(loss: Any) -> str:
-    if not isinstance(loss, torch.Tensor):
-        return f"{loss!r}"
-    graph = "" if loss.requires_grad else " without a graph (detached, or computed under no_grad?)"
-    return f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}{graph}"
+def check_loss(loss: Any, which: str, own_backward: bool = False) -> None:
+    """A loss is one number from which a backward pass can begin; not with a `backward` of the module's own.
 
-
-def _useless_loss(loss: torch.Tensor) -> str:
-    return (
-        f"the loss that training_step returned must be one real number with a graph to the parameters, got "
-        f"{_describe_loss(loss)}. Reduce it with .mean() or .sum(), and return it as it was computed; None leaves the "
-        f"batch out"
+    Raises:
+        MisconfigurationException: it is not.
+    """
+    is_tensor = isinstance(loss, torch.Tensor)
+    if is_tensor and loss.numel() == 1 and not loss.is_complex() and (loss.requires_grad or own_backward):
+        return
+    found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}" if is_tensor else repr(loss)
+    graph = " without a graph (detached, or computed under no_grad?)" if is_tensor and not loss.requires_grad else ""
+    raise MisconfigurationException(
+        f"{which} must be one real number with a graph to the parameters, got {found}{graph}. Reduce it with .mean() "
+        f"or .sum(), and return it as it was computed; where nothing is to be trained, return None, or leave the step "
+        f"out"
     )
 
 
