@@ -1,6 +1,7 @@
 """What makes a run repeatable: seeding all generators, reading and putting back their states, torch's switches."""
 
 import contextlib
+import ctypes
 import os
 import random
 from collections.abc import Iterator
@@ -64,10 +65,9 @@ def set_backends(deterministic: bool | str | None, benchmark: bool | None) -> No
 def collect_random_state() -> dict[str, Any]:
     """The state of every generator of this process, as tensors and plain values (loads with ``weights_only``)."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
     state = {
         "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": _numpy_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -75,12 +75,35 @@ def collect_random_state() -> dict[str, Any]:
     return state
 
 
+#: What `_numpy_state` found last: the generator's memory, and what numpy made of it.
+_last_numpy_state: tuple[bytes, list[Any]] = (b"", [])
+
+
+def _numpy_state() -> list[Any]:
+    """The state of numpy's generator: the same object as last time, where no number was drawn since.
+
+    A stream's state is taken with each batch, and numpy's `get_state` takes a hundred times as long as a look at the
+    memory that it reads, which every number drawn changes. The one exception is the second of a pair of normal numbers,
+    which waits outside of that memory: while one waits, numpy is asked.
+    """
+    global _last_numpy_state
+    generator = np.random.get_bit_generator()
+    memory = ctypes.string_at(generator.ctypes.state_address, 2500)  # of the Mersenne twister: 624 words, a position
+    if memory != _last_numpy_state[0]:
+        name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
+        found = [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)]
+        _last_numpy_state = (b"" if has_gauss else memory, found)
+    return _last_numpy_state[1]
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
     """Put back what `collect_random_state` gave."""
+    global _last_numpy_state
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    _last_numpy_state = (b"", [])  # a second normal number may wait now where none did
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -51,3 +51,26 @@ def test_a_state_comes_back_from_a_file(tmp_path):
     draw()
     restore_random_state(torch.load(tmp_path / "state", weights_only=True))
     assert draw() == first
+
+
+@pytest.mark.parametrize("number", [np.random.rand, np.random.randn, lambda: np.random.randint(9), random.random])
+def test_a_state_is_taken_anew_where_a_number_was_drawn(number):
+    np.random.seed(3)
+    for _ in range(3):  # of normal numbers every second one waits
+        number()
+        state = collect_random_state()
+        assert collect_random_state()["numpy"] == state["numpy"]
+        first, second = number(), draw()
+        restore_random_state(state)
+        assert (number(), draw()) == (first, second)
+        restore_random_state(state)
+
+
+def test_a_normal_number_that_waits_again_is_in_the_state():
+    np.random.seed(3)
+    np.random.randn()
+    waiting = collect_random_state()
+    np.random.randn()
+    assert collect_random_state()["numpy"][3] == 0
+    restore_random_state(waiting)
+    assert collect_random_state()["numpy"][3] == 1

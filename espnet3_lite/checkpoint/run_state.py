@@ -212,7 +212,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
     loop, parts = trainer.fit_loop, ours["metrics"]
     loop.load_state_dict(ours)
     loop.resumed_random_states = ours["random"]
-    trainer.metrics.load_published(parts[trainer.global_rank % len(parts)])
+    trainer.metrics.put_back(parts[trainer.global_rank % len(parts)])
     if len(parts) == trainer.world_size:
         trainer.metrics.load_objects(parts[trainer.global_rank], loop.epoch_ended)
     elif any(part.get("objects") for part in parts):

@@ -187,7 +187,7 @@ class EvaluationLoop:
             with contextlib.nullcontext() if precision.plain else precision.forward_context():
                 output = step(*place)
             if replaying:
-                metrics.discard_batch()
+                metrics.discard_since()
                 continue
             if losses := _losses_of(output):
                 flag = all_sound(losses, batch_weight(trainer), read=False)
@@ -267,7 +267,7 @@ def sanity_check(trainer: Trainer) -> None:
     """
     loop = trainer.evaluation_loops["val"]
     trainer.state.stage = RunningStage.SANITY_CHECKING
-    resumed = trainer.metrics.state_dict()
+    published = trainer.metrics.published()
     trainer.metrics.clear()
     trainer.call("on_sanity_check_start")
     with isolated_random_state():
@@ -275,7 +275,7 @@ def sanity_check(trainer: Trainer) -> None:
         loop.run(trainer.num_sanity_val_batches)
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()
-    trainer.metrics.load_published(resumed)
+    trainer.metrics.put_back(published)
     trainer.state.stage = RunningStage.TRAINING
 
 

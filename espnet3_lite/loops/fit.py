@@ -322,7 +322,7 @@ class FitLoop(Progress):
         if hooks["on_train_batch_end"]:
             call("on_train_batch_end", outputs, work.batch, work.index)
         if trainer.train_data.replaying:
-            trainer.metrics.discard_batch()  # this batch was seen before: the rank has no data left
+            trainer.metrics.discard_since()  # this batch was seen before: the rank has no data left
         if work.stepped and plan.schedulers:
             lr_stepping.step_waiting(trainer)
         if self.uncounted and trainer.loggers and trainer.should_log_step:

@@ -6,6 +6,7 @@ Nothing here reads a value from the device; whoever looks at ``callback_metrics`
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,35 +44,29 @@ class Metrics:
         self.trainer = trainer
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
         self.hook: str | None = None
-        self.dataloader_idx: int | None = None
         self.loader_name: str | None = None  # its key, where several loaders were given as a dict
-        #: The batch in work, or None between two epochs. Its size is found when a mean needs it.
-        self.batch: Any = None
-        self._batch_size: int | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """A new call of the trainer begins."""
         self.training: dict[Key, LoggedValue] = {}
         self.evaluation: dict[Key, LoggedValue] = {}
-        self.active = self.training
-        #: The values that the batch in work has changed, as they were: last, total, weight, fresh.
-        self._touched: list[tuple[LoggedValue, torch.Tensor | None, torch.Tensor | None, Any, bool]] = []
+        self.active, self.dataloader_idx = self.training, None
         self._callback: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
         #: How often each callback metric was set: tells whether it was logged anew.
-        self.versions: dict[str, int] = {}
+        self.versions: Counter[str] = Counter()
         #: The states of metric objects when the evaluation in work began.
         self._objects_before: dict[str, Any] = {}
+        self.start_batch(None)
 
     # ---- taking values ---------------------------------------------------------------------------------------------
 
     def log(
-        self, name: str, value: Any, prog_bar: bool, logger: bool, on_step: bool | None, on_epoch: bool | None,
-        reduce_fx: Any, enable_graph: bool, sync_dist: bool, add_dataloader_idx: bool,
-        batch_size: int | float | torch.Tensor | None, rank_zero_only: bool,
-    ) -> None:  # fmt: skip
+        self, name: str, value: Any, arguments: LogArguments, batch_size: int | float | torch.Tensor | None = None
+    ) -> None:
         """See `LiteModule.log`."""
-        arguments = (
-            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx, rank_zero_only,
-        )  # fmt: skip
         key = (self.hook or "", name, self.dataloader_idx)
         entry = self.active.get(key)
         if entry is None:
@@ -83,19 +78,19 @@ class Metrics:
                     f"{entry.arguments} and {arguments}"
                 )
             entry.arguments = arguments
-        if rank_zero_only and not self.trainer.is_global_zero:
+        if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return
         if is_metric_object(value):
             entry.take_metric(value)
             return
-        tensor = as_number(name, value, enable_graph, own=entry.on_step)
+        tensor = as_number(name, value, arguments.enable_graph, own=entry.on_step)
         if batch_size is not None:
             module = self.trainer.lightning_module
             if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
                 check_weight(name, batch_size)
         elif entry.on_epoch and entry.reduce == "mean":
             batch_size = self.batch_size
-        if sync_dist and entry.on_step and self.active is self.training:
+        if arguments.sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
             tensor = self.trainer.strategy.reduce(tensor, reduce_op=entry.reduce)
         self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
@@ -112,23 +107,21 @@ class Metrics:
                 f"the name, or use `add_dataloader_idx=False` with names of your own"
             )
         for hook, logged, index in self.active:
-            if (hook, logged) == (self.hook, name) and index != self.dataloader_idx and not arguments[7]:
+            same = (hook, logged) == (self.hook, name) and index != self.dataloader_idx
+            if same and not arguments.add_dataloader_idx:
                 raise MisconfigurationException(
                     f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
                     f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
                 )
         on_step, on_epoch, step_possible = LOG_DEFAULTS[self.hook]
-        given_step, given_epoch = arguments[2], arguments[3]
-        if given_step and not step_possible:
-            raise MisconfigurationException(
-                f"You can't `self.log({name!r}, ..., on_step=True)` inside `{self.hook}`; must be one of (False,)."
-            )
-        if given_epoch is False and not step_possible:
-            raise MisconfigurationException(
-                f"You can't `self.log({name!r}, ..., on_epoch=False)` inside `{self.hook}`; must be one of (True,)."
-            )
-        on_step = on_step if given_step is None else bool(given_step)
-        on_epoch = on_epoch if given_epoch is None else bool(given_epoch)
+        for argument, given, wrong in (("on_step", arguments.on_step, True), ("on_epoch", arguments.on_epoch, False)):
+            if given is not None and bool(given) is wrong and not step_possible:
+                raise MisconfigurationException(
+                    f"You can't `self.log({name!r}, ..., {argument}={wrong})` inside `{self.hook}`; must be one of "
+                    f"({not wrong},)."
+                )
+        on_step = on_step if arguments.on_step is None else bool(arguments.on_step)
+        on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
         if not on_step and not on_epoch:
             raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
         return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
@@ -148,20 +141,17 @@ class Metrics:
         self.evaluation.clear()
 
     def start_batch(self, batch: Any) -> None:
-        """A new batch is in work."""
+        """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
         self.batch, self._batch_size = batch, None
-        self._touched.clear()
-
-    def discard_batch(self) -> None:
-        """Take back all that was logged for the batch in work: it was skipped."""
-        self.discard_since(0)
+        #: The values that the batch in work has changed, as they were: last, total, weight, fresh.
+        self._touched: list[tuple[LoggedValue, torch.Tensor | None, torch.Tensor | None, Any, bool]] = []
 
     def mark(self) -> int:
         """Now, for `discard_since`."""
         return len(self._touched)
 
-    def discard_since(self, mark: int) -> None:
-        """Take back what was logged for the batch in work since a mark."""
+    def discard_since(self, mark: int = 0) -> None:
+        """Take back what was logged for the batch in work, all of it or what came after a mark: it was skipped."""
         for entry, last, total, weight, fresh in reversed(self._touched[mark:]):
             entry.last, entry.total, entry.weight, entry.fresh = last, total, weight, fresh
         del self._touched[mark:]
@@ -193,7 +183,7 @@ class Metrics:
         return {
             entry.step_name: entry.last
             for (_, _, index), entry in self.active.items()
-            if entry.last is not None and entry.on_step and entry.logger and index == loader
+            if entry.last is not None and entry.on_step and entry.arguments.logger and index == loader
         }
 
     def end_epoch(self, entries: dict[Key, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
@@ -211,7 +201,8 @@ class Metrics:
             What the loggers get: name to value, ``()``.
         """
         self._publish()
-        self.batch, self._batch_size, loader = None, None, self.dataloader_idx
+        self.start_batch(None)
+        loader = self.dataloader_idx
         chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
             reduce_over_ranks(chosen, self.trainer)
@@ -220,10 +211,9 @@ class Metrics:
         for entry in chosen.values():
             value = entry.epoch_value() if entry.on_epoch else None
             if value is not None:
-                self._set(entry, entry.epoch_name, value, decides=True)
-                self._count(entry, entry.epoch_name)
+                self._set(entry, entry.epoch_name, value)
                 entry.begin_anew()
-                if entry.logger:
+                if entry.arguments.logger:
                     logged[entry.epoch_name] = value
         for entry in chosen.values():
             if entry.metric is not None and (over or loader is not None):
@@ -240,7 +230,7 @@ class Metrics:
     def forget_loader(self) -> None:
         """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
         self._publish()
-        self.batch = self._batch_size = None
+        self.start_batch(None)
         for (_, _, loader), entry in self.evaluation.items():
             if loader == self.dataloader_idx:
                 entry.reset()
@@ -250,23 +240,22 @@ class Metrics:
         for entry in self.training.values():
             entry.reset()
 
-    def _set(self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool) -> None:
+    def _set(
+        self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: bool = True
+    ) -> None:
         """Publish a value under the name of its kind (`name_step` or `name_epoch`), and where it `decides` its own."""
-        if entry.prog_bar:
+        if entry.arguments.prog_bar:
             self._progress_bar[forked] = value
-        if entry.logger:
+        if entry.arguments.logger:
             self._logged[forked] = value
         if decides:
             self._callback[entry.name] = self._callback[forked] = value
-
-    def _count(self, entry: LoggedValue, forked: str) -> None:
-        for name in {entry.name, forked}:
-            self.versions[name] = self.versions.get(name, 0) + 1
+            self.versions.update({entry.name, forked} if counts else ())
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
         self._callback[name] = torch.as_tensor(value).detach().reshape(())
-        self.versions[name] = self.versions.get(name, 0) + 1
+        self.versions[name] += 1
 
     @property
     def callback(self) -> dict[str, torch.Tensor]:
@@ -295,19 +284,10 @@ class Metrics:
             if entry.on_step and entry.last is not None:
                 entry.fresh = False
                 self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
-                self._count(entry, entry.step_name) if training else None
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged
-                self._set(entry, entry.epoch_name, value, decides=True)
-
-    def clear(self) -> None:
-        """A new call of the trainer begins."""
-        self.training.clear()
-        self.evaluation.clear()
-        self._touched.clear()
-        self._callback, self._progress_bar, self._logged = {}, {}, {}
-        self.versions.clear()
+                self._set(entry, entry.epoch_name, value, counts=False)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
@@ -318,8 +298,7 @@ class Metrics:
             within_evaluation: Who resumes here begins the evaluation in work anew.
         """
         self._publish()
-        module = self.trainer.lightning_module
-        places = {id(metric): place for place, metric in metric_objects(module).items()} if module is not None else {}
+        places = {id(metric): place for place, metric in metric_objects(self.trainer.lightning_module).items()}
         epoch = [
             {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
              "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight,
@@ -328,36 +307,31 @@ class Metrics:
             if e.metric is None or (e.weight and id(e.metric) in places)
         ]  # fmt: skip
         objects = self._objects_before if within_evaluation else self._objects()
-        return {"epoch": epoch, "objects": objects, "callback": dict(self._callback), "versions": dict(self.versions)}
+        return {"epoch": epoch, "objects": objects, **self.published()}
 
     def _objects(self) -> dict[str, Any]:
         """The state of each metric object of the module, by place; `logged`: it is reset when the epoch ends."""
-        module = self.trainer.lightning_module
         logged = {id(entry.metric) for entry in self.training.values()}
-        found = metric_objects(module) if module is not None else {}
-        states = {place: (state_of(place, metric), id(metric) in logged) for place, metric in found.items()}
-        return {place: {"state": state, "logged": is_logged} for place, (state, is_logged) in states.items() if state}
+        states = {
+            place: {"state": state_of(place, metric), "logged": id(metric) in logged}
+            for place, metric in metric_objects(self.trainer.lightning_module).items()
+        }
+        return {place: saved for place, saved in states.items() if saved["state"]}
 
     def load_objects(self, state: dict[str, Any], epoch_ended: bool) -> None:
         """Give the module's metric objects the state that they had; those that were logged, in the same epoch only."""
-        module = self.trainer.lightning_module
-        found = metric_objects(module)
+        found = metric_objects(self.trainer.lightning_module)
         for place, saved in state.get("objects", {}).items():
             if place in found and not (epoch_ended and saved["logged"]):
                 restore(found[place], saved["state"], self.trainer.strategy.device)
 
-    def published(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """What can be seen now, and how often each was set; for `put_back`."""
-        return dict(self._callback), dict(self.versions)
+    def published(self) -> dict[str, dict[str, Any]]:
+        """What can be seen now, and how often each was set, by which schedulers know new from old; for `put_back`."""
+        return {"callback": dict(self._callback), "versions": dict(self.versions)}
 
-    def put_back(self, published: tuple[dict[str, torch.Tensor], dict[str, int]]) -> None:
-        """What was published since then was not."""
-        self._callback, self.versions = published
-
-    def load_published(self, state: dict[str, Any]) -> None:
-        """The published values of what `state_dict` gave, with the counts by which schedulers know new from old."""
-        self._callback.update(state["callback"])
-        self.versions.update(state["versions"])
+    def put_back(self, published: dict[str, dict[str, Any]]) -> None:
+        """What can be seen is what `published`, or `state_dict`, gave."""
+        self._callback, self.versions = dict(published["callback"]), Counter(published["versions"])
 
     def load_epoch(self, state: dict[str, Any]) -> None:
         """Continue its epoch's sums; a second state, another rank's, is added to the first."""
@@ -365,7 +339,7 @@ class Metrics:
             hook, name, _ = key = tuple(saved["key"])
             entry = self.training.get(key)
             if entry is None:
-                arguments = tuple(saved["arguments"])
+                arguments = LogArguments(*saved["arguments"])
                 entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"])
                 self.training[key] = entry
             if saved.get("metric") is not None:

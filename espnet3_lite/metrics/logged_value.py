@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -13,29 +13,33 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 _REDUCTIONS = ("mean", "sum", "min", "max")
 
-#: What `log` was called with but its name and value, in the order of its parameters.
-LogArguments: TypeAlias = tuple[Any, ...]
-
 #: What tells one logged value from another: the hook, the name, the loader's index.
 Key: TypeAlias = tuple[str, str, int | None]
+
+
+class LogArguments(NamedTuple):
+    """What `log` was called with, but name, value and weight; see `LiteModule.log`."""
+
+    prog_bar: bool
+    logger: bool
+    on_step: bool | None
+    on_epoch: bool | None
+    reduce_fx: Any
+    enable_graph: bool
+    sync_dist: bool
+    add_dataloader_idx: bool
+    rank_zero_only: bool
 
 
 class LoggedValue:
     """One name logged in one hook: its arguments, its last value, and its sum over the epoch."""
 
-    __slots__ = (
-        "name", "hook", "arguments", "prog_bar", "logger", "on_step", "on_epoch", "reduce", "rank_zero_only",
-        "sync_dist", "last", "total", "weight", "dtype", "fresh", "metric", "step_name", "epoch_name",
-    )  # fmt: skip
-
     def __init__(
         self, name: str, hook: str, arguments: LogArguments, on_step: bool, on_epoch: bool, loader_suffix: str = ""
     ):
-        prog_bar, logger, _, _, reduce, _, sync_dist, add_index, rank_zero_only = arguments
-        self.hook, self.arguments, self.prog_bar, self.logger = hook, arguments, prog_bar, logger
-        self.on_step, self.on_epoch, self.sync_dist = on_step, on_epoch, sync_dist
-        self.reduce, self.rank_zero_only = _reduction(name, reduce), rank_zero_only
-        suffix = loader_suffix if add_index else ""
+        self.hook, self.arguments, self.on_step, self.on_epoch = hook, arguments, on_step, on_epoch
+        self.reduce = _reduction(name, arguments.reduce_fx)
+        suffix = loader_suffix if arguments.add_dataloader_idx else ""
         forked = on_step and on_epoch
         self.name = name + suffix
         self.step_name = f"{name}_step{suffix}" if forked else self.name
@@ -74,12 +78,11 @@ class LoggedValue:
         elif isinstance(weight, torch.Tensor) and not weight.is_cpu:  # it is not read
             weight = wide(weight.detach()).reshape(())
             self.total = total + torch.where(weight.to(value.device) == 0, 0.0, wide(value) * weight)
-            self.weight = self.weight + weight
         else:
             weight = weight.item() if isinstance(weight, torch.Tensor) else weight
             # One call, and in float64: `total` is.
             self.total = torch.add(total, value, alpha=float(weight)) if weight else total
-            self.weight = self.weight + weight
+        self.weight = self.weight + weight
 
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
@@ -189,7 +192,7 @@ def _reduction(name: str, reduce: str | Callable[..., Any]) -> str:
 
 def comparable(name: str, arguments: LogArguments) -> list[Any]:
     """Arguments of `log` as plain values: ``reduce_fx=torch.mean`` and ``"mean"`` are the same."""
-    return [*arguments[:4], _reduction(name, arguments[4]), *arguments[5:]]
+    return list(arguments._replace(reduce_fx=_reduction(name, arguments.reduce_fx)))
 
 
 def neutral(reduce: str, device: torch.device) -> torch.Tensor:

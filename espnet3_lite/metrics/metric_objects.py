@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 
@@ -24,25 +24,25 @@ def is_metric_object(value: Any) -> bool:
     return not isinstance(value, (torch.Tensor, type)) and hasattr(value, "compute") and hasattr(value, "reset")
 
 
-def metric_objects(module: torch.nn.Module) -> dict[str, Any]:
+def metric_objects(module: torch.nn.Module | None) -> dict[str, Any]:
     """The metric objects among a module's attributes, by place, such as ``"model.accuracy"``; not parts of others."""
     found: dict[str, Any] = {}
-    for prefix, part in module.named_modules():
-        if any(prefix == place or prefix.startswith(f"{place}.") for place in found):
-            continue
-        for name, value in (*vars(part).items(), *part.named_children()):
-            if is_metric_object(value):
-                found[f"{prefix}.{name}" if prefix else name] = value
+    for place, value in _attributes_within(module):
+        if is_metric_object(value) and not any(place.startswith(f"{outer}.") for outer in found):
+            found[place] = value
     return found
 
 
 def place_of_metric(module: torch.nn.Module, metric: Any) -> str:
     """Where in a module a metric object is found; ``""`` where it is not."""
-    for prefix, part in module.named_modules():
+    return next((place for place, value in _attributes_within(module) if value is metric), "")
+
+
+def _attributes_within(module: torch.nn.Module | None) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module and of its parts, those of an outer part first, each with its place."""
+    for prefix, part in module.named_modules() if module is not None else ():
         for name, value in (*vars(part).items(), *part.named_children()):
-            if value is metric:
-                return f"{prefix}.{name}" if prefix else name
-    return ""
+            yield (f"{prefix}.{name}" if prefix else name), value
 
 
 def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
@@ -104,12 +104,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
+    (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
+    return form == other_form and all(map(_same_leaf, leaves, others))
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one == other
+        return type(one) is type(other) and one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)

@@ -24,7 +24,7 @@ def reduce_over_ranks(entries: dict[Key, LoggedValue], trainer: Trainer) -> None
     strategy, module = trainer.strategy, trainer.lightning_module
     mine: dict[Key, tuple[float, float, LogArguments, bool, str | None]] = {}
     for key, entry in entries.items():
-        if not entry.on_epoch or entry.rank_zero_only:
+        if not entry.on_epoch or entry.arguments.rank_zero_only:
             continue
         if entry.metric is not None and entry.weight:
             mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.metrics.logged_value import LogArguments
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
@@ -156,10 +157,11 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         if trainer is None:  # no error, as in Lightning: a step may be tried out without a trainer
             rank_zero_warn(f"{type(self).__name__}.log({name!r}, ...) did nothing: no trainer runs this module")
             return
-        trainer.metrics.log(
-            name, value, prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph,
-            sync_dist, add_dataloader_idx, batch_size, rank_zero_only,
+        arguments = LogArguments(
+            prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
+            add_dataloader_idx, rank_zero_only,
         )  # fmt: skip
+        trainer.metrics.log(name, value, arguments, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
         """`log` each entry, with the same arguments."""

@@ -215,7 +215,7 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         if loss is None:
             plain.warn_of_none()
             return [(None, plain)]
-        if not isinstance(loss, torch.Tensor) or (is_step(output) and loss is not output):
+        if not isinstance(loss, torch.Tensor) or (loss is not output and is_step(output)):
             raise MisconfigurationException(_wrong_plain_output(output))
         check_loss(loss, "the loss that training_step returned", plain.own_backward)
         return [(loss if divisor == 1 else loss / divisor, plain)]

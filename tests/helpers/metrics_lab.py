@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import torch
 
 from espnet3_lite.metrics.collector import Metrics
+from espnet3_lite.metrics.logged_value import LogArguments
 
 STRATEGY = SimpleNamespace(world_size=1, reduce=lambda value, how: value)
-ARGUMENTS = {
-    "prog_bar": False, "logger": True, "on_step": None, "on_epoch": None, "reduce_fx": "mean", "enable_graph": False,
-    "sync_dist": False, "add_dataloader_idx": True, "batch_size": None, "rank_zero_only": False,
-}  # fmt: skip
+ARGUMENTS = LogArguments(
+    prog_bar=False, logger=True, on_step=None, on_epoch=None, reduce_fx="mean", enable_graph=False, sync_dist=False,
+    add_dataloader_idx=True, rank_zero_only=False,
+)  # fmt: skip
 
 
 def metrics_in(hook="training_step", batch=None):
@@ -20,5 +21,5 @@ def metrics_in(hook="training_step", batch=None):
     return metrics
 
 
-def log(metrics, name, value, **arguments):
-    metrics.log(name, value, **{**ARGUMENTS, **arguments})
+def log(metrics, name, value, batch_size=None, **arguments):
+    metrics.log(name, value, ARGUMENTS._replace(**arguments), batch_size)

@@ -50,7 +50,7 @@ def test_a_discarded_batch_leaves_what_was_there():
     log(metrics, "loss", 1.0, on_epoch=True)
     metrics.start_batch(torch.ones(2, 1))
     log(metrics, "loss", 9.0, on_epoch=True)
-    metrics.discard_batch()
+    metrics.discard_since()
     assert metrics.callback["loss_step"] == 1.0
     assert metrics.end_epoch(metrics.training)["loss_epoch"] == 1.0
 
@@ -126,7 +126,7 @@ def test_sums_go_on_from_a_saved_state():
     log(metrics, "most", 4.0, on_epoch=True, reduce_fx="max")
     resumed = metrics_in()
     state = metrics.state_dict()
-    resumed.load_published(state)
+    resumed.put_back(state)
     resumed.load_epoch(state)
     for name, value, how in (("loss", 3.0, "mean"), ("most", 2.0, "max")):
         log(resumed, name, value, on_epoch=True, reduce_fx=how)

@@ -9,7 +9,7 @@ from metrics_lab import log, metrics_in
 from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import ESPnetModule
-from espnet3_lite.metrics.logged_value import LoggedValue
+from espnet3_lite.metrics.logged_value import LogArguments, LoggedValue
 from espnet3_lite.metrics.rank_sums import reduce_over_ranks
 
 VALUES = [float(i) for i in range(60)]
@@ -115,7 +115,7 @@ def test_ranks_are_reduced_alike_in_any_order(how, expected, nan_at):
     if nan_at is not None:
         totals[nan_at] = math.nan
     key = ("training_step", "x", None)
-    arguments = (False, True, False, True, how, False, False, True, False)
+    arguments = LogArguments(False, True, False, True, how, False, False, True, False)
     parts = [{key: (total, 1 + rank % 2, arguments, False, None)} for rank, total in enumerate(totals)]
     strategy = SimpleNamespace(gather_objects=lambda mine: parts, device=torch.device("cpu"))
     entries = {key: LoggedValue("x", "training_step", arguments, False, True)}

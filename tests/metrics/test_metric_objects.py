@@ -6,7 +6,7 @@ from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import Callback
 from espnet3_lite.callbacks import ModelCheckpoint
-from espnet3_lite.metrics.logged_value import LoggedValue, one_number
+from espnet3_lite.metrics.logged_value import LogArguments, LoggedValue, one_number
 from espnet3_lite.metrics.metric_objects import metric_objects, restore, state_of
 
 
@@ -181,7 +181,7 @@ def test_collections_and_vectors_are_refused_by_name(value, message):
 
     with pytest.raises(ValueError, match=message):
         one_number("seen", Several(), value)
-    arguments = (False, True, False, True, "mean", False, False, True, False)
+    arguments = LogArguments(False, True, False, True, "mean", False, False, True, False)
     entry = LoggedValue("seen", "training_step", arguments, False, True)
     entry.take_metric(Several())
     with pytest.raises(ValueError, match=message):
