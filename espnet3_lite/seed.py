@@ -87,7 +87,7 @@ def _numpy_state() -> list[Any]:
     which waits outside of that memory: while one waits, numpy is asked.
     """
     global _last_numpy_state
-    generator = np.random.get_bit_generator()
+    generator = np.random.mtrand.get_bit_generator()
     memory = ctypes.string_at(generator.ctypes.state_address, 2500)  # of the Mersenne twister: 624 words, a position
     if memory != _last_numpy_state[0]:
         name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())

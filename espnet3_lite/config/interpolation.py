@@ -23,7 +23,6 @@ from typing import Any
 
 from espnet3_lite.config.environment import masked, take
 from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
-from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 _OPENING = re.compile(r"(\\*)\$\{")
@@ -323,8 +322,9 @@ def _create(position: Position, value):
 
 
 def _deprecated(position: Position, key, message="'$OLD_KEY' is deprecated; use '$NEW_KEY'"):
-    text = message.replace("$OLD_KEY", format_path(position.path)).replace("$NEW_KEY", str(key))
-    rank_zero_warn(text)
+    from espnet3_lite.distributed.rank import rank_zero_warn  # it imports torch
+
+    rank_zero_warn(message.replace("$OLD_KEY", format_path(position.path)).replace("$NEW_KEY", str(key)))
     split = split_reference(str(key))
     if split is None:
         raise position.error(f"oc.deprecated: {key!r} is not a key")

@@ -51,7 +51,8 @@ class Metrics:
         """A new call of the trainer begins."""
         self.training: dict[Key, LoggedValue] = {}
         self.evaluation: dict[Key, LoggedValue] = {}
-        self.active, self.dataloader_idx = self.training, None
+        self.active = self.training
+        self.dataloader_idx: int | None = None
         self._callback: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
@@ -142,7 +143,8 @@ class Metrics:
 
     def start_batch(self, batch: Any) -> None:
         """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
-        self.batch, self._batch_size = batch, None
+        self.batch = batch
+        self._batch_size: int | None = None
         #: The values that the batch in work has changed, as they were: last, total, weight, fresh.
         self._touched: list[tuple[LoggedValue, torch.Tensor | None, torch.Tensor | None, Any, bool]] = []
 

@@ -109,18 +109,13 @@ def one_number(name: str, metric: Any, value: Any) -> Any:
     Raises:
         ValueError: it is a collection, or a vector.
     """
-    kind = type(metric).__name__
     if isinstance(value, Mapping):
-        raise ValueError(
-            f"`self.log({name!r}, ...)`: {kind}.compute() gave several values, {list(value)}; log the collection with "
-            f"`self.log_dict`"
-        )
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"`self.log({name!r}, ...)`: {kind}.compute() gave a tensor of shape {tuple(value.shape)}; a logged value "
-            f"is one number, such as its mean()"
-        )
-    return value
+        found = f"several values, {list(value)}; log the collection with `self.log_dict`"
+    elif isinstance(value, torch.Tensor) and value.numel() != 1:
+        found = f"a tensor of shape {tuple(value.shape)}; a logged value is one number, such as its mean()"
+    else:
+        return value
+    raise ValueError(f"`self.log({name!r}, ...)`: {type(metric).__name__}.compute() gave {found}")
 
 
 def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> torch.Tensor:
@@ -161,9 +156,8 @@ def check_weight(name: str, weight: Any) -> None:
     """
     is_tensor = isinstance(weight, torch.Tensor)
     single = weight.numel() == 1 if is_tensor else hasattr(weight, "__float__")
-    if single and is_tensor and weight.device.type != "cpu":
-        return
-    if not single or not 0 <= float(weight) < math.inf:
+    elsewhere = is_tensor and not weight.is_cpu
+    if not single or not (elsewhere or 0 <= float(weight) < math.inf):
         raise ValueError(
             f"`self.log({name!r}, ..., batch_size={weight!r})`: it is the value's weight in the epoch's mean, and must "
             f"be one finite number, at least 0"

@@ -11,6 +11,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +86,7 @@ class ManualOptimizer:
         slot, trainer = self._slot, self._trainer
         loop, strategy = trainer.fit_loop, trainer.strategy
 
-        def agreed() -> Any:
+        def agreed(closure: Callable[[], Any]) -> Any:
             result = closure()
             # Collective: a line search must go the same way on all ranks.
             return strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
@@ -103,7 +104,7 @@ class ManualOptimizer:
                     return False
             return True
 
-        result, stepped = self._step_prepared(closure and agreed, prepare, kwargs)
+        result, stepped = self._step_prepared(closure and partial(agreed, closure), prepare, kwargs)
         slot.close_window()
         if stepped:
             slot.update_step += 1

@@ -280,6 +280,15 @@ def test_the_package_is_light_to_import():
     assert heavy & {name.split(".")[0] for name in loaded} == set()
 
 
+def test_a_configuration_is_checked_without_torch():
+    """It takes seconds to import, and a mistake in a file should show at once."""
+    rooms = sorted(name for name in SOURCES if room_of(name) == "config")
+    names = ", ".join(f"espnet3_lite.{name}" for name in rooms)
+    script = f"import sys, {names}; print('torch' in sys.modules)"
+    assert len(rooms) > 10
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_few_frames_lie_between_fit_and_the_optimizers_step():
     stacks = []
 

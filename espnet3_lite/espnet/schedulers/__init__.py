@@ -6,7 +6,7 @@ Not here: when a scheduler steps (the loop), and PyTorch's own schedules (``torc
 """
 
 from espnet3_lite.espnet.schedulers.plateau import WarmupReduceLROnPlateau
-from espnet3_lite.espnet.schedulers.stages import (
+from espnet3_lite.espnet.schedulers.planned_length import (
     CosineAnnealingWarmupRestarts,
     ExponentialDecayWarmup,
     LinearWarmupDecayLR,
