@@ -5,13 +5,13 @@ formulas is the number of the coming update, from 1. Each class states its formu
 Not here: when a scheduler steps (the loop), and PyTorch's own schedules (``torch.optim.lr_scheduler``).
 """
 
-from espnet3_lite.espnet.schedulers.plateau import WarmupReduceLROnPlateau
 from espnet3_lite.espnet.schedulers.planned_length import (
     CosineAnnealingWarmupRestarts,
     ExponentialDecayWarmup,
     LinearWarmupDecayLR,
     TristageLR,
 )
+from espnet3_lite.espnet.schedulers.plateau import WarmupReduceLROnPlateau
 from espnet3_lite.espnet.schedulers.warmup import NoamLR, PiecewiseLinearWarmupLR, WarmupLR, WarmupStepLR
 
 __all__ = [
