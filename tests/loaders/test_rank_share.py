@@ -84,6 +84,32 @@ def test_one_rank_sees_what_its_loader_gives():
     assert [batch[0] for batch in shared] == expected and shared.length == 7
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_order_that_is_drawn_when_it_is_asked_for_is_drawn_once(whole):
+    """As a `DataLoader` of its own would draw it, with the numbers that it draws itself before or after."""
+    drawn = []
+
+    class Draws:
+        def __len__(self):
+            return 10 if whole else 20
+
+        def __iter__(self):
+            drawn.append(torch.randperm(20))
+            return iter(drawn[-1].reshape(10, 2).tolist() if whole else drawn[-1].tolist())
+
+    def make():
+        return loader_of(
+            shuffle=None, **({"batch_sampler": Draws(), "batch_size": 1} if whole else {"sampler": Draws()})
+        )
+
+    torch.manual_seed(4)
+    expected = [batch[0] for batch in make()]
+    torch.manual_seed(4)
+    shared = SharedLoader(make(), ALONE)
+    shared.set_epoch(0)
+    assert [batch[0] for batch in shared] == expected and len(drawn) == 2
+
+
 def test_plain_shuffling_becomes_an_order_by_seed_and_epoch():
     shared = SharedLoader(loader_of(), ALONE, by_epoch=True, seed=5)
     orders = []

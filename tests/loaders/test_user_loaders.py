@@ -210,6 +210,11 @@ def test_a_validation_generator_is_used_up_too():
         fit(Model, lambda: numbers(2), val=lambda: (batch for batch in rows(2).split(1)))
 
 
+def test_a_validation_loader_that_never_gives_a_batch_is_not_said_to_have_given_one():
+    module = fit(Model, lambda: numbers(2), val=lambda: NoDataLoader())
+    assert module.trainer.current_epoch == 2
+
+
 def test_a_stream_without_anything_is_warned_about_and_ends_the_fit():
     with pytest.warns(UserWarning, match="gave no batch, so that nothing is trained"):
         module = fit(Model, lambda: NoDataLoader(), max_epochs=-1, max_steps=3)
