@@ -1,0 +1,39 @@
+"""What docs/scaling.md says of messages and bytes is what the ranks send: counted for two to four of them."""
+
+import json
+import math
+
+import pytest
+from rank_lab import torchrun
+
+#: The model of the script: two parameters of 25 rows of 40 float32 numbers.
+PARAMETERS, ROWS, COLUMNS = 2, 25, 40
+GRADIENTS = 4 * PARAMETERS * ROWS * COLUMNS
+
+
+def vote(ranks, optimizers):
+    """Bytes of the vote: five flags, a count for each optimizer, a weight and a place for each rank, in float64."""
+    return 8 * (5 + optimizers + 2 * ranks)
+
+
+def expected(strategy, ranks):
+    """By collective: how many a step, and the bytes that a rank puts in."""
+    if strategy == "ddp":  # the vote, and one bucket
+        return {"all_reduce": [2, vote(ranks, 1) + GRADIENTS]}
+    if strategy == "named":  # the vote, and for each optimizer a bucket, in which each parameter has a flag
+        return {"all_reduce": [3, vote(ranks, 2) + GRADIENTS + 4 * PARAMETERS]}
+    part = 4 * PARAMETERS * math.ceil(ROWS / ranks) * COLUMNS  # whole rows; the last rank's are filled up
+    return {
+        "all_gather": [2, 2 * part],  # for the forward and for the backward pass
+        "reduce_scatter": [1, ranks * part],
+        "all_reduce": [1, vote(ranks, 1)],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("strategy", ["ddp", "named", "fsdp"])
+def test_messages_and_bytes_of_a_step(strategy, ranks, tmp_path):
+    ended = torchrun(ranks, "rank_counts.py", tmp_path / "counts.json", strategy)
+    assert ended.returncode == 0, ended.stdout
+    assert json.loads((tmp_path / "counts.json").read_text()) == expected(strategy, ranks)
