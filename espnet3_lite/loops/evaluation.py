@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,8 +57,8 @@ class EvaluationLoop:
 
     def setup(self) -> None:
         """Ask for the loaders, and count their batches."""
-        trainer = self.trainer
-        limit = getattr(trainer, f"limit_{self.prefix}_batches")
+        trainer, name = self.trainer, f"limit_{self.prefix}_batches"
+        limit = getattr(trainer, name)
         if limit == 0:
             self.given, self.loaders, self.num_batches = None, [], []
             return
@@ -68,22 +67,19 @@ class EvaluationLoop:
         named = several if isinstance(several, dict) else dict(enumerate([given] if several is None else several))
         for key, loader in named.items():
             check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
-        loaders = [
-            prepare_loader(loader, trainer.strategy, False, trainer.use_distributed_sampler)
-            for loader in named.values()
-        ]
-        name = f"limit_{self.prefix}_batches"
+        share = trainer.use_distributed_sampler
+        loaders = [prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
         self.num_batches = [limited(loader.length, limit, name) for loader in loaders]
         self.names = list(map(str, several)) if isinstance(several, dict) else None
         self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
-        counts = trainer.state.stage != RunningStage.SANITY_CHECKING or trainer.plan.validation.epoch_validates
+        counts = not trainer.sanity_checking or trainer.plan.validation.epoch_validates
         self._loaded_in_epoch = trainer.current_epoch if counts else -math.inf
 
     def _request(self) -> Any:
         """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""
         trainer = self.trainer
-        if not (trainer.overfit_batches and trainer.state.fn == "fit"):
+        if not (trainer.overfit_batches and trainer.state.fn == TrainerFn.FITTING):
             return request_loaders(trainer, self.prefix)
         trainer.train_data.setup_if_due()
         rank_zero_warn("overfit_batches: validation takes the training's batches instead of its own loader's")
@@ -95,56 +91,53 @@ class EvaluationLoop:
         if not self.loaders or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
             self.setup()
 
-    def run(self, num_batches: list[int | float] | None = None, end_of_epoch: bool = False) -> list[Any] | None:
-        """One pass over all loaders.
+    @property
+    def limits(self) -> list[int | float]:
+        """How many batches of each loader are taken now."""
+        return self.trainer.num_sanity_val_batches if self.trainer.sanity_checking else self.num_batches
 
-        Args:
-            num_batches: How many batches of each; all that the settings allow by default.
-            end_of_epoch: This validation is the training epoch's last: monitored schedulers step before it ends.
+    def run(self) -> list[Any] | None:
+        """One pass over all loaders.
 
         Returns:
             For validation and test one dict of floats a loader (in a fit, none); for prediction the outputs.
         """
-        trainer, call, module, metrics = (
-            self.trainer, self.trainer.call, self.trainer.lightning_module, self.trainer.metrics,
-        )  # fmt: skip
-        if sum(self.num_batches if num_batches is None else num_batches) == 0:
+        trainer, module, metrics, word = self.trainer, self.trainer.lightning_module, self.trainer.metrics, self.word
+        call, in_fit, sanity_check = trainer.call, trainer.state.fn == TrainerFn.FITTING, trainer.sanity_checking
+        if sum(self.limits) == 0:
             return None if self.prefix == "predict" else []
-        in_fit = trainer.state.fn == "fit"
         if not in_fit:
             self._seen.clear()
-        word, outputs = self.word, []
         self._modes = {part: part.training for part in module.modules()}
         trainer.strategy.sync_buffers(module)
         metrics.start_evaluation()
+        outputs: list[list[Any]] = []
         by_loader: list[dict[str, torch.Tensor]] = []
         inference_mode = trainer.inference_mode and trainer.strategy.inference_mode and not in_fit
-        frozen = torch.inference_mode if inference_mode else torch.no_grad
-        with frozen():
+        with torch.inference_mode() if inference_mode else torch.no_grad():
             getattr(module, f"on_{word}_model_eval")()
             call(f"on_{word}_start")
-            num_batches = self.num_batches if num_batches is None else num_batches  # a callback may have changed it
+            limits = self.limits  # a callback may have changed them
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
                 metrics.dataloader_idx = index if len(self.loaders) > 1 else None
                 metrics.loader_name = self.names[index] if self.names else None
-                outputs.append(self._run_loader(loader, index, num_batches[index]))
-                if trainer.sanity_checking and len(self.loaders) > 1:
+                outputs.append(self._run_loader(loader, index, limits[index]))
+                if sanity_check and len(self.loaders) > 1:
                     metrics.forget_loader()
                 else:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation, over=True)  # values that hooks logged outside of any loader
-            logged = {name: value for values in (*by_loader, at_end) for name, value in values.items()}
-            if in_fit and trainer.state.stage == RunningStage.VALIDATING and trainer.plan.automatic_optimization:
+            if in_fit and not sanity_check and trainer.plan.automatic_optimization:
                 with torch.enable_grad():
                     lr_stepping.step_waiting(trainer)
-                    if end_of_epoch:
+                    if trainer.fit_loop.is_last_batch:
                         lr_stepping.step_with_epoch(trainer, monitored=True)
-            if self.prefix != "predict" and trainer.state.stage != RunningStage.SANITY_CHECKING:
-                trainer.log_metrics(logged)
-            if in_fit and trainer.state.stage == RunningStage.VALIDATING:
+            if self.prefix != "predict" and not sanity_check:
+                trainer.log_metrics({name: value for values in (*by_loader, at_end) for name, value in values.items()})
+            if in_fit and not sanity_check:
                 trainer.fit_loop.after_validation()  # first, since the next hook may save a checkpoint
             call(f"on_{word}_end")
             metrics.active = metrics.training
@@ -156,36 +149,34 @@ class EvaluationLoop:
         return [{name: float(value) for name, value in {**values, **at_end}.items()} for values in by_loader]
 
     def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
-        trainer, call, metrics, word = self.trainer, self.trainer.call, self.trainer.metrics, self.word
-        step, precision = getattr(trainer.lightning_module, f"{word}_step"), trainer.precision_plugin
-        if len(self.loaders) > 1 and not takes(step, "dataloader_idx", place=2):
-            raise RuntimeError(
-                f"there are {len(self.loaders)} loaders, but {type(trainer.lightning_module).__name__}.{word}_step "
-                f"takes no `dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
-            )
-        if len(self.loaders) == 1:
-            self._refuse_demands()
-        step = taking(step, ("batch", "batch_idx", "dataloader_idx")[: 3 if len(self.loaders) > 1 else 2])
-        keep = self.prefix == "predict" and trainer.return_predictions
+        """The batches of one loader. What is the same for all of them is looked up before."""
+        trainer, call, hooks = self.trainer, self.trainer.call, self.trainer.hook_calls.listeners
+        metrics, transfer, step = trainer.metrics, trainer.plan.transfer, self._step()
+        step_hook, start, end = f"{self.word}_step", f"on_{self.word}_batch_start", f"on_{self.word}_batch_end"
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
+        sanity_check, several = trainer.sanity_checking, len(self.loaders) > 1
+        # A signal breaks off a fit's validation between two batches. Several ranks wait for the next vote.
+        signals, fitting = trainer.stopping.signals, trainer.state.fn == TrainerFn.FITTING
+        breaks_off = fitting and not sanity_check and trainer.world_size == 1
+        keep = self.prefix == "predict" and trainer.return_predictions
         self.batches_done = 0
         loader.set_epoch(trainer.current_epoch)
         if count == 0:
             return outputs
         batch_idx = -1
         for batch_idx, batch in enumerate(itertools.islice(iter(loader), None if count == math.inf else int(count))):
-            self._heed_signal()
-            if trainer.plan.transfer is not None:
-                batch = trainer.plan.transfer(batch, index)
+            if breaks_off and signals.received is not None:
+                raise ValidationBrokenOff
+            if transfer is not None:
+                batch = transfer(batch, index)
             metrics.start_batch(batch)
-            place = (batch, batch_idx, index) if len(self.loaders) > 1 else (batch, batch_idx)
+            place = (batch, batch_idx, index) if several else (batch, batch_idx)
             replaying = loader.replaying  # with FSDP: our data are over, other ranks' are not
-            if not replaying:
-                call(f"on_{word}_batch_start", *place)
-            metrics.hook = f"{word}_step"
-            with contextlib.nullcontext() if precision.plain else precision.forward_context():
-                output = step(*place)
+            if hooks[start] and not replaying:
+                call(start, *place)
+            metrics.hook = step_hook
+            output = step(*place)
             if replaying:
                 metrics.discard_since()
                 continue
@@ -196,39 +187,41 @@ class EvaluationLoop:
                     metrics.mask_batch(flag)
                     finite.append((batch_idx, flag))
             self.batches_done += 1
-            call(f"on_{word}_batch_end", output, *place)
-            if not trainer.sanity_checking:
+            if hooks[end]:
+                call(end, output, *place)
+            if not sanity_check:
                 if trainer.loggers and (values := metrics.step_values()):
                     trainer.log_metrics(values, step=self._seen[index])
                 self._seen[index] += 1
             if keep:
                 outputs.append(output)
         if batch_idx < 0 and loader.gave_batches:
-            raise MisconfigurationException(f"{word}: {cannot_be_iterated_twice(loader.given)}")
+            raise MisconfigurationException(f"{self.word}: {cannot_be_iterated_twice(loader.given)}")
         loader.gave_batches = loader.gave_batches or self.batches_done > 0
-        _warn_about_left_out(trainer.strategy, finite, word)
+        _warn_about_left_out(trainer.strategy, finite, self.word)
         return outputs
 
-    def _refuse_demands(self) -> None:
-        """With one loader nobody is given its index.
+    def _step(self) -> Callable[..., Any]:
+        """The module's step in the trainer's precision; with several loaders it takes the loader's index.
 
         Raises:
-            RuntimeError: the module's step or hook demands it.
+            RuntimeError: it takes none, or with one loader a step or hook demands it.
         """
-        module, word = self.trainer.lightning_module, self.word
-        for name in (f"{word}_step", f"on_{word}_batch_start", f"on_{word}_batch_end"):
-            if demands(getattr(module, name), "dataloader_idx"):
+        module, word, precision = self.trainer.lightning_module, self.word, self.trainer.precision_plugin
+        step, several = getattr(module, f"{word}_step"), len(self.loaders) > 1
+        if several and not takes(step, "dataloader_idx", place=2):
+            raise RuntimeError(
+                f"there are {len(self.loaders)} loaders, but {type(module).__name__}.{word}_step takes no "
+                f"`dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
+            )
+        for method in () if several else (f"{word}_step", f"on_{word}_batch_start", f"on_{word}_batch_end"):
+            if demands(getattr(module, method), "dataloader_idx"):
                 raise RuntimeError(
-                    f"there is one {word} loader, but {type(module).__name__}.{name} demands `dataloader_idx`. Remove "
-                    f"the argument, or give it a default: `dataloader_idx=0`"
+                    f"there is one {word} loader, but {type(module).__name__}.{method} demands `dataloader_idx`. "
+                    f"Remove the argument, or give it a default: `dataloader_idx=0`"
                 )
-
-    def _heed_signal(self) -> None:
-        """Between two batches: a signal breaks off a fit's validation. Several ranks wait for the next vote."""
-        trainer = self.trainer
-        if trainer.stopping.signals.received is not None and trainer.state.stage == RunningStage.VALIDATING:
-            if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
-                raise ValidationBrokenOff
+        step = taking(step, ("batch", "batch_idx", "dataloader_idx") if several else ("batch", "batch_idx"))
+        return step if precision.plain else precision.wrap(step)
 
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""
@@ -250,7 +243,7 @@ def validate_within_fit(trainer: Trainer) -> None:
     loop.setup_if_due()
     published = metrics.published()
     try:
-        loop.run(end_of_epoch=fit_loop.is_last_batch)
+        loop.run()
         fit_loop.validation_ran = True
     except ValidationBrokenOff:
         loop.abandon()
@@ -272,7 +265,7 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.call("on_sanity_check_start")
     with isolated_random_state():
         loop.setup_if_due()
-        loop.run(trainer.num_sanity_val_batches)
+        loop.run()
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()
     trainer.metrics.put_back(published)
@@ -281,10 +274,12 @@ def sanity_check(trainer: Trainer) -> None:
 
 def _losses_of(output: Any) -> list[torch.Tensor]:
     """The losses among what a step returned; none where it returned something else."""
-    if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
-        return [step.loss for step in steps]
-    loss = loss_of(output)
-    return [loss] if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.is_floating_point() else []
+    if not isinstance(output, torch.Tensor):  # asked first: nearly always it is one
+        if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
+            return [step.loss for step in steps]
+        output = loss_of(output)
+    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+    return [output] if is_loss else []
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:

@@ -271,7 +271,7 @@ class FitLoop(Progress):
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         elif slot.name is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         else:
             slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
         if hooks["on_after_backward"]:

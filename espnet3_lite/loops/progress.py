@@ -77,8 +77,12 @@ class Progress:
 
     @property
     def epoch_loop(self) -> EpochLoop:
-        """The same counters under Lightning's names."""
-        return EpochLoop(self)
+        """The same counters under Lightning's names, as they are now."""
+        begun = self.stage is EpochStage.BATCHES  # a batch is in work, and is not counted yet
+        under_way = begun + self.batch_is_open  # the hooks of a batch's end are not through with it
+        done, seen = self.batches_done + begun, self.batches_seen + begun
+        batches = BatchProgress(Counts(done, done - under_way), Counts(seen, seen - under_way), self.is_last_batch)
+        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped)
 
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
@@ -120,48 +124,23 @@ class BatchProgress(NamedTuple):
     is_last_batch: bool
 
 
-class EpochLoop:
-    """What code written for Lightning reads from ``trainer.fit_loop.epoch_loop``: the counters under its names.
+class EpochLoop(NamedTuple):
+    """What code written for Lightning reads from ``trainer.fit_loop.epoch_loop``.
 
-    Args:
-        loop: Whose counters these are.
+    Attributes:
+        batch_idx: The index of the batch in work, or of the last one, in its epoch.
+        total_batch_idx: The same over all epochs.
+        batch_progress: How many batches were begun and are through.
+        global_step: Optimizer steps.
+        loggers_axis: Lightning calls it `_batches_that_stepped`.
     """
 
-    def __init__(self, loop: Progress):
-        self._loop = loop
-
-    @property
-    def _batch_is_in_work(self) -> bool:
-        """A batch has begun and is not counted yet."""
-        return self._loop.stage is EpochStage.BATCHES
-
-    @property
-    def batch_idx(self) -> int:
-        """The index of the batch in work, or of the last one, in its epoch."""
-        return self._loop.batches_done - (not self._batch_is_in_work)
-
-    @property
-    def total_batch_idx(self) -> int:
-        """The same over all epochs."""
-        return self._loop.batches_seen - (not self._batch_is_in_work)
-
-    @property
-    def batch_progress(self) -> BatchProgress:
-        """How many batches were begun and are through."""
-        begun, loop = self._batch_is_in_work, self._loop
-        through = begun + loop.batch_is_open  # the hooks of a batch's end are not through with it
-        return BatchProgress(
-            Counts(loop.batches_done + begun, loop.batches_done + begun - through),
-            Counts(loop.batches_seen + begun, loop.batches_seen + begun - through),
-            loop.is_last_batch,
-        )
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps."""
-        return self._loop.global_step
+    batch_idx: int
+    total_batch_idx: int
+    batch_progress: BatchProgress
+    global_step: int
+    loggers_axis: int
 
     @property
     def _batches_that_stepped(self) -> int:
-        """The loggers' axis."""
-        return self._loop.batches_stepped
+        return self.loggers_axis

@@ -177,17 +177,9 @@ class ModuleHooks(DataHooks, torch.nn.Module):
         """Free gradients before a validation; called only where no accumulation window is open."""
         self.zero_grad()
 
-    def on_test_model_eval(self) -> None:
-        """As `on_validation_model_eval`."""
-        self.eval()
-
-    def on_test_model_train(self) -> None:
-        """As `on_validation_model_train`."""
-        self.trainer.evaluation_loop.restore_training_mode()
-
-    def on_predict_model_eval(self) -> None:
-        """As `on_validation_model_eval`; after a prediction every submodule gets back its mode, without a hook."""
-        self.eval()
+    # The same for a test; after a prediction every submodule gets back its mode without a hook.
+    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
+    on_test_model_train = on_validation_model_train
 
     # ---- parts of a step -------------------------------------------------------------------------------------------
 

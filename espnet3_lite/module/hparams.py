@@ -132,9 +132,8 @@ class HyperparametersMixin:
         saved.update(overrides)
         name = checkpoint.get(f"{prefix}hparams_name")
         if name in parameters and name not in overrides:  # one argument that holds them all
-            saved = {name: AttributeDict(saved)}
-        arguments = {**saved, **overrides}
-        return cls(**{k: v for k, v in arguments.items() if takes_any or k in parameters})
+            saved = {name: AttributeDict(saved), **overrides}
+        return cls(**{name: value for name, value in saved.items() if takes_any or name in parameters})
 
 
 def _items_of(given: Any) -> dict[str, Any]:
@@ -179,9 +178,9 @@ def _init_arguments(frame: Any, instance: Any, must_be_found: bool = True) -> di
         )
     while _initializes(frame, instance):
         names = inspect.getargvalues(frame)
-        arguments = {name: frame.f_locals[name] for name in [*names.args[1:], *_keyword_only(frame)]}
+        arguments = {name: names.locals[name] for name in names.args[1:]}
         if names.keywords:
-            arguments.update(frame.f_locals[names.keywords])
+            arguments.update(names.locals[names.keywords])
         found = {**found, **arguments}  # an outer frame is a subclass's __init__: its values are the user's
         frame = frame.f_back
     return found
@@ -191,8 +190,3 @@ def _initializes(frame: Any, instance: Any) -> bool:
     """True for a frame that runs an ``__init__`` of this very object."""
     code = frame.f_code
     return code.co_name == "__init__" and bool(code.co_argcount) and frame.f_locals.get(code.co_varnames[0]) is instance
-
-
-def _keyword_only(frame: Any) -> tuple[str, ...]:
-    code = frame.f_code
-    return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espnet3_lite.checkpoint.allowed_types import plain
@@ -101,21 +101,16 @@ def restored(values: dict[str, Any], kinds: Kinds, owner: type, given: set[str])
             holder = holder[parent]
         if isinstance(holder, tuple):
             raise MisconfigurationException(f"hyper_parameters: {place} cannot be put back into a tuple; give it anew")
-        makers: dict[str, Callable[[Any], Any]] = {
-            "path": pathlib.Path,
-            "namespace": lambda items: argparse.Namespace(**items),
-        }
-        if kind in makers:
-            holder[last] = makers[kind](holder[last])
+        stored = holder[last]
+        if kind == "path":
+            holder[last] = pathlib.Path(stored)
+        elif kind == "namespace":
+            holder[last] = argparse.Namespace(**stored)
         elif kind == "object":
-            holder[last] = _trusted(holder[last], owner, place)
+            holder[last] = _trusted(stored, owner, place)
         else:
-            holder[last] = _trusted(kind, owner, place, dataclass=True)(**holder[last])
+            holder[last] = _trusted(kind, owner, place, dataclass=True)(**stored)
     return values
-
-
-def _namespace(items: dict[str, Any]) -> argparse.Namespace:
-    return argparse.Namespace(**items)
 
 
 def _trusted(name: str, owner: type, place: list[str | int], dataclass: bool = False) -> Any:

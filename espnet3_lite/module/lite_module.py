@@ -254,15 +254,11 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     def freeze(self) -> None:
         """No parameter requires gradients; evaluation mode."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def unfreeze(self) -> None:
         """All parameters require gradients; training mode."""
-        for parameter in self.parameters():
-            parameter.requires_grad = True
-        self.train()
+        self.requires_grad_(True).train()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank zero, without breaking a progress bar."""

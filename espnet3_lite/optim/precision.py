@@ -75,12 +75,12 @@ class Precision:
             return _default_dtype(self.true_dtype)
         return contextlib.nullcontext()
 
-    def wrap(self, step: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-        """A training step that runs within `forward_context`."""
+    def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A step that runs within `forward_context`."""
 
-        def in_context(batch: Any, batch_idx: int) -> Any:
+        def in_context(*place: Any) -> Any:
             with self.forward_context():
-                return step(batch, batch_idx)
+                return step(*place)
 
         return in_context
 

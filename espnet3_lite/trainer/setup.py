@@ -126,9 +126,9 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     _check_steps(trainer, module)
     trainer.metrics.clear()
     if local_rank() == 0:
-        for owner in (data, module):
-            if owner is not None:
-                owner.prepare_data()
+        if data is not None:
+            data.prepare_data()
+        module.prepare_data()
     trainer.strategy.barrier("prepare_data")  # all ranks wait until the data are there
     return begin_plan(trainer, module)
 
@@ -201,46 +201,47 @@ def _add_model_callbacks(trainer: Trainer, model: LiteModule) -> None:
         trainer.callbacks = [*kept, *wanted]
 
 
+#: The methods that each call needs.
+_NEEDED = {
+    TrainerFn.FITTING: ("training_step", "configure_optimizers"),
+    TrainerFn.VALIDATING: ("validation_step",),
+    TrainerFn.TESTING: ("test_step",),
+    TrainerFn.PREDICTING: (),
+}
+
+
 def _check_steps(trainer: Trainer, model: LiteModule) -> None:
-    """The methods that this call needs are there.
+    """The methods that this call needs are there, and nothing is wanted that goes without manual optimization.
 
     Raises:
-        MisconfigurationException: one is not.
+        MisconfigurationException: one is not, or something is.
     """
-    name, fn = type(model).__name__, trainer.state.fn
+    name, fn, by_hand = type(model).__name__, trainer.state.fn, not model.automatic_optimization
     assert fn is not None
-    needed = {
-        "fit": ("training_step", "configure_optimizers"),
-        "validate": ("validation_step",),
-        "test": ("test_step",),
-    }
-    for method in needed.get(fn.value, ()):
-        if not trainer.is_overridden(method, model):
-            if method == "configure_optimizers" and not model.automatic_optimization:
-                continue
+    for method in _NEEDED[fn]:
+        if not trainer.is_overridden(method, model) and not (by_hand and method == "configure_optimizers"):
             raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
-    if fn == "fit" and not model.automatic_optimization and trainer.gradient_clip_val:
-        raise MisconfigurationException(
-            f"Automatic gradient clipping is not supported for manual optimization. Remove `Trainer(gradient_clip_val="
-            f"{trainer.gradient_clip_val})` and call `self.clip_gradients(optimizer, ...)` in {name}.training_step"
-        )
-    if fn == "fit" and not model.automatic_optimization and trainer.accumulate_grad_batches != 1:
-        raise MisconfigurationException(
-            f"Automatic gradient accumulation is not supported for manual optimization. Remove `Trainer("
-            f"accumulate_grad_batches={trainer.accumulate_grad_batches})` and accumulate in {name}.training_step"
-        )
+    if fn != TrainerFn.FITTING or not by_hand:
+        return
+    for setting, harmless, what, instead in (
+        ("gradient_clip_val", (None, 0), "clipping", "call `self.clip_gradients(optimizer, ...)`"),
+        ("accumulate_grad_batches", (1,), "accumulation", "accumulate"),
+    ):
+        if (value := getattr(trainer, setting)) not in harmless:
+            raise MisconfigurationException(
+                f"Automatic gradient {what} is not supported for manual optimization. Remove `Trainer({setting}="
+                f"{value})` and {instead} in {name}.training_step"
+            )
 
 
 def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any] | None:
     """A batch's way to the device as one function: the data module's three hooks, or the module's where it has none."""
     data, device, convert = trainer.datamodule, trainer.device, trainer.precision_plugin.convert_batch
-    owners = {
-        name: next(
-            (owner for owner in (data, module) if owner is not None and trainer.is_overridden(name, owner)), None
-        )
-        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-    }
-    before, move, after = owners.values()
+    owners = [owner for owner in (data, module) if owner is not None]
+    before, move, after = (
+        next((owner for owner in owners if trainer.is_overridden(hook, owner)), None)
+        for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    )
     if move is None and device.type != "cpu":
         move = module
     if before is move is after is None and trainer.precision_plugin.true_dtype is None:
