@@ -245,6 +245,18 @@ def newest_first(paths: Collection[Path]) -> list[Path]:
     return ordered
 
 
+def newest_checkpoint(trainer: Trainer) -> str | None:
+    """The newest intact checkpoint that the checkpoint callbacks know of; None on all ranks but rank zero."""
+    if not trainer.is_global_zero:
+        return None
+    candidates: list[Path] = []
+    for callback in trainer.checkpoint_callbacks:
+        finder = getattr(callback, "resume_candidates", None)
+        candidates += finder(trainer) if finder is not None else []
+    newest = checkpoint_io.newest_intact(newest_first(candidates))
+    return None if newest is None else os.fspath(newest)
+
+
 def _local(dirpath: str | os.PathLike) -> str:
     """The folder as text.
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espnet3_lite.callbacks.checkpoint_files import newest_first
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.callbacks.checkpoint_files import newest_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -39,8 +37,9 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
     assert trainer.state.fn is not None
     fn = trainer.state.fn.value
+    given = None if ckpt_path is None else os.path.expanduser(os.fspath(ckpt_path))
     if fn == "fit" and times_restarted():
-        return newest_checkpoint(trainer) or _as_text(ckpt_path)  # torchrun started this run anew after a failure
+        return newest_checkpoint(trainer) or given  # torchrun started this run anew after a failure
     if fn == "fit" and ckpt_path is None:
         return newest_checkpoint(trainer) if trainer.auto_resume else None
     callback = trainer.checkpoint_callback
@@ -65,22 +64,7 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
             rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
                            f"will be loaded.")  # fmt: skip
         return path
-    return _as_text(ckpt_path)
-
-
-def _as_text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.path.expanduser(os.fspath(path))
-
-
-def newest_checkpoint(trainer: Trainer) -> str | None:
-    """The newest intact checkpoint that the checkpoint callbacks know of; None on all ranks but rank zero."""
-    if not trainer.is_global_zero:
-        return None
-    candidates: list[Path] = []
-    for callback in trainer.checkpoint_callbacks:
-        finder = getattr(callback, "resume_candidates", None)
-        candidates += finder(trainer) if finder is not None else []
-    return _as_text(checkpoint_io.newest_intact(newest_first(candidates)))
+    return given
 
 
 def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:

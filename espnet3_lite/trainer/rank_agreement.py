@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,11 @@ def compare_settings(trainer: Trainer) -> None:
     for prefix in ("train", "val") if trainer.state.fn == "fit" or stage is None else (stage.dataloader_prefix,):
         facts[f"{prefix} loaders"] = "given" if has_loaders(trainer, prefix) else "none"
     callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _ONLY_SHOW)]
-    facts["callbacks"] = ", ".join(type(callback).__name__ for callback in callbacks) or "none"
-    seen: Counter[str] = Counter()
-    for callback in callbacks:
-        kind = type(callback).__name__
-        seen[kind] += 1
-        name = kind if seen[kind] == 1 else f"{kind} {seen[kind]}"
+    kinds = [type(callback).__name__ for callback in callbacks]
+    facts["callbacks"] = ", ".join(kinds) or "none"
+    for index, callback in enumerate(callbacks):
+        earlier = kinds[:index].count(kinds[index])
+        name = f"{kinds[index]} {earlier + 1}" if earlier else kinds[index]
         facts.update({f"{name}.{argument}": _describe(value) for argument, value in _arguments(callback)})
     trainer.strategy.require_same(facts, _ADVICE)
 

@@ -349,7 +349,7 @@ def log_hyperparameters(trainer: Trainer) -> None:
     trainer.tell_loggers("save")
 
 
-def prepare_data(trainer: Trainer) -> None:
+def prepare_loaders(trainer: Trainer) -> None:
     """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
     validates = trainer.plan.validation.enabled
     if validates and trainer.num_sanity_val_steps and not trainer.fit_loop.within_epoch:

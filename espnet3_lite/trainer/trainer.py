@@ -331,7 +331,7 @@ class Trainer(TrainerProperties):
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint, override)
                         del checkpoint  # its tensors are in the model and optimizers now
-                    setup.prepare_data(self)
+                    setup.prepare_loaders(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
