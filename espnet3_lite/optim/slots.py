@@ -22,7 +22,7 @@ from espnet3_lite.optim.clipping import Clipping, parameters_of
 class OptimizationStep(NamedTuple):
     """A loss and the name of the optimizer that it trains: what a model with several optimizers returns.
 
-    Args:
+    Attributes:
         loss: ``()``, with a graph.
         name: A key of the configuration's `optimizers`.
 

@@ -3,6 +3,7 @@
 A comment on the line before a fenced block of ``bash`` or ``python`` says what becomes of it:
 
 - ``<!-- run: quick -->``: it runs in this file's quick tests; ``<!-- run: slow -->``: in its slow ones;
+- ``<!-- run: slow, needs optuna -->``: likewise, where that package is installed;
 - ``<!-- run: no (reason) -->``: it does not run.
 
 A page's commands run first, then its Python blocks in one namespace, in an empty folder. The commands that run
@@ -15,6 +16,7 @@ line's parser takes. ``yaml`` blocks must be YAML that our reader takes. Blocks 
 
 import ast
 import configparser
+import importlib.util
 import os
 import re
 import shlex
@@ -101,7 +103,7 @@ def arguments_of(command):
 
 @pytest.mark.parametrize("block", named(blocks("bash", "python")))
 def test_each_block_says_whether_it_runs(block):
-    assert re.fullmatch(r"run: (quick|slow|no \(.+\))", block.mark), (
+    assert re.fullmatch(r"run: (quick|slow|slow, needs \w+|no \(.+\))", block.mark), (
         f"{block.place}: put <!-- run: quick -->, <!-- run: slow --> or <!-- run: no (reason) --> before it"
     )
 
@@ -135,6 +137,17 @@ def test_the_extras_that_pip_installs_exist(block):
             assert set(names.split(",")) <= set(extras["options.extras_require"])
 
 
+def test_the_container_s_file_names_what_is_there():
+    (block,) = blocks("dockerfile")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(re.findall(r"/src\[(\w+)\]", block.text)) <= set(setup["options.extras_require"])
+    (command,) = re.findall(r'ENTRYPOINT \["(.*?)"\]', block.text)
+    assert command in setup["options.entry_points"]["console_scripts"]
+    version = re.findall(r"FROM python:(\d+)\.(\d+)", block.text)[0]
+    assert f"Programming Language :: Python :: {'.'.join(version)}" in setup["metadata"]["classifiers"]
+
+
 def test_the_list_of_the_hooks_is_the_one_in_the_code():
     (block,) = blocks("", mark="hooks")
     lines = [line for line in block.text.splitlines() if line.strip()]
@@ -157,6 +170,24 @@ def test_links_lead_somewhere():
 
 def test_the_readme_is_one_screen():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 100
+
+
+def test_the_generated_pages_follow_the_code():
+    spec = importlib.util.spec_from_file_location("generated_pages", ROOT / "docs" / "generated_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, text in module.pages().items():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/generated_pages.py"
+
+
+@pytest.mark.slow
+def test_mkdocs_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="mkdocs is in the extra docs")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert finished.returncode == 0 and "WARNING" not in finished.stderr, finished.stderr
+    reference = (tmp_path / "site" / "api" / "main" / "index.html").read_text(encoding="utf-8")
+    assert 'id="espnet3_lite.trainer.trainer.Trainer.fit"' in reference and "override_optimizer" in reference
 
 
 def test_every_page_is_in_the_navigation():
@@ -199,7 +230,13 @@ def run_bash(block, folder):
 
 def run_page(page, folder, speeds):
     """A page's blocks, in their order; returns how many ran."""
-    chosen = [b for b in blocks("bash", "python", page=page) if b.mark in [f"run: {speed}" for speed in speeds]]
+    chosen = [
+        b for b in blocks("bash", "python", page=page) if b.mark.partition(",")[0] in [f"run: {s}" for s in speeds]
+    ]
+    for block in chosen:
+        package = block.mark.partition(", needs ")[2]
+        if package and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{block.place} needs {package}, which is not installed")
     waiting = []
     for block in chosen:
         if block.kind == "bash":

@@ -1,0 +1,24 @@
+"""What mkdocs does with our docstrings before it reads them: their examples are code, whatever stands around them.
+
+Griffe knows a section ``Examples:``; ours are headed ``Example:``, or stand in the text.
+"""
+
+import re
+from typing import Any
+
+import griffe
+
+
+class ExamplesAreCode(griffe.Extension):
+    """Heads an ``Example:`` section as griffe knows it, and fences a doctest that stands in the text."""
+
+    def on_object(self, *, obj: griffe.Object, **others: Any) -> None:
+        """Once an object is read."""
+        if obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"Args:\n *\{settings\}\n", "Its arguments have a [page](../settings.md).\n", text)
+            obj.docstring.value = re.sub(r"(?:^>>> .*\n?)(?:^\S.*\n?|^ .*\n?)*", _fenced, text, flags=re.MULTILINE)
+
+
+def _fenced(doctest: re.Match[str]) -> str:
+    return f"```pycon\n{doctest[0].rstrip()}\n```\n"
