@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from espnet3_lite.checkpoint.files import load_checkpoint, load_sharded, save_checkpoint
+from espnet3_lite.checkpoint.files import load_checkpoint, save_checkpoint
 from espnet3_lite.checkpoint.own_state import own_state
 from espnet3_lite.exceptions import CheckpointError
 
@@ -124,7 +124,9 @@ def _mapped_model(path: Path, scratch_file: Path, wrapper_prefix: str | None) ->
     """The model's state dict in a checkpoint, checked, and mapped from disk: it takes no memory of this process."""
     file = path
     if path.is_dir():
-        save_checkpoint(load_sharded(path, only="state_dict"), scratch_file)
+        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+
+        save_checkpoint(sharded_reader.load_sharded(path, only="state_dict"), scratch_file)
         file = scratch_file
     checkpoint = load_checkpoint(file, mmap=True)
     state_dict = checkpoint.get("state_dict", checkpoint)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import rank_zero_info
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -236,7 +236,7 @@ def newest_first(paths: Collection[Path]) -> list[Path]:
     ordered = sorted(set(paths), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     last = [index for index, path in enumerate(ordered) if re.fullmatch(r"last(-v\d+)?\.ckpt", path.name)]
     if len(last) > 1:
-        steps = {ordered[index]: checkpoint_io.step_of(ordered[index]) for index in last}
+        steps = {ordered[index]: _step_of(ordered[index]) for index in last}
         most = sorted(steps, key=steps.__getitem__, reverse=True)  # equal ones stay in the order of time
         for index, path in zip(last, most, strict=True):
             ordered[index] = path
@@ -255,6 +255,15 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
         candidates += finder(trainer) if finder is not None else []
     newest = checkpoint_io.newest_intact(newest_first(candidates))
     return None if newest is None else os.fspath(newest)
+
+
+def _step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint had seen; -1 where that cannot be read."""
+    try:
+        step = checkpoint_io.load_checkpoint(path, mmap=True).get("global_step")
+    except CheckpointError:
+        return -1
+    return step if isinstance(step, int) else -1
 
 
 def _local(dirpath: str | os.PathLike) -> str:

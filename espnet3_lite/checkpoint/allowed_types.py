@@ -154,10 +154,9 @@ class _Ignored:
 
 
 class _Holder:
-    """Stands for one object until the whole file is read; `settled` then says what to put in its place."""
+    """Stands for one object until the whole file is read; then `content` takes its place."""
 
-    def settled(self) -> object:
-        raise NotImplementedError
+    content: object = None
 
 
 class _OmegaNode(_Holder):
@@ -165,9 +164,6 @@ class _OmegaNode(_Holder):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.content = state["_content"] if "_content" in state else state["_val"]
-
-    def settled(self) -> object:
-        return self.content
 
 
 class _NumpyType:
@@ -193,37 +189,28 @@ class _NumpyArray(_Holder):
     """`numpy.ndarray`, and the function that makes an empty one before its state is known."""
 
     def __init__(self, *_: object):
-        self.array = numpy.empty(0)
+        self.content = numpy.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, in_fortran_order, data = state
-        self.array = kind.numbers(data).reshape(shape, order="F" if in_fortran_order else "C").copy()
+        self.content = kind.numbers(data).reshape(shape, order="F" if in_fortran_order else "C").copy()
 
-    def settled(self) -> numpy.ndarray:
-        return self.array
+
+def _named(module: str, *kinds: type) -> dict[str, Callable[..., Any]]:
+    return {f"{module}.{kind.__name__}": kind for kind in kinds}
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
     # The standard library: types that only hold values.
-    "argparse.Namespace": argparse.Namespace,
-    "builtins.bool": bool,
+    **_named("builtins", bool, dict, float, frozenset, int, list, slice, tuple),
     "builtins.bytes": _Bytes,
-    "builtins.dict": dict,
-    "builtins.float": float,
-    "builtins.frozenset": frozenset,
-    "builtins.int": int,
-    "builtins.list": list,
-    "builtins.slice": slice,
     "builtins.str": _Text,
-    "builtins.tuple": tuple,
-    "collections.defaultdict": _EmptyDict,
+    **_named("datetime", datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone),
+    "argparse.Namespace": argparse.Namespace,
     "collections.deque": _EmptyList,
-    "datetime.date": datetime.date,
-    "datetime.datetime": datetime.datetime,
-    "datetime.timedelta": datetime.timedelta,
-    "datetime.timezone": datetime.timezone,
     "typing.Any": _Ignored,
-    # Lightning's dicts with attribute access, by the names they have had.
+    # Dicts: the standard library's, and Lightning's with attribute access, by the names they have had.
+    "collections.defaultdict": _EmptyDict,
     "lightning.fabric.utilities.data.AttributeDict": _EmptyDict,
     "lightning.pytorch.utilities.parsing.AttributeDict": _EmptyDict,
     "lightning_fabric.utilities.data.AttributeDict": _EmptyDict,
@@ -231,20 +218,16 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     # NumPy, before and after it renamed its core.
     "numpy.dtype": _NumpyType,
     "numpy.ndarray": _NumpyArray,
-    "numpy._core.multiarray._reconstruct": _NumpyArray,
-    "numpy.core.multiarray._reconstruct": _NumpyArray,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
+    **{f"numpy.{core}.multiarray._reconstruct": _NumpyArray for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
     # OmegaConf.
-    "omegaconf.base.ContainerMetadata": _Ignored,
-    "omegaconf.base.Metadata": _Ignored,
-    "omegaconf.dictconfig.DictConfig": _OmegaNode,
-    "omegaconf.listconfig.ListConfig": _OmegaNode,
+    **dict.fromkeys(("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"), _Ignored),
+    **dict.fromkeys(("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"), _OmegaNode),
     **{
         f"omegaconf.nodes.{kind}Node": _OmegaNode
         for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
     },
-    # Paths: Python 3.13 moved the module.
+    # Paths: Python 3.13 moved the module. Another system's path cannot be made here.
     **{
         f"{module}.{name}": kind
         for module in ("pathlib", "pathlib._local")
@@ -284,7 +267,7 @@ def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:
         return None  # a class itself, such as Lightning's `hparams_type`: of no use without its package
     if isinstance(value, _Holder):
         seen[id(value)] = (value, None)
-        settled = _settle(value.settled(), seen)
+        settled = _settle(value.content, seen)
         seen[id(value)] = (value, settled)
         return settled
     if type(value) is tuple:

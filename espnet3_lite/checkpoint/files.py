@@ -146,7 +146,9 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        return load_sharded(path)
+        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+
+        return sharded_reader.load_sharded(path)
     if not path.exists():
         raise CheckpointNotFoundError(f"{path}: does not exist")
     if not path.is_file():
@@ -234,15 +236,6 @@ def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
     return None
 
 
-def step_of(path: str | Path) -> int:
-    """The optimizer steps that a checkpoint had seen; -1 where that cannot be read."""
-    try:
-        step = load_checkpoint(path, mmap=True).get("global_step")
-    except CheckpointError:
-        return -1
-    return step if isinstance(step, int) else -1
-
-
 def check_state_dict(checkpoint: dict[str, Any], path: object) -> None:
     """Refuse a file that is no checkpoint of a trainer, and say what it is.
 
@@ -259,26 +252,6 @@ def check_state_dict(checkpoint: dict[str, Any], path: object) -> None:
     raise CheckpointError(f"{path}: not a trainer's checkpoint: no 'state_dict' among its keys {list(checkpoint)[:10]}")
 
 
-# --- Sharded checkpoints ------------------------------------------------------------------------------------
-
-
-def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
-    """Put a sharded checkpoint together; `only` one of its top-level entries, where it has that."""
-    from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
-
-    damage = sharded_reader.damage(folder)
-    if damage:
-        raise CheckpointError(damage)
-    metadata = sharded_reader.read_metadata(folder)
-    names = list(metadata.state_dict_metadata)
-    wanted = [
-        name for name in names if sharded_reader.place_of(metadata, name)[0] in (only, sharded_reader.PLAIN_ENTRY)
-    ]
-    if only is None or not any(sharded_reader.place_of(metadata, name)[0] == only for name in names):
-        wanted = names
-    return sharded_reader.nested(sharded_reader.read_entries(folder, wanted, metadata), metadata)
-
-
 def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     """Turn a sharded checkpoint into a plain one, in one process and without a process group.
 
@@ -290,4 +263,4 @@ def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     folder = Path(os.path.expanduser(sharded_folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; only sharded checkpoints need consolidating")
-    save_checkpoint(load_sharded(folder), output_file)
+    save_checkpoint(load_checkpoint(folder), output_file)

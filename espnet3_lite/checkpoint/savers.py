@@ -7,9 +7,8 @@ takes, waits for it.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,9 @@ class FileSaver(Saver):
                 before.result()
             checkpoint_io.save_checkpoint(state, path)
 
-        self._under_way = _in_a_thread(write)
+        executor = ThreadPoolExecutor(1, "checkpoint")  # a program that ends waits for its thread
+        self._under_way = executor.submit(write)
+        executor.shutdown(wait=False)  # the thread ends with its work
 
     def finish(self) -> None:
         """As of any saver; the copies are given up."""
@@ -105,17 +106,3 @@ class FileSaver(Saver):
                 known = self._copies[place] = tensor.detach().to("cpu", copy=True)
             copies[id(tensor)] = known
         return copy.deepcopy(checkpoint, copies)
-
-
-def _in_a_thread(function: Callable[[], object]) -> Future[Any]:
-    """Its outcome. The thread is no daemon: a program that ends waits for it."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:  # whoever asks for the outcome gets it
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint").start()
-    return outcome

@@ -6,11 +6,9 @@ for whoever loads such a folder with `torch.distributed.checkpoint.load`. Nothin
 a folder is met, since torch's package is slow to import.
 """
 
-import inspect
 import io
 import math
 import os
-import pathlib
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,8 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
-from torch.distributed.checkpoint.storage import StorageReader
+from torch.distributed.checkpoint.planner import ReadItem
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, settle
 from espnet3_lite.checkpoint.hash_bombs import hash_bomb
@@ -36,35 +33,26 @@ METADATA_FILE = ".metadata"
 PLAIN_ENTRY = "plain"
 
 _METADATA_TYPES = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch": {"Size", "device", "layout"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath", "PurePosixPath"},
-    "pathlib._local": {"PosixPath", "PurePosixPath"},
-}
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch": ("Size", "device", "layout"),
+    "torch.serialization": ("_get_layout",),
+    "collections": ("OrderedDict",),
+    "pathlib": ("PosixPath", "PurePosixPath"),
+}  # fmt: skip
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     """Builds the dataclasses of `.metadata` and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        if module.startswith("pathlib") and name in _METADATA_TYPES.get(module, ()):
-            return getattr(pathlib, name)
-        if name in _METADATA_TYPES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        home = "pathlib" if module == "pathlib._local" else module  # where Python 3.13 has it
+        is_dtype = home == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _METADATA_TYPES.get(home, ()):
+            return super().find_class(home, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint's metadata")
 
 
@@ -181,6 +169,24 @@ def place_of(metadata: Metadata, name: str) -> tuple[str | int, ...]:
     return tuple((metadata.planner_data or {}).get(name, (name,)))
 
 
+def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
+    """Put a sharded checkpoint together on the CPU.
+
+    Args:
+        folder: The sharded checkpoint.
+        only: One of its top-level entries: what is not sharded and this are enough, where it has this.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if reason := damage(folder):
+        raise CheckpointError(reason)
+    metadata = read_metadata(folder)
+    tops = {name: place_of(metadata, name)[0] for name in metadata.state_dict_metadata}
+    wanted = [name for name, top in tops.items() if only not in tops.values() or top in (only, PLAIN_ENTRY)]
+    return nested(read_entries(folder, wanted, metadata), metadata)
+
+
 def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -> dict[str, object]:
     """Read some entries of a sharded checkpoint, whole and onto the CPU, without a process group.
 
@@ -199,19 +205,12 @@ def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -
             values[name] = None
             if not isinstance(entry, BytesStorageMetadata):
                 values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-        _load_alone(values, VerifiedReader(folder), PlainValuesPlanner())
+        # By its inner name, for `load` of torch 2.6 has no word for reading alone in one of several processes.
+        state_dict_loader._load_state_dict(values, VerifiedReader(folder), planner=PlainValuesPlanner(), no_dist=True)
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
     return values
-
-
-def _load_alone(values: dict[str, object], reader: StorageReader, planner: LoadPlanner) -> None:
-    """In this process by itself, also where it is a rank; `load` of torch 2.6 has no word for that."""
-    if "no_dist" in inspect.signature(state_dict_loader.load).parameters:
-        state_dict_loader.load(values, storage_reader=reader, planner=planner, no_dist=True)
-    else:
-        state_dict_loader.load_state_dict(values, reader, planner=planner, no_dist=True)
 
 
 class _Built(dict[str | int, Any]):

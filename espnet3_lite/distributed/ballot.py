@@ -8,7 +8,7 @@ Gradients alone travel without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import Enum
 
 import torch
 import torch.distributed as dist
@@ -16,37 +16,22 @@ import torch.distributed as dist
 from espnet3_lite.exceptions import MisconfigurationException
 
 
-class Place(IntEnum):
-    """Where a rank stands that begins a collective. Each rank puts its place into the ballot, so that ranks that stand
-    at different places find out there, and do not wait for each other."""
+class Place(Enum):
+    """Where a rank stands that begins a collective, in words for messages. Each rank puts its place into the ballot, so
+    that ranks that stand at different places find out there, and do not wait for each other."""
 
-    BATCH = 0
-    FLAG = 1
-    SAVE = 2
-    REDUCE = 3
-    GATHER = 4
-    BROADCAST = 5
-    BUFFERS = 6
-    GRADIENTS = 7
-    BARRIER = 8
-
-    @property
-    def words(self) -> str:
-        """For messages."""
-        return _PLACES[self]
+    BATCH = "votes on a training batch"
+    FLAG = "asks whether the epoch, the validation or the run ends"
+    SAVE = "saves a checkpoint (trainer.save_checkpoint)"
+    REDUCE = "reduces a value over the ranks (self.log(..., sync_dist=True), strategy.reduce)"
+    GATHER = "gathers values from all ranks (metrics, loaders, self.all_gather)"
+    BROADCAST = "takes over a value from one rank"
+    BUFFERS = "takes over the buffers of rank 0, for a validation or a checkpoint"
+    GRADIENTS = "gathers pending gradients for a checkpoint"
+    BARRIER = "waits at a barrier, such as the call's end"
 
 
-_PLACES = {
-    Place.BATCH: "votes on a training batch",
-    Place.FLAG: "asks whether the epoch, the validation or the run ends",
-    Place.SAVE: "saves a checkpoint (trainer.save_checkpoint)",
-    Place.REDUCE: "reduces a value over the ranks (self.log(..., sync_dist=True), strategy.reduce)",
-    Place.GATHER: "gathers values from all ranks (metrics, loaders, self.all_gather)",
-    Place.BROADCAST: "takes over a value from one rank",
-    Place.BUFFERS: "takes over the buffers of rank 0, for a validation or a checkpoint",
-    Place.GRADIENTS: "gathers pending gradients for a checkpoint",
-    Place.BARRIER: "waits at a barrier, such as the call's end",
-}
+_PLACES = tuple(Place)
 _FLAGS = 5
 
 
@@ -101,7 +86,7 @@ class Ballot:
         on_device = isinstance(weight, torch.Tensor) and weight.device.type != "cpu"
         if not on_device:
             numbers[first + self.rank] = weight
-        numbers[first + self.world_size + self.rank] = place
+        numbers[first + self.world_size + self.rank] = number = _PLACES.index(place)
         if self._vector is not self._host:
             self._vector.copy_(self._host, non_blocking=True)
         if on_device:
@@ -111,13 +96,13 @@ class Ballot:
         dist.all_reduce(self._vector)  # collective: all ranks, wherever they stand
         found: list[float] = self._vector.tolist()
         places = found[-self.world_size :]
-        if places.count(place) != self.world_size:
+        if places.count(number) != self.world_size:
             raise MisconfigurationException(_different_places(places))
         return found[: -self.world_size]
 
 
 def _different_places(places: Sequence[float]) -> str:
-    each = "; ".join(f"rank {rank} {Place(int(place)).words}" for rank, place in enumerate(places))
+    each = "; ".join(f"rank {rank} {_PLACES[int(place)].value}" for rank, place in enumerate(places))
     return (
         f"the ranks have parted: {each}. All ranks must make the same calls in the same order; what only one of them "
         f"does, such as `if trainer.is_global_zero: trainer.save_checkpoint(...)`, the others would wait for in vain. "

@@ -110,7 +110,7 @@ class DDPStrategy(SeveralProcesses):
         if self._synchronizing and not self._arranged:
             # After the first gradients DDP arranges its buckets, by a message within the next forward pass. Collective:
             # ranks that have parted must find out before it.
-            self._announce(Place.BATCH)
+            self.cast(Place.BATCH)
             self._arranged = True
         self._synchronizing = closes and self._wrapped is not None
 

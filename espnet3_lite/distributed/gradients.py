@@ -5,13 +5,11 @@ DDP does this by itself for one optimizer; here it is for several named optimize
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-
-_Tensor = TypeVar("_Tensor", bound=torch.Tensor)
+from torch._C._distributed_c10d import _broadcast_coalesced, _compute_bucket_assignment_by_size
 
 #: As large as DDP's own: large enough to use the network well, small enough for a few to be under way at once.
 BUCKET_BYTES = 25 * 1024 * 1024
@@ -77,8 +75,11 @@ def gradient_buckets(
 
     The last parameters come first, since a backward pass reaches them first.
     """
-    trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
-    return [GradientBucket(bucket) for bucket in buckets(reversed(trained), bucket_bytes)]
+    trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad][::-1]
+    if not trained:
+        return []
+    groups, _ = _compute_bucket_assignment_by_size([*trained], [bucket_bytes])  # of one dtype and device each
+    return [GradientBucket([trained[index] for index in group]) for group in groups]
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -157,27 +158,7 @@ class TravellingGradients:
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
     """Overwrite tensors by rank zero's. All ranks call it with tensors of the same shapes in the same order."""
-    with torch.no_grad():
-        for bucket in buckets(dict.fromkeys(tensors), bucket_bytes):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.broadcast(flat, src=0)  # collective: see the docstring
-            for tensor, value in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(value.view_as(tensor))
-
-
-def buckets(tensors: Iterable[_Tensor], bucket_bytes: int) -> Iterator[list[_Tensor]]:
-    """Groups of tensors of one dtype on one device, in their order, each of at most `bucket_bytes` (or one tensor).
-
-    >>> sizes = [3, 3, 3, 9, 1]
-    >>> [[len(tensor) for tensor in bucket] for bucket in buckets([torch.zeros(size) for size in sizes], 24)]
-    [[3, 3], [3], [9], [1]]
-    """
-    open_buckets: dict[tuple[torch.dtype, torch.device], list[_Tensor]] = {}
-    filled: dict[tuple[torch.dtype, torch.device], int] = {}
-    for tensor in tensors:
-        kind, size = (tensor.dtype, tensor.device), tensor.numel() * tensor.element_size()
-        if kind in open_buckets and filled[kind] + size > bucket_bytes:
-            yield open_buckets.pop(kind)
-        filled[kind] = size + (filled[kind] if kind in open_buckets else 0)
-        open_buckets.setdefault(kind, []).append(tensor)
-    yield from open_buckets.values()
+    each = [tensor.detach() for tensor in dict.fromkeys(tensors)]
+    if each:
+        # collective: see the docstring
+        _broadcast_coalesced(dist.distributed_c10d._get_default_group(), each, bucket_bytes, 0)

@@ -53,7 +53,7 @@ class RankStore:
 
     # ---- waiting without a timeout ---------------------------------------------------------------------------------
 
-    def meet(self, name: str | None, parted: Callable[[], None]) -> None:
+    def meet(self, name: str | None, parted: Callable[[], object]) -> None:
         """Wait until all ranks have come here, however long one of them works before. Collective.
 
         Args:
@@ -91,7 +91,7 @@ class RankStore:
             self._awaits_writer = False
             self._wait_for(self._key(f"write {self._writes}"), 1, "rank 0 to write a checkpoint")
 
-    def _wait_for(self, key: str, count: int, what: str, parted: Callable[[], None] | None = None) -> None:
+    def _wait_for(self, key: str, count: int, what: str, parted: Callable[[], object] | None = None) -> None:
         pause = 0.0005
         while self._store.add(key, 0) < count:
             if failure := self.failure():

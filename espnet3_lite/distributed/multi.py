@@ -22,8 +22,8 @@ from espnet3_lite.distributed.ballot import Ballot, Place
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
 from espnet3_lite.distributed.group import OtherRankError, RankStore, is_lost_connection, is_timeout, join_process_group
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.sigterm_watch import SigtermWatch
 from espnet3_lite.distributed.single import Strategy
-from espnet3_lite.distributed.termination import TerminationWatch
 from espnet3_lite.distributed.vote import Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -48,7 +48,7 @@ class SeveralProcesses(Strategy):
     def __init__(self, timeout: timedelta | None = None):
         super().__init__()
         self._timeout = timeout
-        self._watch: TerminationWatch | None = None
+        self._watch: SigtermWatch | None = None
         self._ballots: dict[int, Ballot] = {}
         self._statistics: list[torch.Tensor] = []  # SyncBatchNorm's buffers
         self._statistics_before: list[torch.Tensor] = []
@@ -70,7 +70,7 @@ class SeveralProcesses(Strategy):
         super().begin_call(trainer)
         self.trainer = trainer
         self.store.begin_call()
-        self._watch = TerminationWatch(
+        self._watch = SigtermWatch(
             trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.rank} was {text}")
         )
         self._watch.start()
@@ -96,11 +96,22 @@ class SeveralProcesses(Strategy):
         Raises:
             MisconfigurationException: on all ranks, where they have built different models.
         """
-        self._announce(Place.BUFFERS)
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        whole = {name: tensor for name, tensor in named.items() if not isinstance(tensor, DTensor)}
-        self._check_same_tensors(whole)
-        broadcast_tensors(whole.values())
+        self._take_over({name: tensor for name, tensor in named.items() if not isinstance(tensor, DTensor)})
+
+    def _take_over(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Rank zero's values, on all ranks, which have built the same model. Collective."""
+        facts = {
+            f"the model's {name}": f"{tuple(tensor.shape)} {tensor.dtype}{' trained' if tensor.requires_grad else ''}"
+            for name, tensor in named.items()
+        }
+        self.require_same(
+            facts,
+            "Build the same model on all ranks, from the configuration alone; a buffer must not grow with one rank's "
+            "data",
+            Place.BUFFERS,
+        )
+        broadcast_tensors(named.values())
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
@@ -134,17 +145,9 @@ class SeveralProcesses(Strategy):
             if not is_timeout(error):
                 raise
             raise OtherRankError(
-                f"rank {self.rank} {place.words}, and has waited for the other ranks for longer than "
+                f"rank {self.rank} {place.value}, and has waited for the other ranks for longer than "
                 f"Trainer(dist_timeout=...) allows ({self._timeout or 'torch.distributed default'})"
             ) from error
-
-    def _announce(self, place: Place) -> None:
-        """Begin an exchange in the vote's form. Collective.
-
-        Raises:
-            MisconfigurationException: on all ranks, where others do something else.
-        """
-        self.cast(place)
 
     def put_back_shared_statistics(self) -> bool:
         """Undo what the forward pass did to SyncBatchNorm's statistics; False where the module has none."""
@@ -176,14 +179,10 @@ class SeveralProcesses(Strategy):
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""
         if shared or self.failed:
             return super().gather_gradients(own, shared)
-        self._announce(Place.GRADIENTS)
+        self.cast(Place.GRADIENTS)
         parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object({name: gradient.cpu() for name, gradient in own.items()}, parts)
         return parts or []
-
-    def agreed_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks, for an optimizer that decides by it. Collective."""
-        return self.reduce(loss)
 
     def begin_saving(self) -> None:
         """A checkpoint is to be saved. Collective.
@@ -195,7 +194,7 @@ class SeveralProcesses(Strategy):
             return
         self.store.begin_save()
         try:
-            self._announce(Place.SAVE)
+            self.cast(Place.SAVE)
         except RuntimeError as error:
             if isinstance(error, OtherRankError) or not is_lost_connection(error):
                 raise
@@ -218,7 +217,7 @@ class SeveralProcesses(Strategy):
         """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks. Collective."""
         operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(reduce_op, dist.ReduceOp.SUM)
         value = torch.as_tensor(tensor).detach().clone().to(self.device)
-        self._announce(Place.REDUCE)
+        self.cast(Place.REDUCE)
         dist.all_reduce(value, op=operation, group=group)
         return value / dist.get_world_size(group) if reduce_op in ("mean", "avg") else value
 
@@ -226,16 +225,15 @@ class SeveralProcesses(Strategy):
         self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None, sync_grads: bool = False
     ) -> torch.Tensor:
         """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
-        self._announce(Place.GATHER)
-        tensor = tensor.contiguous().to(self.device)
-        mine = tensor if sync_grads else tensor.detach()
-        return _AllGather.apply(mine, group)  # type: ignore[no-untyped-call]  # torch's
+        self.cast(Place.GATHER)
+        tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.device)
+        return _AllGather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch's
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""
         if self.failed:
             return [value]
-        self._announce(Place.GATHER)
+        self.cast(Place.GATHER)
         return self._gather(value)
 
     def _gather(self, value: Any) -> list[Any]:
@@ -247,7 +245,7 @@ class SeveralProcesses(Strategy):
         """One rank's value, rank zero's by default. Collective."""
         if self.failed:
             return obj
-        self._announce(Place.BROADCAST)
+        self.cast(Place.BROADCAST)
         holder = [obj]
         dist.broadcast_object_list(holder, src=src)
         return holder[0]
@@ -277,7 +275,7 @@ class SeveralProcesses(Strategy):
             name: Where, for the message of a rank that waits in vain.
         """
         if not self.failed:
-            self.store.meet(name, parted=lambda: self._announce(Place.BARRIER))
+            self.store.meet(name, parted=lambda: self.cast(Place.BARRIER))
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
         """Give all ranks rank zero's buffers. Collective.
@@ -286,26 +284,22 @@ class SeveralProcesses(Strategy):
             MisconfigurationException: on all ranks, where a buffer has grown on one of them.
         """
         if not self.failed:
-            self._announce(Place.BUFFERS)
-            self._check_same_tensors(dict(module.named_buffers()))
-            broadcast_tensors(module.buffers())
+            self._take_over(dict(module.named_buffers()))
 
     # ---- what must be the same on all ranks ------------------------------------------------------------------------
 
-    def require_same(self, facts: Mapping[str, str], advice: str) -> None:
+    def require_same(self, facts: Mapping[str, str], advice: str, place: Place = Place.GATHER) -> None:
         """Raise one message on all ranks where their facts differ. Collective.
 
         Args:
             facts: By name, as text.
             advice: What would do; the end of the message.
+            place: What the ranks are about to do.
 
         Raises:
             MisconfigurationException: naming each difference.
         """
-        self._announce(Place.GATHER)
-        self._require_same(facts, advice)
-
-    def _require_same(self, facts: Mapping[str, str], advice: str) -> None:
+        self.cast(place)
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
         if len(set(self._gather(digest))) == 1:
             return
@@ -319,18 +313,6 @@ class SeveralProcesses(Strategy):
         ]
         more = f"\n  and {len(differ) - len(told)} more" if len(differ) > len(told) else ""
         raise MisconfigurationException("the ranks differ:\n  " + "\n  ".join(told) + f"{more}\n{advice}")
-
-    def _check_same_tensors(self, named: Mapping[str, torch.Tensor]) -> None:
-        """All ranks have built the same model. Collective."""
-        facts = {
-            f"the model's {name}": f"{tuple(tensor.shape)} {tensor.dtype}{' trained' if tensor.requires_grad else ''}"
-            for name, tensor in named.items()
-        }
-        self._require_same(
-            facts,
-            "Build the same model on all ranks, from the configuration alone; a buffer must not grow with one rank's "
-            "data",
-        )
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

@@ -136,10 +136,6 @@ class Strategy:
         """A gradient from a checkpoint, as the parameter holds it."""
         return gradient.to(parameter.device)
 
-    def agreed_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks, for an optimizer that decides by it."""
-        return loss
-
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def reduce(self, tensor: torch.Tensor, group: ProcessGroup | None = None, reduce_op: str = "mean") -> torch.Tensor:

@@ -110,7 +110,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
             loop.backward(loss, slot, retain_graph=False)
         if loss is None or not may_use_closure(slot.optimizer):
             return loss
-        return trainer.strategy.agreed_loss(loss)  # collective: what the loss decides, all ranks decide alike
+        return trainer.strategy.reduce(loss)  # collective: what the loss decides, all ranks decide alike
 
     def prepare() -> bool:
         nonlocal prepared, finite

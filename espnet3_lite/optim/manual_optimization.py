@@ -89,7 +89,7 @@ class ManualOptimizer:
         def agreed(closure: Callable[[], Any]) -> Any:
             result = closure()
             # Collective: a line search must go the same way on all ranks.
-            return strategy.agreed_loss(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
+            return strategy.reduce(result) if isinstance(self.optimizer, torch.optim.LBFGS) else result
 
         def prepare() -> bool:
             strategy.share_gradients([slot])  # collective: all ranks run the same training_step

@@ -31,7 +31,7 @@ _LOOK_EVERY_SECONDS = 0.5
 _ENOUGH = bytes(1)
 
 
-class TerminationWatch:
+class SigtermWatch:
     """Ends this process `grace` seconds after SIGTERM, where it waits for other ranks then.
 
     A rank that works goes on, and is looked at again: it hears the signal by itself, at the next batch. A file that is
