@@ -107,6 +107,8 @@ class CheckpointFiles(Checkpoint):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.enable_version_counter = enable_version_counter
         self.save_weights_only = save_weights_only
+        #: Written by this run after the state from which it goes on: it will write them again.
+        self._given_up: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an override that would never be called."""
@@ -154,10 +156,21 @@ class CheckpointFiles(Checkpoint):
         """The path to save under: the first version that is not taken, or one of `reuse`, which may be written over."""
         path, coming = self.format_checkpoint_name(candidates, filename), trainer.strategy.saver.coming
         version = self.STARTING_VERSION
-        while self.enable_version_counter and (path in coming or self.file_exists(path, trainer)) and path not in reuse:
+        free = {*reuse, *self._given_up}
+        while self.enable_version_counter and (path in coming or self.file_exists(path, trainer)) and path not in free:
             path = self.format_checkpoint_name(candidates, filename, ver=version)
             version += 1
+        self._given_up.discard(path)
         return trainer.strategy.broadcast(path)  # collective: rank zero knows what is on its disk
+
+    def _give_up(self, trainer: Trainer, known: Collection[str]) -> None:
+        """A run that was cut goes on: files that are newer than its state, and not `known` to it, lose their names."""
+        self._given_up = set()
+        if trainer.auto_resume and trainer.ckpt_path is not None and trainer.is_global_zero:
+            since = os.stat(trainer.ckpt_path).st_mtime_ns
+            for template in (self.CHECKPOINT_NAME_LAST, self.filename or self._default_filename):
+                found = [path for path in self._existing(self._own_folder, template) if str(path) not in known]
+                self._given_up |= {str(path) for path in found if path.lstat().st_mtime_ns >= since}
 
     def _folder(self, trainer: Trainer) -> str:
         if self.dirpath is not None:
@@ -171,7 +184,7 @@ class CheckpointFiles(Checkpoint):
         inner = [] if version is None else [version if isinstance(version, str) else f"version_{version}"]
         return os.path.join(folder, *([] if name is None else [str(name)]), *inner, "checkpoints")
 
-    def _existing(self, folder: str, template: str) -> list[Path]:
+    def _existing(self, folder: str | Path, template: str) -> list[Path]:
         """The files in `folder` that bear a name made from `template`, the oldest first."""
         version = f"{self.CHECKPOINT_JOIN_CHAR}v"
         pattern = pattern_of(
@@ -278,3 +291,8 @@ def _local(dirpath: str | os.PathLike) -> str:
             f"ModelCheckpoint(dirpath={text!r}): checkpoints are written to local folders only; give a path"
         )
     return text
+
+
+def is_one_file(one: str | os.PathLike | None, other: str) -> bool:
+    """Two names of one place, links in folders' names aside. A hard link is another place."""
+    return one is not None and os.path.realpath(one) == os.path.realpath(other)

@@ -27,6 +27,7 @@ class CheckpointRanking(CheckpointFiles):
         monitor: As in `ModelCheckpoint`; so are the others.
         mode: ``min`` or ``max``.
         save_top_k: How many stay.
+        keep_newest: Without `monitor`, how many of the newest.
         files: The arguments of `CheckpointFiles`.
 
     Raises:
@@ -35,13 +36,15 @@ class CheckpointRanking(CheckpointFiles):
 
     verbose: bool
 
-    def __init__(self, monitor: str | None, mode: str, save_top_k: int, *files: Any):
+    def __init__(self, monitor: str | None, mode: str, save_top_k: int, keep_newest: int, *files: Any):
         super().__init__(*files)
         if mode not in ("min", "max"):
             raise MisconfigurationException(f"ModelCheckpoint: `mode` can be min, max but got {mode!r}")
         self.monitor = monitor
         self.mode = mode
         self.save_top_k = save_top_k
+        self.keep_newest = keep_newest
+        self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         #: The metric at the last save; of each file that stays, by path; the best; and the worst of those that stay.
         self.current_score: torch.Tensor | None = None
         self.best_k_models: dict[str, torch.Tensor] = {}
@@ -102,9 +105,20 @@ class CheckpointRanking(CheckpointFiles):
         self._save_checkpoint(trainer, path)
         self._remove(trainer, doomed, path)
 
+    @property
+    def _surplus(self) -> int:
+        """How many of the older ones go."""
+        return max(0, len(self._older) - (self.keep_newest - 1))
+
+    def _keep_newest(self, trainer: Trainer) -> None:
+        """Remove all but the newest `keep_newest`."""
+        surplus = self._surplus
+        self._remove(trainer, self._older[:surplus], self.best_model_path)
+        self._older = self._older[surplus:]
+
     def _remove_replaced(self, trainer: Trainer) -> None:
         """A run that died between a save and the removal that follows it left a file whose place was taken."""
-        if self.best_k_models:  # else this run goes on in another folder, where the names are not its own
+        if os.path.dirname(self.best_model_path) == self.dirpath:  # else the names are not this folder's
             left = [path for path in self._replaced if path not in self.best_k_models and os.path.exists(path)]
             self._remove(trainer, left, self.best_model_path)
 
@@ -148,6 +162,11 @@ class CheckpointRanking(CheckpointFiles):
         scores = {path: float(score) for path, score in self.best_k_models.items()}
         path = Path(filepath) if filepath is not None else self._own_folder / "best_k_models.yaml"
         path.write_text(yaml.safe_dump(scores), encoding="utf-8")
+
+    @property
+    def known_files(self) -> set[str]:
+        """The files of which its state speaks."""
+        return {*self.best_k_models, self.best_model_path, self.last_model_path}
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's nine entries."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from espnet3_lite.callbacks.checkpoint_files import is_one_file
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.checkpoint.own_state import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
@@ -91,7 +92,7 @@ class ModelCheckpoint(CheckpointRanking):
         keep_newest: int = 1,
     ):
         super().__init__(
-            monitor, mode, save_top_k, dirpath, filename, auto_insert_metric_name, enable_version_counter,
+            monitor, mode, save_top_k, keep_newest, dirpath, filename, auto_insert_metric_name, enable_version_counter,
             save_weights_only,
         )  # fmt: skip
         self.verbose = verbose
@@ -103,10 +104,8 @@ class ModelCheckpoint(CheckpointRanking):
         self._every_n_train_steps = every_n_train_steps or 0
         self._every_n_epochs = every_n_epochs or 0
         self.save_on_train_epoch_end = save_on_train_epoch_end
-        self.keep_newest = keep_newest
         check_arguments(self)
 
-        self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         self._last_global_step_saved = 0  # nothing to save before the first step
         self._batches_at_save = 0
         self._last_checkpoint_saved = ""
@@ -149,13 +148,20 @@ class ModelCheckpoint(CheckpointRanking):
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that died while it saved left a link or a removal undone: the run that goes on does it."""
         self._remove_replaced(trainer)
-        goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.keep_newest > 1
+        callbacks = [other for other in trainer.checkpoint_callbacks if isinstance(other, CheckpointRanking)]
+        self._give_up(trainer, {path for other in callbacks for path in other.known_files})
+        goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.monitor is None
         # Collective: all ranks load the same state, and rank zero knows what is on its disk.
         if goes_on and trainer.strategy.broadcast(os.path.exists(self.best_model_path)):
             self._last_checkpoint_saved = self.best_model_path
-            if self.save_last == "link":
-                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            if self.save_last and trainer.strategy.broadcast(is_one_file(trainer.ckpt_path, self.best_model_path)):
+                self._write_last(trainer, self._monitor_candidates(trainer), link=True)
             self._keep_newest(trainer)
+
+    def save_what_was_due(self, trainer: Trainer, pl_module: LiteModule, event: str) -> None:
+        """The run goes on from a state that another callback saved in this hook, before this one's turn came."""
+        batch = (None, None, trainer.fit_loop.batches_done - 1) if event == "on_train_batch_end" else ()
+        getattr(self, event)(trainer, pl_module, *batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The time interval begins."""
@@ -317,18 +323,14 @@ class ModelCheckpoint(CheckpointRanking):
 
     def _save_none_monitor_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         path = self._free_path(trainer, candidates, self.filename, reuse=(self.best_model_path,))
-        # Set before saving: it is part of the state that is saved.
+        # Set before saving: they are part of the state that is saved.
         previous, self.best_model_path = self.best_model_path, path
-        self._save_checkpoint(trainer, path)
         if self.save_top_k == 1:
             self._older = [older for older in (*self._older, previous) if older not in ("", path)]
+            self._replaced = self._older[: self._surplus]
+        self._save_checkpoint(trainer, path)
+        if self.save_top_k == 1:
             self._keep_newest(trainer)
-
-    def _keep_newest(self, trainer: Trainer) -> None:
-        """Remove all but the newest `keep_newest`."""
-        surplus = max(0, len(self._older) - (self.keep_newest - 1))
-        self._remove(trainer, self._older[:surplus], self.best_model_path)
-        self._older = self._older[surplus:]
 
     def _save_last_checkpoint(self, trainer: Trainer, candidates: dict[str, Any]) -> None:
         if self.save_last:

@@ -74,11 +74,12 @@ def dump_callbacks(trainer: Trainer) -> dict[str, Any]:
 
 
 def _dump_ours(trainer: Trainer) -> dict[str, Any]:
+    data = trainer.train_data
     return {
         **trainer.fit_loop.state_dict(),
         "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
-        "train_data": trainer.train_data.state_dict() if trainer.train_data.loader is not None else None,
+        "train_data": data.state_dict() if data.loader is not None else data.resume_state,
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective
         "optimizers": [
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
@@ -223,8 +224,9 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
     if not loop.epoch_ended:
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
             trainer.metrics.load_epoch(part)
-    if loop.within_epoch:
-        trainer.train_data.resume_state = ours["train_data"]
+    data = ours["train_data"]
+    if loop.within_epoch or (data is not None and data.get("over")):
+        trainer.train_data.resume_state = data
     by_name = {state["name"] or index: state for index, state in enumerate(ours["optimizers"])}
     for index, slot in enumerate(trainer.slots.values()):
         if (state := by_name.get(slot.name or index)) is not None:

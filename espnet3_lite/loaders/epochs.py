@@ -92,8 +92,9 @@ class TrainData:
         state, self.resume_state = self.resume_state, None
         if state is not None:
             self._restore(state)
+            state = state if over or not state.get("over") else None  # the epoch that was cut is not this one
         self._random_state = collect_random_state()
-        self._generator_states = {name: generator.get_state() for name, generator in self._generators().items()}
+        self._generator_states = self._states_of_generators()
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
@@ -163,16 +164,20 @@ class TrainData:
         if isinstance(loader, SharedLoader):
             done = self.trainer.fit_loop.batches_done - self.first_batch
             position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
-        state = self.loader_state()
+        over = self.trainer.fit_loop.data_is_over
+        state = self.loader_state(over)
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
+        begun = self._states_of_generators() if over else self._generator_states
         return {
-            "random": strategy.gather_objects(self._random_state), "generators": self._generator_states,
+            "random": strategy.gather_objects(self._random_state), "generators": begun,
             "ahead": strategy.gather_objects(None if loader is None else loader.source.random_state), "loader": own,
-            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
+            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size, "over": over,
         }  # fmt: skip
 
-    def loader_state(self) -> Any:
-        """The user's loader's own position behind the batch in work; None where it has none."""
+    def loader_state(self, over: bool = False) -> Any:
+        """The user's loader's own position behind the batch in work, or the present one; None where it has none."""
+        if over:
+            return self.given.state_dict() if hasattr(self.given, "state_dict") else None
         loader = self.loader if self._in_use is None else self._in_use
         return None if loader is None else loader.state_dict()
 
@@ -184,9 +189,9 @@ class TrainData:
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Draw the same order as the epoch that was cut."""
+        """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
         random_state = self._of_this_rank(state["random"])
-        if random_state is not None:
+        if random_state is not None and not state.get("over"):
             restore_random_state(random_state)
         for name, generator in self._generators().items():
             if name in state["generators"]:
@@ -199,6 +204,9 @@ class TrainData:
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
+
+    def _states_of_generators(self) -> dict[str, torch.Tensor]:
+        return {name: generator.get_state() for name, generator in self._generators().items()}
 
     def _generators(self) -> dict[str, torch.Generator]:
         """The generators of the user's loader and its samplers, by place."""

@@ -33,6 +33,7 @@ import torch
 
 from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
+from espnet3_lite.loops import resuming
 from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
@@ -40,7 +41,6 @@ from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_step
 from espnet3_lite.loops.progress import EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
-from espnet3_lite.seed import restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -80,6 +80,7 @@ class FitLoop(Progress):
         trainer, call, stopping = self.trainer, self.trainer.call, self.trainer.stopping
         ends_here = self.within_epoch and self.global_step >= stopping.max_steps  # a resumed run may lack its end alone
         if not ends_here and stopping.limit_is_reached():
+            resuming.restore_random_state(self)
             return
         try:
             call("on_train_start")
@@ -172,14 +173,18 @@ class FitLoop(Progress):
         trainer, data, resumed = self.trainer, self.trainer.train_data, self.within_epoch
         data.setup_if_due()
         if not resumed:
-            self.restore_random_state()  # this run resumes between two epochs
+            resuming.restore_random_state(self)  # this run resumes between two epochs
             self.batches_done = 0
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed
-        self.restore_random_state()  # only now: the loader has drawn its numbers, as it had in the run that was cut
+        resuming.restore_random_state(
+            self
+        )  # only now: the loader has drawn its numbers, as it had in the run that was cut
         if self.stage is EpochStage.BATCH_OPEN:
             lr_stepping.step_waiting(trainer)  # the hook that logs their metric may not have run
+        if resumed:
+            resuming.save_what_was_due(self)
         if self.batch_is_open and self.batches_done:
             self.validate_if_due()
         elif not resumed or self.batch_is_open:
@@ -210,16 +215,7 @@ class FitLoop(Progress):
 
     def resume(self) -> None:
         """A checkpoint's counters are loaded. If it was saved while its epoch ended, the rest of that is done here."""
-        if self.stage is EpochStage.SCHEDULERS_DUE:
-            lr_stepping.step_with_epoch(self.trainer, monitored=True)
-        if self.epoch_ended:
-            self.begin_next_epoch()
-
-    def restore_random_state(self) -> None:
-        """Put this rank's random state back, once, in a run that resumes."""
-        states, self.resumed_random_states = self.resumed_random_states, None
-        if states:
-            restore_random_state(states[self.trainer.global_rank % len(states)])
+        resuming.end_epoch(self)
 
     # ---- the acts of a batch ---------------------------------------------------------------------------------------
 

@@ -76,6 +76,11 @@ class Progress:
         return self.stage in (EpochStage.BATCH_OPEN, EpochStage.VALIDATION_DUE)
 
     @property
+    def data_is_over(self) -> bool:
+        """The epoch's last batch is counted, and the next epoch has not begun."""
+        return self.epoch_ended or (self.is_last_batch and self.within_epoch and self.stage is not EpochStage.BATCHES)
+
+    @property
     def epoch_loop(self) -> EpochLoop:
         """The same counters under Lightning's names, as they are now."""
         begun = self.stage is EpochStage.BATCHES  # a batch is in work, and is not counted yet

@@ -125,6 +125,17 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
     assert {name: (tmp_path / name).exists() for name in names} == names
 
 
+def test_a_link_removes_what_a_dead_process_left_of_it(tmp_path):
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    (tmp_path / "step1.ckpt").write_text("state")
+    (tmp_path / f".last.ckpt.new.{dead}.tmp").write_text("half")
+    link_or_copy(tmp_path / "step1.ckpt", tmp_path / "last.ckpt")
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step1.ckpt"]
+
+
 def test_a_temporary_name_is_gone_whatever_happens(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with replacing(tmp_path / "last.ckpt") as temporary:

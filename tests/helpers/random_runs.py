@@ -1,33 +1,39 @@
-"""A run drawn from a seed, in a process of its own, undisturbed or disturbed; what it left behind, to be compared.
+"""A run drawn from a seed, undisturbed and disturbed; what both leave behind must be the same, bit for bit.
 
-What is drawn: the loader's kind and workers, randomness in samples, accumulation, optimizers, schedulers, an averaging
-callback, a metric object, the intervals of validation and of saving, and the moments at which the run is killed or gets
-SIGTERM. Run by hand for many seeds::
+What is drawn: the kind of module and of loader, workers, randomness in samples, accumulation, optimizers, schedulers,
+number formats, what averages or prunes, metric objects, the intervals of validation and of saving, one or two ranks,
+and the moments at which a process of the run is killed, gets signals or fails: at a hook, or at a call that changes a
+file. The processes are forks of this one, which has imported torch already. Run by hand for many seeds::
 
-    python tests/helpers/random_runs.py 0 1000
+    python tests/helpers/random_runs.py FIRST COUNT
 """
 
 import csv
+import gc
+import hashlib
 import json
+import multiprocessing.util
 import os
 import random
+import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
-from toy_lab import _processes  # forked from a server that has imported torch already
+from random_run_parts import CALLS, HOOKS, Disturb, Lite, Map, callbacks_of, espnet_module, loader_of
+from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer, seed_everything
-from espnet3_lite.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from espnet3_lite import Trainer, seed_everything
+from espnet3_lite.distributed.group import leave_process_group
 from espnet3_lite.loggers import CSVLogger
 
-BATCH, FEATURES = 4, 3
+SECONDS = 60  # that a process may take
 
 
 # ---- what is drawn -------------------------------------------------------------------------------------------------
@@ -38,247 +44,248 @@ def draw(seed):
     dice = random.Random(seed)
     run = {
         "seed": seed,
-        "loader": dice.choice(["plain", "shuffled", "weighted", "batched", "iterable", "stateful", "list"]),
-        "workers": dice.choice([0, 0, 2]),
+        "ranks": dice.choice([1, 1, 1, 1, 1, 2]),
+        "contract": dice.choice(["lite", "lite", "lite", "manual", "manual two", "espnet", "espnet two"]),
+        "loader": dice.choice(["plain", "shuffled", "with replacement", "batches", "random batches", "generator",
+                               "stream", "stream of known length", "stateful", "own", "list", "configured",
+                               "configured factory"]),
+        "workers": dice.choice([0, 0, 1, 2]),
         "draws": dice.choice([None, "torch", "numpy", "random"]),
-        "samples": dice.choice([20, 22, 24]),
-        "epochs": 3,
+        "validation_draws": dice.choice([None, None, "torch"]),
+        "samples": dice.choice([20, 23, 24]),
         "accumulate": dice.choice([1, 1, 2, 3]),
-        "optimizers": dice.choice(["one", "one", "manual"]),
-        "optimizer": dice.choice(["SGD", "Adam"]),
+        "windows": (dice.choice([1, 2, 3]), dice.choice([1, 2, 3])),
+        "by_weight": dice.random() < 0.3,
+        "optimizer": dice.choice(["SGD", "Adam", "Adam", "LBFGS"]),
         "scheduler": dice.choice([None, "step", "epoch", "plateau", "train_plateau"]),
-        "averaging": dice.choice([None, None, "ema", "swa", "pruning"]),
+        "acting": dice.choice([None, None, "ema", "late ema", "espnet ema", "swa", "pruning", "kept pruning",
+                               "finetuning", "windows", "early"]),
+        "precision": dice.choice(["32-true", "32-true", "64-true", "bf16-mixed", "16-mixed"]),
         "metric_object": dice.random() < 0.3,
         "dropout": dice.random() < 0.5,
         "clip": dice.choice([None, 0.5]),
-        "val_check_interval": dice.choice([1.0, 0.5, 2]),
-        "check_val_every_n_epoch": dice.choice([1, 1, 2]),
-        "every_n_train_steps": dice.choice([1, 2, 3]),
-        "sanity": dice.choice([0, 1]),
-    }
-    if run["loader"] in ("iterable", "stateful", "list"):
-        run["workers"] = 0
-    if run["loader"] == "iterable":
-        run["val_check_interval"] = dice.choice([1.0, 2])
-    if run["optimizers"] == "manual":
-        run.update(accumulate=1, clip=None, scheduler=None, averaging=None)
-    if run["scheduler"] == "plateau":
-        run["check_val_every_n_epoch"] = 1
-    moments = ["on_train_batch_start", "on_after_backward", "on_train_batch_end", "on_validation_start",
-               "on_validation_batch_end", "on_train_epoch_end", "on_train_epoch_start"]  # fmt: skip
-    run["disturbances"] = [
-        (dice.choice(["KILL", "TERM"]), dice.choice(moments), dice.randint(1, 6)) for _ in range(dice.randint(1, 3))
-    ]
+        "iterations": dice.choice([None, 4, 7]),
+        "top_k": dice.choice([1, 2, -1]),
+        "best_alone": dice.random() < 0.5,
+        "saving": dice.choice([
+            {"every_n_train_steps": 1, "save_top_k": -1}, {"every_n_train_steps": 2, "save_last": "link"},
+            {"every_n_train_steps": 3, "keep_newest": 2, "save_last": "link"}, {"every_n_epochs": 1, "save_last": True},
+            {"train_time_interval": {"seconds": 0}, "keep_newest": 2},
+        ]),
+        "settings": {
+            "max_epochs": 3,
+            "async_save": dice.random() < 0.3,
+            "val_check_interval": dice.choice([1.0, 1.0, 0.5, 2]),
+            "check_val_every_n_epoch": dice.choice([1, 1, 2]),
+            "num_sanity_val_steps": dice.choice([0, 1]),
+            "limit_train_batches": dice.choice([1.0, 1.0, 3]),
+            "reload_dataloaders_every_n_epochs": dice.choice([0, 0, 1]),
+            **dice.choice([{}, {}, {"max_steps": 7}]),
+        },
+    }  # fmt: skip
+    run["persistent"] = run["workers"] > 0 and dice.random() < 0.5
+    _reconcile(run)
+    run["disturbances"] = [_disturbance(dice, run["ranks"]) for _ in range(dice.randint(1, 3))]
     return run
 
 
-# ---- the parts of a run --------------------------------------------------------------------------------------------
+def _reconcile(run):
+    """Change what does not go together."""
+    settings, contract, loader = run["settings"], run["contract"], run["loader"]
+    if loader.startswith("configured") and not contract.startswith("espnet"):
+        contract = run["contract"] = "espnet"
+    if not loader.startswith("configured") and settings["reload_dataloaders_every_n_epochs"]:
+        settings["reload_dataloaders_every_n_epochs"] = 0  # a loader that is handed over stays
+    if loader in ("stateful", "own", "list"):
+        run.update(workers=0, persistent=False)
+    if loader in ("stream", "own") and settings["val_check_interval"] == 0.5:
+        settings["val_check_interval"] = 2  # half of an unknown length
+    if loader == "stream of known length" and run["workers"] > 1 and settings["val_check_interval"] == 0.5:
+        settings["val_check_interval"] = 1.0
+    if run["ranks"] == 2:
+        run.update(workers=0, persistent=False)
+        if settings["val_check_interval"] == 2:
+            settings["val_check_interval"] = 1.0
+    if contract.startswith("manual"):
+        run.update(accumulate=1, clip=None, scheduler=None, acting=None, by_weight=False)
+        if run["optimizer"] == "LBFGS":  # needs a closure there
+            run["optimizer"] = "SGD"
+    if contract == "espnet two":
+        run.update(accumulate=1, clip=None)
+        if run["acting"] in ("windows", "swa"):
+            run["acting"] = None
+    if contract != "lite" and run["acting"] in ("finetuning", "pruning", "kept pruning"):
+        run["acting"] = None
+    if contract.startswith("espnet") and run["optimizer"] == "LBFGS":
+        run["optimizer"] = "Adam"
+    if run["optimizer"] == "LBFGS":
+        run.update(accumulate=1, acting=None, precision="64-true", clip=None)
+    if run["acting"] == "windows":
+        run["accumulate"] = 1
+    if run["acting"] == "swa":
+        run["scheduler"] = None
+    if run["acting"] == "finetuning" and run["optimizer"] == "Adam":
+        run["optimizer"] = "SGD"
+    if run["scheduler"] == "plateau" or contract == "espnet two" or run["acting"] == "early":
+        settings["check_val_every_n_epoch"] = 1
 
 
-def noise(kind):
-    """Three numbers from one of the three generators that samples may draw from; zeros for None."""
-    if kind == "torch":
-        return torch.randn(FEATURES)
-    if kind == "numpy":
-        return torch.as_tensor(np.random.randn(FEATURES), dtype=torch.float32)
-    if kind == "random":
-        return torch.tensor([random.gauss(0, 1) for _ in range(FEATURES)])
-    return torch.zeros(FEATURES)
+def _disturbance(dice, ranks):
+    what = dice.choice(["KILL", "KILL", "KILL", "TERM", "TERM", "INT", "TERM,TERM", "FAIL"])
+    if dice.random() < 0.6:
+        where, count = dice.choice(HOOKS), dice.randint(1, 6)
+    else:
+        where, count = f"{dice.choice(['before', 'after'])} os.{dice.choice(CALLS)}", dice.randint(1, 12)
+        what = "KILL" if what == "FAIL" else what
+    return what, where, count, dice.choice([0, 2]), dice.randrange(ranks)
 
 
-def sample(index, kind):
-    """``(3,)`` float32 features with noise, and a target."""
-    x = torch.tensor([index / 10, 1.0, (index * 7 % 5) / 5]) + noise(kind)
-    return x, x.sum().reshape(1)
+# ---- a process of a run --------------------------------------------------------------------------------------------
 
 
-class Map(Dataset):
-    def __init__(self, samples, kind):
-        self.samples, self.kind = samples, kind
-
-    def __len__(self):
-        return self.samples
-
-    def __getitem__(self, index):
-        return sample(index, self.kind)
-
-
-class Stream(IterableDataset):
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __iter__(self):
-        yield from (sample(index, None) for index in range(self.samples))
-
-
-class Stateful:
-    """A loader that knows its own position, as torchdata's does."""
-
-    def __init__(self, samples):
-        self.samples, self.position = samples, 0
-
-    def __len__(self):
-        return -(-self.samples // BATCH)
-
-    def __iter__(self):
-        if self.position == len(self):  # where an epoch was over the next one begins
-            self.position = 0
-        while self.position < len(self):
-            start, self.position = self.position * BATCH, self.position + 1
-            rows = [sample(index, None) for index in range(start, min(start + BATCH, self.samples))]
-            yield tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
-
-
-def loader_of(run):
-    samples, kind, workers = run["samples"], run["draws"], run["workers"]
-    if run["loader"] == "iterable":
-        return DataLoader(Stream(samples), batch_size=BATCH)
-    if run["loader"] == "stateful":
-        return Stateful(samples)
-    if run["loader"] == "list":
-        return [next(iter(DataLoader(Map(BATCH, None), batch_size=BATCH))) for _ in range(samples // BATCH)]
-    data, more = Map(samples, kind), {"num_workers": workers}
-    if run["loader"] == "weighted":
-        more["sampler"] = WeightedRandomSampler(torch.arange(1.0, samples + 1), samples)
-    elif run["loader"] == "batched":
-        batches = [list(range(start, min(start + 3, samples))) for start in range(0, samples, 3)]
-        return DataLoader(data, batch_sampler=batches, **more)
-    return DataLoader(data, batch_size=BATCH, shuffle=run["loader"] == "shuffled", **more)
-
-
-class RunningMean:
-    """A metric object with the interface of torchmetrics."""
-
-    def __init__(self):
-        self.reset()
-
-    def update(self, value):
-        self.total, self.count = self.total + value.detach().double(), self.count + 1
-
-    def compute(self):
-        return self.total / max(self.count, 1)
-
-    def reset(self):
-        self.total, self.count = torch.zeros((), dtype=torch.float64), 0
-
-    def state_dict(self):
-        return {"total": self.total, "count": self.count}
-
-    def load_state_dict(self, state):
-        self.total, self.count = state["total"], state["count"]
-
-
-class Module(LiteModule):
-    def __init__(self, run):
-        super().__init__()
-        self.run, self.automatic_optimization = run, run["optimizers"] != "manual"
-        self.first, self.norm, self.last = nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
-        self.mean = RunningMean() if run["metric_object"] else None
-
-    def loss(self, batch):
-        x, y = batch
-        hidden = self.norm(self.first(x)) if len(x) > 1 or not self.training else self.first(x)
-        if self.run["dropout"]:
-            hidden = nn.functional.dropout(hidden, 0.2, self.training)
-        return (self.last(hidden) - y).square().mean()
-
-    def training_step(self, batch, batch_idx):
-        loss = self.loss(batch)
-        self.log("train_loss", loss, on_step=True, on_epoch=True)
-        if self.mean is not None:
-            self.mean.update(loss)
-            self.log("train_mean", self.mean, on_step=False, on_epoch=True)
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        self.manual_backward(loss / 2)
-        if (batch_idx + 1) % 2 == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.loss(batch))
-
-    def configure_optimizers(self):
-        optimizer = getattr(torch.optim, self.run["optimizer"])(self.parameters(), lr=0.02)
-        schedulers = torch.optim.lr_scheduler
-        kind = self.run["scheduler"]
-        if kind is None:
-            return optimizer
-        if kind.endswith("plateau"):
-            scheduler = schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
-            monitor = "val_loss" if kind == "plateau" else "train_loss"
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
-        scheduler = schedulers.ExponentialLR(optimizer, gamma=0.9)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": kind}}
-
-
-class Disturb(Callback):
-    """Kills the process, or sends it SIGTERM, when a hook is called for the n-th time in this process."""
-
-    def __init__(self, disturbance):
-        self.signal, self.hook, self.left = disturbance
-        setattr(self, self.hook, self._strike)
-
-    def _strike(self, *arguments):
-        if arguments[0].sanity_checking:
-            return
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), getattr(signal, f"SIG{self.signal}"))
-
-    on_train_batch_start = on_after_backward = on_train_batch_end = on_validation_start = on_validation_batch_end = (
-        on_train_epoch_end
-    ) = on_train_epoch_start = lambda *arguments: None
-
-
-def callbacks_of(run, folder):
-    averaging = {
-        "ema": lambda: [EMAWeightAveraging(decay=0.9)],
-        "swa": lambda: [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1, annealing_epochs=1)],
-        "pruning": lambda: [ModelPruning("l1_unstructured", amount=0.2)],
-        None: list,
-    }[run["averaging"]]()
-    saves = ModelCheckpoint(folder / "full", filename="{step}", every_n_train_steps=run["every_n_train_steps"],
-                            save_top_k=-1, auto_insert_metric_name=False)  # fmt: skip
-    best = ModelCheckpoint(folder / "best", filename="{epoch}-{step}", monitor="val_loss", save_top_k=2)
-    return [*averaging, saves, best]
-
-
-# ---- a run, and what it leaves -------------------------------------------------------------------------------------
-
-
-def train(run, folder, disturbance):
-    """One process of a run: from the start, or from where the one before it was cut."""
+def train(run, folder, disturbance, rank):
+    """From the start, or from where the process before it was cut."""
+    torch.set_default_dtype(torch.float64 if run["precision"] == "64-true" else torch.float32)
     seed_everything(run["seed"])
-    callbacks = callbacks_of(run, folder) + ([Disturb(disturbance)] if disturbance else [])
+    callbacks = callbacks_of(run, folder)
+    best = callbacks[-2]
+    if disturbance is not None:
+        callbacks.append(Disturb(*disturbance))
     trainer = Trainer(
-        max_epochs=run["epochs"], accelerator="cpu", callbacks=callbacks, auto_resume=True,
+        accelerator="cpu", callbacks=callbacks, auto_resume=True, precision=run["precision"],
         logger=CSVLogger(folder, flush_logs_every_n_steps=1), log_every_n_steps=1, enable_progress_bar=False,
         enable_model_summary=False, accumulate_grad_batches=run["accumulate"], gradient_clip_val=run["clip"],
-        val_check_interval=run["val_check_interval"], check_val_every_n_epoch=run["check_val_every_n_epoch"],
-        num_sanity_val_steps=run["sanity"],
+        dist_timeout=20, signal_grace=2, **run["settings"],
     )  # fmt: skip
-    module = Module(run)
-    trainer.fit(module, loader_of(run), DataLoader(Map(8, None), batch_size=4))
+    module = espnet_module(run, folder) if run["contract"].startswith("espnet") else Lite(run)
+    loaders = {}
+    if not run["loader"].startswith("configured"):
+        valid = DataLoader(Map(8, run["validation_draws"]), batch_size=4)
+        loaders = {"train_dataloaders": loader_of(run), "val_dataloaders": valid}
+    trainer.fit(module, **loaders)
     result = {
-        "weights": {name: value.tolist() for name, value in module.state_dict().items()},
+        "weights": _digest(module.state_dict()),
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
+        "updates": [slot.update_step for slot in trainer.slots.values()],
+        "optimizers": _digest([optimizer.state_dict() for optimizer in trainer.optimizers]),
         "schedulers": [str(sorted(c.scheduler.state_dict().items())) for c in trainer.lr_scheduler_configs],
-        "best": {
-            Path(path).name: float(score) for path, score in callbacks[-1 - bool(disturbance)].best_k_models.items()
-        },
-        "files": sorted(path.name for path in (folder / "best").iterdir()),
-        "random": torch.get_rng_state().sum().item(),
+        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        "random": _digest([torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()[1]]),
     }
-    (folder / "result.json").write_text(json.dumps(result))
+    if rank == 0:
+        result["best"] = {Path(path).name: float(score) for path, score in best.best_k_models.items()}
+        result["best weights"] = {
+            path.name: _digest(torch.load(path, weights_only=True)["state_dict"])
+            for path in sorted(folder.glob("best/*"))
+        }
+        result["full"] = sorted(path.name for path in folder.glob("full/*"))
+        result["averages"] = {path.name: _digest(torch.load(path)) for path in sorted(folder.glob("*.pth"))}
+    (folder / f"result{rank}.json").write_text(json.dumps(result))
+
+
+def _digest(value):
+    """Of tensors and plain values, nested: to the bit."""
+    digest = hashlib.sha256()
+
+    def feed(part):
+        if isinstance(part, torch.Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}{part.double().tolist()!r}".encode())
+        elif isinstance(part, dict):
+            for key in part:
+                digest.update(repr(key).encode())
+                feed(part[key])
+        elif isinstance(part, (list, tuple)):
+            for item in part:
+                feed(item)
+        else:
+            digest.update(repr(part).encode())
+
+    feed(value)
+    return digest.hexdigest()[:16]
+
+
+def _fork(run, folder, disturbance, rank, environment):
+    """Start a process of the run; returns its number. It is the first of a process group, its loader workers' too."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        os.setsid()
+        os.environ.update(environment)
+        output = os.open(folder / f"output{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        train(run, folder, disturbance, rank)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:  # of what runs at a process's end that which is the run's, not the parent's
+            multiprocessing.util._exit_function()
+            if run["ranks"] > 1:
+                leave_process_group()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def _free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def _processes(run, folder, disturbance):
+    """All ranks, to their end; when one has died the others are told, as torchrun does. Returns the exit codes."""
+    ranks = run["ranks"]
+    several = {
+        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(_free_port()), "TORCHELASTIC_RUN_ID": "random",
+    }  # fmt: skip
+    numbers = {}
+    for rank in range(ranks):
+        own = {} if ranks == 1 else {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        numbers[_fork(run, folder, disturbance, rank, own)] = rank
+    codes, deadline = {}, time.monotonic() + SECONDS
+    while len(codes) < ranks and time.monotonic() < deadline:
+        for number in set(numbers) - set(codes):
+            ended, status = os.waitpid(number, os.WNOHANG)
+            if ended:
+                codes[number] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()):
+            for number in set(numbers) - set(codes):
+                os.kill(number, signal.SIGTERM)
+        time.sleep(0.002)
+    for number in numbers:  # what hangs, and loader workers that a killed process left behind
+        try:
+            os.killpg(number, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    for number in set(numbers) - set(codes):
+        os.waitpid(number, 0)
+    return [codes.get(number, "hangs") for number in numbers]
+
+
+def import_all():
+    """A short fit in this process: what torch and this package import when it is first used, no fork imports again."""
+    for seed in (0, 2):
+        with tempfile.TemporaryDirectory() as place:
+            train(
+                {**draw(seed), "ranks": 1, "workers": 0, "persistent": False, "loader": "shuffled"},
+                Path(place),
+                None,
+                0,
+            )
+    gc.freeze()
+
+
+# ---- a whole run, and what it leaves -------------------------------------------------------------------------------
 
 
 def rows_of(folder):
@@ -287,16 +294,10 @@ def rows_of(folder):
     return list(csv.DictReader(files[-1].read_text().splitlines())) if files else []
 
 
-def _in_a_process(run, folder, disturbance):
-    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    torch.set_num_threads(1)
-    try:
-        train(run, folder, disturbance)
-    except BaseException:
-        traceback.print_exc()
-        raise
+#: How a process may end that was struck: in order, by a signal, after one, or with the failure that it was told.
+STRUCK = {
+    "KILL": (-9,), "TERM": (128 + 15, -15), "INT": (130,), "TERM,TERM": (128 + 15, -15), "FAIL": (1,),
+}  # fmt: skip
 
 
 def play(run, folder, disturbances):
@@ -306,37 +307,50 @@ def play(run, folder, disturbances):
         AssertionError: a process ended in another way than it should.
     """
     for disturbance in [*disturbances, None]:
-        process = _processes.Process(target=_in_a_process, args=(run, folder, disturbance))
-        process.start()
-        process.join(timeout=180)
-        allowed = (0,) if disturbance is None else (0, -9, 128 + 15)
-        output = (folder / "output.txt").read_text() if (folder / "output.txt").exists() else ""
-        assert process.exitcode in allowed, f"{run}\n{disturbance}: ended with {process.exitcode}\n{output[-3000:]}"
-        if process.exitcode == 0:
+        codes = _processes(run, folder, disturbance)
+        output = "".join(path.read_text() for path in sorted(folder.glob("output*.txt")))
+        expected = (0,) if disturbance is None else (0, *STRUCK[disturbance[0]])
+        if disturbance is None or run["ranks"] == 1:
+            right = all(code in expected for code in codes)
+        else:  # the others end with the one that was struck, each in its way
+            right = codes[disturbance[-1]] in (*expected, 1, 128 + 15) and "hangs" not in codes
+        in_order = disturbance is not None and disturbance[0] not in ("FAIL", "KILL") and run["ranks"] == 1
+        told = in_order and "KeyboardInterrupt" not in output and "Traceback" in output
+        assert right and not told, f"after {disturbance}: ended with {codes}\n{output[-2500:]}"
+        if run["best_alone"] and not any(folder.glob("full/*.ckpt")):  # nothing to go on from: as if it had not begun
+            shutil.rmtree(folder / "best", ignore_errors=True)
+        if all((folder / f"result{rank}.json").exists() for rank in range(run["ranks"])):
             break
-    return {**json.loads((folder / "result.json").read_text()), "rows": rows_of(folder)}
+    results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(run["ranks"])]
+    left = sorted(path.name for path in folder.rglob(".*.tmp"))
+    return {**{f"{key} {rank}": value for rank, result in enumerate(results) for key, value in result.items()},
+            "rows": rows_of(folder), "left behind": left}  # fmt: skip
 
 
 def difference(run, folder):
-    """What a disturbed run ends with otherwise than an undisturbed one: nothing, or the first key that differs."""
+    """What a disturbed run ends with otherwise than an undisturbed one: the keys that differ."""
     one, other = folder / "undisturbed", folder / "disturbed"
     one.mkdir()
     other.mkdir()
     expected = play(run, one, [])
     found = play(run, other, run["disturbances"])
-    return [key for key in expected if expected[key] != found[key]]
+    ended_in_order = any(what not in ("KILL", "FAIL") for what, *_ in run["disturbances"])
+    left_out = {"full 0"} if ended_in_order else set()  # a signal saves a state more
+    return [key for key in expected if expected[key] != found.get(key) and key not in left_out]
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    import_all()
     first, count = int(sys.argv[1]), int(sys.argv[2])
-    failed = []
+    failed, began = [], time.monotonic()
     for seed in range(first, first + count):
         with tempfile.TemporaryDirectory() as place:
             try:
                 differs = difference(draw(seed), Path(place))
             except AssertionError as error:
-                differs = [str(error)[-1500:]]
+                differs = [str(error)]
         if differs:
             failed.append(seed)
-            print(seed, draw(seed), differs, flush=True)
-    print(f"{count} runs, {len(failed)} differ: {failed}")
+            print(seed, draw(seed), *differs, flush=True)
+    print(f"{count} runs in {time.monotonic() - began:.0f} s, {len(failed)} differ: {failed}")

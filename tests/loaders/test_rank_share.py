@@ -5,6 +5,7 @@ import torch
 from rank_lab import SINGLE, Model, Module, Note, Samples, collate, report, trainer_of
 from torch.utils.data import DataLoader, RandomSampler
 
+from espnet3_lite import Callback
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.loaders.rank_share import SharedLoader, is_map_style, rebuild
 
@@ -151,3 +152,44 @@ def test_a_stream_that_goes_on_with_another_number_of_ranks_is_warned_about(tmp_
             module, DataLoader(Stream(), 1, collate_fn=collate), ckpt_path=tmp_path / "two.ckpt"
         )
     assert [batch for (batch,) in module.trained] == ["utt2", "utt3", "utt4", "utt5"]
+
+
+class Rounds:
+    """A loader of the user's own that knows how often it was iterated over, and says so in its state."""
+
+    def __init__(self):
+        self.rounds = 0
+
+    def __iter__(self):
+        self.rounds += 1
+        for index in range(3):
+            yield [f"round{self.rounds}"], {"x": torch.full((1, 3), index + 0.5).double(), "y": torch.ones(1).double()}
+
+    def state_dict(self):
+        return {"rounds": self.rounds}
+
+    def load_state_dict(self, state):
+        self.rounds = state["rounds"]
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+@pytest.mark.parametrize("kind", ["generator", "loader"])
+def test_what_a_loader_itself_knows_goes_on_behind_an_epochs_last_batch(tmp_path, hook, kind):
+    def one_run(path=None):
+        class Save(Callback):
+            pass
+
+        def save(callback, trainer, *arguments):
+            if path is None and trainer.current_epoch == 0 and trainer.fit_loop.is_last_batch:
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+        setattr(Save, hook, save)
+        loader = Rounds()
+        if kind == "generator":
+            loader = loader_of(generator=torch.Generator().manual_seed(8 if path is None else 9))
+        trainer, module = trainer_of(callbacks=[Save()], max_epochs=3), Module(Model(), SINGLE)
+        trainer.fit(module, loader, ckpt_path=path)
+        return module.trained
+
+    whole = one_run()
+    assert one_run(tmp_path / "cut.ckpt") == whole[len(whole) // 3 :]

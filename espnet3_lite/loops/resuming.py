@@ -1,0 +1,46 @@
+"""What a run that was cut still has to do: its random state, its epoch's end, what other callbacks had yet to save."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from espnet3_lite.loops.progress import EpochStage
+from espnet3_lite.optim import lr_stepping
+from espnet3_lite.seed import restore_random_state as restore
+
+if TYPE_CHECKING:
+    from espnet3_lite.loops.fit import FitLoop
+
+
+def end_epoch(loop: FitLoop) -> None:
+    """Where the state was saved while its epoch ended: the rest of that."""
+    if loop.stage is EpochStage.SCHEDULERS_DUE:
+        lr_stepping.step_with_epoch(loop.trainer, monitored=True)
+    if loop.epoch_ended:
+        states = loop.resumed_random_states
+        restore_random_state(loop)
+        save_what_was_due(loop)
+        loop.resumed_random_states = states  # until training goes on others may draw
+        loop.begin_next_epoch()
+
+
+def save_what_was_due(loop: FitLoop) -> None:
+    """Where the state was saved in a hook: checkpoint callbacks whose turn had not come there save now."""
+    trainer, event = loop.trainer, ""
+    if loop.epoch_ended:
+        event = "on_train_epoch_end"
+    elif loop.stage is EpochStage.BATCH_OPEN:
+        event = "on_train_batch_end"
+    elif not loop.batch_is_open and loop.batches_done:
+        validated = trainer.plan.validation.is_due(loop.batches_done - 1, loop.is_last_batch)
+        event = "on_validation_end" if validated else ""
+    for callback in trainer.checkpoint_callbacks if event and trainer.auto_resume else ():
+        if hasattr(callback, "save_what_was_due"):
+            callback.save_what_was_due(trainer, trainer.lightning_module, event)
+
+
+def restore_random_state(loop: FitLoop) -> None:
+    """Put this rank's random state back, once, in a run that resumes."""
+    states, loop.resumed_random_states = loop.resumed_random_states, None
+    if states:
+        restore(states[loop.trainer.global_rank % len(states)])
