@@ -16,7 +16,7 @@ import torch
 
 from espnet3_lite.callbacks.checkpoint_files import is_one_file
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
-from espnet3_lite.checkpoint.own_state import OUR_STATE
+from espnet3_lite.checkpoint.layout import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.value_kinds import parse_duration

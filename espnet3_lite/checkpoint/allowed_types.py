@@ -59,8 +59,7 @@ def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> An
         value = vars(value)
     if isinstance(value, (dict, list, tuple, set)):
         if id(value) not in seen:
-            convert: Callable[..., object] = _plain_dict if isinstance(value, dict) else _plain_sequence
-            seen[id(value)] = (value, convert(value, where, seen))
+            seen[id(value)] = (value, _plain_container(value, where, seen))
         return seen[id(value)][1]
     if isinstance(value, numpy.generic):
         return _plain(value.item(), where, seen)
@@ -77,27 +76,21 @@ def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> An
     )
 
 
-def _plain_dict(value: dict[Any, Any], where: str, seen: dict[int, tuple[object, object]]) -> dict[Any, Any]:
-    items = [
-        (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen)) for key, item in value.items()
-    ]
-    # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
-    if type(value) in (dict, OrderedDict, Counter):
-        if all(new[0] is old[0] and new[1] is old[1] for new, old in zip(items, value.items(), strict=True)):
+def _plain_container(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
+    if isinstance(value, dict):
+        pairs = [
+            (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen))
+            for key, item in value.items()
+        ]
+        same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
+        # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
+        if same and type(value) in (dict, OrderedDict, Counter):
             return value
-        kind = OrderedDict if type(value) is OrderedDict else dict
-        return kind(items)
-    return dict(items)
-
-
-def _plain_sequence(
-    value: list[Any] | tuple[Any, ...] | set[Any], where: str, seen: dict[int, tuple[object, object]]
-) -> list[Any] | tuple[Any, ...] | set[Any]:
+        return OrderedDict(pairs) if type(value) is OrderedDict else dict(pairs)
     items = [_plain(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
     kind = next(base for base in (list, tuple, set) if isinstance(value, base))
-    if type(value) is kind and all(new is old for new, old in zip(items, value, strict=True)):
-        return value
-    return kind(items)
+    same = type(value) is kind and all(new is old for new, old in zip(items, value, strict=True))
+    return value if same else kind(items)
 
 
 # --- Reading what other programs pickled --------------------------------------------------------------------

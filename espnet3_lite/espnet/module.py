@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from espnet3_lite.checkpoint.lightning_format import RUNTIME_STATE
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import check_config
@@ -25,6 +24,7 @@ from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.dataset import CombinedDataset
 from espnet3_lite.espnet.data.loader import DataLoaderBuilder
 from espnet3_lite.espnet.data.organizer import data_sets
+from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, dump_counters, restore_counters
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
@@ -317,7 +317,8 @@ class ESPnetModule(LiteModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the named optimizers' counters where ESPnet3 looks for them."""
         if self.named_optimizers and self._trainer is not None:
-            checkpoint[RUNTIME_STATE] = {
-                name: {"accum_counter": slot.pending, "update_step": slot.update_step}
-                for name, slot in self.trainer.slots.items()
-            }
+            checkpoint[RUNTIME_STATE] = dump_counters(self.trainer)
+
+    def restore_named_optimizers(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the counters that ESPnet3 saved."""
+        restore_counters(self.trainer, checkpoint)

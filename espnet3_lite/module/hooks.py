@@ -163,6 +163,9 @@ class ModuleHooks(DataHooks, torch.nn.Module):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint was read; the weights are loaded after this."""
 
+    def restore_named_optimizers(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the counters of named optimizers in another program's file, wherever that keeps them."""
+
     # ---- switching between training and evaluation -----------------------------------------------------------------
 
     def on_validation_model_eval(self) -> None:

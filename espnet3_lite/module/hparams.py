@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from espnet3_lite.checkpoint.own_state import OUR_STATE
+from espnet3_lite.checkpoint.layout import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.hparams_store import restored, storable

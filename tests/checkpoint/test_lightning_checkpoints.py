@@ -24,7 +24,7 @@ from espnet3_lite import (
 )
 from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.checkpoint.files import load_checkpoint
-from espnet3_lite.checkpoint.lightning_format import RUNTIME_STATE, batches_that_stepped
+from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, batches_that_stepped
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = GOLDEN / "espnet3_checkpoints"

@@ -8,7 +8,7 @@ import torch
 from first_layout_run import Line, loaders, weights_of
 from quiet import quiet_trainer
 
-from espnet3_lite.checkpoint.own_state import LAYOUT, own_state
+from espnet3_lite.checkpoint.layout import LAYOUT, own_state
 from espnet3_lite.exceptions import CheckpointError
 
 FOLDER = Path(__file__).parents[1] / "golden" / "first_layout"
@@ -51,3 +51,11 @@ def test_a_layout_that_is_newer_is_refused(tmp_path):
 
 def test_other_peoples_files_have_nothing_of_ours():
     assert own_state({}) == own_state({"loops": None}) == own_state({"loops": {"fit_loop": {}}}) == {}
+
+
+def test_a_forged_layout_is_refused_at_once():
+    layout = ()
+    for _ in range(60):
+        layout = (layout, layout)
+    with pytest.raises(CheckpointError, match="in layout tuple; this version"):
+        own_state({"loops": {"espnet3_lite": {"layout": layout}}})

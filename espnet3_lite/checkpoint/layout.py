@@ -25,8 +25,9 @@ def own_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     ours = dict((checkpoint.get("loops") or {}).get(OUR_STATE) or {})
     layout = ours.get("layout", 1)
     if layout not in (1, LAYOUT):
+        number = layout if isinstance(layout, int) else type(layout).__name__  # a forged one may have no end
         raise CheckpointError(
-            f"the checkpoint keeps its training state in layout {layout!r}; this version of espnet3_lite reads layouts "
+            f"the checkpoint keeps its training state in layout {number}; this version of espnet3_lite reads layouts "
             f"1 to {LAYOUT}. Resume with the version that wrote it, or load its weights alone with "
             f"LiteModule.load_from_checkpoint"
         )
@@ -53,4 +54,4 @@ def _position_of_layout_1(data: dict[str, Any] | None) -> dict[str, Any] | None:
         return data
     generator = data["generator"]
     names = () if generator is None else ("loader.generator", "sampler.generator")
-    return {**data, "random": [data["random"]], "generators": dict.fromkeys(names, generator)}
+    return {**data, "random": [data["random"]], "generators": dict.fromkeys(names, generator), "ahead": [None]}
