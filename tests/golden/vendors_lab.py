@@ -97,7 +97,9 @@ def mlflow_local():
 
 
 def lightnings_loggers():
+    import lightning.pytorch as pl
     import wandb
+    from lightning.pytorch.demos.boring_classes import BoringModel
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.loggers import WandbLogger as Theirs
 
@@ -108,9 +110,14 @@ def lightnings_loggers():
     wandb.finish()
     with open("csv/lightning_logs/version_0/metrics.csv") as file:
         lines = file.read().splitlines()
+    reference = pl.Trainer(
+        max_epochs=2, logger=CSVLogger("elsewhere"), accelerator="cpu", enable_progress_bar=False, log_every_n_steps=1
+    )
+    reference.fit(BoringModel(), torch.utils.data.DataLoader(torch.ones(2, 32)))
     return {
         "csv": lines, "board": sorted(name.partition(".")[0] for name in os.listdir(board.log_dir)),
         "wandb": summary["train/loss"], "best": trainer.checkpoint_callback.best_model_path,
+        "theirs": reference.checkpoint_callback.best_model_path.replace("elsewhere", "csv"),
     }  # fmt: skip
 
 
@@ -170,6 +177,151 @@ def _unknown_hooks(pl):
     from espnet3_lite.callbacks.base import HOOKS
 
     return [name for name in dir(pl.Callback) if name.startswith("on_") and name not in HOOKS]
+
+
+def _both():
+    """Lightning's names, and ours for them."""
+    import lightning.pytorch as pl
+
+    import espnet3_lite.compat
+
+    return {"theirs": pl, "ours": espnet3_lite.compat}
+
+
+def _classifier(base):
+    """Three collections, as torchmetrics' own page writes them; one is logged by name, one as objects, one by hand."""
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+    class Classifier(base):
+        def __init__(self, width=4, lr=0.1):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = torch.nn.Linear(width, 3)
+            both = MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)])
+            self.train_metrics, self.valid_metrics = both.clone(prefix="train_"), both.clone(prefix="val_")
+            self.confusion = MulticlassConfusionMatrix(3)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            made = self.net(x)
+            loss = torch.nn.functional.cross_entropy(made, y)
+            self.log_dict(self.train_metrics(made, y))
+            self.log_dict({"loss": loss}, on_step=True, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            x, y = batch
+            made = self.net(x)
+            self.valid_metrics.update(made, y)
+            self.confusion.update(made, y)
+            self.log_dict(self.valid_metrics, on_step=False, on_epoch=True)
+
+        def on_validation_epoch_end(self):
+            self.log("hits", self.confusion.compute().diagonal().sum().double())
+            self.confusion.reset()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+
+    return Classifier
+
+
+def _classified(count=9):
+    x = torch.sin(torch.arange(4.0 * count).reshape(count, 4))
+    return torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))
+
+
+def torchmetrics_collections():
+    found = {}
+    for name, pl in _both().items():
+        torch.manual_seed(0)
+        module = _classifier(pl.LightningModule)()
+        trainer = pl.Trainer(
+            max_epochs=3, accelerator="cpu", logger=pl.loggers.CSVLogger(name), enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+        )  # fmt: skip
+        make = torch.utils.data.DataLoader
+        trainer.fit(module, make(_classified(), 2), make(_classified(5), 3))
+        with open(f"{name}/lightning_logs/version_0/metrics.csv") as file:
+            lines = file.read().splitlines()
+        found[name] = {
+            "metrics": {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}, "csv": lines,
+            "weights": module.net.weight.tolist(),
+        }  # fmt: skip
+    return found
+
+
+HYDRA = """
+seed: 3
+model: {_target_: __main__.HydraModel, width: 4, optimizer: {_target_: torch.optim.SGD, _partial_: true, lr: 0.2},
+        scheduler: {_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step_size: 1, gamma: 0.5}}
+trainer: {_target_: "${package}.Trainer", max_epochs: 3, accelerator: cpu, devices: 1, enable_progress_bar: false,
+          enable_model_summary: false, log_every_n_steps: 1, default_root_dir: "${folder}"}
+callbacks:
+  best: {_target_: "${package}.callbacks.ModelCheckpoint", monitor: val_acc, mode: max, dirpath: "${folder}/best",
+         filename: "epoch_{epoch:03d}", auto_insert_metric_name: false, save_last: true}
+  stop: {_target_: "${package}.callbacks.EarlyStopping", monitor: val_acc, mode: max, patience: 100}
+  rate: {_target_: "${package}.callbacks.LearningRateMonitor", logging_interval: epoch}
+logger: {csv: {_target_: "${package}.loggers.CSVLogger", save_dir: "${folder}", name: csv, prefix: ""}}
+"""
+
+
+def hydra_template():
+    """As the well-known template of Hydra and Lightning builds a run, with Hydra itself."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    found = {}
+    for name, pl in _both().items():
+
+        class Model(pl.LightningModule):
+            def __init__(self, width, optimizer, scheduler):
+                super().__init__()
+                self.save_hyperparameters(logger=False)
+                self.net = torch.nn.Linear(width, 3)
+
+            def training_step(self, batch, batch_idx):
+                loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+                self.log("train_loss", loss)
+                return loss
+
+            def validation_step(self, batch, batch_idx):
+                self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean(), prog_bar=True)
+
+            def test_step(self, batch, batch_idx):
+                self.log("test_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+            def configure_optimizers(self):
+                optimizer = self.hparams.optimizer(params=self.trainer.model.parameters())
+                schedule = {"scheduler": self.hparams.scheduler(optimizer=optimizer), "monitor": "val_acc"}
+                return {"optimizer": optimizer, "lr_scheduler": {**schedule, "interval": "epoch", "frequency": 1}}
+
+        globals()["HydraModel"] = Model
+        config = OmegaConf.create(HYDRA)
+        config.package = "lightning.pytorch" if name == "theirs" else "espnet3_lite.compat"
+        config.folder = f"{os.getcwd()}/{name}"
+        pl.seed_everything(config.seed, workers=True)
+        model = hydra.utils.instantiate(config.model)
+        callbacks = [hydra.utils.instantiate(one) for one in config.callbacks.values()]
+        loggers = [hydra.utils.instantiate(one) for one in config.logger.values()]
+        trainer = hydra.utils.instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config.trainer, resolve=True))
+        make = torch.utils.data.DataLoader
+        trainer.fit(model, make(_classified(), 2), make(_classified(5), 3))
+        best = trainer.checkpoint_callback.best_model_path
+        # Lightning reads no file of its own that holds the configured functions as it reads others.
+        unsafe = {"weights_only": False} if name == "theirs" else {}
+        (tested,) = trainer.test(model, make(_classified(4)), ckpt_path=best, **unsafe)
+        with open(f"{name}/csv/version_0/metrics.csv") as file:
+            lines = file.read().splitlines()
+        again = Model.load_from_checkpoint(f"{name}/best/last.ckpt", optimizer=None, scheduler=None, **unsafe)
+        found[name] = {
+            "files": sorted(os.listdir(f"{name}/best")), "tested": tested, "csv": lines, "width": again.hparams.width,
+            "weights": again.net.weight.tolist(), "names": sorted(os.listdir(f"{name}/csv/version_0")),
+        }  # fmt: skip
+    return found
 
 
 def grad_norms():

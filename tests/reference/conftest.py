@@ -4,6 +4,8 @@
 - ``ESPNET3_LITE_LIGHTNING_PYTHON``: one with Lightning 2.6.6 beside it, for what ESPnet3 itself does.
 - ``ESPNET3_LITE_VENDORS_PYTHON``: one with Lightning 2.6.6, wandb, mlflow, optuna with its integration and
   torchmetrics, for what people bring from there.
+- ``ESPNET3_LITE_PIPELINES_PYTHON``: one with torchvision, datasets, transformers, webdataset and lhotse, for where
+  people's data comes from.
 """
 
 import os
@@ -49,3 +51,8 @@ def lightning():
 @pytest.fixture(scope="session")
 def vendors():
     return _reference("ESPNET3_LITE_VENDORS_PYTHON", "Lightning 2.6.6, wandb, mlflow, optuna and torchmetrics")
+
+
+@pytest.fixture(scope="session")
+def pipelines():
+    return _reference("ESPNET3_LITE_PIPELINES_PYTHON", "torchvision, datasets, transformers, webdataset and lhotse")

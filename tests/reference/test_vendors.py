@@ -41,20 +41,28 @@ def test_mlflow_read_back_through_its_client(run):
     assert set(found["folders"]) >= {"runs.db", "own"}
 
 
-def test_lightnings_own_loggers(run, tmp_path):
+def test_lightnings_own_loggers(run):
     found = run("lightnings_loggers")
     assert found["csv"][0].split(",") == ["epoch", "step", "train/loss", "val"]
     assert [line for line in found["csv"][1:] if line.split(",")[2]] == [
         "0,0,0.5,", "0,1,1.0,", "1,2,0.5,", "1,3,1.0,",
     ]  # fmt: skip
     assert found["board"] == ["events", "hparams"] and found["wandb"] == 1.0
-    assert found["best"] == f"{tmp_path}/csv/lightning_logs/version_0/checkpoints/epoch=1-step=4.ckpt"
+    assert found["best"] == found["theirs"] == "csv/lightning_logs/version_0/checkpoints/epoch=1-step=4.ckpt"
 
 
 def test_optunas_pruning_callback(run):
     found = run("optuna_prunes")
     assert found["states"] == ["COMPLETE", "PRUNED", "PRUNED"]
     assert found["values"] == [{"0": 0.0, "1": 0.0, "2": 0.0}, {"0": 1.0}, {"0": 1.0}]
+
+
+@pytest.mark.parametrize("case", ["torchmetrics_collections", "hydra_template"])
+def test_a_program_of_a_public_repository_equals_lightnings(run, case):
+    found = run(case)
+    for part, theirs in found["theirs"].items():
+        assert len(theirs) if hasattr(theirs, "__len__") else theirs
+        assert found["ours"][part] == theirs, part
 
 
 def test_lightnings_objects(run):
@@ -69,4 +77,4 @@ def test_lightnings_objects(run):
 def test_its_names_and_its_gradient_norms(run):
     found = run("grad_norms")
     assert found["names"] == found["close"] == [True] * 3
-    assert set(found["missing"]) <= {"RichProgressBar"}
+    assert found["missing"] == []
