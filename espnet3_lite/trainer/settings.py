@@ -8,6 +8,7 @@ no torch. What several settings imply together is here too; what is built from t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -248,7 +249,7 @@ def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"{name}={value!r} is not supported; {REFUSED[name]}")
     settings = {}
     for name, setting in SETTINGS.items():
-        value = given[name]
+        value = _plain(given[name])
         if value is None and not setting.kind.accepts(None):
             settings[name] = setting.default
         else:
@@ -262,6 +263,15 @@ def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
         raise MisconfigurationException("\n".join(f"Trainer: {problem}" for problem in problems))
     _imply(settings)
     return settings
+
+
+def _plain(value: Any) -> Any:
+    """Another configuration's containers (Hydra hands on OmegaConf's `ListConfig`, `DictConfig`) as lists and dicts."""
+    if isinstance(value, Mapping) and not isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, list, tuple)):
+        return [_plain(part) for part in value]
+    return value
 
 
 def _imply(settings: dict[str, Any]) -> None:

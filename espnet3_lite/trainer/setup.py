@@ -191,7 +191,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
 def _add_model_callbacks(trainer: Trainer, model: LiteModule) -> None:
     """`configure_callbacks`: one of a type replaces the trainer's of that type."""
     wanted = model.configure_callbacks()
-    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    wanted = list(wanted) if isinstance(wanted, Sequence) else [wanted]
     if wanted:
         types = {type(callback) for callback in wanted}
         kept = [callback for callback in trainer.callbacks if type(callback) not in types]

@@ -3,14 +3,16 @@
 import inspect
 import subprocess
 import sys
+from collections import UserDict, UserList
 from datetime import timedelta
 
 import pytest
 from quiet import QUIET
 
-from espnet3_lite import MisconfigurationException, Trainer
+from espnet3_lite import Callback, MisconfigurationException, Trainer
 from espnet3_lite.config.fields import FIELDS
 from espnet3_lite.config.schema import ConfigError, check_config
+from espnet3_lite.loggers import CSVLogger
 from espnet3_lite.trainer.settings import SETTINGS
 from espnet3_lite.value_kinds import parse_duration
 
@@ -179,3 +181,16 @@ def test_none_equals_absent():
     assert {name: getattr(trainer, name) for name in names} == {name: getattr(plain, name) for name in names}
     assert trainer.precision_plugin.name == "32-true" and type(trainer.strategy) is type(plain.strategy)
     assert Trainer(**quiet, check_val_every_n_epoch=None).check_val_every_n_epoch is None
+
+
+def test_containers_of_another_configuration_are_lists_and_dicts():
+    """Hydra hands callbacks and loggers to the trainer in OmegaConf's own list."""
+    callback = Callback()
+    trainer = Trainer(
+        logger=UserList([CSVLogger("logs")]), callbacks=UserList([callback]), devices=UserList([0]), accelerator="cpu",
+        max_epochs=1, max_time=UserDict(minutes=2), enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    assert [type(logger) for logger in trainer.loggers] == [CSVLogger] and callback in trainer.callbacks
+    assert (trainer.devices, trainer.max_time) == ([0], timedelta(minutes=2))
+    with pytest.raises(MisconfigurationException, match=r"logger\[1\] must be a logger"):
+        Trainer(logger=UserList([CSVLogger("logs"), 3]))
