@@ -18,7 +18,7 @@ import torch
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
 from espnet3_lite.checkpoint.zip_integrity import DamagedArchiveError, check_checksums, check_contents
-from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError
+from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
 __all__ = [
     "CheckpointError",
@@ -167,6 +167,19 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
     except (DamagedArchiveError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return checkpoint
+
+
+def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:
+    """A checkpoint never runs code here, whoever made it.
+
+    Raises:
+        MisconfigurationException: `weights_only` is False.
+    """
+    if weights_only is False:
+        raise MisconfigurationException(
+            f"{call}(weights_only=False): checkpoints are always read with weights_only=True, tensors, plain "
+            f"values and harmless types alone; leave it out"
+        )
 
 
 def _unpickle(path: Path, map_location: MapLocation, mmap: bool | None) -> dict[str, Any]:

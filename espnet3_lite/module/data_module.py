@@ -44,7 +44,12 @@ class LiteDataModule(DataHooks, HyperparametersMixin):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, **kwargs: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Build the data module from its saved hyperparameters, and load its state.
 
@@ -52,8 +57,10 @@ class LiteDataModule(DataHooks, HyperparametersMixin):
             checkpoint_path: A file that we or Lightning wrote.
             map_location: Where to put tensors; the CPU by default.
             hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
+            weights_only: As torch has it. No file is read in another way here: False is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
+        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
         data = cls._from_hyperparameters(checkpoint, "datamodule_", hparams_file, kwargs)
         if cls.__qualname__ in checkpoint:

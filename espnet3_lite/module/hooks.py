@@ -65,7 +65,8 @@ class ModuleHooks(DataHooks, torch.nn.Module):
         clip_gradients: Callable[..., torch.Tensor | None]
 
     def configure_model(self) -> None:
-        """Create layers that are too large to create in ``__init__``; called once, after `setup`."""
+        """Create layers that are too large to create in ``__init__``: called after `setup` in each call of the trainer,
+        and by `load_from_checkpoint`."""
 
     def on_fit_start(self) -> None:
         """The model stands on its device and the optimizers are made."""

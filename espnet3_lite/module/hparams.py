@@ -15,7 +15,7 @@ import yaml
 
 from espnet3_lite.checkpoint.layout import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.module.hparams_store import restored, storable
 
 if TYPE_CHECKING:
@@ -120,7 +120,11 @@ class HyperparametersMixin:
         hparams_file: str | os.PathLike[str] | None,
         overrides: dict[str, Any],
     ) -> Self:
-        """Build an object from the saved arguments that ``__init__`` takes, with some overridden."""
+        """Build an object from the saved arguments that ``__init__`` takes, with some overridden.
+
+        Raises:
+            TypeError: ``__init__`` takes no argument of an overridden one's name.
+        """
         parameters = inspect.signature(cls.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         if hparams_file is not None:
@@ -133,6 +137,10 @@ class HyperparametersMixin:
         name = checkpoint.get(f"{prefix}hparams_name")
         if name in parameters and name not in overrides:  # one argument that holds them all
             saved = {name: AttributeDict(saved), **overrides}
+        elif unknown := () if takes_any else sorted(overrides.keys() - parameters.keys()):
+            given = ", ".join(f"{one}=..." for one in unknown)
+            raise TypeError(f"{cls.__name__}.load_from_checkpoint({given}): {cls.__name__}.__init__ takes no such "
+                            f"argument{nearest(unknown[0], parameters)}")  # fmt: skip
         return cls(**{name: value for name, value in saved.items() if takes_any or name in parameters})
 
 

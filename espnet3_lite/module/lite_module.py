@@ -339,6 +339,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         map_location: Any = None,
         hparams_file: Any = None,
         strict: bool | None = None,
+        weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
         """Build the module from its saved hyperparameters and load its weights.
@@ -348,11 +349,14 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             map_location: Where to put the tensors; the CPU by default.
             hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
             strict: Whether keys must match; the module's `strict_loading` by default.
+            weights_only: As torch has it. No file is read in another way here: False is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
+        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
         checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
         module = cls._from_hyperparameters(checkpoint, "", hparams_file, kwargs)
         checkpoint_io.check_state_dict(checkpoint, checkpoint_path)
+        module.configure_model()
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
         return module

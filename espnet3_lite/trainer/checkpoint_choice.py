@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from espnet3_lite.callbacks.checkpoint_files import newest_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
-from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -65,16 +64,3 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
                            f"will be loaded.")  # fmt: skip
         return path
     return given
-
-
-def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:
-    """A checkpoint never runs code here, whoever made it.
-
-    Raises:
-        MisconfigurationException: `weights_only` is False.
-    """
-    if weights_only is False:
-        raise MisconfigurationException(
-            f"Trainer.{call}(weights_only=False): checkpoints are always read with weights_only=True, tensors, plain "
-            f"values and harmless types alone; leave it out"
-        )

@@ -248,3 +248,43 @@ def test_a_plain_state_dict_is_called_so(tmp_path):
     with pytest.raises(CheckpointError, match=message):
         trainer.fit(Net(), torch.utils.data.DataLoader(torch.ones(2, 1)), ckpt_path=tmp_path / "weights.pth")
     assert list(load_checkpoint(tmp_path / "weights.pth")) == ["layer.weight", "layer.bias"]
+
+
+class Late(LiteModule):
+    """Its layer is made after `setup`, as large ones are."""
+
+    def __init__(self, width=2):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = None
+
+    def configure_model(self):
+        if self.layer is None:
+            self.layer = torch.nn.Linear(self.hparams.width, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_layers_that_are_made_late_are_loaded(tmp_path):
+    module = Late(width=3)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, [torch.ones(2, 3)])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(Late.load_from_checkpoint(tmp_path / "a.ckpt").layer.weight, module.layer.weight)
+
+
+def test_what_load_from_checkpoint_cannot_use_is_said(tmp_path):
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(Late(), [torch.ones(2, 2)])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match=r"Late.load_from_checkpoint\(widht=...\).*did you mean 'width'"):
+        Late.load_from_checkpoint(tmp_path / "a.ckpt", widht=3)
+    with pytest.raises(
+        MisconfigurationException, match=r"Late.load_from_checkpoint\(weights_only=False\): checkpoints"
+    ):
+        Late.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    assert Late.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, width=2).hparams.width == 2
