@@ -7,6 +7,7 @@ Averages over optimizer steps, or with decay, are in `weight_averaging.py`; aver
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -65,7 +66,7 @@ class StochasticWeightAveraging(Callback):
 
     def __init__(
         self,
-        swa_lrs: float | list[float],
+        swa_lrs: float | Sequence[float],
         swa_epoch_start: int | float = 0.8,
         annealing_epochs: int = 10,
         annealing_strategy: Literal["cos", "linear"] = "cos",
@@ -195,7 +196,7 @@ class StochasticWeightAveraging(Callback):
             MisconfigurationException: there are more or fewer than groups.
         """
         groups = len(optimizer.param_groups)
-        rates = self._swa_lrs if isinstance(self._swa_lrs, list) else [self._swa_lrs] * groups
+        rates = list(self._swa_lrs) if isinstance(self._swa_lrs, Sequence) else [self._swa_lrs] * groups
         if len(rates) != groups:
             raise MisconfigurationException(
                 f"StochasticWeightAveraging: `swa_lrs` holds {len(rates)} rates, the optimizer has {groups} parameter "
@@ -312,7 +313,7 @@ def _check_arguments(swa_lrs: Any, swa_epoch_start: Any, annealing_strategy: str
         raise MisconfigurationException(
             f"swa_epoch_start should be a >0 integer or a float between 0 and 1, got {swa_epoch_start!r}."
         )
-    rates = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
+    rates = swa_lrs if isinstance(swa_lrs, Sequence) else [swa_lrs]
     if not all(isinstance(rate, float) and rate > 0 for rate in rates):
         raise MisconfigurationException(
             f"The `swa_lrs` should a positive float, or a list of positive floats; got {swa_lrs!r} (a plain YAML "

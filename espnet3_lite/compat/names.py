@@ -111,9 +111,7 @@ LEFT_OUT: dict[str, str] = {
         _PLUGIN,
     ),
     "TorchSyncBatchNorm": "use `Trainer(sync_batchnorm=True)`",
-    **dict.fromkeys(
-        ("profilers", "profiler", "Profiler", "SimpleProfiler", "AdvancedProfiler", "PyTorchProfiler"), _PROFILER
-    ),
+    **dict.fromkeys(("profilers", "profiler", "SimpleProfiler", "AdvancedProfiler", "PyTorchProfiler"), _PROFILER),
     **dict.fromkeys(("tuner", "Tuner"), "use the callbacks `BatchSizeFinder` and `LearningRateFinder`"),
     **dict.fromkeys(
         (

@@ -1,7 +1,8 @@
 """Programs written for Lightning, nothing but the imports changed by our command, against Lightning 2.6.6."""
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,28 @@ import torch
 
 from espnet3_lite.compat.rewriting import rewrite
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lightning_programs.py"
-RECORDED = json.loads(GOLDEN.with_suffix(".json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILES = {"lightning_programs": (6, 15), "lightning_repositories": (4, 13)}  # changed imports, and how many programs
+RECORDED = {name: json.loads((GOLDEN / name).with_suffix(".json").read_text()) for name in FILES}
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    rewritten = rewrite(GOLDEN.read_text())
-    assert (rewritten.changes, rewritten.problems) == (6, [])
-    path = tmp_path_factory.mktemp("programs") / "programs.py"
-    path.write_text(rewritten.text)
-    spec = importlib.util.spec_from_file_location("rewritten_programs", path)
-    module = importlib.util.module_from_spec(spec)
+    """The rewritten files as modules of their own names, while these tests run."""
+    folder, modules = tmp_path_factory.mktemp("programs"), {}
+    for name, (changes, _) in FILES.items():
+        rewritten = rewrite((GOLDEN / name).with_suffix(".py").read_text())
+        assert (rewritten.changes, rewritten.problems) == (changes, [])
+        (folder / name).with_suffix(".py").write_text(rewritten.text)
     dtype = torch.get_default_dtype()
-    spec.loader.exec_module(module)
-    yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        for name in FILES:
+            modules[name] = importlib.import_module(name)
+            assert Path(modules[name].__file__).parent == folder
+        yield modules
+    for name in FILES:
+        del sys.modules[name]
     torch.set_default_dtype(dtype)
 
 
@@ -43,12 +51,14 @@ def close(found, expected, place=""):
         assert found == expected, place
 
 
-def test_there_are_fifteen(programs):
-    assert list(programs.PROGRAMS) == list(RECORDED) and len(RECORDED) == 15
+@pytest.mark.parametrize("file", FILES)
+def test_all_are_recorded(programs, file):
+    assert list(programs[file].PROGRAMS) == list(RECORDED[file]) and len(RECORDED[file]) == FILES[file][1]
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_equal_losses_steps_names_and_order(programs, name, tmp_path):
-    found = json.loads(json.dumps(programs.noted(name, str(tmp_path))))
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in RECORDED[file]])
+def test_equal_losses_steps_names_and_order(programs, file, name, tmp_path):
+    note = programs["lightning_programs"].noted
+    found = json.loads(json.dumps(note(programs[file].PROGRAMS[name], str(tmp_path))))
     for part in ("calls", "steps", "rows", "metrics", "weights", "more"):
-        close(found[part], RECORDED[name][part], f"{name}/{part}")
+        close(found[part], RECORDED[file][name][part], f"{name}/{part}")

@@ -371,13 +371,13 @@ def averaged(folder):
     return run
 
 
-def noted(name, folder):
+def noted(program, folder):
     """Run one program in float64, and give what it noted."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = PROGRAMS[name](folder)
+        result = program(folder)
     run, more = result if isinstance(result, tuple) else (result, None)
     state = run.lightning_module.state_dict()
     return {
@@ -395,6 +395,6 @@ if __name__ == "__main__":
     found = {}
     for chosen in sys.argv[1:] or PROGRAMS:
         with tempfile.TemporaryDirectory() as place:
-            found[chosen] = noted(chosen, place)
+            found[chosen] = noted(PROGRAMS[chosen], place)
     Path(__file__).with_suffix(".json").write_text(json.dumps(found) + "\n")
     print(len(found), "programs")
