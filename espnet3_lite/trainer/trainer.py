@@ -19,8 +19,7 @@ from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.callbacks.screen import print_results, told
-from espnet3_lite.checkpoint import run_state
-from espnet3_lite.checkpoint.files import refuse_unsafe_files
+from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.distributed.single import Strategy
@@ -308,7 +307,7 @@ class Trainer(TrainerProperties):
         weights_only: bool | None, verbose: bool = False, override: bool = False,
     ) -> Any:  # fmt: skip
         """Set up, run, tear down; the same for fit, validate, test and predict."""
-        refuse_unsafe_files(f"Trainer.{fn}", weights_only)
+        files.refuse_unsafe_files(f"Trainer.{fn}", weights_only)
         first, fitting = next(iter(given.values())), fn == TrainerFn.FITTING
         if isinstance(first, LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), first
