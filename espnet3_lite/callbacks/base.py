@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
-#: Every event that the trainer calls, in firing order (validation stands where an epoch's last batch calls it).
+#: Every event that the trainer calls, in the order of a run. (Validation follows an epoch's last batch here.)
 HOOKS = EVENTS
 
 

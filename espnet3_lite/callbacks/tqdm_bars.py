@@ -43,6 +43,7 @@ class Tqdm(tqdm):
         def line(columns: int | None, form: str | None, values: Any) -> str:
             return tqdm.format_meter(n, total, elapsed, columns, bar_format=form, postfix=values, **parts)
 
+        ncols = ncols if ncols is not None and ncols > 0 else None  # a terminal of no columns: the whole line
         if ncols and bar_format and isinstance(postfix, str):
             shown, narrow = postfix.split(", "), bar_format.replace("{l_bar}", "{desc}|")
             forms = [(bar_format, postfix), (narrow, postfix)]

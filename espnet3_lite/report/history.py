@@ -49,7 +49,7 @@ class Run:
     configuration: str
 
     def pictures(self) -> dict[str, Picture]:
-        """The pictures by name: ``loss`` and the other metrics, ``learning_rate``, ``gradient_norm``, ``seconds``."""
+        """The pictures by name, in the order in which people look: losses, metrics, rates, gradient norm, seconds."""
         found: dict[str, Picture] = {}
         several_epochs = len({row["epoch"] for row in self.rows if "epoch" in row}) > 1
         names = sorted({name for row in self.rows for name in row} - {"epoch", "step"})
@@ -68,7 +68,8 @@ class Run:
                 title = title if found.get(title, Picture(axis)).axis == axis else f"{title}_by_{axis}"
                 curve = [(x, sum(several) / len(several)) for x, several in sorted(values.items())]
                 found.setdefault(title, Picture(axis)).curves[label] = curve
-        return found
+        last = {"learning_rate": 1, "gradient_norm": 2, "seconds": 3}
+        return dict(sorted(found.items(), key=lambda item: (last.get(item[0], 0), "loss" not in item[0], item[0])))
 
     def checkpoints(self) -> list[tuple[str, str, str]]:
         """Each checkpoint and average: its name, its size, and what it is."""
@@ -78,7 +79,7 @@ class Run:
             kind = scores.get(path.name, "a full state" if re.match(r"last|step", path.name) else "")
             kind = "an average of the best" if ".ave_" in path.name else kind
             size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
-            table.append((path.name, f"{size / 1e6:.1f} MB", kind))
+            table.append((path.name, f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB", kind))
         return table
 
     def seconds(self) -> dict[str, float]:

@@ -58,7 +58,7 @@ def _evaluation(stage: str, log: LogDefaults | None, around: LogDefaults | None)
     }
 
 
-#: In the order of a run; validation stands where an epoch's last batch calls it.
+#: In the order of a run. Validation follows an epoch's last batch here.
 HOOKS: dict[str, Hook] = {
     "prepare_data": Hook(owners=_DATA),
     "setup": Hook(owners=("callback", "module", "datamodule")),

@@ -75,8 +75,9 @@ def test_a_bar_fills_its_line_and_leaves_out_whole_values(columns, expected):
     assert len(found) == columns
 
 
-def test_a_log_file_s_line_has_all_values():
-    assert line(None, **VALUES).endswith("[00:02<00:02,  9.50it/s, loss=0.1371, acc=0.9737, grad_norm=1.500]")
+@pytest.mark.parametrize("columns", [None, -1])  # tqdm's word for a terminal that says it has no columns
+def test_a_log_file_s_line_has_all_values(columns):
+    assert line(columns, **VALUES).endswith("[00:02<00:02,  9.50it/s, loss=0.1371, acc=0.9737, grad_norm=1.500]")
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])

@@ -60,6 +60,7 @@ def test_curves_are_epochs_means_by_picture(folder):
         "gradient_norm": ("epoch", {"train_grad_norm": [(1, 2.0), (2, 5.0)]}),
         "seconds": ("epoch", {"iter_time": [(1, 0.5), (2, 0.25)]}),
     }
+    assert list(pictures) == ["loss", "learning_rate", "gradient_norm", "seconds"]
 
 
 def test_plot_writes_a_picture_each_and_several_runs_in_one(folder, tmp_path, capsys, monkeypatch):
@@ -101,8 +102,10 @@ def test_the_page_is_whole_and_needs_no_network(folder):
     tags.feed(text)
     assert tags.open == [] and tags.count["svg"] == 4
     assert [link for link in tags.links if "://" in link or "//" in link] == []
-    assert "<td>epoch0_step2_valid.loss.ckpt</td><td>0.0 MB</td><td>valid/loss 2.5</td>" in text
-    assert "<td>valid.loss.ave_1best.pth</td><td>0.0 MB</td><td>an average of the best</td>" in text
+    for name, kind in (("epoch0_step2_valid.loss.ckpt", "valid/loss 2.5"),
+                       ("valid.loss.ave_1best.pth", "an average of the best")):  # fmt: skip
+        size = f"{(folder / name).stat().st_size / 1e3:.0f} kB"
+        assert f"<td>{name}</td><td>{size}</td><td>{kind}</td>" in text
     assert "<td>train/loss</td><td>1.5</td><td>1.5</td><td>3</td>" in text
     assert "Skipped batches: 1" in text and "batch &lt;7&gt;" in text and "note: a &lt; b &amp; c" in text
     assert "<td>iter_time</td><td>0.375</td>" in text
