@@ -114,8 +114,13 @@ class TrainData:
         for batch in batches:
             index += 1
             loader.gave_batches = loader.gave_batches or not loader.replaying
-            if loader.ended and not loader.replaying and index < min(length, count) and length != math.inf:
-                self._warn_of_length(index, length)
+            too_early = loader.ended and not loader.replaying and index < min(length, count) and length != math.inf
+            if too_early and not self._warned_of_length:
+                self._warned_of_length = True
+                rank_zero_warn(
+                    f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "
+                    f"{length}: its epochs end where it ends. Let `__len__` say what it gives"
+                )
             yield batch, index >= count or (loader.ended and not loader.waits_for_others)
             if index >= count:
                 return
@@ -126,20 +131,12 @@ class TrainData:
         rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {_size_of(self.given)}")
         self.num_batches = 0
 
-    def _warn_of_length(self, given: int, length: int | float) -> None:
-        if not self._warned_of_length:
-            rank_zero_warn(
-                f"the training loader ({type(self.given).__name__}) gave {given} batches, though its length says "
-                f"{length}: its epochs end where it ends. Let `__len__` say what it gives"
-            )
-        self._warned_of_length = True
-
     def _index_of(self, loader: SharedLoader) -> int:
         """The index of the batch at which a loader starts, such that the last one's index stays what it was."""
-        index = loader.sampler.position // loader.step_size
-        if loader.length == math.inf:
+        index, remaining = loader.sampler.position // loader.step_size, length_of(loader.sampler)
+        if remaining == math.inf:
             return index
-        return int(max(self.num_batches - loader.length, min(self.num_batches, index)))
+        return int(max(self.num_batches - remaining, min(self.num_batches, index)))
 
     @property
     def replaying(self) -> bool:

@@ -31,6 +31,7 @@ class RankLoader:
             zero weight.
         ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
         gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
+        length: Batches an epoch; infinity where that is not known.
         source: Where the batches come from; itself, unless it goes on behind another one's end.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         limit: No batch after so many of the next epoch is read ahead.
@@ -46,14 +47,10 @@ class RankLoader:
         self.given, self.source, self.step_size = given, self, 1
         self.replaying = self.ended = self.gave_batches = False
         self.limit: int | float = math.inf
+        self.length = length_of(given)
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._seeded: SeededInWorkers | None = None
-
-    @property
-    def length(self) -> int | float:
-        """Batches an epoch; infinity where that is not known."""
-        return length_of(self.given)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is for this epoch, counted from 0."""
@@ -118,12 +115,8 @@ class SharedLoader(RankLoader):
             stand_ins=stand_ins, placed=bool(seeded), places=(strategy.world_size, strategy.rank) if alone else (1, 0),
             agree=strategy.broadcast if ranks > 1 and self.is_drawn else None,
         )  # fmt: skip
+        self.length = length_of(self.sampler)
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
-
-    @property
-    def length(self) -> int | float:
-        """Batches that are left of the epoch; infinity where that is not known."""
-        return length_of(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is for this epoch, counted from 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,26 +35,26 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
     Raises:
         MisconfigurationException: nobody provides them.
     """
-    given = trainer.given_loaders.get(prefix)
-    if given is not None:
+    if (given := trainer.given_loaders.get(prefix)) is not None:
         return given
-    method = f"{prefix}_dataloader"
-    for source in (trainer.datamodule, trainer.lightning_module):
-        if source is not None and trainer.is_overridden(method, source):
-            return getattr(source, method)()
+    if sources := _sources(trainer, prefix):
+        return sources[0]()
     name = type(trainer.lightning_module).__name__
     raise MisconfigurationException(
         f"no loader for {trainer.state.fn}: pass {'train_dataloaders=' if prefix == 'train' else 'dataloaders='} to "
-        f"Trainer.{trainer.state.fn}(), or define {name}.{method}()"
+        f"Trainer.{trainer.state.fn}(), or define {name}.{prefix}_dataloader()"
     )
 
 
 def has_loaders(trainer: Trainer, prefix: str) -> bool:
     """True where `request_loaders` would find some."""
-    sources = (trainer.datamodule, trainer.lightning_module)
-    return trainer.given_loaders.get(prefix) is not None or any(
-        source is not None and trainer.is_overridden(f"{prefix}_dataloader", source) for source in sources
-    )
+    return trainer.given_loaders.get(prefix) is not None or bool(_sources(trainer, prefix))
+
+
+def _sources(trainer: Trainer, prefix: str) -> list[Callable[[], Any]]:
+    """The methods of data module and module that give loaders, in this order."""
+    method, owners = f"{prefix}_dataloader", (trainer.datamodule, trainer.lightning_module)
+    return [getattr(owner, method) for owner in owners if owner is not None and trainer.is_overridden(method, owner)]
 
 
 def limited(length: int | float, limit: int | float, name: str) -> int | float:

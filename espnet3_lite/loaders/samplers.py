@@ -10,6 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -30,7 +31,6 @@ class EpochSampler(Sampler[int]):
 
     Args:
         data: A data set, or how many samples there are. Asked for its length at each epoch.
-        shuffle: False: the data set's own order, in each epoch. Default True.
         seed: What the order is drawn from, besides the epoch; the run's seed by default.
 
     Example:
@@ -44,8 +44,8 @@ class EpochSampler(Sampler[int]):
         True
     """
 
-    def __init__(self, data: Sized | int, shuffle: bool = True, seed: int | None = None):
-        self.data, self.shuffle = data, shuffle
+    def __init__(self, data: Sized | int, seed: int | None = None):
+        self.data = data
         self.seed = global_seed() if seed is None else seed
         self.epoch = 0
 
@@ -57,8 +57,6 @@ class EpochSampler(Sampler[int]):
         return self.data if isinstance(self.data, int) else len(self.data)
 
     def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(len(self)))
         # Mixed, not added: epoch 1 of seed 3 is not epoch 0 of seed 4.
         mixed = numpy.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
@@ -76,6 +74,7 @@ def share_of(items: Sequence[Any], world_size: int, rank: int) -> Sequence[Any]:
     return items[start : start + size + (rank < rest)]
 
 
+@dataclass(eq=False)
 class ShareSampler(Sampler[Any]):
     """The batches of one rank: of each step's items (samples, or whole batches) its share.
 
@@ -112,26 +111,20 @@ class ShareSampler(Sampler[Any]):
         ([[6]], 1)
     """
 
-    def __init__(
-        self,
-        source: Any,
-        step_size: int,
-        world_size: int,
-        rank: int,
-        split: str,
-        drop_last: bool = False,
-        stand_ins: bool = True,
-        placed: bool = False,
-        places: tuple[int, int] = (1, 0),
-        agree: Callable[[list[Any]], list[Any]] | None = None,
-    ):
-        self.source, self.step_size, self.split, self.drop_last = source, step_size, split, drop_last
-        self.world_size, self.rank, self.stand_ins = world_size, rank, stand_ins
-        self.placed, self.places, self.agree = placed, places, agree
-        self.position = 0
-        self.marks: deque[tuple[bool, bool]] = deque()
-        self._items: Iterator[Any] = iter(())
-        self._is_drawn = True
+    source: Any
+    step_size: int
+    world_size: int
+    rank: int
+    split: str
+    drop_last: bool = False
+    stand_ins: bool = True
+    placed: bool = False
+    places: tuple[int, int] = (1, 0)
+    agree: Callable[[list[Any]], list[Any]] | None = None
+    position: int = field(default=0, init=False)
+    marks: deque[tuple[bool, bool]] = field(default_factory=deque, init=False)
+    _items: Iterator[Any] = field(default=iter(()), init=False)
+    _is_drawn: bool = field(default=True, init=False)
 
     def __len__(self) -> int:
         remaining = max(0, len(self.source) - self.position)

@@ -97,13 +97,8 @@ class OwnLoader(RankLoader):
     def __init__(self, source: RankLoader, strategy: Strategy, training: bool):
         super().__init__(source.given)
         self.source, self.strategy, self.training = source, strategy, training
-        # Collective: all ranks ask for their loaders together.
-        self._length: int | float = max(strategy.gather_objects(length_of(source.given)))
-
-    @property
-    def length(self) -> int | float:
-        """Batches on the rank that has most; infinity where that is not known."""
-        return self._length
+        # On the rank that has most. Collective: all ranks ask for their loaders together.
+        self.length = max(strategy.gather_objects(length_of(source.given)))
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is for this epoch, counted from 0."""

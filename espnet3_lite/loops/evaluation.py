@@ -124,7 +124,7 @@ class EvaluationLoop:
                 metrics.loader_name = self.names[index] if self.names else None
                 outputs.append(self._run_loader(loader, index, limits[index]))
                 if sanity_check and len(self.loaders) > 1:
-                    metrics.forget_loader()
+                    metrics.forget()
                 else:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None

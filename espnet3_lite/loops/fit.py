@@ -209,7 +209,7 @@ class FitLoop(Progress):
         trainer.log_metrics(logged, ago=1)  # before the hook that saves, so that no resumed run logs it again
         call("on_train_epoch_end:monitoring")
         trainer.log_metrics(metrics.end_epoch(metrics.training), ago=1)
-        metrics.forget_steps()
+        metrics.forget()
         trainer.stopping.agree(strategy.any(trainer.stopping.wanted))  # collective: all ranks end the epoch
         self.begin_next_epoch()
 

@@ -21,9 +21,9 @@ from espnet3_lite.metrics.logged_value import (
     check_weight,
     comparable,
     neutral,
+    reduce_over_ranks,
 )  # fmt: skip
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
-from espnet3_lite.metrics.rank_sums import reduce_over_ranks
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
 
 if TYPE_CHECKING:
@@ -229,18 +229,17 @@ class Metrics:
         self.evaluation.clear()
         self.active, self.dataloader_idx = self.training, None
 
-    def forget_loader(self) -> None:
-        """A sanity check is through with one of several loaders: its means are not published, as in Lightning."""
+    def forget(self) -> None:
+        """Begin the epoch's values anew, those of the loader in work where there are several.
+
+        A sanity check is through with one of them, whose means are not published, as in Lightning; or a training epoch
+        is over: the next one's steps give the loggers their own values only.
+        """
         self._publish()
         self.start_batch(None)
-        for (_, _, loader), entry in self.evaluation.items():
-            if loader == self.dataloader_idx:
+        for (_, _, loader), entry in self.active.items():
+            if loader == self.dataloader_idx or self.dataloader_idx is None:
                 entry.reset()
-
-    def forget_steps(self) -> None:
-        """A training epoch is over: the next one's steps give the loggers their own values only."""
-        for entry in self.training.values():
-            entry.reset()
 
     def _set(
         self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: bool = True

@@ -10,11 +10,10 @@ import gan_lab
 import torch
 from quiet import QUIET
 from rank_lab import write_results
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from espnet3_lite import ESPnetTrainer
 from espnet3_lite.espnet.gan import ESPnetGANModule
-from espnet3_lite.loaders.samplers import EpochSampler
 
 
 def config(gan=None, optimizer="Adam", scheduler=True, **more):
@@ -45,7 +44,7 @@ def train(folder, count=8, batch_size=4, bad=None, gan=None, epochs=1, ckpt_path
     module, data = ESPnetGANModule(model, config(gan)), samples(count)
     settings = {"max_epochs": epochs, **QUIET, "num_sanity_val_steps": 0, "precision": "64-true"}
     trainer = ESPnetTrainer(module, folder, settings)
-    loader = DataLoader(data, batch_size=batch_size, sampler=EpochSampler(data, False), collate_fn=collate)
+    loader = DataLoader(data, batch_size=batch_size, sampler=SequentialSampler(data), collate_fn=collate)
     trainer.fit(loader, ckpt_path=ckpt_path)
     trainer.trainer.save_checkpoint(f"{folder}/epoch{epochs}.ckpt")
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from quiet import QUIET
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from espnet3_lite import Callback, ESPnetModule, OptimizationStep, Trainer
 from espnet3_lite.loaders.samplers import EpochSampler
@@ -61,7 +61,7 @@ def collate(samples):
 def loader_of(count, batch_size, shuffle=True, bad=(), **arguments):
     """A loader as a configuration makes it: its order is the same for any number of ranks."""
     data = Samples(count, bad)
-    sampler = EpochSampler(data, shuffle)
+    sampler = EpochSampler(data) if shuffle else SequentialSampler(data)
     return DataLoader(data, batch_size=batch_size, sampler=sampler, collate_fn=collate, **arguments)
 
 

@@ -9,8 +9,7 @@ from metrics_lab import log, metrics_in
 from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import ESPnetModule
-from espnet3_lite.metrics.logged_value import LogArguments, LoggedValue
-from espnet3_lite.metrics.rank_sums import reduce_over_ranks
+from espnet3_lite.metrics.logged_value import LogArguments, LoggedValue, reduce_over_ranks
 
 VALUES = [float(i) for i in range(60)]
 WEIGHTS = [100 + i for i in range(60)]
