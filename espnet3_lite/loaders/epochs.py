@@ -14,7 +14,7 @@ from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.rank_share import RankLoader, SharedLoader, length_of, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
+from espnet3_lite.loaders.uneven_ranks import OwnLoader, cannot_be_iterated_twice
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ class TrainData:
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
-        loader.source.limit = self.num_batches - skip
-        loader.source.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
+        source = _source_of(loader)
+        source.limit = self.num_batches - skip
+        source.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
         if skip and isinstance(loader, SharedLoader):
             position = None if state is None else state["position"]
             loader.start_at(skip * loader.step_size if position is None else position)
@@ -157,7 +158,7 @@ class TrainData:
         None for a loader without indices.
         """
         loader, strategy = self._in_use, self.trainer.strategy
-        position, drawn = None, False
+        position, drawn, ahead = None, False, None if loader is None else _source_of(loader).random_state
         if isinstance(loader, SharedLoader):
             done = self.trainer.fit_loop.batches_done - self.first_batch
             position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
@@ -167,15 +168,15 @@ class TrainData:
         begun = self._states_of_generators() if over else self._generator_states
         return {
             "random": strategy.gather_objects(self._random_state), "generators": begun,
-            "ahead": strategy.gather_objects(None if loader is None else loader.source.random_state), "loader": own,
-            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size, "over": over,
+            "ahead": strategy.gather_objects(ahead), "loader": own, "over": over,
+            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
         }  # fmt: skip
 
     def loader_state(self, over: bool = False) -> Any:
         """The user's loader's own position behind the batch in work, or the present one; None where it has none."""
         if over:
             return self.given.state_dict() if hasattr(self.given, "state_dict") else None
-        loader = self.loader if self._in_use is None else self._in_use
+        loader = self._in_use or self.loader
         return None if loader is None else loader.state_dict()
 
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
@@ -233,6 +234,11 @@ class TrainData:
         if state["position"] is None or (state["drawn"] == loader.is_drawn and state["seed"] == global_seed()):
             return loader
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
+
+
+def _source_of(loader: RankLoader) -> RankLoader:
+    """What reads the user's loader."""
+    return loader.source if isinstance(loader, OwnLoader) else loader
 
 
 def _size_of(loader: Any) -> str:

@@ -32,7 +32,6 @@ class RankLoader:
         ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
         gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
         length: Batches an epoch; infinity where that is not known.
-        source: Where the batches come from; itself, unless it goes on behind another one's end.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         limit: No batch after so many of the next epoch is read ahead.
         random_state: What this process's generators were like before the batch that was read ahead; None where no
@@ -44,7 +43,7 @@ class RankLoader:
     waits_for_others = False
 
     def __init__(self, given: Any):
-        self.given, self.source, self.step_size = given, self, 1
+        self.given, self.step_size = given, 1
         self.replaying = self.ended = self.gave_batches = False
         self.limit: int | float = math.inf
         self.length = length_of(given)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.distributed.rank import rank_zero_only, rank_zero_warn
-from espnet3_lite.loggers.base import Logger, as_dict, flattened, rank_zero_experiment, with_prefix
+from espnet3_lite.loggers.base import as_dict, flattened, rank_zero_experiment, with_prefix
+from espnet3_lite.loggers.hosted import HostedLogger
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _MOST_PARAMETERS, _LONGEST_VALUE = 100, 250
 
 
-class MLFlowLogger(Logger):
+class MLFlowLogger(HostedLogger):
     """Logs to a run of MLflow, with Lightning's arguments and names. The run begins with the first thing logged.
 
     Only rank zero logs.
@@ -69,6 +70,7 @@ class MLFlowLogger(Logger):
                 'MLFlowLogger needs mlflow, which is not installed: pip install "espnet3_lite[mlflow]"; or use '
                 "CSVLogger, which needs nothing"
             )
+        super().__init__(log_model, prefix)
         folder = None if save_dir is None else os.path.expanduser(os.fspath(save_dir))
         given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         #: Where the data base and the files are, unless a `tracking_uri` says otherwise.
@@ -76,12 +78,9 @@ class MLFlowLogger(Logger):
         self._tracking_uri = given or (None if self._folder is None else f"sqlite:///{self._folder}/mlflow.db")
         self._experiment_name, self._run_name = experiment_name, run_name
         self._tags, self._artifact_location = dict(tags or {}), artifact_location
-        self._log_model, self._prefix = log_model, prefix
         self._options: dict[str, Any] = {} if synchronous is None else {"synchronous": synchronous}
         self._run_id, self._experiment_id = run_id, None
         self._client: MlflowClient | None = None
-        self._saving: list[ModelCheckpoint] = []
-        self._sent: dict[str, float] = {}
 
     @property
     @rank_zero_experiment
@@ -165,21 +164,10 @@ class MLFlowLogger(Logger):
             part = found[start : start + _MOST_PARAMETERS]
             self.experiment.log_batch(run_id=self.run_id, params=part, **self._options)
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Send a checkpoint at once, or remember whom to ask for them at the end."""
-        if self._log_model == "all" or (self._log_model is True and checkpoint_callback.save_top_k == -1):
-            self._send(checkpoint_callback)
-        elif self._log_model is True and checkpoint_callback not in self._saving:
-            self._saving.append(checkpoint_callback)
-
-    @rank_zero_only
-    def _send(self, callback: ModelCheckpoint) -> None:
-        """Send the files that a callback has now and that were not sent yet, each to a folder of its name."""
-        for path in filter(None, [*callback.best_k_models, callback.best_model_path, callback.last_model_path]):
-            if os.path.exists(path) and self._sent.get(path) != os.path.getmtime(path):
-                self._sent[path] = os.path.getmtime(path)
-                send = self.experiment.log_artifacts if os.path.isdir(path) else self.experiment.log_artifact
-                send(self.run_id, path, f"model/checkpoints/{Path(path).stem}")
+    def send_checkpoint(self, callback: ModelCheckpoint, path: str) -> None:
+        """Send a file, or the folder of a sharded checkpoint, to a folder of its name."""
+        send = self.experiment.log_artifacts if os.path.isdir(path) else self.experiment.log_artifact
+        send(self.run_id, path, f"model/checkpoints/{Path(path).stem}")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -187,20 +175,18 @@ class MLFlowLogger(Logger):
         if self._client is None:
             return
         if status == "success":
-            for callback in self._saving:
-                self._send(callback)
+            self.send_what_is_left()
         self.experiment.set_terminated(self.run_id, {"success": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
 
-    @rank_zero_only
-    def state_dict(self) -> dict[str, Any]:
-        """Which run this is; None for one that has not begun."""
-        return {"logger": type(self).__name__, "experiment": self._experiment_name, "version": self._run_id}
+    def home(self) -> dict[str, str]:
+        """The experiment, by its name."""
+        return {"experiment": self._experiment_name}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with that run, if it is of the same experiment and no other was asked for.
+    def known_id(self) -> str | None:
+        """The run's id; None for one that has not begun."""
+        return self._run_id
 
-        What was logged after the checkpoint stays: MLflow cannot take it back.
-        """
-        mine = {"logger": type(self).__name__, "experiment": self._experiment_name}
-        if mine.items() <= state.items() and self._client is None:
-            self._run_id = self._run_id or state["version"]
+    def go_on_with(self, run_id: str | None) -> None:
+        """Log to the run of this id, if none has begun and no other was asked for."""
+        if self._client is None:
+            self._run_id = self._run_id or run_id

@@ -13,7 +13,8 @@ import torch
 
 from espnet3_lite.distributed.rank import rank_zero_only, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loggers.base import Logger, as_dict, plain_values, rank_zero_experiment, with_prefix
+from espnet3_lite.loggers.base import as_dict, plain_values, rank_zero_experiment, with_prefix
+from espnet3_lite.loggers.hosted import HostedLogger
 
 if TYPE_CHECKING:
     import wandb
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 STEP = "trainer/global_step"
 
 
-class WandbLogger(Logger):
+class WandbLogger(HostedLogger):
     """Logs to a run of wandb, with Lightning's arguments and names. The run begins with the first thing logged.
 
     As with Lightning, the run is not finished by the trainer: a script's end does it, or `wandb.finish`, which a
@@ -82,6 +83,7 @@ class WandbLogger(Logger):
                 f"WandbLogger(log_model={log_model!r}, offline=True): checkpoints cannot be sent from an offline run; "
                 f"leave one of them out"
             )
+        super().__init__(log_model, prefix)
         folder = save_dir if save_dir is not None else dir
         self._init = {
             "name": name,
@@ -93,10 +95,7 @@ class WandbLogger(Logger):
             **({"mode": "offline"} if offline else {}),
             **kwargs,
         }
-        self._log_model, self._prefix, self._checkpoint_name = log_model, prefix, checkpoint_name
-        self._experiment = experiment
-        self._saving: list[ModelCheckpoint] = []
-        self._sent: dict[str, float] = {}
+        self._checkpoint_name, self._experiment = checkpoint_name, experiment
 
     @property
     @rank_zero_experiment
@@ -192,57 +191,40 @@ class WandbLogger(Logger):
         make = getattr(wandb, kind)
         self.log_metrics({key: [make(item, **of_it) for item, of_it in zip(items, each, strict=True)]}, step)
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Send a checkpoint at once, or remember whom to ask for them at the end."""
-        if self._log_model == "all" or (self._log_model is True and checkpoint_callback.save_top_k == -1):
-            self._send(checkpoint_callback)
-        elif self._log_model is True and checkpoint_callback not in self._saving:
-            self._saving.append(checkpoint_callback)
-
-    @rank_zero_only
-    def _send(self, callback: ModelCheckpoint) -> None:
-        """Send the files that a callback has now and that were not sent yet."""
+    def send_checkpoint(self, callback: ModelCheckpoint, path: str) -> None:
+        """Send a file, or the folder of a sharded checkpoint, as an artifact of the run."""
         import wandb
 
-        scores = {callback.best_model_path: callback.best_model_score, **callback.best_k_models}
-        for path in filter(None, [*callback.best_k_models, callback.best_model_path, callback.last_model_path]):
-            if not os.path.exists(path) or self._sent.get(path) == os.path.getmtime(path):
-                continue
-            self._sent[path] = os.path.getmtime(path)
-            score = scores.get(path)
-            artifact = wandb.Artifact(
-                name=self._checkpoint_name or f"model-{self.experiment.id}",
-                type="model",
-                metadata={
-                    "score": None if score is None else float(score),
-                    "original_filename": Path(path).name,
-                    type(callback).__name__: {"monitor": callback.monitor, "mode": callback.mode},
-                },
-            )
-            if os.path.isdir(path):  # sharded
-                artifact.add_dir(path, name="model.ckpt")
-            else:
-                artifact.add_file(path, name="model.ckpt")
-            aliases = ["latest", "best"] if path == callback.best_model_path else ["latest"]
-            self.experiment.log_artifact(artifact, aliases=aliases)
+        score = {callback.best_model_path: callback.best_model_score, **callback.best_k_models}.get(path)
+        artifact = wandb.Artifact(
+            name=self._checkpoint_name or f"model-{self.experiment.id}",
+            type="model",
+            metadata={
+                "score": None if score is None else float(score),
+                "original_filename": Path(path).name,
+                type(callback).__name__: {"monitor": callback.monitor, "mode": callback.mode},
+            },
+        )
+        add = artifact.add_dir if os.path.isdir(path) else artifact.add_file
+        add(path, name="model.ckpt")
+        aliases = ["latest", "best"] if path == callback.best_model_path else ["latest"]
+        self.experiment.log_artifact(artifact, aliases=aliases)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """At the end of a run that went well, send the checkpoints that are left."""
         if status == "success" and self._experiment is not None:
-            for callback in self._saving:
-                self._send(callback)
+            self.send_what_is_left()
 
-    @rank_zero_only
-    def state_dict(self) -> dict[str, Any]:
-        """Which run this is."""
-        return {"logger": type(self).__name__, "project": self.name, "version": self.version}
+    def home(self) -> dict[str, str]:
+        """The project."""
+        return {"project": self._init["project"]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with that run, if it is of the same project and no other was asked for.
+    def known_id(self) -> str | None:
+        """The run's id; None before it has begun, if none was given."""
+        return self.version
 
-        What was logged after the checkpoint stays: wandb cannot take it back.
-        """
-        mine = {"logger": type(self).__name__, "project": self.name}
-        if mine.items() <= state.items() and self._experiment is None:
-            self._init["id"] = self._init["id"] or state["version"]
+    def go_on_with(self, run_id: str | None) -> None:
+        """Log to the run of this id, if none has begun and no other was asked for."""
+        if self._experiment is None:
+            self._init["id"] = self._init["id"] or run_id
