@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.loaders.requests import request_loaders
 from espnet3_lite.seed import isolated_random_state
 
 if TYPE_CHECKING:
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 
 #: How torch, CUDA and cuDNN say that memory is short, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cudnn_status_not_supported", "cublas_status_alloc_failed")
+
+
+def _count_samples(trainer: Trainer) -> int | None:
+    """Samples in the data set of the loader that the call is about; None where it does not say."""
+    prefix = trainer.evaluation_loop.prefix if trainer.state.fn != "fit" else "train"
+    data = getattr(request_loaders(trainer, prefix), "dataset", None)
+    return len(data) if isinstance(data, Sized) else None
 
 
 class BatchSizeFinder(Callback):
@@ -147,8 +156,8 @@ class BatchSizeFinder(Callback):
         before = self._size(trainer, pl_module)
         try:
             with isolated_random_state():
-                trial = trainer.make_trial()
-                samples = trial.count_samples()
+                trial = trainer.make_trial()  # on it, so that the trainer's own data module is not asked
+                samples = _count_samples(trial.trainer)
                 trial.close()
                 start = before if samples is not None and before >= samples else min(self._init_val, self._max_val)
                 found = search(trainer, pl_module, start, samples)

@@ -140,17 +140,15 @@ class TrainerProperties(Settings):
     world_size = _Tells(lambda self: self.strategy.world_size, "Processes that train together.")
     num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
     device = _Tells(lambda self: self.strategy.device, "Where this process computes.")
+    received_sigterm = _Tells(
+        lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come."
+    )
     device_ids = _Tells(lambda self: [self.strategy.device.index or 0], "This process's GPU's number; [0] on a CPU.")
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """What `torch.utils.data.DistributedSampler` is to be told."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    @property
-    def received_sigterm(self) -> bool:
-        """SIGTERM has come to this process since the call began."""
-        return self.stopping.signals.received == signal.SIGTERM
 
     @property
     def _accelerator_connector(self) -> SimpleNamespace:

@@ -1,7 +1,6 @@
 """What a call needs before its first hook, as one value: the `RunPlan`. No training happens here.
 
-Which checkpoint is taken, in `checkpoint_choice.py`; how its
-state comes back, in `checkpoint/run_state.py`.
+Which checkpoint is taken is in `checkpoint_choice.py`, and how its state comes back in `checkpoint/run_state.py`.
 """
 
 from __future__ import annotations
@@ -311,17 +310,15 @@ def configure_optimizers(
 
 def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> Clipping | None:
     """A named optimizer is clipped by its own settings, a plain one by the trainer's or by the module."""
-    checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
-    if slot.name is not None:
-        clipping = Clipping(slot.gradient_clip_val, slot.gradient_clip_algorithm, checked=checked)
-        return clipping if clipping.wanted else None
 
     def by_module(optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
         trainer.metrics.hook = "configure_gradient_clipping"
         model.configure_gradient_clipping(optimizer, value, algorithm)
 
-    own = by_module if "configure_gradient_clipping" in trainer.plan.overridden else None
-    clipping = Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm, own, checked)
+    settings: OptimizerSlot | Trainer = trainer if slot.name is None else slot
+    own = by_module if slot.name is None and "configure_gradient_clipping" in trainer.plan.overridden else None
+    checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
+    clipping = Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)
     return clipping if clipping.wanted else None
 
 

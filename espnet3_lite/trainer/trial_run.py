@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from espnet3_lite.loaders.requests import request_loaders
 from espnet3_lite.trainer import setup
 from espnet3_lite.trainer.stopping import Stopping
 
@@ -42,22 +40,12 @@ class Trial:
         trial.make_loops()
         trial.plan = setup.begin_plan(trial, trial.lightning_module)
 
-    @property
-    def prefix(self) -> str:
-        """``train``, ``val``, ``test`` or ``predict``: which loader the call is about."""
-        return self.trainer.evaluation_loop.prefix if self.trainer.state.fn != "fit" else "train"
-
-    def count_samples(self) -> int | None:
-        """Samples in the loader's data set; None where it does not say."""
-        data = getattr(request_loaders(self.trainer, self.prefix), "dataset", None)
-        return len(data) if isinstance(data, Sized) else None
-
     def run(self, steps: int) -> None:
         """Train for `steps` optimizer steps (with validations of as many batches), or evaluate `steps` batches."""
         trial, module = self.trainer, self.trainer.lightning_module
         trial.strategy.setup(trial, module)
         if trial.state.fn != "fit":
-            setattr(trial, f"limit_{self.prefix}_batches", steps)
+            setattr(trial, f"limit_{trial.evaluation_loop.prefix}_batches", steps)
             trial.evaluation_loop.setup()
             trial.evaluation_loop.run()
             return
