@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
         def __init__(self, read: Callable[[TrainerProperties], _Value], doc: str) -> None: ...
         def __get__(self, trainer: object, owner: type) -> _Value: ...
+        def __set__(self, trainer: object, value: NoReturn) -> None: ...
 
 else:
 
@@ -140,9 +141,7 @@ class TrainerProperties(Settings):
     world_size = _Tells(lambda self: self.strategy.world_size, "Processes that train together.")
     num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
     device = _Tells(lambda self: self.strategy.device, "Where this process computes.")
-    received_sigterm = _Tells(
-        lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come."
-    )
+    received_sigterm = _Tells(lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come.")
     device_ids = _Tells(lambda self: [self.strategy.device.index or 0], "This process's GPU's number; [0] on a CPU.")
 
     @property

@@ -86,3 +86,4 @@ reveal_type(load_config("training.yaml"))
 trainer.fit(3)  # error: not a module
 Trainer(max_epochs="3")  # error: not a number
 trainer.max_epoch  # error: no such attribute
+trainer.global_step = 3  # error: a trainer counts by itself
