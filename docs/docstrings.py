@@ -1,8 +1,10 @@
 """What mkdocs does with our docstrings before it reads them: their examples are code, whatever stands around them.
 
-Griffe knows a section ``Examples:``; ours are headed ``Example:``, or stand in the text.
+Griffe knows a section ``Examples:``; ours are headed ``Example:``, or stand in the text. A property of a trainer that
+is made by a call (``global_step = _Tells(lambda self: ..., "...")``) has its docstring among the arguments.
 """
 
+import ast
 import re
 from typing import Any
 
@@ -14,6 +16,10 @@ class ExamplesAreCode(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **others: Any) -> None:
         """Once an object is read."""
+        made_by = getattr(obj, "value", None)
+        if isinstance(made_by, griffe.ExprCall) and str(made_by.function) in ("_Tells", "_in_stage"):
+            obj.docstring = griffe.Docstring(ast.literal_eval(str(made_by.arguments[-1])), parent=obj)
+            obj.value, obj.labels = None, {"property"}
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
             text = re.sub(r"Args:\n *\{settings\}\n", "Its arguments have a [page](../settings.md).\n", text)
