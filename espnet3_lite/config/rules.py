@@ -19,7 +19,7 @@ from espnet3_lite.config.targets import (
     is_installed,
     unknown_arguments,
 )
-from espnet3_lite.config.yaml_text import KeyPath
+from espnet3_lite.config.yaml_text import KeyPath, dotted_name
 from espnet3_lite.exceptions import nearest
 from espnet3_lite.trainer.settings import LOGGER_NAMES
 from espnet3_lite.value_kinds import one_of
@@ -175,18 +175,20 @@ def monitors(report: Report, module: Module | None) -> None:
     for scheduler_path, monitor_path, scheduler, monitor in found:
         target = scheduler.get("_target_") if isinstance(scheduler, dict) else None
         try:
-            parameter = metric_parameter(find_target(target)) if isinstance(target, str) else None
+            if target in (None, UNRESOLVED):
+                continue
+            parameter = metric_parameter(find_target(target))
         except TargetError:
             continue  # reported by `targets`
-        if not isinstance(target, str):
-            continue
         if parameter is None and monitor is not None:
-            report.add(monitor_path, f"{monitor!r} has no use: {target}.step() takes no metric; leave it out")
+            report.add(
+                monitor_path, f"{monitor!r} has no use: {dotted_name(target)}.step() takes no metric; leave it out"
+            )
         if parameter is not None and parameter.default is inspect.Parameter.empty and monitor is None:
             key = monitor_path[-1]
             report.add(
                 scheduler_path,
-                f"{target} steps on a metric; name it in {key!r}, for example {key}: valid/loss",
+                f"{dotted_name(target)} steps on a metric; name it in {key!r}, for example {key}: valid/loss",
             )
 
 
@@ -250,8 +252,6 @@ def targets(report: Report, module: Module | None) -> None:
             if path in skipped:
                 continue
             name = node["_target_"]
-            if callable(name):
-                continue  # a class or function itself, from a configuration made in Python
             try:
                 target = find_target(name)
             except TargetError as error:
@@ -265,7 +265,7 @@ def targets(report: Report, module: Module | None) -> None:
             for unknown in unknown_arguments(target, names):
                 instead = REFUSED.get(".".join(map(str, (*path, unknown))))
                 hint = f"; {instead}" if instead else nearest(unknown, list(inspect.signature(target).parameters))
-                report.add((*path, unknown), f"{name} takes no argument {unknown!r}{hint}")
+                report.add((*path, unknown), f"{dotted_name(name)} takes no argument {unknown!r}{hint}")
 
 
 def _with_target(path: KeyPath, node: Any) -> Iterable[tuple[KeyPath, dict]]:
@@ -306,14 +306,14 @@ def callbacks_and_loggers(report: Report, module: Module | None) -> None:
                 report.check_value(path, entry, OBJECT if key == "callbacks" else OBJECT | one_of(*LOGGER_NAMES))
             name = entry.get("_target_") if isinstance(entry, dict) else None
             try:
-                target = find_target(name) if isinstance(name, str) else name
+                target = None if name in (None, UNRESOLVED) else find_target(name)
             except TargetError:
                 continue  # reported by `targets`
             # By name: this room imports no callbacks. A function that makes one may be named too.
             if not isinstance(target, type) or kind in {base.__name__ for base in target.__mro__}:
                 continue
             if kind != "Logger" or not (hasattr(target, "log_metrics") and hasattr(target, "log_hyperparams")):
-                report.add((*path, "_target_"), f"{name} is no {kind}")
+                report.add((*path, "_target_"), f"{dotted_name(name)} is no {kind}")
 
 
 def selects(selector: str, name: str) -> bool:

@@ -162,7 +162,7 @@ def _check_names(report: Report) -> None:
 
 def _check_top_level(report: Report) -> None:
     """Unknown keys at the top are the user's own, unless they look misspelt and nothing refers to them."""
-    text = report.config.to_yaml()
+    text = repr(report.config.to_container(resolve=False))  # which may hold objects, in a program
     for key in report.config:
         if key in _TOP_LEVEL or report.config.raw(key) is None or re.search(rf"\$\{{\s*{re.escape(str(key))}\b", text):
             continue

@@ -71,11 +71,12 @@ def _needs_espnet(name: str) -> bool:
     return package in ("espnet2", "espnet3") and not is_installed(package)
 
 
-def find_target(name: str) -> Any:
+def find_target(name: Any) -> Any:
     """The class, function or method that a ``_target_`` names.
 
     Args:
-        name: A dotted name. Under a prefix in `OURS`, this package's object of the same last name.
+        name: A dotted name. Under a prefix in `OURS`, this package's object of the same last name. Or what is called
+            itself, from a configuration that was made in Python.
 
     Raises:
         TargetError: Nothing of that name; the message says which part failed, and what is near. Or one that is
@@ -88,6 +89,8 @@ def find_target(name: str) -> Any:
         ...
     espnet3_lite.config.targets.TargetError: 'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?
     """
+    if callable(name):
+        return name
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
         raise TargetError(f"{name!r} is not a dotted Python name such as 'torch.optim.Adam'")
     prefix = _our_prefix(name)
@@ -226,12 +229,10 @@ def _build(node: Any, path: KeyPath, recursive: bool, args: tuple = ()) -> Any:
     partial = _flag(node, "_partial_", path, False)
     if "_target_" not in node:
         return {key: _build(value, (*path, key), recursive) for key, value in node.items()}
-    target = node["_target_"]
-    if isinstance(target, str):
-        try:
-            target = find_target(target)
-        except TargetError as error:
-            raise TargetError(f"{format_path((*path, '_target_'))}: {error}") from error.__cause__
+    try:
+        target = find_target(node["_target_"])
+    except TargetError as error:
+        raise TargetError(f"{format_path((*path, '_target_'))}: {error}") from error.__cause__
     if not callable(target):
         raise TargetError(f"{format_path((*path, '_target_'))}: {node['_target_']!r} cannot be called")
     configured = node.get("_args_", [])

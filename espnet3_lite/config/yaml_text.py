@@ -6,7 +6,9 @@ Here: the reader (PyYAML's safe loader with ESPnet3's numbers; it refuses duplic
 """
 
 import re
+import sys
 from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import yaml
@@ -98,6 +100,27 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def dotted_name(value: Any) -> str:
+    """How a message or a file calls a class or function; a name as it is.
+
+    >>> dotted_name(re.compile)
+    're.compile'
+    """
+    return value if isinstance(value, str) else f"{value.__module__}.{value.__qualname__}"
+
+
+def _represent_by_name(dumper: _Dumper, value: Any) -> yaml.Node:
+    """A class or function, from a configuration made in Python: the name by which a file would have it."""
+    found: Any = sys.modules.get(value.__module__ or "")
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    if found is not value:
+        return dumper.represent_undefined(value)  # made within a function, it has no name elsewhere
+    return dumper.represent_str(dotted_name(value))
+
+
+for _kind in (type, FunctionType, BuiltinFunctionType):
+    _Dumper.add_multi_representer(_kind, _represent_by_name)
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
 
 
@@ -240,6 +263,8 @@ def parse_value(text: str, in_interpolation: bool = False) -> Any:
 
 def write_yaml(data: Any) -> str:
     """Plain values as YAML text that `read_yaml` reads back equal; keys keep their order, paths become text.
+
+    Classes and functions become their dotted names.
 
     Raises:
         MisconfigurationException: A value that YAML cannot hold, such as a module.

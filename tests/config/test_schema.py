@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from espnet3_lite import LiteModule
 from espnet3_lite.config import Config, load_config
 from espnet3_lite.config.fields import FIELDS
 from espnet3_lite.config.schema import ConfigError, check_config
@@ -246,3 +247,32 @@ def test_the_table_of_keys_is_well_formed():
         parent = path.rpartition(".")[0]
         assert not parent or parent in FIELDS, f"{path} has no parent in the table"
         assert kind.words and kind.accepts(object) in (True, False)
+
+
+class Steps(LiteModule):
+    """Makes its optimizer itself."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_configuration_made_in_python_may_hold_classes_and_objects():
+    sgd, plateau = torch.optim.SGD, torch.optim.lr_scheduler.ReduceLROnPlateau
+    sound = {"model": {"_target_": torch.nn.Identity}, "optimizer": {"_target_": sgd, "lr": 0.1}, "act": torch.nn.ReLU,
+             "made": object(), "lengths": "${made}"}  # fmt: skip
+    check_config(sound)
+    check_config({"model": {"_target_": Steps}})
+    with pytest.raises(ConfigError) as caught:
+        check_config({**sound, "optimizer": {"_target_": sgd, "rate": 0.1}, "scheduler": {"_target_": plateau}})
+    assert [str(error) for error in caught.value.errors] == [
+        "scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau steps on a metric; name it in 'scheduler_monitor', "
+        "for example scheduler_monitor: valid/loss",
+        "optimizer.rate: torch.optim.sgd.SGD takes no argument 'rate'",
+    ]
+
+
+def test_a_class_is_written_by_the_name_that_finds_it_again():
+    config = Config.create({"optimizer": {"_target_": torch.optim.SGD}, "act": torch.relu, "of": len})
+    assert config.to_yaml() == "optimizer:\n  _target_: torch.optim.sgd.SGD\nact: torch.relu\nof: builtins.len\n"
+    with pytest.raises(MisconfigurationException, match="YAML cannot hold a function"):
+        Config.create({"act": lambda x: x}).to_yaml()
