@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import softmax
 
 from espnet3_lite import LiteModule
 from espnet3_lite.config import Config, load_config
@@ -272,7 +273,10 @@ def test_a_configuration_made_in_python_may_hold_classes_and_objects():
 
 
 def test_a_class_is_written_by_the_name_that_finds_it_again():
-    config = Config.create({"optimizer": {"_target_": torch.optim.SGD}, "act": torch.relu, "of": len})
-    assert config.to_yaml() == "optimizer:\n  _target_: torch.optim.sgd.SGD\nact: torch.relu\nof: builtins.len\n"
+    config = Config.create({"optimizer": {"_target_": torch.optim.SGD}, "act": softmax, "of": len})
+    assert (
+        config.to_yaml()
+        == "optimizer:\n  _target_: torch.optim.sgd.SGD\nact: torch.nn.functional.softmax\nof: builtins.len\n"
+    )
     with pytest.raises(MisconfigurationException, match="YAML cannot hold a function"):
         Config.create({"act": lambda x: x}).to_yaml()

@@ -200,7 +200,7 @@ def test_a_target_that_raises(config, message):
         ({"_target_": F, "_partial_": "yes"}, "_partial_: 'yes' is neither true nor false"),
         ({"_target_": F, "_recursive_": 1}, "_recursive_: 1 is neither true nor false"),
         ({"_target_": F, "_args_": 3}, "_args_: 3 is not a list"),
-        ({"_target_": 3}, "_target_: 3 cannot be called"),
+        ({"_target_": 3}, "_target_: 3 is not a dotted Python name such as 'torch.optim.Adam'"),
         ({"_target_": "torch.optim"}, "_target_: 'torch.optim' cannot be called"),
     ],
 )
