@@ -165,7 +165,6 @@ class CheckpointFiles(Checkpoint):
 
     def _give_up(self, trainer: Trainer, known: Collection[str]) -> None:
         """A run that was cut goes on: files that are newer than its state, and not `known` to it, lose their names."""
-        self._given_up = set()
         if trainer.auto_resume and trainer.ckpt_path is not None and trainer.is_global_zero:
             since = os.stat(trainer.ckpt_path).st_mtime_ns
             for template in (self.CHECKPOINT_NAME_LAST, self.filename or self._default_filename):
@@ -214,6 +213,11 @@ class CheckpointFiles(Checkpoint):
     def file_exists(self, filepath: str, trainer: Trainer) -> bool:
         """Is the name taken? Rank zero's answer counts."""
         return os.path.exists(filepath)
+
+    @staticmethod
+    def _is_one_file(one: str | os.PathLike | None, other: str) -> bool:
+        """Two names of one place, links in folders' names aside. A hard link is another place."""
+        return one is not None and os.path.realpath(one) == os.path.realpath(other)
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
@@ -291,8 +295,3 @@ def _local(dirpath: str | os.PathLike) -> str:
             f"ModelCheckpoint(dirpath={text!r}): checkpoints are written to local folders only; give a path"
         )
     return text
-
-
-def is_one_file(one: str | os.PathLike | None, other: str) -> bool:
-    """Two names of one place, links in folders' names aside. A hard link is another place."""
-    return one is not None and os.path.realpath(one) == os.path.realpath(other)

@@ -17,6 +17,7 @@ from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -121,6 +122,11 @@ class CheckpointRanking(CheckpointFiles):
         if os.path.dirname(self.best_model_path) == self.dirpath:  # else the names are not this folder's
             left = [path for path in self._replaced if path not in self.best_k_models and os.path.exists(path)]
             self._remove(trainer, left, self.best_model_path)
+
+    def save_what_was_due(self, trainer: Trainer, pl_module: LiteModule, event: str) -> None:
+        """The run goes on from a state that another callback saved in this hook, before this one's turn came."""
+        batch = (None, None, trainer.fit_loop.batches_done - 1) if event == "on_train_batch_end" else ()
+        getattr(self, event)(trainer, pl_module, *batch)
 
     def _forget(self, gone: list[str]) -> None:
         if gone:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from espnet3_lite.callbacks.checkpoint_files import is_one_file
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.checkpoint.layout import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
@@ -154,14 +153,11 @@ class ModelCheckpoint(CheckpointRanking):
         # Collective: all ranks load the same state, and rank zero knows what is on its disk.
         if goes_on and trainer.strategy.broadcast(os.path.exists(self.best_model_path)):
             self._last_checkpoint_saved = self.best_model_path
-            if self.save_last and trainer.strategy.broadcast(is_one_file(trainer.ckpt_path, self.best_model_path)):
+            if self.save_last and trainer.strategy.broadcast(
+                self._is_one_file(trainer.ckpt_path, self.best_model_path)
+            ):
                 self._write_last(trainer, self._monitor_candidates(trainer), link=True)
             self._keep_newest(trainer)
-
-    def save_what_was_due(self, trainer: Trainer, pl_module: LiteModule, event: str) -> None:
-        """The run goes on from a state that another callback saved in this hook, before this one's turn came."""
-        batch = (None, None, trainer.fit_loop.batches_done - 1) if event == "on_train_batch_end" else ()
-        getattr(self, event)(trainer, pl_module, *batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The time interval begins."""
@@ -388,6 +384,7 @@ class ModelCheckpoint(CheckpointRanking):
             "last_global_step_saved": self._last_global_step_saved,
             "waits_for_validation": self._waits_for_validation,
             "replaced": [os.path.relpath(path, self._own_folder) for path in self._replaced],
+            "given_up": [os.path.relpath(path, self._own_folder) for path in sorted(self._given_up)],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
@@ -397,3 +394,4 @@ class ModelCheckpoint(CheckpointRanking):
             self._last_global_step_saved = noted["last_global_step_saved"]
             self._waits_for_validation = noted["waits_for_validation"]
             self._replaced = [str(self._own_folder / name) for name in noted.get("replaced", ())]
+            self._given_up = {str(self._own_folder / name) for name in noted.get("given_up", ())}

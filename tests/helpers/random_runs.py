@@ -353,4 +353,6 @@ if __name__ == "__main__":
         if differs:
             failed.append(seed)
             print(seed, draw(seed), *differs, flush=True)
+        if (seed - first) % 50 == 49:
+            print(f"{seed - first + 1} runs so far, {len(failed)} differ", file=sys.stderr, flush=True)
     print(f"{count} runs in {time.monotonic() - began:.0f} s, {len(failed)} differ: {failed}")

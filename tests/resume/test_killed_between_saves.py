@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
 
 
@@ -31,8 +31,16 @@ class Line(LiteModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, states, best, **settings):
+class Stop(Callback):
+    """SIGTERM in the first validation."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def fit(folder, states, best, stop=False, **settings):
     callbacks = [
+        *([Stop()] if stop else []),
         ModelCheckpoint(folder / "states", "{step}", **states),
         ModelCheckpoint(folder / "best", "{step}", monitor="loss", save_weights_only=True, **best),
     ]
@@ -41,7 +49,7 @@ def fit(folder, states, best, **settings):
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=callbacks, **settings,
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer.fit(Line(), DataLoader(torch.ones(4, 1), batch_size=2), DataLoader(torch.ones(1, 1)))
+    trainer.fit(Line(), DataLoader(torch.ones(4, 1), batch_size=2), DataLoader(torch.ones(2, 1)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,6 +75,8 @@ def run(folder, kill_at_save, *arguments, **settings):
         Trainer.save_checkpoint = counted
         fit(folder, *arguments, **settings)
         os._exit(0)
+    except SystemExit as end:
+        os._exit(end.code)
     finally:
         os._exit(99)
 
@@ -98,3 +108,14 @@ def test_killed_before_each_save_in_turn(case, tmp_path):
         assert run(folder, 0, states, best, **settings) == 0
         assert files(folder) == expected, saves
     assert saves > 5
+
+
+def test_killed_and_then_stopped(tmp_path):
+    """The signal's state is newer than the files that the killed run had written after the state that was left."""
+    states, best = {"every_n_train_steps": 1, "save_top_k": -1}, {"save_top_k": 2, "save_on_train_epoch_end": False}
+    interval = {"val_check_interval": 0.5}
+    assert run(tmp_path / "whole", 0, states, best, **interval) == 0
+    assert os.WTERMSIG(run(tmp_path / "cut", 11, states, best, **interval)) == signal.SIGKILL
+    assert os.WEXITSTATUS(run(tmp_path / "cut", 0, states, best, True, **interval)) == 128 + signal.SIGTERM
+    assert run(tmp_path / "cut", 0, states, best, **interval) == 0
+    assert files(tmp_path / "cut" / "best") == files(tmp_path / "whole" / "best")
