@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet3_lite.config.effort import TOO_MUCH, Effort
 from espnet3_lite.config.environment import masked, take
 from espnet3_lite.config.yaml_text import KeyPath, format_path, parse_value
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -31,6 +32,7 @@ _INTEGER = re.compile(r"[-+]?(?:0|[1-9](?:_?\d)*)")
 _FLOAT = re.compile(
     r"[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*(?:[eE][-+]?\d+)?|inf|nan)"
 )
+_texts, _copies = Effort(), Effort()
 _WORDS = {"null": None, "true": True, "false": False}
 
 
@@ -105,6 +107,8 @@ def resolve(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = ()) -> Any:
         return Reference(path)
     if not is_interpolated(value):
         return value
+    if _texts.exceeded(outermost=not chain):
+        raise InterpolationError(chain[0], TOO_MUCH)
     if path in chain:
         cycle = " -> ".join(map(format_path, (*chain[chain.index(path) :], path)))
         raise InterpolationError(path, f"the interpolations go round in a cycle: {cycle}")
@@ -123,6 +127,8 @@ def plain_value(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = (), insi
     value = resolve(tree, path, chain)
     if not isinstance(value, Reference):
         return value
+    if (value.path != path or not inside) and _copies.exceeded(outermost=not inside):
+        raise InterpolationError(inside[0], TOO_MUCH)
     inside = (*inside, value.path)
     if value.path in inside[:-1]:
         cycle = " -> ".join(map(format_path, inside[inside.index(value.path) :]))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from espnet3_lite.config import load_config
+from espnet3_lite.config import Config, load_config
 from espnet3_lite.config.yaml_text import parse_value, read_yaml
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -68,3 +68,32 @@ def test_a_number_of_too_many_digits():
         read_yaml("a: " + "1" * 10_000, "a.yaml")
     with pytest.raises(MisconfigurationException, match="is no YAML value: Exceeds the limit"):
         parse_value("1" * 10_000)
+
+
+@pytest.mark.parametrize(
+    "first, following",
+    [
+        ("x", "${a%d}${a%d}"),
+        ({"x": 1}, {"x": "${a%d}", "y": "${a%d}"}),
+        ([1], ["${a%d}", "${a%d}"]),
+        ("x", "${oc.decode:'${a%d}${a%d}'}"),
+    ],
+    ids=["texts", "mappings", "lists", "resolvers"],
+)
+def test_interpolations_that_double_at_each_step_are_refused(first, following):
+    def numbered(value, index):
+        if isinstance(value, dict):
+            return {key: numbered(item, index) for key, item in value.items()}
+        if isinstance(value, list):
+            return [numbered(item, index) for item in value]
+        return value.replace("%d", str(index))
+
+    config = Config.create({"a0": first, **{f"a{n + 1}": numbered(following, n) for n in range(40)}})
+    with pytest.raises(MisconfigurationException, match="a40: it stands for more than 2,000 other values"):
+        value = config["a40"]
+        value.to_container()
+
+
+def test_many_interpolations_that_do_not_double_are_read():
+    config = Config.create({"root": "r", "data": [f"${{root}}/{n}" for n in range(3_000)]})
+    assert config.to_container()["data"][-1] == "r/2999"
