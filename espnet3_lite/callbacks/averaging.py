@@ -26,7 +26,7 @@ StateDict = dict[str, Any]
 _WRAPPER_PREFIX = "model."
 
 #: So many elements are summed at a time: their sums stay in the processor's cache, and take little memory.
-BLOCK = 2**18
+BLOCK = 2**16
 
 
 def average_checkpoints(
@@ -255,7 +255,7 @@ def _combine(values: Sequence[Any]) -> Any:
         total = parts[0].to(wide, copy=True)
         for part in parts[1:]:
             total += part.to(wide)
-        block.copy_(total if kind == "integer" else total / len(values))
+        block.copy_(total if kind == "integer" else total.div_(len(values)))
     return result
 
 

@@ -23,21 +23,19 @@ def choose_device(accelerator: str) -> torch.device:
     Raises:
         MisconfigurationException: a GPU is wanted and there is none, or one that several processes cannot share.
     """
-    if accelerator == "mps":
-        if not torch.backends.mps.is_available():
-            raise MisconfigurationException(
-                "Trainer(accelerator='mps'): torch finds no Apple GPU here; use accelerator='auto' or 'cpu'"
-            )
-        if _world_size() > 1:
-            raise MisconfigurationException(
-                "Trainer(accelerator='mps'): torch has no collectives between processes there; start one process, or "
-                "use accelerator='cpu'"
-            )
-        return torch.device("mps")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    on_mps, on_cuda = accelerator == "mps", accelerator in ("gpu", "cuda")
+    if on_mps and not torch.backends.mps.is_available() or on_cuda and not torch.cuda.is_available():
         raise MisconfigurationException(
-            f"Trainer(accelerator={accelerator!r}): torch finds no GPU here; use accelerator='auto' or 'cpu'"
+            f"Trainer(accelerator={accelerator!r}): torch finds no {'Apple ' * on_mps}GPU here; use accelerator='auto' "
+            f"or 'cpu'"
         )
+    if on_mps and _world_size() > 1:
+        raise MisconfigurationException(
+            "Trainer(accelerator='mps'): torch has no collectives between processes there; start one process, or use "
+            "accelerator='cpu'"
+        )
+    if on_mps:
+        return torch.device("mps")
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
