@@ -16,7 +16,7 @@ from espnet3_lite.callbacks.screen import AboveBars, ScreenLines
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.exceptions import MisconfigurationException
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def show_on_terminal(quiet: bool) -> None:
@@ -32,12 +32,13 @@ def show_on_terminal(quiet: bool) -> None:
 def one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning as one line; with its place in the code, unless that is ours, which tells a user nothing.
+    """A warning as one line; with its place in the code, unless that is ours or the command, which tell a user nothing.
 
     >>> one_line("`x` is deprecated", FutureWarning, "model.py", 7)
     'FutureWarning: `x` is deprecated (model.py:7)'
     """
-    place = "" if filename.startswith(_PACKAGE) else f" ({filename}:{lineno})"
+    ours = filename.startswith(_PACKAGE) or filename == sys.argv[0]
+    place = "" if ours else f" ({filename}:{lineno})"
     return f"{category.__name__}: {message}{place}"
 
 

@@ -60,7 +60,10 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
     if ckpt_path == "last":
         path = newest_checkpoint(trainer)
         if path is None:
+            folders = [getattr(callback, "dirpath", None) or "a folder of each run's own (version_N)"
+                       for callback in trainer.checkpoint_callbacks]  # fmt: skip
             rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
-                           f"will be loaded.")  # fmt: skip
+                           f"will be loaded. Looked in: {', '.join(map(str, folders)) or 'no folder'}. Name the file, "
+                           f"or give all runs one folder: ModelCheckpoint(dirpath=..., save_last=True)")  # fmt: skip
         return path
     return given

@@ -2,12 +2,14 @@
 
 import io
 import logging
+import sys
 import warnings
 from contextlib import contextmanager
 
 import pytest
 from tqdm import tqdm
 
+from espnet3_lite.checkpoint import run_state
 from espnet3_lite.cli.log_lines import AboveBars, kept_in, one_line, show_on_terminal
 
 
@@ -67,6 +69,8 @@ def test_a_warning_is_one_line_with_its_place_unless_that_is_ours(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert "WARNING FutureWarning: careful (" in line and f"{__file__}:" in line
     assert one_line("careful", UserWarning, one_line.__code__.co_filename, 3) == "UserWarning: careful"
+    assert one_line("careful", UserWarning, run_state.__file__, 3) == "UserWarning: careful"
+    assert one_line("careful", UserWarning, sys.argv[0], 4) == "UserWarning: careful"  # the command itself
 
 
 def test_the_runs_file_holds_all_runs_and_is_closed(tmp_path):

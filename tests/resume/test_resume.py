@@ -335,3 +335,13 @@ def test_weights_of_another_model_are_told_with_their_file(tmp_path):
     loader = DataLoader(Rows(8), batch_size=4)
     with pytest.raises(CheckpointError, match=r"x\.ckpt: its weights do not fit this run's Wider: (.|\n)*--fresh"):
         trainer.fit(Wider(), loader, loader, ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_where_a_last_checkpoint_was_looked_for_is_said(tmp_path):
+    trainer = quiet_trainer(
+        default_root_dir=tmp_path, max_epochs=1, enable_checkpointing=True,
+        callbacks=[ModelCheckpoint(tmp_path / "mine"), ModelCheckpoint(monitor="val_loss")],
+    )  # fmt: skip
+    where = rf"Looked in: {tmp_path / 'mine'}, a folder of each run's own \(version_N\)\. .*ModelCheckpoint\(dirpath="
+    with pytest.warns(UserWarning, match=where):
+        trainer.fit(Module(), DataLoader(Rows(4), 2), DataLoader(Rows(4), 2), ckpt_path="last")
