@@ -137,8 +137,8 @@ class DDPStrategy(SeveralProcesses):
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
         if trainer.slots.get(None) is None:
             return [(torch.zeros((), device=self.device, requires_grad=True), slot) for slot in returned]
-        if not returned:
-            return [(None, slot) for slot in trainer.slots.values()]
+        if not returned:  # None from every rank's model; no step at all where nothing is optimized, or by hand
+            return [(None, slot) for _, slot in steps]
         if self.find_unused_parameters:  # DDP has seen in the graph which gradients will come: they must
             return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
         # Empty slices, not products with zero: an infinite parameter times zero would be NaN.

@@ -19,6 +19,7 @@ OTHERS = [
     "saved_in_background",
     "nan_weight",
     "evaluated_streams",
+    "swa_of_seven_batches",
 ]
 
 
@@ -92,6 +93,12 @@ def test_ranks_that_run_out_wait_with_zero_weight(two, case):
     windows = 4 if "accumulating" in case else max(counts)
     assert first["global_step"] == second["global_step"] == 2 * windows
     assert (first["forwards"], second["forwards"]) == (2 * counts[0], 2 * counts[1])
+
+
+def test_an_epoch_without_steps_has_none_on_a_rank_without_data_either(two):
+    first, second = (result["swa_of_seven_batches"] for result in two)
+    assert first["parameters"] == second["parameters"]
+    assert first["global_step"] == second["global_step"] == 2 * 4
 
 
 def test_a_rank_without_any_data_changes_nothing(two):

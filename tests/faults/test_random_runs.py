@@ -13,14 +13,20 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "helpers" / "random_runs.py"
 
 
-def differences(first, count):
-    """The script's output where a run differs. It forks, which pytest's own process, with its threads, should not."""
+def output(*arguments):
+    """What the script prints. It forks, which pytest's own process, with its threads, should not."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(first), str(count)], env=environment, capture_output=True, text=True
+        [sys.executable, str(SCRIPT), *map(str, arguments)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return "" if done.stdout.endswith("0 differ: []\n") else done.stdout
+    return done.stdout
+
+
+def differences(first, count):
+    """The output where a run differs."""
+    said = output(first, count)
+    return "" if said.endswith(" 0 differ: []\n") else said
 
 
 def test_a_few_random_runs():
@@ -31,3 +37,9 @@ def test_a_few_random_runs():
 @pytest.mark.parametrize("first", [100, 110, 120])
 def test_thirty_random_runs(first):
     assert differences(first, 10) == ""
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_runs_whose_samples_are_random():
+    said = output("kills").splitlines()
+    assert said[-4:] == ["shuffled 0 []", "shuffled 2 []", "configured 0 []", "configured 2 []"], said

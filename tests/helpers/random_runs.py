@@ -6,6 +6,8 @@ and the moments at which a process of the run is killed, gets signals or fails: 
 file. The processes are forks of this one, which has imported torch already. Run by hand for many seeds::
 
     python tests/helpers/random_runs.py FIRST COUNT
+
+With ``kills``: four runs whose samples are random, own loader and configured one, 0 and 2 workers, 20 times killed.
 """
 
 import csv
@@ -317,8 +319,10 @@ def play(run, folder, disturbances):
         in_order = disturbance is not None and disturbance[0] not in ("FAIL", "KILL") and run["ranks"] == 1
         told = in_order and "KeyboardInterrupt" not in output and "Traceback" in output
         assert right and not told, f"after {disturbance}: ended with {codes}\n{output[-2500:]}"
-        if run["best_alone"] and not any(folder.glob("full/*.ckpt")):  # nothing to go on from: as if it had not begun
-            shutil.rmtree(folder / "best", ignore_errors=True)
+        states = [*folder.glob("full/*.ckpt"), *([] if run["best_alone"] else folder.glob("best/*.ckpt"))]
+        if not states:  # nothing to go on from: a run that begins anew cannot know whose files these are
+            shutil.rmtree(folder)
+            folder.mkdir()
         if all((folder / f"result{rank}.json").exists() for rank in range(run["ranks"])):
             break
     results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(run["ranks"])]
@@ -339,9 +343,29 @@ def difference(run, folder):
     return [key for key in expected if expected[key] != found.get(key) and key not in left_out]
 
 
+def killed_often(loader, workers, kills=20):
+    """A run whose samples are random, of 12 epochs, killed again and again wherever it is then."""
+    dice = random.Random(f"{loader} {workers}")
+    run = draw(1)
+    run.update(
+        ranks=1, contract="espnet", loader=loader, workers=workers, persistent=False, draws="numpy", dropout=True,
+        acting=None, samples=24, saving={"every_n_train_steps": 1, "keep_newest": 2, "save_last": "link"},
+    )  # fmt: skip
+    run["settings"] = {"max_epochs": 12, "num_sanity_val_steps": 0}
+    hooks = [hook for hook in HOOKS if "batch" in hook or "before" in hook or "validation" in hook]
+    run["disturbances"] = [("KILL", dice.choice(hooks), dice.randint(2, 4), 0, 0) for _ in range(kills)]
+    return run
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     import_all()
+    if sys.argv[1] == "kills":
+        for case in [(loader, workers) for loader in ("shuffled", "configured") for workers in (0, 2)]:
+            with tempfile.TemporaryDirectory() as place:
+                differs = difference(killed_often(*case), Path(place))
+            print(*case, differs, flush=True)
+        sys.exit()
     first, count = int(sys.argv[1]), int(sys.argv[2])
     failed, began = [], time.monotonic()
     for seed in range(first, first + count):

@@ -18,7 +18,7 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, tr
 from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite import Callback, LiteModule, get_default_callbacks
-from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint, ModelPruning
+from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from espnet3_lite.checkpoint.files import is_intact
 
 
@@ -203,6 +203,27 @@ def uneven(counts, sized=False, **settings):
 
 def stream_7_and_5():
     return uneven([7, 5])
+
+
+class Normed(Plain):
+    """Has a BatchNorm, whose statistics stochastic weight averaging computes anew in an epoch without steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def training_step(self, batch, batch_idx):
+        return self.model(self.norm(batch[1]["x"]), batch[1]["y"])[0]
+
+
+def swa_of_seven_batches():
+    """Seven batches for two ranks: in the last step one has none, also in the epoch that trains nothing."""
+    from rank_lab import collate
+
+    batches = [[2 * index, 2 * index + 1] for index in range(7)]
+    loader = DataLoader(loader_of(14, 1).dataset, batch_sampler=batches, collate_fn=collate)
+    averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    return fit(Normed(), loader=loader, max_epochs=2, callbacks=[averaging])
 
 
 def nan_weight():
