@@ -203,6 +203,10 @@ class DataLoaderBuilder:
             batches = _share(list(batches), distribution)
         arguments = {**factory, "collate_fn": collate_fn}
         del arguments["batches"]
+        if not ours and isinstance(factory.get("sampler_args"), Mapping):
+            # From the second epoch on ESPnet's CategoryIterFactory makes the batches anew, and shares them if told so.
+            given = factory["sampler_args"]
+            arguments["sampler_args"] = {"num_batches": None, **given, "distributed": world_size() > 1}
         if ours and arguments.get("num_workers"):
             dataset = ImportedInWorkers(dataset)
         built = instantiate(arguments, dataset, batches=batches)

@@ -189,6 +189,23 @@ def test_foreign_factory_gets_its_ranks_share(dataset, shapes, monkeypatch):
     assert build(dataset, settings).factory.batches == [("3", "2")]
 
 
+class Anew(Foreign):
+    """Makes its batches anew, as ESPnet's `CategoryIterFactory`, and looks these two up."""
+
+    def __init__(self, dataset, batches, sampler_args, collate_fn=None):
+        super().__init__(dataset, batches)
+        self.sampler_args = sampler_args
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_factory_that_makes_batches_anew_shares_them_among_the_ranks(dataset, shapes, monkeypatch, ranks):
+    monkeypatch.setattr("espnet3_lite.espnet.data.loader.world_size", lambda: ranks)
+    settings = with_factory(shapes, sampler_args={"batch_size": 2, "distributed": False})
+    settings.dataloader.train.iter_factory["_target_"] = f"{Foreign.__module__}.Anew"
+    found = build(dataset, settings).factory.sampler_args
+    assert found == {"batch_size": 2, "num_batches": None, "distributed": ranks == 2}
+
+
 STRICT = """
 class SequenceIterFactory:
     def __init__(self, dataset, batches, collate_fn=None):
