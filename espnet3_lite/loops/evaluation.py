@@ -221,7 +221,7 @@ class EvaluationLoop:
                     f"Remove the argument, or give it a default: `dataloader_idx=0`"
                 )
         step = taking(step, ("batch", "batch_idx", "dataloader_idx") if several else ("batch", "batch_idx"))
-        return step if precision.plain else precision.wrap(step)
+        return step if precision.plain else precision.wrap(step, cache=module.automatic_optimization)
 
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""

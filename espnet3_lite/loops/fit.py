@@ -153,7 +153,7 @@ class FitLoop(Progress):
                         slot.update_step += 1
                         work.stepped.append(slot)
                 if precision.scaler is not None:
-                    precision.update_scaler(plan.slots.values())
+                    precision.update_scaler(plan.slots.values(), failed=bool(work.failed))
                 if work.verdict.skip:
                     break
 

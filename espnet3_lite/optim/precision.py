@@ -66,20 +66,24 @@ class Precision:
         if self.name == "16-mixed" and self.scaler is None:
             self.scaler = torch.amp.GradScaler(device.type)
 
-    def forward_context(self) -> contextlib.AbstractContextManager[Any]:
-        """What training, validation, test and predict steps run in."""
+    def forward_context(self, cache: bool = False) -> contextlib.AbstractContextManager[Any]:
+        """What training, validation, test and predict steps run in.
+
+        Args:
+            cache: Mixed precision casts each weight once in the context, however often it is used. Not where a step
+                may forward again with weights that it has just updated.
+        """
         if self.autocast_dtype is not None:
-            # No cache: a step may forward again with weights that it has just updated.
-            return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=False)
+            return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=cache)
         if self.true_dtype is not None:
             return _default_dtype(self.true_dtype)
         return contextlib.nullcontext()
 
-    def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, step: Callable[..., Any], cache: bool) -> Callable[..., Any]:
         """A step that runs within `forward_context`."""
 
         def in_context(*place: Any) -> Any:
-            with self.forward_context():
+            with self.forward_context(cache):
                 return step(*place)
 
         return in_context
@@ -89,31 +93,37 @@ class Precision:
         if self.scaler is None:
             return
         if slot.scaling == "stepped":
-            self.update_scaler(slots)  # by hand: a second step of one optimizer in one batch
+            self.update_scaler(slots, failed=True)  # by hand: a second step of one optimizer in one batch
         if slot.scaling == "scaled" and any(parameter.grad is not None for parameter in slot.parameters):
             self.scaler.unscale_(slot.optimizer)
             slot.scaling = "true"
 
-    def update_scaler(self, slots: Iterable[OptimizerSlot]) -> None:
+    def update_scaler(self, slots: Iterable[OptimizerSlot], failed: bool) -> None:
         """After the steps of a batch: adapt the scale, and with it all gradients that still wait for their step.
 
-        Not sooner: what one optimizer's overflow does to the scale must not change another's gradients.
+        Not sooner: what one optimizer's overflow does to the scale must not change another's gradients. The scale is
+        read from the device only where gradients wait, or where it may have become too small.
+
+        Args:
+            slots: All optimizers'.
+            failed: A step may have been left out, which lowers the scale.
         """
         slots = list(slots)
         if self.scaler is None or all(slot.scaling == "scaled" for slot in slots):
             return
-        before = self.scaler.get_scale()
+        waiting = [slot for slot in slots if slot.scaling == "true" or slot.pending]
+        before = self.scaler.get_scale() if waiting else 1.0
         self.scaler.update()
-        if self.scaler.get_scale() < _SMALLEST_SCALE:
+        if failed and self.scaler.get_scale() < _SMALLEST_SCALE:
             self.scaler.update(_SMALLEST_SCALE)  # by 0 nothing can be divided
-        after = self.scaler.get_scale()
+        after = self.scaler.get_scale() if waiting else 1.0
+        for slot in waiting:
+            factor = after if slot.scaling == "true" else after / before
+            for parameter in slot.parameters if factor != 1.0 else ():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         for slot in slots:
-            factor = after if slot.scaling == "true" else after / before if slot.pending else 1.0
             slot.scaling = "scaled"
-            if factor != 1.0:
-                for parameter in slot.parameters:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(factor)
 
     def convert_batch(self, batch: Any) -> Any:
         """Floating tensors of the batch in the module's dtype (``64-true``, ``bf16-true`` and ``16-true``)."""

@@ -182,7 +182,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     plan.module_step, precision = trainer.strategy.wrap(trainer, module), trainer.precision_plugin
     overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
     step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
-    plan.training_step = step if precision.plain else precision.wrap(step)
+    plan.training_step = step if precision.plain else precision.wrap(step, cache=plan.automatic_optimization)
     plan.turns = module.training_turns
     plan.validation.prepare()
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from quiet import quiet_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule
@@ -183,3 +184,45 @@ def test_a_module_of_another_number_format_trains_as_by_hand(tmp_path, precision
     assert trainer.precision_plugin.scaler is None and torch.get_default_dtype() == torch.float32
     for state in trainer.optimizers[0].state.values():
         assert state["momentum_buffer"].dtype == dtype
+
+
+class Twice(LiteModule):
+    """Uses one layer twice in a step, and counts how often its weight is cast."""
+
+    def __init__(self, automatic=True):
+        super().__init__()
+        self.automatic_optimization, self.casts = automatic, 0
+        self.layer = torch.nn.Linear(2, 2)
+
+    def training_step(self, batch, batch_idx):
+        with CountCasts(self.layer.weight) as counting:
+            loss = self.layer(self.layer(batch)).float().square().mean()
+        self.casts = counting.count
+        if not self.automatic_optimization:
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class CountCasts(TorchDispatchMode):
+    """How often a tensor is converted."""
+
+    def __init__(self, tensor):
+        super().__init__()
+        self.tensor, self.count = tensor, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.tensor.data_ptr():
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("automatic, casts", [(True, 1), (False, 2)])
+def test_a_weight_is_cast_once_a_step_unless_the_step_may_change_it(automatic, casts, tmp_path):
+    module = Twice(automatic)
+    trainer_of(tmp_path, "bf16-mixed").fit(module, [torch.ones(3, 2)] * 2)
+    assert module.casts == casts
