@@ -21,6 +21,8 @@ from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config
 from espnet3_lite.config.targets import instantiate
+from espnet3_lite.distributed.group import join_process_group
+from espnet3_lite.distributed.launch import choose_device, under_torchrun
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.espnet.configured_module import configure
 from espnet3_lite.espnet.data.organizer import data_sets
@@ -286,4 +288,6 @@ def collect(config: Config) -> None:
     check_config(config)
     if config.get("seed") is not None:
         seed_everything(int(config.seed), workers=True, verbose=False)
+    if under_torchrun():
+        join_process_group(choose_device("auto"))  # the ranks share the work, each on its own device
     module_of(build_model(config), config).collect_stats()

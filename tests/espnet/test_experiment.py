@@ -4,7 +4,9 @@ The recipe's files import from espnet2 and espnet3, neither of which is installe
 """
 
 import contextlib
+import os
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -99,6 +101,20 @@ def test_test_sets_have_their_names(recipe, capsys):
     command("test", "conf/training.yaml")
     name, value = capsys.readouterr().out.split()[-2:]
     assert name == "held_out/loss" and 0 < float(value) < 100
+
+
+def test_two_ranks_of_the_command_share_the_work(recipe):
+    command("collect-stats", "conf/training.yaml")
+    words = ["-m", "espnet3_lite", "collect-stats", "conf/training.yaml", "exp_tag=two", "stats_dir=exp/two"]
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(started, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "collect_stats train (rank 0 of 2)" in done.stderr, done.stderr
+    one, two = Path("exp/stats"), Path("exp/two")
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files and files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    for path in files:
+        assert (one / path).read_bytes() == (two / path).read_bytes(), path
 
 
 def test_two_workers_collect_what_one_does(recipe):

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import socket
 import subprocess
 import sys
 import wave
@@ -251,6 +252,26 @@ def test_two_ranks_give_the_same_bits(organizer, recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "rank 0 is done" in result.stdout and "rank 1 is done" in result.stdout
     assert "collect_stats train (rank 0 of 2): 100%" in result.stderr and "rank 1 of" not in result.stderr
+    collect_stats(LogEnergy(), organizer, tmp_path / "one", batch_size=3)
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
+
+
+def test_two_machines_give_the_same_bits(organizer, recipe, tmp_path):
+    """Two agents of torchrun on this host, as two machines have one each, with a folder that both see."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS), "OMP_NUM_THREADS": "1"}
+    words = [str(HELPERS / "collect_stats_ranks.py"), str(recipe), str(tmp_path / "ranks"), "no"]
+    agents = []
+    for node in range(2):
+        place = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
+        place += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = [sys.executable, "-m", "torch.distributed.run", *place, *words]
+        agents.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    said = [agent.communicate(timeout=120)[0].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "rank 0 is done" in said[0] and "rank 1 is done" in said[1]
     collect_stats(LogEnergy(), organizer, tmp_path / "one", batch_size=3)
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
 
