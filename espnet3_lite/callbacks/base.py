@@ -43,6 +43,8 @@ class Callback:
     known_events: frozenset[str] = event_aliases.NAMES
     #: True where ``trainer.run_history`` must be recorded from the start.
     uses_run_history = False
+    #: True where `on_save_checkpoint` changes ``checkpoint["state_dict"]``; files of weights alone hold it so changed.
+    changes_saved_weights = False
     #: In a class's own namespace: its event methods are stubs, which nobody needs to call.
     _is_interface = True
     #: Whose call is on, or was last.

@@ -78,6 +78,7 @@ class ModelPruning(Callback):
     """
 
     PARAMETER_NAMES = ("weight", "bias")
+    changes_saved_weights = True
 
     def __init__(
         self,

@@ -76,6 +76,8 @@ class WeightAveraging(Callback):
         True
     """
 
+    changes_saved_weights = True
+
     def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any):
         self._device = torch.device(device) if isinstance(device, str) else device
         self._use_buffers, self._kwargs = use_buffers, kwargs

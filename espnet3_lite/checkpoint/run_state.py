@@ -57,7 +57,13 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
             owner._store_hparams(checkpoint, "datamodule_" if owner is trainer.datamodule else "")
     if trainer.datamodule is not None and (state := trainer.datamodule.state_dict()):
         checkpoint[type(trainer.datamodule).__qualname__] = state
-    if not weights_only:
+    if weights_only:
+        for callback in trainer.callbacks:
+            if callback.changes_saved_weights:  # what else it keeps, it keeps for a run that goes on
+                saved = {"state_dict": checkpoint["state_dict"]}
+                callback.on_save_checkpoint(trainer, module, saved)
+                checkpoint["state_dict"] = saved["state_dict"]
+    else:
         trainer.hook_calls.call_callbacks("on_save_checkpoint", checkpoint)
     module.on_save_checkpoint(checkpoint)
     return checkpoint

@@ -173,6 +173,23 @@ def test_a_permanent_file_holds_products_and_loads_into_the_plain_model(tmp_path
     assert int((loaded["net.0.weight"] == 0).sum()) + int((loaded["net.2.weight"] == 0).sum()) == 8
 
 
+@pytest.mark.parametrize("permanent", [True, False])
+def test_a_file_of_weights_alone_holds_what_a_full_one_holds(tmp_path, permanent):
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "full.ckpt")
+            trainer.save_checkpoint(tmp_path / "alone.ckpt", weights_only=True)
+
+    pruning = ModelPruning("l1_unstructured", amount=0.5, make_pruning_permanent=permanent, **WEIGHTS_ALONE)
+    fit(Plain(), pruning, Save(), max_epochs=2)
+    full, alone = (torch.load(tmp_path / name, weights_only=True) for name in ("full.ckpt", "alone.ckpt"))
+    assert_equal(alone["state_dict"], full["state_dict"])
+    assert ("net.0.weight" in alone["state_dict"]) is permanent and "pruning" not in alone
+    if permanent:
+        loaded = Plain.load_from_checkpoint(tmp_path / "alone.ckpt")
+        assert int((loaded.net[0].weight == 0).sum()) + int((loaded.net[2].weight == 0).sum()) == 12
+
+
 def test_buffers_that_are_called_like_masks_are_left_alone(tmp_path):
     class Attention(Plain):
         def __init__(self):

@@ -146,6 +146,22 @@ def test_what_is_no_floating_number_is_the_modules_own(arguments):
     assert torch.equal(module.quantized, before["quantized"])
 
 
+def test_a_file_of_weights_alone_holds_the_average_by_which_it_was_ranked(tmp_path):
+    class Ranked(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("loss", self.net(batch[0]).square().mean())
+
+    module, save = Ranked(), ModelCheckpoint(tmp_path, monitor="loss", save_top_k=-1, save_weights_only=True)
+    trainer = fit(module, EMAWeightAveraging(decay=0.8), save, enable_checkpointing=True)
+    assert len(save.best_k_models) == 2
+    for path, score in save.best_k_models.items():
+        loaded = Ranked()
+        loaded.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        (measured,) = trainer_of().validate(loaded, loader(batch_size=12), verbose=False)
+        assert measured["loss"] == near(score.item())
+    assert "current_model_state" not in torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+
+
 def test_the_checkpoint_of_an_average_holds_the_modules_own_tables(tmp_path):
     class Seldom(WeightAveraging):
         def should_update(self, step_idx=None, epoch_idx=None):
