@@ -100,6 +100,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert load_checkpoint(path)["state_dict"]["w"].sum() == 50
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     path = tmp_path / "last.ckpt"
     script = (

@@ -73,6 +73,7 @@ def test_the_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stopped, whole,
     assert sorted(seen(folder, 1)) == sorted(f"utt{number}" for number in range(40))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(stopped, place):
     folder = shutil.copytree(stopped, place / "three")
     start(3, folder, resume=True)
@@ -82,6 +83,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(stopped, place):
         assert sorted(seen(folder, epoch)) == sorted(f"utt{number}" for number in range(40))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_anew_from_the_newest_checkpoint(whole, place):
     """SIGKILL: no handler runs, and the other rank loses its connection."""
     run = start(2, place / "killed", restarts=1, signal="SIGKILL", rank=1, at=[1, 2])
@@ -105,6 +107,7 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(place):
     assert "the data of this rank are broken" in status(place / "failed")["error"]
 
 
+@pytest.mark.slow
 def test_nobody_has_finished_before_all_have(place):
     """Rank 1 fails in `teardown`, when rank zero is through with its own."""
     run = start(2, place / "torn", code=1, error="in teardown", rank=1)
@@ -113,6 +116,7 @@ def test_nobody_has_finished_before_all_have(place):
     assert "the disk of this rank is full" in status(place / "torn")["error"]
 
 
+@pytest.mark.slow
 def test_a_stop_error_in_the_middle_of_a_batch_ends_both_ranks(place):
     run = start(2, place / "left", code=1, error="stop within a batch", rank=1, at=[1, 2])
     assert "RuntimeError: StopTrainingError on rank 1 outside a hook" in run.stdout
@@ -120,6 +124,7 @@ def test_a_stop_error_in_the_middle_of_a_batch_ends_both_ranks(place):
     assert "StopTrainingError on rank 1 outside a hook" in status(place / "left")["error"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_in_a_test_ends_both(place):
     """That rank at once; the other as soon as it waits for it."""
     run = start(2, place / "tested", code=1, call="test", signal="SIGTERM", rank=1, at=[0, 2])
@@ -164,6 +169,7 @@ def test_named_optimizers_with_open_windows_go_on_bit_for_bit(place):
     compare(results_of(place / "named", 2)[1], results_of(place / "named-whole", 2)[1])
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_at_once_after_a_collective_ends_in_order():
     """Without a wait at the end gloo's thread aborts the process: exit code -6."""
     run = torchrun(2, "rank_leaves.py")

@@ -13,6 +13,7 @@ from rank_lab import results_of, torchrun
 from espnet3_lite.distributed import group
 
 
+@pytest.mark.slow
 def test_long_work_of_rank_zero_does_not_run_into_the_timeout(tmp_path):
     """It prepares data, saves and averages for 4.5 s each; a collective waits for 3 s."""
     run = torchrun(2, "rank_waits.py", tmp_path, "long_work")
@@ -20,6 +21,7 @@ def test_long_work_of_rank_zero_does_not_run_into_the_timeout(tmp_path):
     assert results_of(tmp_path, 2) == [{"step": 4, "averages": ["x.ave_1best.pth"]}] * 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_in_time_ends_the_run_with_the_settings_name(tmp_path):
     run = torchrun(2, "rank_waits.py", tmp_path, "late")
     assert run.returncode == 1

@@ -112,6 +112,7 @@ def test_a_selector_that_selects_nothing_is_a_problem(recipe, capsys):
     assert "problem  ConfigError" in printed and "optimizers.b.params" in printed and "'haed'" in printed
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_slower_than_the_model_is_noted(recipe, capsys):
     found = check(capsys, "dataset.train=[{data_src: broken, data_src_args: {slow: 0.1}}]")
     (note,) = [one for one in found["note"] if "waits" in one]

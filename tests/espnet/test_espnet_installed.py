@@ -166,8 +166,8 @@ MISSING = "espnet is not installed; `pip install espnet` installs it without Lig
             "dataset.preprocessor._target_",
         ),
         ("model._target_=espnet2.asr.espnet_model.ESPnetASRModel", "model._target_"),
-        ("+task=espnet3.systems.esp2_asr.task.ASRTask", "task"),
-        ("model._target_=src.wants.Model", "model._target_"),
+        pytest.param("+task=espnet3.systems.esp2_asr.task.ASRTask", "task", marks=pytest.mark.slow),
+        pytest.param("model._target_=src.wants.Model", "model._target_", marks=pytest.mark.slow),
     ],
 )
 def test_what_needs_espnet_says_so_before_anything_is_written(setting, place, tmp_path):

@@ -18,6 +18,7 @@ import yaml
 
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.cli import commands
+from espnet3_lite.cli.arguments import read_config
 from espnet3_lite.config import Config, load_config
 from espnet3_lite.config.files import find_template
 from espnet3_lite.config.schema import ConfigError, check_config
@@ -117,6 +118,7 @@ def test_two_ranks_of_the_command_share_the_work(recipe):
         assert (one / path).read_bytes() == (two / path).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_two_workers_collect_what_one_does(recipe):
     """The recipe's modules, which import espnet's names, are imported anew in each worker."""
     command("collect-stats", "conf/training.yaml")
@@ -129,6 +131,7 @@ def test_two_workers_collect_what_one_does(recipe):
     assert all((one[key] == two[key]).all() for key in ("count", "sum", "sum_square"))
 
 
+@pytest.mark.slow
 def test_a_loaders_spawned_worker_finds_the_recipes_modules(recipe):
     settings = [f"dataloader.{split}.iter_factory=null" for split in ("train", "valid")]
     settings += [f"+dataloader.{split}.batch_size=4" for split in ("train", "valid")]
@@ -148,10 +151,10 @@ def test_the_recipe_is_laid_over_the_template_once(recipe, tmp_path):
     template = tmp_path / "egs3/TEMPLATE/esp2_asr/conf/training.yaml"
     assert find_template("conf/training.yaml") == template
     parsed = commands._parser().parse_args(["train", "conf/training.yaml", "trainer.max_epochs=7"])
-    config = commands._config(parsed)
+    config = read_config(parsed)
     assert (config.exp_tag, config.trainer.max_epochs, config.optimizer.lr) == ("training", 7, 0.002)
     parsed = commands._parser().parse_args(["train", str(template), "conf/training.yaml"])
-    assert commands._config(parsed).trainer.max_epochs == 3
+    assert read_config(parsed).trainer.max_epochs == 3
     assert str(recipe) in sys.path and str(tmp_path) in sys.path
 
 

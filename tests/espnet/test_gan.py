@@ -212,8 +212,10 @@ def test_the_setting_decides_the_module():
     [
         {"count": 10},  # the second rank has no third batch
         {"count": 8, "bad": "generator"},
-        {"count": 8, "bad": "discriminator"},
-        {"count": 16, "gan": {"skip_discriminator_prob": 0.5, "generator_first": True}},
+        pytest.param({"count": 8, "bad": "discriminator"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"count": 16, "gan": {"skip_discriminator_prob": 0.5, "generator_first": True}}, marks=pytest.mark.slow
+        ),
     ],
     ids=["uneven", "bad generator", "bad discriminator", "left out"],
 )

@@ -27,6 +27,7 @@ def sklearn():
 # ---- digits --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_epochs_of_digits_leave_what_the_report_names(tmp_path, sklearn):
     exp_dir = tmp_path / "exp"
     output = run("train", DIGITS, f"exp_dir={exp_dir}", "trainer.max_epochs=2")

@@ -60,7 +60,9 @@ def kill_at_random_moments(folder, command, times, seed):
     return killed
 
 
-@pytest.mark.parametrize("kind", ["one", "two", "workers"])
+@pytest.mark.parametrize(
+    "kind", ["one", pytest.param("two", marks=pytest.mark.slow), pytest.param("workers", marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments(kind, tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     assert kill_at_random_moments(folder, COMMANDS[kind], times=3, seed=kind) >= 1
@@ -76,7 +78,15 @@ def test_killed_at_many_random_moments(kind, seed, tmp_path, undisturbed):
     finish(folder, kind, undisturbed)
 
 
-@pytest.mark.parametrize("kind, save", [("one", 1), ("one", 4), ("one", 6), ("background", 4)])
+@pytest.mark.parametrize(
+    "kind, save",
+    [
+        ("one", 4),
+        pytest.param("one", 1, marks=pytest.mark.slow),
+        pytest.param("one", 6, marks=pytest.mark.slow),
+        pytest.param("background", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_while_a_checkpoint_is_written(kind, save, tmp_path, undisturbed):
     """The first there is, one within an epoch, and one at an epoch's end: the files before it are untouched."""
     folder = make_recipe(tmp_path / "recipe")
@@ -101,7 +111,7 @@ def test_a_truncated_newest_checkpoint_is_told_and_the_one_before_it_is_used(tmp
 # ---- no room -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["one", "background"])
+@pytest.mark.parametrize("kind", ["one", pytest.param("background", marks=pytest.mark.slow)])
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(kind, tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     code, output = run(folder, *COMMANDS[kind], TOY_FULL_AT="16")
@@ -123,9 +133,9 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(kind, tmp_
     [
         ("one", "INT", 130),
         ("two", "TERM", 143),
-        ("workers", "USR1", 138),
-        ("staying", "TERM", 143),
-        ("two", "INT", 130),
+        pytest.param("workers", "USR1", 138, marks=pytest.mark.slow),
+        pytest.param("staying", "TERM", 143, marks=pytest.mark.slow),
+        pytest.param("two", "INT", 130, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_the_run_in_order(kind, name, code, tmp_path, undisturbed):

@@ -1,7 +1,7 @@
 """A training on espnet's own iterators, in one process or under torchrun: ``iterators_lab.py KIND FOLDER``.
 
-Run in an environment with espnet; started by `test_iterators.py`. Each rank writes what it was trained on, each batch
-as the sums of its rows.
+Run in an environment with espnet; started by `tests/reference/test_espnet_iterators.py`. Each rank writes what it was
+trained on, each batch as the sums of its rows.
 """
 
 import json

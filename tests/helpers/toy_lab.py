@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 RECIPE = Path(__file__).parents[1] / "toy_recipe"
-#: What may differ between two equal runs: where they are.
+#: What may differ between two equal runs: where they are, and which files of an interrupted one are yet to go.
 PLACES = (
+    "replaced",
+    "given_up",
     "dirpath",
     "best_model_path",
     "kth_best_model_path",

@@ -176,6 +176,7 @@ def test_a_stream_in_workers_too(persistent, tmp_path):
     check_resumed(Model, lambda: STREAMS["stream"](**workers), tmp_path, [(0, 1), (1, 2)])
 
 
+@pytest.mark.slow
 def test_workers_that_stay_draw_what_new_ones_do_and_know_the_epoch(tmp_path):
     def make():
         return DataLoader(Noisy(), SIZE, shuffle=True, num_workers=2, persistent_workers=True)

@@ -83,6 +83,7 @@ def test_without_weights_a_short_last_window_is_the_mean_over_its_own_batches():
         assert module.layer.weight.item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_step(tmp_path):
     """Each window holds two batches of each rank, of four sizes. By compiled graphs too."""
     ended = torchrun(2, "rank_weights.py", tmp_path)

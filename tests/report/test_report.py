@@ -111,6 +111,7 @@ def test_the_page_is_whole_and_needs_no_network(folder):
     assert "<td>iter_time</td><td>0.375</td>" in text
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser(folder, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:

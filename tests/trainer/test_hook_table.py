@@ -8,7 +8,7 @@ from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LOG_DEFAULTS
 
 #: What users define on a module or data module and no hook is: loaders, and what is asked for, not called.
-ASKED = {"train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"}
+ASKED = {"train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader", "restore_named_optimizers"}
 
 
 def defined(*classes):

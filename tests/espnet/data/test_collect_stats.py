@@ -95,7 +95,7 @@ def test_shape_files_make_batches_of_the_data_set(organizer, tmp_path):
     )
 
 
-@pytest.mark.parametrize("preprocessor", ["Spell", "Jitter"])
+@pytest.mark.parametrize("preprocessor", ["Spell", pytest.param("Jitter", marks=pytest.mark.slow)])
 def test_two_workers_give_the_same_bits(entries, tmp_path, preprocessor):
     organizer = DataOrganizer(**entries, preprocessor={"_target_": f"data_parts.{preprocessor}"})
     for workers in (1, 2):
@@ -276,6 +276,7 @@ def test_two_machines_give_the_same_bits(organizer, recipe, tmp_path):
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_all(recipe, tmp_path):
     result = torchrun(recipe, tmp_path / "ranks", "yes")
     assert result.returncode != 0
