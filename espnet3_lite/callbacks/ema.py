@@ -12,7 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.weight_averaging import Tensors, swap
+from espnet3_lite.callbacks.weight_averaging import Tensors, is_averaged, swap
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -129,7 +129,7 @@ class EMACallback(Callback):
     @torch.no_grad()
     def _blend(self, average: Tensors, weights: Tensors, n_averaged: torch.Tensor | int) -> None:
         """What `AveragedModel` does with tensors of one dtype; whole numbers stay, as in ESPnet3."""
-        if average[0].is_floating_point() or average[0].is_complex():
+        if is_averaged(average[0]):
             for mean, current in zip(average, weights, strict=True):
                 mean.lerp_(current, 1.0 - self.decay_at(self.step))
 

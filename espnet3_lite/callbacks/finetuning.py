@@ -319,7 +319,10 @@ class BackboneFinetuning(BaseFinetuning):
             assert self.previous_backbone_lr is not None  # since that epoch
             rate = self.lambda_func(epoch + 1) * self.previous_backbone_lr
             rate = min(rate, current) if self.should_align else rate
-            optimizer.param_groups[-1]["lr"] = rate
+            assert isinstance(pl_module.backbone, Module)  # since `setup`
+            group = optimizer.param_groups[-1]
+            if set(group["params"]) <= set(pl_module.backbone.parameters()):  # else nothing was added: the head's
+                group["lr"] = rate
         else:
             return
         self.previous_backbone_lr = rate

@@ -51,7 +51,8 @@ class ModelPruning(Callback):
     Args:
         pruning_fn: ``l1_unstructured``, ``random_unstructured``, ``ln_structured`` or ``random_structured``, or a class
             derived from ``torch.nn.utils.prune.BasePruningMethod`` (with `use_global_unstructured`).
-        parameters_to_prune: Pairs (module, parameter's name); by default all of the names below in all modules.
+        parameters_to_prune: Pairs (module, parameter's name); by default all floating ones of the names below, in all
+            modules. Modules that share a parameter share its mask.
         parameter_names: Of ``weight`` and ``bias``, which ones; both by default.
         use_global_unstructured: Compare the parameters with each other, instead of pruning a share of each.
         amount: How much: a float is a share, an int a number of values; or a function of the epoch.
@@ -102,9 +103,13 @@ class ModelPruning(Callback):
                 raise MisconfigurationException(
                     f"The provided `parameter_names` name: {name!r} isn't in {self.PARAMETER_NAMES}"
                 )
-        if not isinstance(amount, (int, float)) and not callable(amount):
+        if isinstance(amount, bool) or not (isinstance(amount, (int, float)) or callable(amount)):
             raise MisconfigurationException(
                 f"`amount` should be provided and be either an int, a float or Callable function, got {amount!r}."
+            )
+        if not callable(amount) and not (amount >= 0 if isinstance(amount, int) else 0 <= amount <= 1):
+            raise MisconfigurationException(
+                f"ModelPruning: amount={amount!r} is no share from 0.0 to 1.0 and no number"
             )
         if verbose not in (0, 1, 2):
             raise MisconfigurationException(f"`verbose` must be any of (0, 1, 2), got {verbose!r}")
@@ -204,13 +209,17 @@ class ModelPruning(Callback):
             amount: A share, or a number of values; of what is not pruned yet.
         """
         before = [_sparsity(module, name) for module, name in self._parameters_to_prune]
-        if self._global:
-            accepted = inspect.signature(self.pruning_fn).parameters
-            arguments = {"amount": amount} if "amount" in accepted else {}
-            torch_prune.global_unstructured(self._parameters_to_prune, pruning_method=self.pruning_fn, **arguments)
-        else:
-            for module, name in self._parameters_to_prune:
-                self.pruning_fn(module, name=name, amount=amount)
+        try:
+            if self._global:
+                accepted = inspect.signature(self.pruning_fn).parameters
+                arguments = {"amount": amount} if "amount" in accepted else {}
+                torch_prune.global_unstructured(self._parameters_to_prune, pruning_method=self.pruning_fn, **arguments)
+            else:
+                for module, name in self._parameters_to_prune:
+                    self.pruning_fn(module, name=name, amount=amount)
+        except (TypeError, ValueError, IndexError) as error:
+            raise MisconfigurationException(f"ModelPruning: {self._method_name}, amount={amount!r}: {error}") from error
+        _share_masks(self._parameters_to_prune)
         if self._verbose:
             after = [_sparsity(module, name) for module, name in self._parameters_to_prune]
             self._log_sparsity(before, after, amount)
@@ -261,7 +270,7 @@ class ModelPruning(Callback):
         """Find the parameters, and keep what a lottery ticket goes back to.
 
         Raises:
-            MisconfigurationException: the parameters are to be sharded.
+            MisconfigurationException: there are none, they are to be sharded, or have too few dimensions.
         """
         if stage != "fit":
             return
@@ -271,9 +280,25 @@ class ModelPruning(Callback):
             )
         found = self.sanitize_parameters_to_prune(pl_module, self._given_parameters, self._parameter_names)
         self._parameters_to_prune = self.filter_parameters_to_prune(found)
+        if not self._parameters_to_prune:
+            raise MisconfigurationException(
+                f"ModelPruning: {type(pl_module).__name__} has no part with a floating parameter of the names "
+                f"{list(self._parameter_names)}, so that there is nothing to prune"
+            )
+        if isinstance(self.pruning_fn, partial) and "dim" in self.pruning_fn.keywords:
+            self._require_dimension(self.pruning_fn.keywords["dim"], pl_module)
         self._resumed = {}
         if self._use_lottery_ticket_hypothesis:
             self._original_modules = {module: copy.deepcopy(module) for module, _ in self._parameters_to_prune}
+
+    def _require_dimension(self, dim: int, pl_module: LiteModule) -> None:
+        least = max(2, dim + 1, -dim)
+        flat = [key for (module, name), key in self._keys(pl_module) if getattr(module, name).dim() < least]
+        if flat:
+            raise MisconfigurationException(
+                f"{self._method_name} with pruning_dim={dim} takes parameters of {least} dimensions and more, which "
+                f"{flat} are not. Choose others: parameter_names=['weight'], or `parameters_to_prune`"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A resumed run: the masks, now that the optimizer holds the parameters in their first order."""
@@ -339,8 +364,20 @@ def _at(value: Any, epoch: int) -> Any:
 
 
 def _is_parameter(module: nn.Module, name: str) -> bool:
-    """True for a parameter, pruned already or not."""
-    return isinstance(getattr(module, f"{name}_orig", getattr(module, name, None)), nn.Parameter)
+    """True for a floating parameter, pruned already or not; a table of integers has nothing to prune."""
+    found = getattr(module, f"{name}_orig", getattr(module, name, None))
+    return isinstance(found, nn.Parameter) and found.is_floating_point()
+
+
+def _share_masks(pairs: Parameters) -> None:
+    """What several modules share stays one parameter: the first one's mask holds for all."""
+    masks: dict[nn.Parameter, torch.Tensor] = {}
+    for module, name in pairs:
+        values, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+        shared = masks.setdefault(values, mask)
+        if shared is not mask:
+            mask.copy_(shared)
+            setattr(module, name, shared.to(values.dtype) * values)
 
 
 def _sparsity(module: nn.Module, name: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.finetuning import BaseFinetuning
-from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, update_average
+from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, is_averaged, update_average
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.optim.slots import LRSchedulerConfig, scheduler_state
@@ -227,7 +227,7 @@ class StochasticWeightAveraging(Callback):
         """The average's floating parameters become the module's."""
         with torch.no_grad():
             for averaged, current in zip(self._begun_average.module.parameters(), pl_module.parameters(), strict=True):
-                if current.is_floating_point() or current.is_complex():
+                if is_averaged(current):
                     current.copy_(averaged)
 
     # ---- the additional epoch --------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ MultiAverageFunction: TypeAlias = Callable[[Tensors, Tensors, torch.Tensor | int
 def pairs_of(average: AveragedModel, module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Each floating parameter and buffer of the average with the module's own."""
     pairs = zip(tensors_of(average.module), tensors_of(module), strict=True)
-    return (pair for pair in pairs if _is_averaged(pair[0]))
+    return (pair for pair in pairs if is_averaged(pair[0]))
 
 
 @torch.no_grad()
@@ -52,8 +52,8 @@ class WeightAveraging(Callback):
     to choose when the average takes the weights in. Until it has done so for the first time there is no average: the
     weights in training are validated, saved, and left in the module.
 
-    Floating (and complex) tensors are averaged. Everything else, such as a counter, a table of indices or a mask, is
-    always the module's own.
+    Floating (and complex) tensors are averaged. Everything else, such as a counter, a table of indices, a mask or a
+    float8, is always the module's own.
 
     Every rank averages for itself: their weights are equal. Buffers may differ between ranks (BatchNorm); whenever the
     average is used, rank zero's holds for all.
@@ -213,7 +213,7 @@ class WeightAveraging(Callback):
         average = self._average.module
         with torch.no_grad():
             for kept, current in zip(tensors_of(average), tensors_of(pl_module), strict=True):
-                if not _is_averaged(kept):
+                if not is_averaged(kept):
                     kept.copy_(current)
         checkpoint["state_dict"] = trainer.strategy.module_state_dict(average)
         if self._swapped:  # within a validation, or where one was broken off
@@ -248,6 +248,9 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_epoch: Also update at the end of each epoch from this one on, from 0.
         kwargs: Further arguments of ``AveragedModel``.
 
+    Raises:
+        MisconfigurationException: another `decay`.
+
     Example:
         >>> ema = EMAWeightAveraging(decay=0.99, update_every_n_steps=2, update_starting_at_step=4)
         >>> [step for step in range(8) if ema.should_update(step_idx=step)]
@@ -264,6 +267,8 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_epoch: int | None = None,
         **kwargs: Any,
     ):
+        if not 0 <= decay <= 1:  # NaN, too, which torch would take
+            raise MisconfigurationException(f"EMAWeightAveraging: decay={decay!r} is not between 0 and 1")
         super().__init__(device=device, use_buffers=use_buffers, **kwargs, avg_fn=get_ema_avg_fn(decay=decay))
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
@@ -308,13 +313,13 @@ def averaged_model(
 def _average_one(
     avg_fn: AverageFunction, averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int
 ) -> torch.Tensor:
-    return avg_fn(averaged, current, count) if _is_averaged(averaged) else current
+    return avg_fn(averaged, current, count) if is_averaged(averaged) else current
 
 
 def _average_many(
     multi_avg_fn: MultiAverageFunction, averaged: Tensors, current: Tensors, count: torch.Tensor | int
 ) -> None:
-    if _is_averaged(averaged[0]):  # torch groups them by dtype
+    if is_averaged(averaged[0]):  # torch groups them by dtype
         multi_avg_fn(averaged, current, count)
     else:
         torch._foreach_copy_(averaged, current)
@@ -345,5 +350,6 @@ def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     return itertools.chain(module.parameters(), module.buffers())
 
 
-def _is_averaged(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def is_averaged(tensor: torch.Tensor) -> bool:
+    """A floating or complex tensor, but for formats of 8 bits and fewer: torch has no arithmetic for these."""
+    return (tensor.is_floating_point() and tensor.dtype.itemsize > 1) or tensor.is_complex()

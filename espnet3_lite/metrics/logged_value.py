@@ -169,7 +169,7 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> to
     Integers become float64, which holds them to the last digit (up to 2**53); halves become float32.
 
     Raises:
-        ValueError: it is not one number.
+        ValueError: it is not one real number.
     """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
@@ -177,6 +177,8 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> to
                 f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
                 f"You can try doing `self.log({name!r}, {value!r}.mean())`"
             )
+        if value.is_complex():
+            raise ValueError(f"`self.log({name!r}, {value!r})`: log a real number, such as its abs(), real or imag")
         if not enable_graph:
             value = value.detach().clone() if own else value.detach()
         value = value.reshape(()) if value.dim() else value

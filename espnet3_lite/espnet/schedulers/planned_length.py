@@ -42,6 +42,7 @@ class TristageLR(ClosedFormScheduler):
         last_epoch: int = -1,
     ):
         total = warmup_ratio + hold_ratio + decay_ratio
+        require(1 <= max_steps < math.inf, "max_steps", max_steps, "a number of at least 1")
         require(math.isclose(total, 1.0), "warmup_ratio + hold_ratio + decay_ratio", total, "1")
         require(0 < init_lr_scale <= 1, "init_lr_scale", init_lr_scale, "above 0 and at most 1")
         require(0 < final_lr_scale <= 1, "final_lr_scale", final_lr_scale, "above 0 and at most 1")
@@ -95,9 +96,10 @@ class LinearWarmupDecayLR(ClosedFormScheduler):
         end_factor: float = 1e-8,
         last_epoch: int = -1,
     ):
+        require(0 <= warmup_steps < math.inf, "warmup_steps", warmup_steps, "at least 0")
+        require(math.isfinite(total_steps), "total_steps", total_steps, "finite")
         self.warmup_steps = int(warmup_steps)
         self.total_steps = int(total_steps)
-        require(self.warmup_steps >= 0, "warmup_steps", warmup_steps, "at least 0")
         require(
             self.total_steps > self.warmup_steps,
             "total_steps",
@@ -155,7 +157,7 @@ class ExponentialDecayWarmup(ClosedFormScheduler):
         last_epoch: int = -1,
     ):
         require(0 < min_lr, "min_lr", min_lr, "above 0")
-        require(0 < max_lr, "max_lr", max_lr, "above 0")
+        require(0 < max_lr < math.inf, "max_lr", max_lr, "above 0 and finite")
         require(warmup_steps < total_steps, "warmup_steps", warmup_steps, f"below total_steps={total_steps}")
         self.initial_lr = max_lr
         self.final_lr = min_lr
@@ -215,6 +217,8 @@ class CosineAnnealingWarmupRestarts(ClosedFormScheduler):
         last_epoch: int = -1,
     ):
         limit = f"below first_cycle_steps={first_cycle_steps}"
+        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "at least 0")
+        require(math.isfinite(max_lr), "max_lr", max_lr, "finite")
         require(warmup_steps < first_cycle_steps, "warmup_steps", warmup_steps, limit)
         require(cycle_mult > 0, "cycle_mult", cycle_mult, "above 0")
         self.first_cycle_steps = first_cycle_steps

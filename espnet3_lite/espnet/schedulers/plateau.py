@@ -1,5 +1,6 @@
 """The one schedule that also looks at a metric."""
 
+import math
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -52,7 +53,12 @@ class WarmupReduceLROnPlateau(LRScheduler):
         verbose: bool = False,
     ):
         # LRScheduler's own constructor is left out, as in PyTorch's ReduceLROnPlateau: it would step once.
-        require(warmup_steps > 0, "warmup_steps", warmup_steps, "above 0")
+        require(0 < warmup_steps < math.inf, "warmup_steps", warmup_steps, "above 0 and finite")
+        require(factor < 1, "factor", factor, "below 1")
+        require(mode in ("min", "max"), "mode", mode, "'min' or 'max'")
+        groups = len(optimizer.param_groups)
+        one_each = not isinstance(min_lr, (list, tuple)) or len(min_lr) == groups
+        require(one_each, "min_lr", min_lr, f"one number, or one for each of the {groups} parameter groups")
         self.optimizer = optimizer
         self.plateau = ReduceLROnPlateau(
             optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps

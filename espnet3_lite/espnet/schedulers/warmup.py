@@ -147,7 +147,11 @@ class PiecewiseLinearWarmupLR(ClosedFormScheduler):
         warmup_lr_list: Sequence[float] = (0.0, 0.001),
         last_epoch: int = -1,
     ):
-        if len(warmup_steps_list) != len(warmup_lr_list) or list(warmup_steps_list) != sorted(set(warmup_steps_list)):
+        if (
+            len(warmup_steps_list) != len(warmup_lr_list)
+            or not len(warmup_lr_list)
+            or list(warmup_steps_list) != sorted(set(warmup_steps_list))
+        ):
             raise MisconfigurationException(
                 f"warmup_steps_list={list(warmup_steps_list)}, warmup_lr_list={list(warmup_lr_list)}: "
                 "there must be one rate for each step, and the steps must rise"
