@@ -230,9 +230,10 @@ def check_arguments(callback: Any) -> None:
             f"ModelCheckpoint(save_last={callback.save_last!r}): use True, False, None or 'link'"
         )
     for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
-        if getattr(callback, name) < least:
+        value = getattr(callback, name)
+        if not value >= least or value % 1:
             raise MisconfigurationException(
-                f"Invalid value for {name}={getattr(callback, name)}. Must be >= {least} (ModelCheckpoint)"
+                f"Invalid value for {name}={value}. Must be >= {least}, a whole number (ModelCheckpoint)"
             )
     if (
         bool(callback.every_n_train_steps) + bool(callback.every_n_epochs) + (callback.train_time_interval is not None)

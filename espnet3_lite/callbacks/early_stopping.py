@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class EarlyStopping(MonitoringCallback):
     A run that was stopped stays so when it is resumed: it ends again at once, as one that had reached ``max_epochs``.
 
     Raises:
-        MisconfigurationException: another mode.
+        MisconfigurationException: another mode, NaN, a negative `patience`.
         MisconfigurationRuntimeError: the metric was not logged, with `strict`.
 
     Example:
@@ -88,6 +89,10 @@ class EarlyStopping(MonitoringCallback):
     ):
         if mode not in self.order_dict:
             raise MisconfigurationException(f"EarlyStopping: `mode` can be min, max, got {mode!r}")
+        thresholds = ("stopping_threshold", stopping_threshold), ("divergence_threshold", divergence_threshold)
+        for name, value in (("patience", patience), ("min_delta", min_delta), *thresholds):
+            if value is not None and (math.isnan(value) or (name == "patience" and value < 0)):
+                raise MisconfigurationException(f"EarlyStopping: {name}={value!r}, with which nothing compares")
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta  # what a better value lies beyond, signed
         self.patience = patience

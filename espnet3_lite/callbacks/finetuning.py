@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -257,7 +258,7 @@ class BackboneFinetuning(BaseFinetuning):
         rounding: Digits of the logged rates.
 
     Raises:
-        MisconfigurationException: the module has no `backbone`.
+        MisconfigurationException: an epoch or rate that is none; at the start, the module has no `backbone`.
 
     Example:
         >>> class Model(torch.nn.Module):
@@ -285,6 +286,16 @@ class BackboneFinetuning(BaseFinetuning):
         rounding: int = 12,
     ):
         super().__init__()
+        if not unfreeze_backbone_at_epoch >= 0 or unfreeze_backbone_at_epoch % 1:
+            raise MisconfigurationException(
+                f"BackboneFinetuning: unfreeze_backbone_at_epoch={unfreeze_backbone_at_epoch!r} is no epoch; they "
+                f"count from 0"
+            )
+        for name, rate in (
+            ("backbone_initial_lr", backbone_initial_lr), ("backbone_initial_ratio_lr", backbone_initial_ratio_lr),
+        ):  # fmt: skip
+            if rate is not None and not 0 <= rate < math.inf:
+                raise MisconfigurationException(f"BackboneFinetuning: {name}={rate!r} is no rate of at least 0")
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.lambda_func = lambda_func
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr

@@ -70,7 +70,8 @@ class LearningRateFinder(Callback):
 
     Raises:
         ValueError: another mode.
-        MisconfigurationException: several processes or optimizers, or there is no such attribute.
+        MisconfigurationException: rates that do not rise from above 0, no steps; at the start of a fit,
+            several processes or optimizers, or there is no such attribute.
 
     Example:
         >>> LearningRateFinder(num_training_steps=50).optimal_lr is None
@@ -92,6 +93,11 @@ class LearningRateFinder(Callback):
         if mode not in self.SUPPORTED_MODES:
             hint = nearest(mode, self.SUPPORTED_MODES)
             raise ValueError(f"`mode` should be either of {self.SUPPORTED_MODES}, got {mode!r}{hint}")
+        if not 0 < min_lr < max_lr < math.inf or not num_training_steps >= 1:
+            raise MisconfigurationException(
+                f"LearningRateFinder: min_lr={min_lr!r}, max_lr={max_lr!r}, num_training_steps={num_training_steps!r}; "
+                f"give 0 < min_lr < max_lr and at least one step"
+            )
         #: What was found; None before a search.
         self.optimal_lr: Found | None = None
         self._ramp = min_lr, max_lr, num_training_steps, mode, early_stop_threshold

@@ -74,6 +74,8 @@ class StochasticWeightAveraging(Callback):
         device: torch.device | str | None = "cpu",
     ):
         _check_arguments(swa_lrs, swa_epoch_start, annealing_strategy, avg_fn, device)
+        if not annealing_epochs >= 0:
+            raise MisconfigurationException(f"annealing_epochs={annealing_epochs!r} is not a number of at least 0")
         self._swa_lrs, self._given_start = swa_lrs, swa_epoch_start
         self._annealing_epochs, self._annealing_strategy = annealing_epochs, annealing_strategy
         self._avg_fn, self._device = avg_fn or _running_mean, device
@@ -314,7 +316,7 @@ def _check_arguments(swa_lrs: Any, swa_epoch_start: Any, annealing_strategy: str
             f"swa_epoch_start should be a >0 integer or a float between 0 and 1, got {swa_epoch_start!r}."
         )
     rates = swa_lrs if isinstance(swa_lrs, Sequence) else [swa_lrs]
-    if not all(isinstance(rate, float) and rate > 0 for rate in rates):
+    if not all(isinstance(rate, float) and 0 < rate < math.inf for rate in rates):
         raise MisconfigurationException(
             f"The `swa_lrs` should a positive float, or a list of positive floats; got {swa_lrs!r} (a plain YAML "
             f"reader takes 1e-3 for a string: write 1.0e-3 there)"

@@ -16,6 +16,7 @@ from espnet3_lite.callbacks import (
     EMACallback,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
@@ -591,3 +592,27 @@ def test_a_warm_up_with_a_plateau_cuts_as_torchs(values):
         expected.step(value)
         scheduler.step(torch.tensor(value))
         assert ours.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(
+    "make, argument, value",
+    [
+        *((EarlyStopping, name, NAN) for name in (
+            "patience", "min_delta", "stopping_threshold", "divergence_threshold",
+        )),
+        (EarlyStopping, "patience", -1), (ModelCheckpoint, "save_top_k", NAN), (ModelCheckpoint, "save_top_k", 1.5),
+        (StochasticWeightAveraging, "swa_lrs", INF), (StochasticWeightAveraging, "swa_lrs", NAN),
+        (StochasticWeightAveraging, "annealing_epochs", -1), (StochasticWeightAveraging, "swa_epoch_start", NAN),
+        (BackboneFinetuning, "unfreeze_backbone_at_epoch", -1), (BackboneFinetuning, "unfreeze_backbone_at_epoch", 1.5),
+        (BackboneFinetuning, "backbone_initial_lr", NAN), (BackboneFinetuning, "backbone_initial_ratio_lr", INF),
+        (LearningRateFinder, "min_lr", 0.0), (LearningRateFinder, "min_lr", -1.0), (LearningRateFinder, "min_lr", NAN),
+        (LearningRateFinder, "max_lr", INF), (LearningRateFinder, "max_lr", 1e-9),
+        (LearningRateFinder, "num_training_steps", 0),
+    ],
+)  # fmt: skip
+def test_a_callback_refuses_what_it_cannot_compare_with(make, argument, value):
+    """Each ended in an error of Python's or torch's own, in NaN as a rate, or in a callback that did nothing."""
+    needed = {EarlyStopping: {"monitor": "x"}, ModelCheckpoint: {"monitor": "x"}}
+    needed[StochasticWeightAveraging] = {"swa_lrs": 0.1}
+    with pytest.raises(MisconfigurationException, match=f"{argument}.*{value}"):
+        make(**{**needed.get(make, {}), argument: value})
