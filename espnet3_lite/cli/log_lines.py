@@ -1,6 +1,6 @@
 """Where the commands' log lines go: the terminal, above the progress bars, and a run's ``train.log``.
 
-For `cli.py` alone: whoever imports the package sets up logging as they like.
+For the commands of `cli/` alone: whoever imports the package sets up logging as they like.
 """
 
 from __future__ import annotations

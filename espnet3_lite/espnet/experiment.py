@@ -1,6 +1,6 @@
 """From a configuration file to a run: the model, its initialisation, the trainer, and where a run goes on.
 
-The commands (`cli.py`) are thin around this; ESPnet3 does the same in its training stage. While a run lasts, imports of
+The commands (`cli/`) are thin around this; ESPnet3 does the same in its training stage. While a run lasts, imports of
 ESPnet's names in a recipe's ``src/`` give ours, unless espnet is installed.
 """
 

@@ -178,9 +178,8 @@ class FitLoop(Progress):
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed
-        resuming.restore_random_state(
-            self
-        )  # only now: the loader has drawn its numbers, as it had in the run that was cut
+        # Only now: the loader has drawn its numbers, as it had in the run that was cut.
+        resuming.restore_random_state(self)
         if self.stage is EpochStage.BATCH_OPEN:
             lr_stepping.step_waiting(trainer)  # the hook that logs their metric may not have run
         if resumed:

@@ -243,8 +243,8 @@ def test_nobody_but_the_trainer_sets_its_attributes():
 
 
 FLOOR = ("trainer", "loops", "module", "optim", "metrics", "loaders", "distributed", "checkpoint")
-#: Far from the aim while the floor is being built; to be lowered to 5,500 and less when it shrinks again.
-MOST_LINES_OF_CODE, AIM = 8500, 4900
+#: Far from the aim; to be lowered whenever the floor has become smaller.
+MOST_LINES_OF_CODE, AIM = 7300, 4900
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
