@@ -527,6 +527,38 @@ def test_a_backbones_rate_is_no_others(kind, groups, last):
     assert [row[-1] for row in rates] == pytest.approx(last)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_group_that_joins_is_weighed_and_clipped_with_the_others(clip):
+    class Joins(Spine):
+        accumulate_by_weight = True
+
+        def training_step(self, batch, batch_idx):
+            self.batch_weight = len(batch)
+            return super().training_step(batch, batch_idx)
+
+    rows = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    batches = [rows[:2], rows[2:3], rows[3:]]
+    settings = {} if clip is None else {"gradient_clip_val": clip}
+    module, plain = Joins("plain").double(), Joins("plain").double()
+    batches = [batch.double() for batch in batches]
+    trainer_of(BackboneFinetuning(1), max_epochs=3, accumulate_grad_batches=2, **settings).fit(module, batches)
+    optimizer = torch.optim.SGD(plain.head.parameters(), lr=0.5)
+    for epoch in range(3):
+        if epoch == 1:
+            optimizer.add_param_group({"params": list(plain.backbone.parameters()), "lr": 0.05})
+        elif epoch == 2:
+            optimizer.param_groups[1]["lr"] = 0.1
+        for window in (batches[:2], batches[2:]):
+            plain.zero_grad()
+            plain.head(plain.backbone(torch.cat(window))).square().mean().backward()
+            if clip is not None:
+                held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                torch.nn.utils.clip_grad_norm_(held, clip)
+            optimizer.step()
+    for one, other in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 SCHEDULES = {
     "WarmupLR": {"warmup_steps": 4}, "NoamLR": {"model_size": 4, "warmup_steps": 4},
     "WarmupStepLR": {"warmup_steps": 2, "steps_per_epoch": 2},
