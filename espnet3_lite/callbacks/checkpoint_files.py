@@ -216,8 +216,8 @@ class CheckpointFiles(Checkpoint):
 
     @staticmethod
     def _is_one_file(one: str | os.PathLike | None, other: str) -> bool:
-        """Two names of one place, links in folders' names aside. A hard link is another place."""
-        return one is not None and os.path.realpath(one) == os.path.realpath(other)
+        """Two names of one file that is there, by links too."""
+        return one is not None and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:

@@ -93,7 +93,8 @@ class TrainData:
         if state is not None:
             self._restore(state)
             state = state if over or not state.get("over") else None  # the epoch that was cut is not this one
-        self._random_state = collect_random_state()
+        drawn_from = self._of_this_rank(state["random"]) if over and state is not None else None
+        self._random_state = drawn_from or collect_random_state()
         self._generator_states = self._states_of_generators()
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
