@@ -178,7 +178,7 @@ def test_a_flipped_bit_in_the_directory_ends_no_run_that_has_an_older_state(tmp_
 
 @pytest.mark.slow
 def test_no_bit_of_a_file_ends_a_run_that_has_an_older_state(tmp_path):
-    assert check_flips(tmp_path, 1, whole_file=True) > 3000
+    assert check_flips(tmp_path, 3, whole_file=True) > 1000  # each place of a bit in a byte; step 1 takes minutes
 
 
 # --- sharded folders --------------------------------------------------------------------------------------------------
