@@ -302,6 +302,22 @@ def test_a_removal_that_a_dying_run_left_undone_is_done_by_the_one_that_goes_on(
     assert Path(callback.best_model_path).name == "step=4.ckpt"
 
 
+def test_a_run_that_goes_on_from_the_last_checkpoint_knows_its_name(tmp_path):
+    """Of the first one that was ever saved: its state is older than its second name."""
+
+    def newest():
+        return ModelCheckpoint(tmp_path, "{step}", save_last="link", keep_newest=2)
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(Path(callback.last_model_path).name)
+
+    fit(newest(), max_epochs=1)
+    callback, seen = newest(), []
+    fit(callback, Look(), max_epochs=2, auto_resume=True)
+    assert seen == ["last.ckpt"]
+
+
 def test_what_was_replaced_in_another_folder_is_not_looked_for_in_this_one(tmp_path):
     def best(folder):
         return ModelCheckpoint(tmp_path / folder, "{step}", monitor="valid/loss", save_last=True)
