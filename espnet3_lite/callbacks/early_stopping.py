@@ -92,7 +92,7 @@ class EarlyStopping(MonitoringCallback):
         thresholds = ("stopping_threshold", stopping_threshold), ("divergence_threshold", divergence_threshold)
         for name, value in (("patience", patience), ("min_delta", min_delta), *thresholds):
             if value is not None and (math.isnan(value) or (name == "patience" and value < 0)):
-                raise MisconfigurationException(f"EarlyStopping: {name}={value!r}, with which nothing compares")
+                raise MisconfigurationException(f"EarlyStopping: {name}={value!r} cannot be compared; give a number")
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta  # what a better value lies beyond, signed
         self.patience = patience

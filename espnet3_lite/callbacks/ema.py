@@ -179,7 +179,7 @@ class EMACallback(Callback):
         if STATE in checkpoint:
             self._resumed = dict(checkpoint[STATE])
         else:
-            rank_zero_warn(f"the checkpoint has no {STATE!r}: EMACallback begins anew, with the checkpoint's weights")
+            rank_zero_warn(f"the checkpoint has no {STATE!r}: EMACallback starts again from the checkpoint's weights")
 
 
 def _part(pl_module: LiteModule) -> torch.nn.Module:

@@ -288,14 +288,14 @@ class BackboneFinetuning(BaseFinetuning):
         super().__init__()
         if not unfreeze_backbone_at_epoch >= 0 or unfreeze_backbone_at_epoch % 1:
             raise MisconfigurationException(
-                f"BackboneFinetuning: unfreeze_backbone_at_epoch={unfreeze_backbone_at_epoch!r} is no epoch; they "
-                f"count from 0"
+                f"BackboneFinetuning: unfreeze_backbone_at_epoch={unfreeze_backbone_at_epoch!r} is not an "
+                f"epoch; give a whole number, counted from 0"
             )
         for name, rate in (
             ("backbone_initial_lr", backbone_initial_lr), ("backbone_initial_ratio_lr", backbone_initial_ratio_lr),
         ):  # fmt: skip
             if rate is not None and not 0 <= rate < math.inf:
-                raise MisconfigurationException(f"BackboneFinetuning: {name}={rate!r} is no rate of at least 0")
+                raise MisconfigurationException(f"BackboneFinetuning: {name}={rate!r} is not a rate of at least 0")
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.lambda_func = lambda_func
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr

@@ -109,7 +109,7 @@ class ModelPruning(Callback):
             )
         if not callable(amount) and not (amount >= 0 if isinstance(amount, int) else 0 <= amount <= 1):
             raise MisconfigurationException(
-                f"ModelPruning: amount={amount!r} is no share from 0.0 to 1.0 and no number"
+                f"ModelPruning: amount={amount!r}; give a fraction from 0.0 to 1.0, or a whole number of at least 0"
             )
         if verbose not in (0, 1, 2):
             raise MisconfigurationException(f"`verbose` must be any of (0, 1, 2), got {verbose!r}")
@@ -282,8 +282,8 @@ class ModelPruning(Callback):
         self._parameters_to_prune = self.filter_parameters_to_prune(found)
         if not self._parameters_to_prune:
             raise MisconfigurationException(
-                f"ModelPruning: {type(pl_module).__name__} has no part with a floating parameter of the names "
-                f"{list(self._parameter_names)}, so that there is nothing to prune"
+                f"ModelPruning: there is nothing to prune, since no module inside of {type(pl_module).__name__} has a "
+                f"floating-point parameter with one of the names {list(self._parameter_names)}"
             )
         if isinstance(self.pruning_fn, partial) and "dim" in self.pruning_fn.keywords:
             self._require_dimension(self.pruning_fn.keywords["dim"], pl_module)
@@ -296,8 +296,8 @@ class ModelPruning(Callback):
         flat = [key for (module, name), key in self._keys(pl_module) if getattr(module, name).dim() < least]
         if flat:
             raise MisconfigurationException(
-                f"{self._method_name} with pruning_dim={dim} takes parameters of {least} dimensions and more, which "
-                f"{flat} are not. Choose others: parameter_names=['weight'], or `parameters_to_prune`"
+                f"{self._method_name} with pruning_dim={dim} needs parameters of at least {least} dimensions, but "
+                f"{flat} have fewer. Choose others by parameter_names=['weight'] or `parameters_to_prune`"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:

@@ -97,7 +97,7 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     """
     source, destination = Path(os.path.realpath(source)), Path(destination)
     if not source.exists():
-        raise CheckpointError(f"{source}: does not exist; {destination} cannot be made to name it")
+        raise CheckpointError(f"{source}: does not exist; {destination} cannot be linked to it")
     if destination.exists() and not destination.is_symlink() and source.samefile(destination):
         return  # two hard links, where a rename would do nothing
     try:
@@ -115,7 +115,7 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
             if destination.is_dir() and not destination.is_symlink():
                 remove_checkpoint(destination)  # a rename cannot replace a folder
     except OSError as error:
-        raise CheckpointError(f"{destination}: could not be made to name {source}: {error}") from error
+        raise CheckpointError(f"{destination}: could not be linked to {source}: {error}") from error
 
 
 def remove_checkpoint(path: str | Path) -> None:

@@ -78,9 +78,9 @@ def _follow_rates(trainer: Trainer) -> None:
 
 def _warn(owner: object, name: str, kept: Any, configured: Any, where: str = "") -> None:
     rank_zero_warn(
-        f"{type(owner).__name__} goes on with the checkpoint's {name}={kept}{where}; {name}={configured}, as "
-        f"configured, would take a new run"
-        + (" or fit(..., override_optimizer=True)" if isinstance(owner, torch.optim.Optimizer) else "")
+        f"{type(owner).__name__} goes on with the checkpoint's {name}={kept}{where}; for the configured "
+        f"{name}={configured} begin a new run"
+        + (", or call fit(..., override_optimizer=True)" if isinstance(owner, torch.optim.Optimizer) else "")
     )
 
 

@@ -224,8 +224,8 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
         trainer.metrics.load_objects(parts[trainer.global_rank], loop.epoch_ended)
     elif any(part.get("objects") for part in parts):
         rank_zero_warn(
-            f"metric objects ({', '.join(parts[0]['objects'])}) begin anew within the epoch: their states on "
-            f"{len(parts)} ranks cannot be dealt out to {trainer.world_size}"
+            f"metric objects ({', '.join(parts[0]['objects'])}) forget what they have seen of this epoch: the states "
+            f"of {len(parts)} ranks cannot be divided among {trainer.world_size}"
         )
     if not loop.epoch_ended:
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up

@@ -114,7 +114,7 @@ def resolve(tree: dict, path: KeyPath, chain: tuple[KeyPath, ...] = ()) -> Any:
         raise InterpolationError(path, f"the interpolations go round in a cycle: {cycle}")
     result = _Reader(value, Position(tree, path, (*chain, path))).whole_text()
     if isinstance(result, Reference) and path[: len(result.path)] == result.path:
-        raise InterpolationError(path, f"{value!r} points at what it is itself inside of")
+        raise InterpolationError(path, f"{value!r} points at a mapping or list that contains it")
     return result
 
 
@@ -163,7 +163,7 @@ def split_reference(text: str) -> tuple[int, list[str]] | None:
 def _look_up(position: Position, dots: int, parts: list[str]) -> Any:
     """The resolved value of a reference; a scalar or a `Reference`."""
     if dots > len(position.path):
-        raise _KeyNotFound(f"has {dots} dots, but stands only {len(position.path)} levels deep")
+        raise _KeyNotFound(f"has {dots} dots, but its key is only {len(position.path)} levels deep")
     path: KeyPath = position.path[: len(position.path) - dots] if dots else ()
     for part in parts:
         value = resolve(position.tree, path, position.chain)
@@ -236,7 +236,7 @@ class _Reader:
     def _reference(self, head: str) -> Any:
         split = split_reference(head)
         if split is None:
-            raise self.position.error(f"{self.text!r} is no interpolation such as ${{a.b[0]}}")
+            raise self.position.error(f"{self.text!r} is not an interpolation such as ${{a.b[0]}}")
         try:
             return _look_up(self.position, *split)
         except _KeyNotFound as error:

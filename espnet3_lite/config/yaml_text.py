@@ -245,7 +245,7 @@ def parse_value(text: str, in_interpolation: bool = False) -> Any:
     (0.001, ['a', 2], None, '12:00:00')
 
     Raises:
-        MisconfigurationException: The text is no YAML value, or a mapping without a space after its colon.
+        MisconfigurationException: The text is not a YAML value, or a mapping without a space after its colon.
     """
     try:
         loader = (_ElementLoader if in_interpolation else _Loader)(text)  # both are SafeLoaders
@@ -255,7 +255,7 @@ def parse_value(text: str, in_interpolation: bool = False) -> Any:
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         problem = getattr(error, "problem", None) or error
-        raise MisconfigurationException(f"{text!r} is no YAML value: {problem}; quote it if it is text") from error
+        raise MisconfigurationException(f"{text!r} is not a YAML value: {problem}; quote it if it is text") from error
     if isinstance(value, dict) and any(item is None and ":" in str(key) for key, item in value.items()):
         raise MisconfigurationException(f"{text!r}: YAML wants a space after the colon, as in {{key: value}}")
     return value

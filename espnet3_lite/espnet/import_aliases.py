@@ -141,4 +141,4 @@ def _ours(module: str, name: str) -> Any:
     inner = f"{module}.{name}"  # as in ``import lightning as L; L.pytorch.callbacks.Timer``
     if any(f"{known}.".startswith(f"{inner}.") for known in _MODULES):
         return importlib.import_module(inner)
-    raise AttributeError(f"espnet3_lite has nothing that stands in for {inner!r}{nearest(name, everything.__all__)}")
+    raise AttributeError(f"espnet3_lite has no stand-in for {inner!r}{nearest(name, everything.__all__)}")

@@ -228,8 +228,8 @@ class TrainData:
             if state["ranks"] != strategy.world_size:
                 rank_zero_warn(
                     f"the checkpoint was written by {state['ranks']} processes, this run has {strategy.world_size}: a "
-                    f"loader without indices goes on after as many batches on each, so that what is left of this epoch "
-                    f"may repeat or lack samples"
+                    f"loader without indices skips the same number of batches on each, so the rest of this epoch may "
+                    f"repeat samples or miss some"
                 )
             return loader
         if state["position"] is None or (state["drawn"] == loader.is_drawn and state["seed"] == global_seed()):

@@ -77,7 +77,7 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
     count = int(length * limit)
     if count == 0 and limit > 0:
         raise MisconfigurationException(
-            f"{name}={limit} of {length} batches is none; give a larger fraction, at least {1 / length:.3g}"
+            f"{name}={limit} of {length} batches is less than one batch; give a fraction of at least {1 / length:.3g}"
         )
     return count
 

@@ -237,7 +237,7 @@ class FolderLogger(Logger):
             # What stands in a damaged file decides what reading it raises.
             except (OSError, ValueError, LookupError, csv.Error) as error:
                 rank_zero_warn(
-                    f"{self.log_dir} cannot be gone on with: {type(error).__name__}: {error}. The log goes on in a new "
+                    f"{self.log_dir} cannot be continued: {type(error).__name__}: {error}. The log goes on in a new "
                     "version"
                 )
                 self._version = self._next_version()

@@ -95,7 +95,7 @@ class CSVLogger(FolderLogger):
                 reason += f"{self.log_dir} cannot be written either: {second}. "
                 if self._experiment is None:
                     self._experiment = SilentExperiment()
-                    rank_zero_warn(f"{reason}This run has no such log")
+                    rank_zero_warn(f"{reason}This run writes no metrics.csv")
                 else:
                     self._version = version
                     rank_zero_warn(f"{reason}Rows are kept, and tried again at each save")

@@ -106,8 +106,7 @@ class WandbLogger(HostedLogger):
 
             if wandb.run is not None:
                 rank_zero_warn(
-                    "WandbLogger: a run of wandb is on already, and is logged to. For one of its own call "
-                    "`wandb.finish()` before"
+                    "WandbLogger logs to the wandb run that is active. Call `wandb.finish()` first for a new one"
                 )
                 self._experiment = wandb.run
             else:

@@ -51,8 +51,8 @@ def check_closures(trainer: Trainer, slots: Iterable[OptimizerSlot]) -> None:
         kind = type(slot.optimizer).__name__
         if slot.name is not None:
             raise MisconfigurationException(
-                f"optimizers.{slot.name}: {kind} evaluates its loss several times a step, which several optimizers "
-                f"with losses from one forward pass cannot do; take another optimizer"
+                f"optimizers.{slot.name}: {kind} evaluates its loss several times a step, which is impossible where "
+                f"several optimizers share one forward pass; take another optimizer"
             )
         if trainer.precision_plugin.scaler is not None:
             raise MisconfigurationException(
@@ -78,7 +78,9 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
     loss = work.losses[0][0] if work.losses else None
     calls, prepared, finite, kind = 0, False, True, type(slot.optimizer).__name__
     if work.verdict.skip and demands_closure(slot.optimizer):
-        rank_zero_warn(f"epoch {loop.epoch}, batch {work.index}: {kind} drops the window that a skipped batch closes")
+        rank_zero_warn(
+            f"epoch {loop.epoch}, batch {work.index}: {kind} takes no step for the window whose last batch is skipped"
+        )
         return False
 
     def closure() -> torch.Tensor | None:
@@ -88,7 +90,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
             accumulate = trainer.accumulate_grad_batches
             if trainer.plan.accumulates_by_weight:
                 raise MisconfigurationException(
-                    f"{kind} evaluates the loss several times a step, which goes without accumulate_by_weight"
+                    f"{kind} evaluates the loss several times a step, which accumulate_by_weight forbids; leave it out"
                 )
             if accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS):
                 raise MisconfigurationException(

@@ -291,4 +291,4 @@ def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], 
         where = f" of rank {rank}" if len(by_rank) > 1 else ""
         if batches:
             rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite, or a weight "
-                           f"that is not or is negative; they are left out of the means")  # fmt: skip
+                           f"that is negative or not finite; they are left out of the means")  # fmt: skip

@@ -96,7 +96,7 @@ def check_module(model: Any) -> LiteModule:
     """
     if hasattr(model, "_orig_mod"):
         rank_zero_warn(
-            "The module inside of torch.compile(module) is what runs, not compiled. Use Trainer(compile=...)"
+            "torch.compile(module) is ignored: the module inside of it runs, not compiled. Use Trainer(compile=...)"
         )
         model = model._orig_mod
     if not isinstance(model, LiteModule):

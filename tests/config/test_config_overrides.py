@@ -73,7 +73,7 @@ def test_values_are_read_as_yaml(text, value):
         ("a={c: 1}", "'a' has no key 'c'; to add a new key write +a.c=..."),
         ("n.x=3", "'n' is None; it holds no 'x'"),
         ("a.b.c=4", "'a.b' is 1; it holds no 'c'"),
-        ("n=[1", "'[1' is no YAML value: expected ',' or ']', but got '<stream end>'; quote it if it is text"),
+        ("n=[1", "'[1' is not a YAML value: expected ',' or ']', but got '<stream end>'; quote it if it is text"),
     ],
 )
 def test_messages(override, message):

@@ -11,9 +11,9 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 @pytest.fixture(autouse=True)
 def within_two_seconds():
-    begin = time.monotonic()
+    begin = time.process_time()  # of this process: a busy machine must not decide
     yield
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def aliases(levels, width=9, merge=False):
@@ -66,7 +66,7 @@ def test_deep_nesting(text):
 def test_a_number_of_too_many_digits():
     with pytest.raises(MisconfigurationException, match=r"a\.yaml: Exceeds the limit"):
         read_yaml("a: " + "1" * 10_000, "a.yaml")
-    with pytest.raises(MisconfigurationException, match="is no YAML value: Exceeds the limit"):
+    with pytest.raises(MisconfigurationException, match="is not a YAML value: Exceeds the limit"):
         parse_value("1" * 10_000)
 
 

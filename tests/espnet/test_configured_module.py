@@ -146,5 +146,5 @@ def test_a_plain_data_set_of_dicts_is_trained_in_espnets_contract(tmp_path):
 
 def test_what_is_no_data_set_is_refused(tmp_path):
     config = settings(tmp_path, dataset={"train": [{"data_src": "toy"}], "valid": None})
-    with pytest.raises(MisconfigurationException, match=r"dataset\.train: .*'toy'.* is no data set.*DataOrganizer"):
+    with pytest.raises(MisconfigurationException, match=r"dataset\.train: .*'toy'.* is not a data set.*DataOrganizer"):
         experiment.build(config)

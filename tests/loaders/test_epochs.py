@@ -35,7 +35,9 @@ def test_limits(length, limit, count):
 
 
 def test_a_fraction_that_leaves_nothing_says_which_would_do():
-    with pytest.raises(MisconfigurationException, match="limit_val_batches=0.1 of 4 batches is none.*at least 0.25"):
+    with pytest.raises(
+        MisconfigurationException, match="limit_val_batches=0.1 of 4 batches is less than one batch.*of at least 0.25"
+    ):
         limited(4, 0.1, "limit_val_batches")
     with pytest.raises(MisconfigurationException, match="limited by a number of batches only"):
         limited(math.inf, 0.5, "limit_train_batches")

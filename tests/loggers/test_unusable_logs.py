@@ -70,7 +70,7 @@ def a_folder(path):
 )
 def test_a_log_that_cannot_be_gone_on_with_is_left_for_a_new_version(tmp_path, spoil):
     spoil(half_trained(tmp_path))
-    with pytest.warns(UserWarning, match=r"version_0 cannot be gone on with: .* The log goes on in a new version"):
+    with pytest.warns(UserWarning, match=r"version_0 cannot be continued: .* The log goes on in a new version"):
         trainer = go_on(tmp_path)
     assert trainer.state.finished and trainer.global_step == 6
     assert steps(tmp_path / "lightning_logs/version_1/metrics.csv") == [3, 4, 5]
@@ -114,7 +114,7 @@ def test_the_file_becomes_a_folder_in_the_run(tmp_path):
 
 def test_nothing_can_be_written_anywhere(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="cannot be written either: .*This run has no such log"):
+    with pytest.warns(UserWarning, match="cannot be written either: .*This run writes no metrics.csv"):
         trainer = fit(tmp_path, logger=CSVLogger(tmp_path / "file", None), enable_checkpointing=False)
     assert trainer.state.finished and trainer.global_step == 6
 

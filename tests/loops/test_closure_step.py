@@ -65,7 +65,7 @@ def test_lbfgs_with_windows_adds_each_evaluation_to_them_as_lightning_does():
 
 def test_lbfgs_drops_a_window_that_a_skipped_batch_closes():
     module, hand = Line(lbfgs, bad=(1,)), Line(lbfgs)
-    with pytest.warns(UserWarning, match="batch 1: LBFGS drops the window"):
+    with pytest.warns(UserWarning, match="batch 1: LBFGS takes no step for the window"):
         trainer = fit(module, accumulate_grad_batches=2)
     assert trainer.global_step == 1
     optimizer = hand.configure_optimizers()

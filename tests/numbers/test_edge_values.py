@@ -423,22 +423,22 @@ def test_pruning_parameters_of_every_kind(weight, local, everywhere):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(pruning_fn="l1_unstructured", amount=NAN), "amount=nan is no share"),
-        (dict(pruning_fn="l1_unstructured", amount=1.5), "amount=1.5 is no share"),
-        (dict(pruning_fn="l1_unstructured", amount=-1), "amount=-1 is no share"),
+        (dict(pruning_fn="l1_unstructured", amount=NAN), "amount=nan; give a fraction"),
+        (dict(pruning_fn="l1_unstructured", amount=1.5), "amount=1.5; give a fraction"),
+        (dict(pruning_fn="l1_unstructured", amount=-1), "amount=-1; give a fraction"),
         (dict(pruning_fn="l1_unstructured", amount=True), "`amount` should be"),
         (dict(pruning_fn="l1_unstructured", amount=99), "amount=99: amount=99 should be smaller"),
         (dict(pruning_fn="l1_unstructured", amount=lambda epoch: NAN), "L1Unstructured, amount=nan: cannot convert"),
         (
             dict(pruning_fn="ln_structured", use_global_unstructured=False, pruning_dim=0, pruning_norm=2),
-            r"ln_structured with pruning_dim=0 takes .* 2 dim.* \['first.bias', 'second.bias'\] are not",
+            r"ln_structured with pruning_dim=0 needs .* 2 dim.* \['first.bias', 'second.bias'\] have fewer",
         ),
         (
             dict(
                 pruning_fn="random_structured", use_global_unstructured=False, pruning_dim=-3,
                 parameter_names=["weight"],
             ),
-            r"pruning_dim=-3 .* \['first.weight', 'second.weight'\] are not",
+            r"pruning_dim=-3 .* \['first.weight', 'second.weight'\] have fewer",
         ),
     ],
 )  # fmt: skip
@@ -448,7 +448,7 @@ def test_what_cannot_be_pruned_is_an_error_of_ours(arguments, message):
 
 
 def test_pruning_nothing_is_an_error():
-    with pytest.raises(MisconfigurationException, match="Logs has no part with a floating parameter of the names"):
+    with pytest.raises(MisconfigurationException, match="no module inside of Logs has a floating-point parameter"):
         trainer_of(ModelPruning("l1_unstructured"), max_epochs=1).fit(Logs([0]), [torch.ones(1)])
 
 

@@ -45,7 +45,7 @@ def data_sets(config: Mapping[str, Any]) -> Any:
     gives several test sets by name).
 
     Raises:
-        MisconfigurationException: what stands for a split is no data set.
+        MisconfigurationException: what is given for a split is not a data set.
 
     >>> data_sets({"dataset": {"train": {"_target_": "builtins.range", "_args_": [3]}}}).train
     range(0, 3)
@@ -60,7 +60,7 @@ def data_sets(config: Mapping[str, Any]) -> Any:
             is_set = hasattr(part, "__getitem__") or hasattr(part, "__iter__")
             if part is not None and (not is_set or isinstance(part, (Mapping, list, str))):
                 raise MisconfigurationException(
-                    f"dataset.{split}: {part!r} is no data set; give one by its `_target_`, or name an organizer of "
+                    f"dataset.{split}: {part!r} is not a data set; give one by its `_target_`, or name an organizer of "
                     f"such entries in `dataset._target_`: espnet3_lite.compat.DataOrganizer, with `_recursive_: false`"
                 )
     return SimpleNamespace(**given)
