@@ -242,6 +242,7 @@ class ModelPruning(Callback):
             for key, hook in list(part._forward_pre_hooks.items()):
                 if isinstance(hook, torch_prune.BasePruningMethod):
                     hook.remove(part)
+                    getattr(part, hook._tensor_name).data.add_(0.0)  # no -0.0, as in `_merged`
                     del part._forward_pre_hooks[key]
 
     def _run_pruning(self, epoch: int) -> None:
@@ -388,11 +389,11 @@ def _sparsity(module: nn.Module, name: str) -> tuple[int, int]:
 
 def _merged(state: dict[str, torch.Tensor], masked: bool) -> dict[str, torch.Tensor]:
     """A state dict with ``x`` in the place of ``x_orig`` and ``x_mask``: their product, or the values alone."""
-    merged = {}
+    merged = {}  # what is pruned is 0.0, not -0.0: that sign follows a value which a resumed run does not have
     for key, value in state.items():
         name, _, suffix = key.rpartition("_")
         if suffix == "orig" and f"{name}_mask" in state:
-            merged[name] = state[f"{name}_mask"].to(value.dtype) * value if masked else value
+            merged[name] = state[f"{name}_mask"].to(value.dtype) * value + 0.0 if masked else value
         elif not (suffix == "mask" and f"{name}_orig" in state):
             merged[key] = value
     return merged

@@ -155,6 +155,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, permanent, lottery):
         assert again.masks == record.masks[len(record.masks) - len(again.masks) :]
         assert all(torch.equal(a, b) for a, b in zip(products(resumed), products(whole), strict=True))
         assert list(resumed.state_dict()) == list(whole.state_dict())  # with masks, or permanently without
+        if permanent:  # signs of zeros too
+            assert [str(p.tolist()) for p in products(resumed)] == [str(p.tolist()) for p in products(whole)]
 
 
 def test_a_permanent_file_holds_products_and_loads_into_the_plain_model(tmp_path):
@@ -170,6 +172,8 @@ def test_a_permanent_file_holds_products_and_loads_into_the_plain_model(tmp_path
     loaded = weights(Plain.load_from_checkpoint(tmp_path / "one.ckpt"))
     product = save.state["net.0.weight_orig"] * save.state["net.0.weight_mask"]
     assert torch.equal(loaded["net.0.weight"], product)
+    # The sign of a zero follows a value that a run which goes on from the file does not have.
+    assert "-0.0" in str(product.tolist()) and "-0.0" not in str(loaded["net.0.weight"].tolist())
     assert int((loaded["net.0.weight"] == 0).sum()) + int((loaded["net.2.weight"] == 0).sum()) == 8
 
 

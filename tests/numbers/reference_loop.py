@@ -1,4 +1,4 @@
-"""What a fit computes, written out in plain torch: windows, weights, clipping, schedules, averages."""
+"""What a fit computes, written out in plain torch: number formats, windows, weights, clipping, schedules, averages."""
 
 import copy
 import math
@@ -19,6 +19,23 @@ SCHEDULES = {
     "steps": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
     "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
 }
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def autocast(precision):
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def clip(parameters, kind):
+    if kind == "norm":
+        torch.nn.utils.clip_grad_norm_(parameters, 0.3)
+    elif kind == "value":
+        torch.nn.utils.clip_grad_value_(parameters, 0.1)
+
+
+def finite(parameters):
+    return all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
 
 
 def train(model, batches, setting):
@@ -26,6 +43,7 @@ def train(model, batches, setting):
     optimizer = OPTIMIZERS[setting["optimizer"]](model.parameters())
     schedule = SCHEDULES[setting["schedule"]]
     schedule = schedule and schedule(optimizer)
+    scaler = torch.amp.GradScaler("cpu", enabled=setting["precision"] == "16-mixed")
     average, updates, means = copy.deepcopy(model), 0, []
     window, step = setting["window"], 0
     for _ in range(setting["epochs"]):
@@ -34,14 +52,15 @@ def train(model, batches, setting):
             if index % window == 0:
                 optimizer.zero_grad()
                 pending = 0.0
-            loss = model.loss(x, y)
+            with autocast(setting["precision"]):
+                loss = model.loss(x, y)
             if not math.isfinite(loss.item()):
                 share = None
             elif setting["by_weight"]:
-                (loss * len(x)).backward()
+                scaler.scale(loss * len(x)).backward()
                 share, pending = len(x), pending + len(x)
             else:
-                (loss / window).backward()
+                scaler.scale(loss / window).backward()
                 share = len(x)
             if share is not None:
                 total, weight = total + loss.item() * share, weight + share
@@ -51,11 +70,13 @@ def train(model, batches, setting):
             if setting["by_weight"]:
                 for p in model.parameters():
                     p.grad /= pending
-            if setting["clip"] == "norm":
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-            elif setting["clip"] == "value":
-                torch.nn.utils.clip_grad_value_(model.parameters(), 0.1)
-            optimizer.step()
+            scaler.unscale_(optimizer)
+            made = finite(model.parameters())
+            clip(model.parameters(), setting["clip"])
+            scaler.step(optimizer)
+            scaler.update()
+            if not made:
+                continue
             step += 1
             if schedule and setting["interval"] == "step":
                 schedule.step()
@@ -67,4 +88,52 @@ def train(model, batches, setting):
         if schedule and setting["interval"] == "epoch":
             schedule.step()
         means.append(total / weight)
-    return means, average if updates else model
+    return means, average if updates else model, scaler.get_scale(), step
+
+
+def train_named(model, batches, setting):
+    """Two named optimizers, each with its own window, clipping and schedule. Returns updates by name, and the scale."""
+    scaler = torch.amp.GradScaler("cpu", enabled=setting["precision"] == "16-mixed")
+    named = {}
+    for name, own in setting["named"].items():
+        parameters = list(getattr(model, name).parameters())
+        optimizer, schedule = OPTIMIZERS[own["optimizer"]](parameters), SCHEDULES[own["schedule"]]
+        named[name] = (own, parameters, optimizer, schedule and schedule(optimizer))
+    pending, updates, batches_that_stepped = dict.fromkeys(named, 0), dict.fromkeys(named, 0), 0
+    for epoch in range(setting["epochs"]):
+        for index, (x, y) in enumerate(batches):
+            turn = setting["turns"][(epoch * len(batches) + index) % len(setting["turns"])]
+            with autocast(setting["precision"]):
+                losses = model.losses(x, y, turn)
+            if not all(math.isfinite(loss.item()) for loss in losses.values()):
+                continue
+            for name, loss in losses.items():
+                own, parameters, optimizer, _ = named[name]
+                if not pending[name]:
+                    optimizer.zero_grad()
+                scaler.scale(loss / own["window"]).backward(inputs=parameters, retain_graph=True)
+                pending[name] += 1
+            full = [name for name in losses if pending[name] == named[name][0]["window"]]
+            stepped, before = False, scaler.get_scale()
+            for name in full:
+                own, parameters, optimizer, schedule = named[name]
+                scaler.unscale_(optimizer)
+                made = finite(parameters)
+                clip(parameters, own["clip"])
+                scaler.step(optimizer)
+                pending[name] = 0
+                if made:
+                    updates[name], stepped = updates[name] + 1, True
+                    if schedule and own["interval"] == "step":
+                        schedule.step()
+            batches_that_stepped += stepped
+            if full:
+                scaler.update()
+            for name in (other for other in named if pending[other]):  # they wait: a new scale is theirs too
+                for parameter in named[name][1]:
+                    if parameter.grad is not None:
+                        parameter.grad *= scaler.get_scale() / before
+        for own, _, _, schedule in named.values():
+            if schedule and own["interval"] == "epoch":
+                schedule.step()
+    return updates, scaler.get_scale(), batches_that_stepped
