@@ -87,7 +87,7 @@ class SaveBestModelCallback(TrainerCallback):
         trainer.print(
             f"Loading checkpoint with {self.watch_metric}: {self.best_metric} from epoch {self.best_metric_epoch}"
         )
-        trainer.strategy.finish_saving()
+        trainer.strategy.saver.finish()
         trainer.strategy.barrier()  # collective, all ranks end the run: rank zero has written the file
         state = checkpoint_io.load_checkpoint(self.save_path)["state_dict"]
         trainer.strategy.load_module_state_dict(trainer.lightning_module, state, strict=True)

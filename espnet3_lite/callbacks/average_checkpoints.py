@@ -59,12 +59,12 @@ class AverageCheckpointsCallback(Callback):
         """The run is over: not `on_train_end`, which a resumed run that has nothing left to train does not call."""
         trainer.strategy.barrier()  # all ranks: those that write parts of a checkpoint have done so
         if trainer.is_global_zero:
-            trainer.strategy.when_saved(self.average)
+            trainer.strategy.saver.when_saved(self.average)
 
     def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """Ctrl-C ends a run too; any other exception is a failure, and what is on disk is left as it is."""
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.is_global_zero:
-            trainer.strategy.when_saved(self.average)
+            trainer.strategy.saver.when_saved(self.average)
 
     def average(self) -> list[Path]:
         """Write one file for each criterion that has checkpoints; returns their paths."""

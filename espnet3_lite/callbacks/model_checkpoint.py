@@ -348,7 +348,7 @@ class ModelCheckpoint(CheckpointRanking):
         self._batches_at_save = trainer.fit_loop.batches_seen
         self._last_checkpoint_saved = filepath
         trainer.save_checkpoint(filepath, self.save_weights_only)  # collective: all ranks
-        trainer.strategy.when_saved(lambda: self._saved(trainer, filepath))
+        trainer.strategy.saver.when_saved(lambda: self._saved(trainer, filepath))
 
     def _saved(self, trainer: Trainer, filepath: str) -> None:
         """The file is on disk: loggers may send it."""

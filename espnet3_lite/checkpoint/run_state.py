@@ -207,7 +207,7 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_opti
     if trainer.precision_plugin.scaler is not None and "MixedPrecision" in checkpoint:
         scaler = trainer.precision_plugin.scaler
         scaler.load_state_dict(checkpoint["MixedPrecision"])
-        scaler.scale(torch.zeros((), device=trainer.strategy.device))  # it makes its state at the first use
+        scaler.scale(torch.zeros((), device=trainer.strategy.root_device))  # it makes its state at the first use
     ours = own_state(checkpoint)
     if "stage" in ours:
         _restore_ours(trainer, ours)
@@ -246,7 +246,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
 
 def _restore_gradients(trainer: Trainer, slot: Any, parts: list[dict[str, torch.Tensor]]) -> None:
     """Give each rank its own pending gradients again; all of them their mean where the number of ranks changed."""
-    slot.synchronized = len(parts) == 1 or len(parts) != trainer.world_size
+    slot.synchronized = len(parts) != trainer.world_size or trainer.strategy.synchronizes(slot)
     mine = parts if slot.synchronized else [parts[trainer.global_rank]]
     parameters = dict(trainer.lightning_module.named_parameters())
     for name in dict.fromkeys(name for part in mine for name in part):

@@ -1,6 +1,6 @@
-"""One small vector that all ranks add up: the form of the vote, and of what any other exchange begins with.
+"""One small table that all ranks add up: the form of the vote, and of what any other exchange begins with.
 
-Since every exchange of ours begins with a vector of this one form, which says where each rank stands, ranks that have
+Since every exchange of ours begins with a table of this one form, which says where each rank stands, ranks that have
 parted (one saves a checkpoint while the others train) meet in it, learn so, and raise instead of waiting for ever.
 Gradients alone travel without it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,11 +33,37 @@ class Place(Enum):
 
 
 _PLACES = tuple(Place)
-_FLAGS = 5
+
+
+class Says(NamedTuple):
+    """What one rank says in an exchange: its row of the `Ballot`, whose numbers come back as floats.
+
+    Attributes:
+        bad: A loss is not finite.
+        last: No batch follows.
+        signal: A signal arrived.
+        stop: Somebody wants to stop.
+        active: There is data.
+        optimizers: The bits of those that the model returned a loss for, the first one's lowest.
+        place: The number of its `Place`, which `Ballot.cast` fills in.
+        weight: In the mean over the ranks, a number or ``()``.
+    """
+
+    bad: float = False
+    last: float = False
+    signal: float = False
+    stop: float = False
+    active: float = False
+    optimizers: float = 0
+    place: float = 0
+    weight: float | torch.Tensor = 0.0
+
+
+NOTHING = Says()
 
 
 class Ballot:
-    """The vector that the ranks add up: five flags, a count for each optimizer, each rank's weight and `Place`.
+    """What the ranks add up: a table ``(ranks, numbers of Says)``, in which each rank fills in its own row.
 
     It is written in main memory, pinned where the ranks are on GPUs, and copied to the device without a wait; its sum
     is read once. Both buffers are reused in every batch.
@@ -45,60 +72,46 @@ class Ballot:
         device: This rank's.
         rank: This process's number.
         world_size: How many there are.
-        optimizers: How many have a count.
     """
 
-    def __init__(self, device: torch.device, rank: int, world_size: int, optimizers: int):
-        self.rank, self.world_size, self.optimizers = rank, world_size, optimizers
-        size = _FLAGS + optimizers + 2 * world_size
-        on_gpu = device.type == "cuda"
-        self._host = torch.zeros(size, dtype=torch.float64, pin_memory=on_gpu)
-        self._vector = torch.zeros_like(self._host, device=device) if on_gpu else self._host
+    def __init__(self, device: torch.device, rank: int, world_size: int):
+        self.rank, on_gpu = rank, device.type == "cuda"
+        self._host = torch.zeros(world_size, len(NOTHING), dtype=torch.float64, pin_memory=on_gpu)
+        self._table = torch.zeros_like(self._host, device=device) if on_gpu else self._host
         self._numbers = self._host.numpy()
 
-    def cast(
-        self,
-        place: Place,
-        flags: Sequence[float] = (),
-        counts: Sequence[bool] = (),
-        weight: float | torch.Tensor = 0.0,
-        bad: torch.Tensor | None = None,
-    ) -> list[float]:
-        """Add up what the ranks say. Collective, and a CPU-GPU sync point.
+    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[Says]:
+        """Exchange what the ranks say. Collective, and a CPU-GPU sync point.
 
         Args:
             place: Where this rank stands.
-            flags: Up to five numbers.
-            counts: One for each optimizer.
-            weight: This rank's.
-            bad: ``()``, on the device: taken for the first flag, without being read before.
+            says: What it says.
+            bad: ``()``, on the device: taken for ``says.bad``, without being read before.
 
         Returns:
-            The sums, without the places.
+            What each rank says.
 
         Raises:
             MisconfigurationException: on all ranks, where they stand at different places.
         """
-        first, numbers = _FLAGS + self.optimizers, self._numbers
-        numbers.fill(0.0)
-        numbers[: len(flags)] = flags
-        numbers[_FLAGS : _FLAGS + len(counts)] = counts
+        weight, number = says.weight, float(_PLACES.index(place))
         on_device = isinstance(weight, torch.Tensor) and weight.device.type != "cpu"
-        if not on_device:
-            numbers[first + self.rank] = weight
-        numbers[first + self.world_size + self.rank] = number = _PLACES.index(place)
-        if self._vector is not self._host:
-            self._vector.copy_(self._host, non_blocking=True)
+        self._numbers.fill(0.0)
+        self._numbers[self.rank, :-2] = says[:-2]
+        self._numbers[self.rank, -2] = number
+        self._numbers[self.rank, -1] = 0.0 if on_device else weight
+        if self._table is not self._host:
+            self._table.copy_(self._host, non_blocking=True)
         if on_device:
-            self._vector[first + self.rank] = weight
+            self._table[self.rank, -1] = weight
         if bad is not None:
-            self._vector[0] = bad
-        dist.all_reduce(self._vector)  # collective: all ranks, wherever they stand
-        found: list[float] = self._vector.tolist()
-        places = found[-self.world_size :]
-        if places.count(number) != self.world_size:
+            self._table[self.rank, 0] = bad
+        dist.all_reduce(self._table)  # collective: all ranks, wherever they stand
+        everyone = [Says(*row) for row in self._table.tolist()]
+        places = [said.place for said in everyone]
+        if places.count(number) != len(places):
             raise MisconfigurationException(_different_places(places))
-        return found[: -self.world_size]
+        return everyone
 
 
 def _different_places(places: Sequence[float]) -> str:

@@ -136,7 +136,7 @@ class DDPStrategy(SeveralProcesses):
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
         if trainer.slots.get(None) is None:
-            return [(torch.zeros((), device=self.device, requires_grad=True), slot) for slot in returned]
+            return [(torch.zeros((), device=self.root_device, requires_grad=True), slot) for slot in returned]
         if not returned:  # None from every rank's model; no step at all where nothing is optimized, or by hand
             return [(None, slot) for _, slot in steps]
         if self.find_unused_parameters:  # DDP has seen in the graph which gradients will come: they must

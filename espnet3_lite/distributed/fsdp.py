@@ -61,7 +61,7 @@ class FSDPStrategy(SeveralProcesses):
         Raises:
             MisconfigurationException: a parameter that cannot be sharded, or a torch that shards on GPUs alone.
         """
-        if self.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        if self.root_device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
             raise MisconfigurationException(
                 f"strategy='fsdp' on CPUs needs a newer torch than {torch.__version__} (2.13 does it); use 'ddp'"
             )
@@ -89,7 +89,7 @@ class FSDPStrategy(SeveralProcesses):
         gradients are reduced in float32.
         """
         policy = MixedPrecisionPolicy(mixed, torch.float32 if mixed else None, cast_forward_inputs=False)
-        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         by_itself = any(isinstance(part, FSDPModule) for part in module.modules())
         for unit in [*(() if by_itself else units(module)), module]:
             materialize(unit)
@@ -137,9 +137,6 @@ class FSDPStrategy(SeveralProcesses):
         """Always."""
         return True
 
-    def average_gradients(self, parameters: Any) -> None:
-        """They are averaged already."""
-
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def module_state_dict(self, module: torch.nn.Module) -> dict[str, Any]:
@@ -160,7 +157,7 @@ class FSDPStrategy(SeveralProcesses):
         if not Path(path).is_dir():
             return checkpoint_io.load_checkpoint(path)
         # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
-        found = self.gather_objects(sharded_reader.damage(path, self.rank, self.world_size))
+        found = self.gather_objects(sharded_reader.damage(path, self.global_rank, self.world_size))
         if damage := next(filter(None, found), None):
             raise CheckpointError(damage)
         return read_checkpoint(path, self._module)

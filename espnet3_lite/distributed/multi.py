@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from espnet3_lite.distributed.ballot import Ballot, Place
+from espnet3_lite.distributed.ballot import NOTHING, Ballot, Place, Says
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
 from espnet3_lite.distributed.group import OtherRankError, RankStore, is_lost_connection, is_timeout, join_process_group
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -44,12 +44,12 @@ class SeveralProcesses(Strategy):
     deals_out = True
     trainer: Trainer
     store: RankStore
+    _ballot: Ballot
 
     def __init__(self, timeout: timedelta | None = None):
         super().__init__()
         self._timeout = timeout
         self._watch: SigtermWatch | None = None
-        self._ballots: dict[int, Ballot] = {}
         self._statistics: list[torch.Tensor] = []  # SyncBatchNorm's buffers
         self._statistics_before: list[torch.Tensor] = []
 
@@ -58,7 +58,8 @@ class SeveralProcesses(Strategy):
         super().connect(device)
         self._timeout = self._timeout or timeout
         self.store = join_process_group(device, self._timeout)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.global_rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._ballot = Ballot(device, self.global_rank, self.world_size)
 
     @property
     def failed(self) -> bool:
@@ -71,7 +72,7 @@ class SeveralProcesses(Strategy):
         self.trainer = trainer
         self.store.begin_call()
         self._watch = SigtermWatch(
-            trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.rank} was {text}")
+            trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.global_rank} was {text}")
         )
         self._watch.start()
 
@@ -83,7 +84,7 @@ class SeveralProcesses(Strategy):
 
     def convert_batchnorm(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """``Trainer(sync_batchnorm=True)``: batch norm takes its statistics from all ranks' batches."""
-        if trainer.sync_batchnorm and self.device.type == "cpu":
+        if trainer.sync_batchnorm and self.root_device.type == "cpu":
             rank_zero_warn("sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm")
         elif trainer.sync_batchnorm:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch's
@@ -125,27 +126,16 @@ class SeveralProcesses(Strategy):
         self.saver.poll()
         return vote_together(self, trainer, steps, is_last)
 
-    def cast(
-        self,
-        place: Place,
-        flags: Sequence[float] = (),
-        counts: Sequence[bool] = (),
-        weight: float | torch.Tensor = 0.0,
-        bad: torch.Tensor | None = None,
-    ) -> list[float]:
+    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[Says]:
         """See `Ballot.cast`. Collective."""
-        trainer = getattr(self, "trainer", None)
-        optimizers = len(trainer.slots) if trainer is not None else 0
-        if optimizers not in self._ballots:
-            self._ballots[optimizers] = Ballot(self.device, self.rank, self.world_size, optimizers)
         self.store.await_writer()
         try:
-            return self._ballots[optimizers].cast(place, flags, counts, weight, bad)
+            return self._ballot.cast(place, says, bad)
         except RuntimeError as error:
             if not is_timeout(error):
                 raise
             raise OtherRankError(
-                f"rank {self.rank} {place.value}, and has waited for the other ranks for longer than "
+                f"rank {self.global_rank} {place.value}, and has waited for the other ranks for longer than "
                 f"Trainer(dist_timeout=...) allows ({self._timeout or 'torch.distributed default'})"
             ) from error
 
@@ -168,19 +158,15 @@ class SeveralProcesses(Strategy):
         closing = list(closing)
         for slot in self.trainer.slots.values():
             if slot in closing and not slot.synchronized:
-                self.average_gradients(slot.parameters)
+                average_gradients(slot.parameters)
                 slot.synchronized = True
-
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace gradients by their means over the ranks. Collective."""
-        average_gradients(parameters)
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""
         if shared or self.failed:
             return super().gather_gradients(own, shared)
         self.cast(Place.GRADIENTS)
-        parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        parts: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
         dist.gather_object({name: gradient.cpu() for name, gradient in own.items()}, parts)
         return parts or []
 
@@ -199,13 +185,13 @@ class SeveralProcesses(Strategy):
             if isinstance(error, OtherRankError) or not is_lost_connection(error):
                 raise
             raise OtherRankError(
-                f"rank {self.rank} saves a checkpoint (trainer.save_checkpoint), which all ranks must do together, and "
-                f"another rank has ended meanwhile. Call it on all ranks: rank 0 alone writes"
+                f"rank {self.global_rank} {Place.SAVE.value}, which all ranks must do together, and another rank has "
+                f"ended meanwhile. Call it on all ranks: rank 0 alone writes"
             ) from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Rank zero writes; the others go on, and wait for it before the next collective, however long it takes."""
-        if self.rank == 0:
+        if self.global_rank == 0:
             super().save_checkpoint(checkpoint, path)
         self.store.rank_zero_has_written()
 
@@ -216,7 +202,7 @@ class SeveralProcesses(Strategy):
     ) -> torch.Tensor:
         """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks. Collective."""
         operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(reduce_op, dist.ReduceOp.SUM)
-        value = torch.as_tensor(tensor).detach().clone().to(self.device)
+        value = torch.as_tensor(tensor).detach().clone().to(self.root_device)
         self.cast(Place.REDUCE)
         dist.all_reduce(value, op=operation, group=group)
         return value / dist.get_world_size(group) if reduce_op in ("mean", "avg") else value
@@ -226,7 +212,7 @@ class SeveralProcesses(Strategy):
     ) -> torch.Tensor:
         """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
         self.cast(Place.GATHER)
-        tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.device)
+        tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.root_device)
         return _AllGather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch's
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -252,7 +238,7 @@ class SeveralProcesses(Strategy):
 
     def any(self, flag: bool) -> bool:
         """True where it is true on any rank. Collective."""
-        return flag if self.failed else self.cast(Place.FLAG, flags=(flag,))[0] > 0
+        return flag if self.failed else any(said.stop for said in self.cast(Place.FLAG, Says(stop=flag)))
 
     def agreed_metric(self, name: str, value: Any) -> Any:
         """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.
@@ -325,9 +311,9 @@ class SeveralProcesses(Strategy):
         if self.failed:
             return exception
         own = "".join(traceback.format_exception(exception))
-        first = self.store.report_failure(f"rank {self.rank} ended by an exception:\n{own}")
-        if is_lost_connection(exception) and not first.startswith(f"rank {self.rank} "):
-            exception = OtherRankError(f"{first}\nRank {self.rank} ends with it.").with_traceback(
+        first = self.store.report_failure(f"rank {self.global_rank} ended by an exception:\n{own}")
+        if is_lost_connection(exception) and not first.startswith(f"rank {self.global_rank} "):
+            exception = OtherRankError(f"{first}\nRank {self.global_rank} ends with it.").with_traceback(
                 exception.__traceback__
             )
         if isinstance(exception, Exception):

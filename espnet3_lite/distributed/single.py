@@ -47,16 +47,19 @@ class Strategy:
     #: Ranks must run their batches equally often in evaluation too.
     equal_batches = False
     world_size = 1
-    rank = 0
+    #: This process's number over all machines.
+    global_rank = 0
     #: The module that trains: with DDP what DDP has wrapped it in; None before a call.
     model: torch.nn.Module | None = None
 
     def __init__(self, device: torch.device | None = None):
-        self.device = device or torch.device("cpu")
+        #: Where the module and the batches are.
+        self.root_device = device or torch.device("cpu")
+        #: Writes checkpoints; asked by those who wait for one to be on disk.
         self.saver: Saver = FileSaver()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(rank {self.rank} of {self.world_size}, {self.device})"
+        return f"{type(self).__name__}(rank {self.global_rank} of {self.world_size}, {self.root_device})"
 
     def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
         """Begin to work on this device, as the strategy of a trainer.
@@ -65,22 +68,12 @@ class Strategy:
             device: This process's own: the CPU, or the GPU of its local rank.
             timeout: How long a collective waits for the other ranks.
         """
-        self.device = device
-
-    @property
-    def root_device(self) -> torch.device:
-        """Where the module and the batches are."""
-        return self.device
+        self.root_device = device
 
     @property
     def is_global_zero(self) -> bool:
         """True on the process that writes and prints."""
-        return self.rank == 0
-
-    @property
-    def global_rank(self) -> int:
-        """This process's number over all machines."""
-        return self.rank
+        return self.global_rank == 0
 
     @property
     def local_rank(self) -> int:
@@ -96,7 +89,7 @@ class Strategy:
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """Put the module where it trains, before the optimizers are made."""
         self.model = module
-        module.to(self.device)
+        module.to(self.root_device)
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """After the optimizers are made: what the loop calls as the training step."""
@@ -118,9 +111,6 @@ class Strategy:
     def synchronizes(self, slot: OptimizerSlot) -> bool:
         """True when the backward pass that just ran left gradients that all ranks share."""
         return True
-
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace gradients by their means over the ranks."""
 
     def settle_gradients(self) -> None:
         """Before a hook that may look at gradients: none of them is on its way to other ranks."""
@@ -210,14 +200,6 @@ class Strategy:
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Write it, or begin to; all ranks call, rank zero writes."""
         self.saver.save(checkpoint, path)
-
-    def when_saved(self, action: Callable[[], object]) -> None:
-        """Do what needs the checkpoints handed over so far safely on disk; at once, unless they are still written."""
-        self.saver.when_saved(action)
-
-    def finish_saving(self) -> None:
-        """Wait for what is being written, and do what has waited for it. Raises what the writing raised."""
-        self.saver.finish()
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from espnet3_lite.distributed.ballot import Place
+from espnet3_lite.distributed.ballot import Place, Says
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -130,40 +130,37 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     sound: bool | torch.Tensor = True
     if losses and not trainer.detect_anomaly:
         sound = all_sound(list(losses.values()), read=False)
-    found = strategy.cast(
-        Place.BATCH,
-        flags=(
-            sound is False,
-            is_last or data.ended,
-            trainer.stopping.signals.received is not None,
-            trainer.should_stop,
-            active,
-        ),
-        counts=[slot.name in losses for slot in slots],
+    says = Says(
+        bad=sound is False,
+        last=is_last or data.ended,
+        signal=trainer.stopping.signals.received is not None,
+        stop=trainer.should_stop,
+        active=active,
+        optimizers=sum(1 << index for index, slot in enumerate(slots) if slot.name in losses),
         weight=1.0 if weight is None else weight,
-        bad=~sound if isinstance(sound, torch.Tensor) else None,
     )
-    bad_ranks, last, signal, stop, with_data, *rest = found
-    counts, weights = rest[: len(slots)], rest[len(slots) :]
-    if any(count not in (0.0, with_data) for count in counts):
+    everyone = strategy.cast(Place.BATCH, says, ~sound if isinstance(sound, torch.Tensor) else None)
+    with_data = [said for said in everyone if said.active]
+    trained = {int(said.optimizers) for said in with_data} or {0}
+    if len(trained) > 1:
         raise MisconfigurationException(_different_optimizers(strategy, losses))
+    returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
+    weights = [float(said.weight) for said in everyone]
     total = sum(weights)
-    returned = [slot for slot, count in zip(slots, counts, strict=True) if count]
     reason = ""
-    if bad_ranks:
+    if any(said.bad for said in everyone):
         reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
     elif not all(all_sound((), given) for given in weights):
         reason = f"the ranks' weights are {weights}"
-    elif with_data < strategy.world_size and strategy.put_back_shared_statistics():
-        without = strategy.world_size - int(with_data)
+    elif (without := len(everyone) - len(with_data)) and strategy.put_back_shared_statistics():
         reason = f"{without} of {strategy.world_size} ranks have no data left; SyncBatchNorm would count repetitions"
     return Verdict(
         skip=bool(reason),
         reason=reason,
-        last=True if last == strategy.world_size else None,
-        signal=signal > 0,
-        stop=stop > 0,
-        scale=weights[strategy.rank] * strategy.world_size / total if total else 0.0,
+        last=True if all(said.last for said in everyone) else None,
+        signal=any(said.signal for said in everyone),
+        stop=any(said.stop for said in everyone),
+        scale=weights[strategy.global_rank] * strategy.world_size / total if total else 0.0,
         instead=None if active else strategy.empty_steps(trainer, steps, returned),
         total=total,
     )

@@ -99,7 +99,8 @@ class SharedLoader(RankLoader):
         alone: bool = False,
     ):
         super().__init__(loader)
-        ranks, rank = (1, 0) if alone else (strategy.world_size, strategy.rank)
+        here = (strategy.world_size, strategy.global_rank)
+        ranks, rank = (1, 0) if alone else here
         self.order, own_step, split = how_dealt(loader)
         if _is_plain_shuffle(self.order) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
             self.order = EpochSampler(self.order.data_source, seed=seed)
@@ -111,7 +112,7 @@ class SharedLoader(RankLoader):
         self.sampler = ShareSampler(
             self.order, self.step_size, ranks, rank, split,
             drop_last=split == "samples" and getattr(loader.batch_sampler, "drop_last", False),
-            stand_ins=stand_ins, placed=bool(seeded), places=(strategy.world_size, strategy.rank) if alone else (1, 0),
+            stand_ins=stand_ins, placed=bool(seeded), places=here if alone else (1, 0),
             agree=strategy.broadcast if ranks > 1 and self.is_drawn else None,
         )  # fmt: skip
         self.length = length_of(self.sampler)

@@ -324,7 +324,7 @@ class Metrics:
         found = metric_objects(self.trainer.lightning_module)
         for place, saved in state.get("objects", {}).items():
             if place in found and not (epoch_ended and saved["logged"]):
-                restore(found[place], saved["state"], self.trainer.strategy.device)
+                restore(found[place], saved["state"], self.trainer.strategy.root_device)
 
     def published(self) -> dict[str, dict[str, Any]]:
         """What can be seen now, and how often each was set, by which schedulers know new from old; for `put_back`."""

@@ -144,7 +144,9 @@ def reduce_over_ranks(entries: dict[Key, LoggedValue], trainer: Trainer) -> None
             entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
             continue
         totals = torch.tensor([total for total, *_ in found], dtype=torch.float64)
-        entry.total = getattr(totals, entry.reduce if entry.reduce in ("min", "max") else "sum")().to(strategy.device)
+        entry.total = getattr(totals, entry.reduce if entry.reduce in ("min", "max") else "sum")().to(
+            strategy.root_device
+        )
         entry.weight = sum(weight for _, weight, *_ in found)
 
 

@@ -247,7 +247,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         strategy = self.trainer.strategy
 
         def gather(leaf: Any) -> Any:
-            leaf = torch.tensor(leaf, device=strategy.device) if isinstance(leaf, bool | int | float) else leaf
+            leaf = torch.tensor(leaf, device=strategy.root_device) if isinstance(leaf, bool | int | float) else leaf
             return strategy.all_gather(leaf, group, sync_grads) if isinstance(leaf, torch.Tensor) else leaf
 
         return tree_map(gather, data)

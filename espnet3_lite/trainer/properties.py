@@ -134,15 +134,17 @@ class TrainerProperties(Settings):
 
     # ---- which process ---------------------------------------------------------------------------------------------
 
-    is_global_zero = _Tells(lambda self: self.strategy.rank == 0, "True on the process that writes and prints.")
-    global_rank = _Tells(lambda self: self.strategy.rank, "This process's number over all machines.")
+    is_global_zero = _Tells(lambda self: self.strategy.global_rank == 0, "True on the process that writes and prints.")
+    global_rank = _Tells(lambda self: self.strategy.global_rank, "This process's number over all machines.")
     local_rank = _Tells(lambda self: local_rank(), "This process's number on its machine.")
     node_rank = _Tells(lambda self: node_rank(), "This process's machine, by its number.")
     world_size = _Tells(lambda self: self.strategy.world_size, "Processes that train together.")
     num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
-    device = _Tells(lambda self: self.strategy.device, "Where this process computes.")
+    device = _Tells(lambda self: self.strategy.root_device, "Where this process computes.")
     received_sigterm = _Tells(lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come.")
-    device_ids = _Tells(lambda self: [self.strategy.device.index or 0], "This process's GPU's number; [0] on a CPU.")
+    device_ids = _Tells(
+        lambda self: [self.strategy.root_device.index or 0], "This process's GPU's number; [0] on a CPU."
+    )
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:

@@ -343,7 +343,7 @@ class Trainer(TrainerProperties):
                 self.stopping.leave(error)
                 self.call("on_stop_training_error")
                 result = None if fitting else []
-            self.strategy.finish_saving()
+            self.strategy.saver.finish()
             if fitting:
                 self.call("on_fit_end")
             if self.datamodule is not None:

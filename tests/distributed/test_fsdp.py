@@ -36,7 +36,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def two(folder, alone):
     """Each rank's results of all cases."""
-    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", *LATE)
+    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", "fsdp_from_ddp", *LATE)
     assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
 
@@ -115,6 +115,12 @@ def test_one_process_goes_on_from_a_sharded_checkpoint(two, folder, alone, monke
 def test_sharded_ranks_go_on_from_a_plain_file(two, alone):
     assert two[0]["fsdp_from_a_file"]["parameters"] == two[1]["fsdp_from_a_file"]["parameters"]
     assert flat(two[0]["fsdp_from_a_file"]["parameters"]) == close(alone["parameters"])
+
+
+def test_sharded_ranks_go_on_from_what_ddp_ranks_left_in_an_open_window(two):
+    first, second = (result["fsdp_from_ddp"] for result in two)
+    assert first["resumed"]["parameters"] == second["resumed"]["parameters"]
+    assert flat(first["resumed"]["parameters"]) == close(first["whole"]["parameters"])
 
 
 def test_a_sharded_checkpoint_becomes_a_plain_one(two, folder):

@@ -62,6 +62,7 @@ def test_what_only_shows_may_differ(two):
         ("lr", "optimizer 0 (SGD), group 0, lr: 0.05 on rank 0, 0.5 on rank 1"),
         ("kind", "optimizer 0 (SGD), group 0, lr: 0.05 on rank 0, nothing on rank 1"),
         ("gamma", "scheduler 0 (StepLR), gamma: 0.9 on rank 0, 0.5 on rank 1"),
+        ("count", "optimizer 1 (SGD), group 0, lr: nothing on rank 0, 0.1 on rank 1"),
         ("width", "the model's more.weight: nothing on rank 0, (2, 2) torch.float64 trained on rank 1"),
         ("frozen", "the model's layer.bias: (1,) torch.float64 trained on rank 0, (1,) torch.float64 on rank 1"),
     ],

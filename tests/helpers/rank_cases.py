@@ -569,7 +569,7 @@ def fsdp_saving(in_background=False):
     def save(trainer, module, batch_idx):
         if (trainer.current_epoch, batch_idx) == (1, 1):
             trainer.save_checkpoint(folder)
-            trainer.strategy.when_saved(lambda: on_disk.append((folder / ".metadata").exists()))
+            trainer.strategy.saver.when_saved(lambda: on_disk.append((folder / ".metadata").exists()))
 
     whole_run = fit(Module(Model(), SINGLE), callbacks=[Note(save)], async_save=in_background, **settings)
     return {"whole": whole_run, "resumed": fsdp_resumed(in_background), "on_disk": on_disk}
@@ -594,6 +594,20 @@ def fsdp_from_a_file():
     module = Module(Model(), SINGLE)
     trainer.fit(module, loader_of(27, share(8)), ckpt_path=Path(FOLDER, "plain.ckpt"))
     return report(trainer, module)
+
+
+def fsdp_from_ddp():
+    """A plain file of two DDP ranks, saved within an accumulation window, whose gradients are still each rank's own."""
+    file, settings = Path(FOLDER, "ddp.ckpt"), {"accumulate_grad_batches": 3, "max_epochs": 3}
+
+    def save(trainer, module, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint(file)
+
+    whole_run = fit(Module(Model(), SINGLE), count=27, callbacks=[Note(save)], strategy="ddp", **settings)
+    trainer, module = trainer_of(strategy="fsdp", **settings), Module(Model(), SINGLE)
+    trainer.fit(module, loader_of(27, share(8)), ckpt_path=file)
+    return {"whole": whole_run, "resumed": report(trainer, module)}
 
 
 FOLDER = "."  # where cases write

@@ -66,8 +66,19 @@ class Optimized(Line):
         return [optimizer], [schedule]
 
 
+class ByHand(Line):
+    """Rank 1 has an optimizer more."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([parameter], lr=0.1) for parameter in list(self.parameters())[: 1 + RANK]]
+
+
 def modules():
-    return {name: error_of(lambda: fit(Optimized(name))) for name in ("lr", "kind", "gamma", "width", "frozen")}  # noqa: B023
+    names = ("lr", "kind", "gamma", "width", "frozen")
+    found = {name: error_of(lambda: fit(Optimized(name))) for name in names}  # noqa: B023
+    return {**found, "count": error_of(lambda: fit(ByHand()))}
 
 
 def calls():

@@ -37,7 +37,7 @@ class Rank(Strategy):
 
     def __init__(self, rank):
         super().__init__(torch.device("cpu"))
-        self.rank = rank
+        self.global_rank = rank
 
 
 ALONE = Strategy(torch.device("cpu"))
