@@ -161,17 +161,17 @@ def test_one_ranks_wish_to_stop_stops_both_after_the_next_batch(two):
 
 
 def test_one_small_collective_a_step_besides_the_gradients(two):
-    """Four batches: four votes, of five flags, a count for each optimizer, a weight and a place for each rank."""
+    """Four batches: four votes, of eight numbers for each rank, whatever the number of optimizers."""
     for result in two:
         counted = result["collectives"]
-        votes = [["all_reduce", 5 + 1 + 2 + 2]] * 4
+        votes = [["all_reduce", 8 * 2]] * 4
         assert counted["single"]["python"] == votes
         assert counted["single"]["gloo"] == [["gloo:all_reduce", 4 + 4]]  # DDP's one bucket each time
         # Once a run, after its first gradients, the ranks meet before DDP arranges its buckets.
         assert counted["accumulating"]["python"] == votes + votes[:1]
         assert dict(counted["accumulating"]["gloo"])["gloo:all_reduce"] == 5 + 1  # no gradients within the window
         # Three optimizers: the vote, then one bucket for each that steps, with a flag for each of its parameters.
-        named = [["all_reduce", 5 + 3 + 2 + 2], ["all_reduce", 9 + 2], ["all_reduce", 32 + 2]]
+        named = [["all_reduce", 8 * 2], ["all_reduce", 9 + 2], ["all_reduce", 32 + 2]]
         assert counted["named"]["python"] == named * 4
         assert counted["named"]["gloo"] == [["gloo:all_reduce", 12]]
 
