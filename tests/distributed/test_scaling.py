@@ -11,22 +11,22 @@ PARAMETERS, ROWS, COLUMNS = 2, 25, 40
 GRADIENTS = 4 * PARAMETERS * ROWS * COLUMNS
 
 
-def vote(ranks, optimizers):
-    """Bytes of the vote: five flags, a count for each optimizer, a weight and a place for each rank, in float64."""
-    return 8 * (5 + optimizers + 2 * ranks)
+def vote(ranks):
+    """Bytes of the vote: eight numbers for each rank, in float64."""
+    return 8 * 8 * ranks
 
 
 def expected(strategy, ranks):
     """By collective: how many a step, and the bytes that a rank puts in."""
     if strategy == "ddp":  # the vote, and one bucket
-        return {"all_reduce": [2, vote(ranks, 1) + GRADIENTS]}
+        return {"all_reduce": [2, vote(ranks) + GRADIENTS]}
     if strategy == "named":  # the vote, and for each optimizer a bucket, in which each parameter has a flag
-        return {"all_reduce": [3, vote(ranks, 2) + GRADIENTS + 4 * PARAMETERS]}
+        return {"all_reduce": [3, vote(ranks) + GRADIENTS + 4 * PARAMETERS]}
     part = 4 * PARAMETERS * math.ceil(ROWS / ranks) * COLUMNS  # whole rows; the last rank's are filled up
     return {
         "all_gather": [2, 2 * part],  # for the forward and for the backward pass
         "reduce_scatter": [1, ranks * part],
-        "all_reduce": [1, vote(ranks, 1)],
+        "all_reduce": [1, vote(ranks)],
     }
 
 
