@@ -1,27 +1,22 @@
 """What a trainer carries is moved; the model is not. (The meta device stands for a GPU.)"""
 
 import torch
+from line_model import Line
 from quiet import QUIET, quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Trainer
 from espnet3_lite.callbacks import MoveModulesToDeviceCallback
 
 
-class Module(LiteModule):
+class Module(Line):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(1, 1)
 
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
     def validation_step(self, batch, batch_idx):
         pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Distilling(Trainer):

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import line_model
 import pytest
 import torch
 from saving_lab import run_case
@@ -42,7 +43,7 @@ def test_does_what_lightning_does(name, tmp_path):
     assert run_case(LIBRARY, CASES[name]["case"], tmp_path) == expected_of(name)
 
 
-class Line(LiteModule):
+class Line(line_model.Line):
     """One weight; logs `valid/loss` from a series, one value a validation."""
 
     def __init__(self, series=(3.0, 1.0, 2.0)):
@@ -50,17 +51,11 @@ class Line(LiteModule):
         self.layer = torch.nn.Linear(1, 1)
         self.series, self.validations = series, 0
 
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
     def validation_step(self, batch, batch_idx):
         self.log("valid/loss", self.series[self.validations % len(self.series)])
 
     def on_validation_epoch_end(self):
         self.validations += 1
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(*callbacks, module=None, batches=2, ckpt_path=None, trainer_class=Trainer, **settings):

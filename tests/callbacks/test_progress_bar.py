@@ -2,20 +2,17 @@
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import MisconfigurationException, Trainer
 from espnet3_lite.callbacks import ProgressBar, ProgressBarBase
 from espnet3_lite.loggers import CSVLogger
 
 QUIET = {"enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
-class Module(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Module(Line):
     def training_step(self, batch, batch_idx):
         self.log("shown", float(batch_idx), prog_bar=True)
         self.log("hidden", 1.0)
@@ -25,9 +22,6 @@ class Module(LiteModule):
         self.layer(batch)
 
     test_step = predict_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def loader(count):

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from line_model import Line
 
-from espnet3_lite import LiteModule, Trainer
+from espnet3_lite import Trainer
 from espnet3_lite.callbacks import EarlyStopping, MetricsLogger, RichProgressBar, TQDMProgressBar
 from espnet3_lite.callbacks.metrics_logger import rate_names, screen_values
 from espnet3_lite.callbacks.screen import AboveBars, ScreenLines
@@ -29,20 +30,13 @@ class Terminal(io.StringIO):
         return True
 
 
-class Module(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Module(Line):
     def training_step(self, batch, batch_idx):
         self.log("train/loss", 0.5, prog_bar=True)
         return self.layer(batch).sum()
 
     def validation_step(self, batch, batch_idx):
         self.log("valid/loss", 0.25)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def line(columns, **values):

@@ -9,21 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import Callback, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint, TQDMProgressBar
 from espnet3_lite.callbacks import tqdm_progress as module_under_test
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
-class Module(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Module(Line):
     def training_step(self, batch, batch_idx):
         self.log("number", float(batch_idx), prog_bar=True)
         return self.layer(batch).sum()
@@ -35,9 +32,6 @@ class Module(LiteModule):
 
     def predict_step(self, batch, batch_idx, dataloader_idx=0):
         return self.layer(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Watcher(Callback):

@@ -1,5 +1,6 @@
 """What code written for Lightning reads from a trainer and its parts."""
 
+import line_model
 import pytest
 import torch
 from quiet import QUIET
@@ -40,17 +41,10 @@ def test_the_optimizer_behind_the_one_that_counts():
     assert type(first) is torch.optim.SGD and first is second is third is trainer.optimizers[0]
 
 
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Line(line_model.Line):
     def training_step(self, batch, batch_idx):
         self.log("loss_seen", 1.0)
         return self.layer(batch).sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def test_the_epoch_loop_counts_under_lightnings_names():

@@ -3,25 +3,18 @@
 import warnings
 from contextlib import contextmanager
 
+import line_model
 import pytest
 import torch
 from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule
 from espnet3_lite.distributed.rank import rank_zero_deprecation, rank_zero_warn
 
 
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Line(line_model.Line):
     def training_step(self, batch, batch_idx):
         rank_zero_warn("from the step")
         return self.layer(batch).sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @contextmanager

@@ -4,30 +4,24 @@ import csv
 import os
 import shutil
 
+import line_model
 import numpy
 import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.loggers import CSVLogger, TensorBoardLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:Checkpoint directory")
 
 
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Line(line_model.Line):
     def training_step(self, batch, batch_idx):
         self.log("loss_seen", float(self.trainer.global_step))
         return self.layer(batch).sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(folder, *callbacks, logger=None, **settings):

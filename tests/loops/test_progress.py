@@ -1,11 +1,12 @@
 """Where an epoch stands, as a checkpoint stores it, at each place where one can be saved."""
 
+import line_model
 import pytest
 import torch
 from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule
+from espnet3_lite import Callback
 from espnet3_lite.loops.progress import EpochStage, Progress
 
 #: Hook of the second epoch's last batch, or around it: stage, is_last_batch, batches_done, epoch.
@@ -21,19 +22,10 @@ STAGES = {
 }
 
 
-class Line(LiteModule):
+class Line(line_model.Line):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
-    def validation_step(self, batch, batch_idx):
-        self.layer(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Saves(Callback):

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import time
 
+import line_model
 import pytest
 import torch
 from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule
 from espnet3_lite.cli.commands import main
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
@@ -130,18 +130,11 @@ def test_a_folder_without_a_log_is_refused(tmp_path, capsys):
     assert ended.value.code == 2 and "there is no such folder" in capsys.readouterr().err
 
 
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
+class Line(line_model.Line):
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).mean()
         self.log("train/loss", loss)
         return loss
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(folder, epochs):

@@ -6,29 +6,20 @@ What a killed run wrote after the state from which it goes on is written again, 
 import os
 import signal
 
+import line_model
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
 
 
-class Line(LiteModule):
+class Line(line_model.Line):
     """Logs the values 3, 2, 1 and so on, one a validation."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
 
     def validation_step(self, batch, batch_idx):
         self.log("loss", 3.0 - self.trainer.fit_loop.batches_seen)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Stop(Callback):

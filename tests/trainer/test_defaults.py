@@ -2,24 +2,13 @@
 
 import pytest
 import torch
+from line_model import Line
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import Callback, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import ModelSummary, TQDMProgressBar
 from espnet3_lite.callbacks import Timer as OurTimer
 from espnet3_lite.loggers import CSVLogger, Logger
-
-
-class Line(LiteModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.layer(batch).sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Memory(Logger):
