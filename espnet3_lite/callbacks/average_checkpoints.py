@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.averaging import average_usable, kind_of
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.checkpoint.files import save_checkpoint
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class AverageCheckpointsCallback(Callback):
 
     Raises:
         KeyError: checkpoints with different keys.
-        CheckpointError: a checkpoint is damaged.
+        CheckpointError: there is no room for the average, say, at the end of a run that no signal ended.
 
     Example:
         >>> from espnet3_lite.callbacks import ModelCheckpoint
@@ -59,19 +61,27 @@ class AverageCheckpointsCallback(Callback):
         """The run is over: not `on_train_end`, which a resumed run that has nothing left to train does not call."""
         trainer.strategy.barrier()  # all ranks: those that write parts of a checkpoint have done so
         if trainer.is_global_zero:
-            trainer.strategy.saver.when_saved(self.average)
+            trainer.strategy.saver.when_saved(self._try_to_average if trainer.stopped_by_signal else self.average)
 
     def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
         """Ctrl-C ends a run too; any other exception is a failure, and what is on disk is left as it is."""
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.is_global_zero:
-            trainer.strategy.saver.when_saved(self.average)
+            trainer.strategy.saver.when_saved(self._try_to_average)
+
+    def _try_to_average(self) -> None:
+        """Where a signal ends the run: that is how it ends, also if there is no room for the average."""
+        try:
+            self.average()
+        except CheckpointError as error:
+            rank_zero_warn(str(error))
 
     def average(self) -> list[Path]:
         """Write one file for each criterion that has checkpoints; returns their paths."""
         written = []
         for callback in self.best_ckpt_callbacks:
             if callback.best_k_models and callback.monitor is not None:
-                path = average_best(callback.monitor, callback.mode, callback.best_k_models, self.output_dir)
+                with told_in_one_message(self.output_dir):
+                    path = average_best(callback.monitor, callback.mode, callback.best_k_models, self.output_dir)
                 written += [path] if path is not None else []
         return written
 
@@ -92,7 +102,7 @@ def average_best(
         is left out, with a warning: it is no reason to end a run as if it had failed.
 
     Raises:
-        CheckpointError: the average cannot be written.
+        CheckpointError, OSError: the average cannot be written.
     """
     paths = sorted(best_k_models, key=lambda path: float(best_k_models[path]), reverse=mode == "max")
     try:
@@ -112,3 +122,16 @@ def average_best(
         if stale.fullmatch(path.name) and path != output:
             path.unlink()
     return output
+
+
+@contextmanager
+def told_in_one_message(folder: str | os.PathLike) -> Iterator[None]:
+    """Every reason why there is no average in a folder is a `CheckpointError` that names it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError) as error:  # of different models: the file and the keys are named
+        raise CheckpointError(error.args[0]) from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no average can be written there: {error}") from error

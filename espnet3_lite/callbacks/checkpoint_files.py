@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
-from espnet3_lite.distributed.rank import rank_zero_info
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
 if TYPE_CHECKING:
@@ -241,7 +241,10 @@ class CheckpointFiles(Checkpoint):
         return path not in keep and self._own_folder.absolute() in path.parents
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        checkpoint_io.remove_checkpoint(filepath)
+        try:
+            checkpoint_io.remove_checkpoint(filepath)
+        except OSError as error:  # what is newer is safe: no reason to end a run
+            rank_zero_warn(f"ModelCheckpoint: {filepath} could not be removed: {error}")
 
 
 def newest_first(paths: Collection[Path]) -> list[Path]:

@@ -49,7 +49,10 @@ def locked(exp_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # a disk that became read-only: what ended the run is what must be seen
+            rank_zero_warn(f"{path}: could not be removed, and locks nothing any more: {error}")
         file.close()
         _held.discard(path)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.average_checkpoints import average_best
+from espnet3_lite.callbacks.average_checkpoints import average_best, told_in_one_message
 from espnet3_lite.callbacks.averaging import average_checkpoints, average_usable
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.checkpoint_files import newest_first
@@ -152,7 +151,7 @@ def average_run(exp_dir: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, one is damaged, or no average can be written there.
     """
-    with _told_in_one_message(exp_dir):
+    with told_in_one_message(exp_dir):
         written = [path for path in _average_run(exp_dir) if path is not None]
     if not written:
         raise CheckpointNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
@@ -200,18 +199,6 @@ def average_files(paths: Sequence[Path], output: Path) -> Path:
     for path in paths:
         if not path.exists():
             raise CheckpointNotFoundError(f"{path}: does not exist; nothing was averaged")
-    with _told_in_one_message(output.parent):
+    with told_in_one_message(output.parent):
         average_checkpoints(paths, output)
     return output
-
-
-@contextmanager
-def _told_in_one_message(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (KeyError, ValueError) as error:  # of different models: the file and the keys are named
-        raise CheckpointError(error.args[0]) from error
-    except OSError as error:
-        raise CheckpointError(f"{folder}: no average can be written there: {error}") from error

@@ -125,6 +125,42 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(kind, tmp_
     finish(folder, kind, undisturbed)
 
 
+def averages(folder):
+    return [path.name for path in (folder / "exp").glob("*.pth")]
+
+
+def test_a_disk_without_room_for_the_average_is_a_clear_error_and_the_same_command_makes_it(tmp_path, undisturbed):
+    folder = make_recipe(tmp_path / "recipe")
+    code, output = run(folder, *COMMANDS["one"], TOY_FULL_AT="end")
+    error = "exp/valid.loss.ave_2best.pth: the checkpoint could not be written: [Errno 28] No space left on device"
+    assert code == 1 and output.splitlines()[-1].endswith(error)
+    assert (status(folder)["status"], status(folder)["error"]) == ("interrupted", f"CheckpointError: {error}")
+    assert averages(folder) == [] and not list((folder / "exp").glob(".averaging.*"))
+    finish(folder, "one", undisturbed)
+    assert averages(folder) == ["valid.loss.ave_2best.pth"]
+
+
+def test_a_signal_ends_a_run_by_that_signal_also_without_room_for_the_average(tmp_path, undisturbed):
+    folder = make_recipe(tmp_path / "recipe")
+    code, output = run(folder, *COMMANDS["one"], TOY_FULL_AT="end", TOY_SIGNALS="TERM@12")
+    assert code == 128 + signal.SIGTERM
+    assert "ave_1best.pth: the checkpoint could not be written: [Errno 28] No space left on device" in output
+    assert (status(folder)["status"], status(folder)["signal"]) == ("interrupted", "SIGTERM")
+    finish(folder, "one", undisturbed)
+
+
+@pytest.mark.parametrize(
+    "place", [{"TOY_READ_ONLY_AT": "16"}, {"TOY_READ_ONLY_AT": "12", "TOY_SIGNALS": "TERM@12"}], ids=["run", "signal"]
+)
+def test_a_disk_that_becomes_read_only_is_a_clear_error(place, tmp_path, undisturbed):
+    folder = make_recipe(tmp_path / "recipe")
+    code, output = run(folder, *COMMANDS["one"], **place)
+    assert code == 1
+    assert "the checkpoint could not be written: [Errno 30] Read-only file system" in output.splitlines()[-1]
+    assert f"{folder / 'exp' / '.lock'}: could not be removed, and locks nothing any more" in output
+    finish(folder, "one", undisturbed)
+
+
 # ---- stopped -------------------------------------------------------------------------------------------------------
 
 

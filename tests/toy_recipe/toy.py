@@ -3,12 +3,15 @@
 What goes wrong in a run is said by environment variables, so that the command stays the same: see `Faults`.
 """
 
+import errno
 import os
 import random
 import resource
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,20 +94,37 @@ class Witness(Callback):
             file.write(f"{trainer.current_epoch} {batch_idx} {','.join(batch[0])} {float(batch[1]['x'].sum())!r}\n")
 
 
+def make_read_only(folder):
+    """What a file system does that became read-only. (A folder's mode would not do: root may write in any.)"""
+    folder, changes = Path(folder).resolve(), os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def refuse(event, arguments):
+        names = [name for name in arguments[:2] if isinstance(name, str | Path)]
+        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+        if event == "open":
+            writes, names = arguments[2] & changes, names[:1]
+        if writes and any(Path(name).absolute().is_relative_to(folder) for name in names):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(names[0]))
+
+    sys.addaudithook(refuse)
+
+
 class Faults(Callback):
     """What the environment says.
 
     ``TOY_KILL_AFTER``: SIGKILL so many seconds after training began. ``TOY_SIGNALS``: ``TERM@5`` sends SIGTERM to this
     very process at the 5th training batch of this run, ``INT,INT@5`` two signals. ``TOY_KILL_IN_SAVE``: SIGKILL in the
     midst of writing the n-th checkpoint. ``TOY_FULL_AT``: from the n-th batch on no file can grow beyond 12 kB, less
-    than a checkpoint takes. ``TOY_BATCH_SECONDS``: each batch takes so long.
+    than a checkpoint takes; ``end``: when all is trained and saved, the disk is full. ``TOY_BATCH_SECONDS``: each batch
+    takes so long. ``TOY_READ_ONLY_AT``: from the n-th batch on ``exp`` is on a file system that cannot be written.
     """
 
     def __init__(self):
         self.batches = self.saves = 0
         self.save = torch.save
-        names = ("TOY_KILL_AFTER", "TOY_SIGNALS", "TOY_KILL_IN_SAVE", "TOY_FULL_AT", "TOY_BATCH_SECONDS")
-        self.kill_after, self.signals, self.kill_in_save, self.full_at, self.seconds = map(os.environ.get, names)
+        names = ("KILL_AFTER", "SIGNALS", "KILL_IN_SAVE", "FULL_AT", "BATCH_SECONDS", "READ_ONLY_AT")
+        given = (os.environ.get(f"TOY_{name}") for name in names)
+        self.kill_after, self.signals, self.kill_in_save, self.full_at, self.seconds, self.read_only_at = given
         if self.kill_in_save:
             checkpoint_io.torch.save = self.faulty_save
 
@@ -117,12 +137,22 @@ class Faults(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches += 1
         time.sleep(float(self.seconds or 0))
-        if self.batches == int(self.full_at or -1):
+        if str(self.batches) == self.full_at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+        if str(self.batches) == self.read_only_at:
+            make_read_only("exp")
         names, _, when = (self.signals or "").partition("@")
         if when and self.batches == int(when):
             for name in names.split(","):
                 signal.raise_signal(getattr(signal, f"SIG{name}"))
+
+    def on_fit_end(self, trainer, pl_module):
+        if self.full_at == "end":
+            checkpoint_io.torch.save = self.no_room
+
+    def no_room(self, checkpoint, file):
+        file.write(b"the beginning")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def faulty_save(self, checkpoint, file):
         self.saves += 1
