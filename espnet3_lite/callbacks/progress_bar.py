@@ -30,7 +30,7 @@ class ProgressBar(Callback):
 
     _enabled = True
     _step_means: RunningMeans | None = None
-    _seen: dict[str, Any]
+    _seen: dict[str, int]
     _trainer: Trainer | None = None
     _current_eval_dataloader_idx: int | None = None
 
@@ -59,8 +59,9 @@ class ProgressBar(Callback):
         """Add the batch's step values to the means. The values stay on the device."""
         means = self._begin_means() if self._step_means is None else self._step_means
         for entry in trainer.metrics.training.values():
-            if entry.on_step and not entry.on_epoch and entry.last is not self._seen.get(entry.name):
-                self._seen[entry.name] = entry.last
+            steps_only = entry.on_step and not entry.on_epoch and entry.last is not None
+            if steps_only and entry.times != self._seen.get(entry.name):
+                self._seen[entry.name] = entry.times
                 means.add(entry.name, entry.last)
 
     # ---- on and off ------------------------------------------------------------------------------------------------

@@ -83,22 +83,28 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
         A bool. Without `read`, and where something is not on the CPU, a bool tensor ``()`` there, which is yet to be
         read.
     """
-    if weight is not None and not isinstance(weight, torch.Tensor):
-        if not 0.0 <= weight < math.inf:
+    elsewhere = []
+    for loss in losses:
+        if not loss.is_cpu:
+            elsewhere.append(loss)
+        elif not math.isfinite(loss.item()):
             return False
-        weight = None
-    numbers = losses if weight is None else [*losses, weight]
-    elsewhere = [number for number in numbers if not number.is_cpu]
-    if not elsewhere or (read and len(elsewhere) == 1):
-        found = [number.item() for number in numbers]
-    else:
-        # One read of several numbers costs less than to compare them there. MPS has no float64.
-        dtype = torch.float64 if any(number.dtype == torch.float64 for number in numbers) else torch.float32
-        stacked = torch.stack([n.detach().reshape(()).to(elsewhere[0].device, dtype) for n in numbers])
-        if not read:
-            return stacked.isfinite().all() & (stacked[len(losses) :] >= 0).all()
-        found = stacked.tolist()
-    return all(map(math.isfinite, found)) and (weight is None or found[-1] >= 0)
+    known = len(elsewhere)
+    if isinstance(weight, torch.Tensor) and not weight.is_cpu:
+        elsewhere.append(weight)
+    elif weight is not None and not 0.0 <= float(weight) < math.inf:
+        return False
+    if not elsewhere:
+        return True
+    if read and known == len(elsewhere) == 1:
+        return math.isfinite(elsewhere[0].item())
+    # One read of several numbers costs less than to compare them there. MPS has no float64.
+    dtype = torch.float64 if any(number.dtype == torch.float64 for number in elsewhere) else torch.float32
+    stacked = torch.stack([n.detach().reshape(()).to(elsewhere[0].device, dtype) for n in elsewhere])
+    if not read:
+        return stacked.isfinite().all() & (stacked[known:] >= 0).all()
+    found = stacked.tolist()
+    return all(map(math.isfinite, found)) and all(given >= 0 for given in found[known:])
 
 
 def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:

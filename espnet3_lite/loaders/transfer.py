@@ -61,14 +61,20 @@ def batch_size_of(batch: Any) -> int:
     >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
     2
     """
-    if isinstance(batch, torch.Tensor):
-        return batch.size(0) if batch.dim() else 1
-    if isinstance(batch, PackedSequence):
-        return int(batch.batch_sizes[0])
-    for value in _take_apart(batch)[0]:
-        if next(tensors_in(value), None) is not None:
-            return batch_size_of(value)
-    return 1
+    size = _first_size(batch)
+    return 1 if size is None else size
+
+
+def _first_size(data: Any) -> int | None:
+    """The same, or None without a tensor."""
+    if isinstance(data, torch.Tensor):
+        return data.shape[0] if data.dim() else 1
+    if isinstance(data, PackedSequence):
+        return int(data.batch_sizes[0])
+    for value in _take_apart(data)[0]:
+        if (size := _first_size(value)) is not None:
+            return size
+    return None
 
 
 def loss_of(output: Any, otherwise: Any = None) -> Any:

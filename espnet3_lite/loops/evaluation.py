@@ -183,9 +183,8 @@ class EvaluationLoop:
             if losses := _losses_of(output):
                 flag = all_sound(losses, batch_weight(trainer), read=False)
                 if flag is not True:  # a tensor on a device is not read before the loader's end
-                    flag = torch.as_tensor(flag, device=losses[0].device)
                     metrics.mask_batch(flag)
-                    finite.append((batch_idx, flag))
+                    finite.append((batch_idx, torch.as_tensor(flag, device=losses[0].device)))
             self.batches_done += 1
             if hooks[end]:
                 call(end, output, *place)
@@ -278,8 +277,9 @@ def _losses_of(output: Any) -> list[torch.Tensor]:
         if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
             return [step.loss for step in steps]
         output = loss_of(output)
-    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
-    return [output] if is_loss else []
+        if not isinstance(output, torch.Tensor):
+            return []
+    return [output] if output.numel() == 1 and output.is_floating_point() else []
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:

@@ -14,14 +14,16 @@ import torch
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics.logged_value import (
+    STARTS,
     Key,
     LogArguments,
     LoggedValue,
+    Number,
     as_number,
     check_weight,
     comparable,
-    neutral,
     reduce_over_ranks,
+    wide,
 )  # fmt: skip
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
@@ -65,26 +67,28 @@ class Metrics:
     # ---- taking values ---------------------------------------------------------------------------------------------
 
     def log(
-        self, name: str, value: Any, arguments: LogArguments, batch_size: int | float | torch.Tensor | None = None
+        self, name: str, value: Any, given: tuple[Any, ...], batch_size: int | float | torch.Tensor | None = None
     ) -> None:
-        """See `LiteModule.log`."""
+        """See `LiteModule.log`; `given` are the `LogArguments`, in their order."""
         key = (self.hook or "", name, self.dataloader_idx)
         entry = self.active.get(key)
         if entry is None:
-            entry = self.active[key] = self._new_entry(name, arguments)
-        elif entry.arguments != arguments:
-            if comparable(name, entry.arguments) != comparable(name, arguments):
+            entry = self.active[key] = self._new_entry(name, LogArguments(*given))
+        elif entry.arguments != given:
+            changed = LogArguments(*given)
+            if comparable(name, entry.arguments) != comparable(name, changed):
                 raise MisconfigurationException(
                     f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
-                    f"{entry.arguments} and {arguments}"
+                    f"{entry.arguments} and {changed}"
                 )
-            entry.arguments = arguments
+            entry.arguments = changed
+        arguments = entry.arguments
         if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return
         if is_metric_object(value):
             entry.take_metric(value)
             return
-        tensor = as_number(name, value, arguments.enable_graph, own=entry.on_step)
+        number, dtype = as_number(name, value, arguments.enable_graph, own=entry.on_step)
         if batch_size is not None:
             module = self.trainer.lightning_module
             if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
@@ -93,9 +97,9 @@ class Metrics:
             batch_size = self.batch_size
         if arguments.sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
-            tensor = self.trainer.strategy.reduce(tensor, reduce_op=entry.reduce)
-        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh))
-        entry.update(tensor, 1 if batch_size is None else batch_size)
+            number = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
+        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh, entry.times))
+        entry.update(number, 1 if batch_size is None else batch_size, dtype)
 
     def _new_entry(self, name: str, arguments: LogArguments) -> LoggedValue:
         if self.hook not in LOG_DEFAULTS:
@@ -145,8 +149,8 @@ class Metrics:
         """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
         self.batch = batch
         self._batch_size: int | None = None
-        #: The values that the batch in work has changed, as they were: last, total, weight, fresh.
-        self._touched: list[tuple[LoggedValue, torch.Tensor | None, torch.Tensor | None, Any, bool]] = []
+        #: The values that the batch in work has changed, as they were: last, total, weight, fresh, times.
+        self._touched: list[tuple[LoggedValue, Number | None, Number | None, Any, bool, int]] = []
 
     def mark(self) -> int:
         """Now, for `discard_since`."""
@@ -154,21 +158,23 @@ class Metrics:
 
     def discard_since(self, mark: int = 0) -> None:
         """Take back what was logged for the batch in work, all of it or what came after a mark: it was skipped."""
-        for entry, last, total, weight, fresh in reversed(self._touched[mark:]):
-            entry.last, entry.total, entry.weight, entry.fresh = last, total, weight, fresh
+        for entry, *before in reversed(self._touched[mark:]):
+            entry.last, entry.total, entry.weight, entry.fresh, entry.times = before
         del self._touched[mark:]
 
-    def mask_batch(self, finite: torch.Tensor) -> None:
-        """Leave the batch in work out of the means unless `finite`, ``()`` bool, is true; nothing is read here.
+    def mask_batch(self, finite: bool | torch.Tensor) -> None:
+        """Leave the batch in work out of the means unless `finite`; a tensor, ``()`` bool, is not read here.
 
         Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
         """
-        for entry, _, total, weight, _ in self._touched:
+        finite = torch.as_tensor(finite)
+        finite = finite.cpu() if finite.is_mps else finite  # as `wide` does
+        for entry, _, total, weight, *_ in self._touched:
             if entry.total is not None and entry.on_epoch:
-                before = neutral(entry.reduce, entry.total.device) if total is None else total
-                entry.total = torch.where(finite.to(entry.total.device), entry.total, before)
+                before = STARTS[entry.reduce] if total is None else total
+                entry.total = torch.where(finite, wide(entry.total), wide(before))
                 if entry.reduce == "mean":
-                    entry.weight = torch.where(finite, torch.as_tensor(entry.weight, device=finite.device), weight)
+                    entry.weight = torch.where(finite, torch.as_tensor(entry.weight), torch.as_tensor(weight))
 
     @property
     def batch_size(self) -> int:
@@ -183,7 +189,7 @@ class Metrics:
         """What the loggers get for this training step or evaluation batch: each name's last value of the epoch."""
         loader = self.dataloader_idx
         return {
-            entry.step_name: entry.last
+            entry.step_name: entry.as_tensor(entry.last)
             for (_, _, index), entry in self.active.items()
             if entry.last is not None and entry.on_step and entry.arguments.logger and index == loader
         }
@@ -284,7 +290,8 @@ class Metrics:
                 continue
             if entry.on_step and entry.last is not None:
                 entry.fresh = False
-                self._set(entry, entry.step_name, entry.last, decides=training)  # one batch of an evaluation does not
+                # One batch of an evaluation decides nothing.
+                self._set(entry, entry.step_name, entry.as_tensor(entry.last), decides=training)
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged
@@ -302,7 +309,8 @@ class Metrics:
         places = {id(metric): place for place, metric in metric_objects(self.trainer.lightning_module).items()}
         epoch = [
             {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
-             "on_epoch": e.on_epoch, "last": e.last, "total": e.total, "weight": e.weight,
+             "on_epoch": e.on_epoch, "last": None if e.last is None else e.as_tensor(e.last),
+             "total": None if e.total is None else wide(e.total), "weight": e.weight,
              "metric": places.get(id(e.metric))}
             for key, e in sorted(self.training.items(), key=lambda item: str(item[0]))
             if e.metric is None or (e.weight and id(e.metric) in places)
@@ -348,7 +356,8 @@ class Metrics:
                 entry.fresh = False
             entry.last = saved["last"]
             if saved["total"] is not None:
-                entry.total = saved["total"] if entry.total is None else entry.combined(entry.total, saved["total"])
+                total = float(saved["total"])
+                entry.total = total if entry.total is None else entry.combined(entry.total, total)
                 entry.weight = entry.weight + saved["weight"]
 
 

@@ -24,6 +24,13 @@ _REDUCTIONS = ("mean", "sum", "min", "max")
 #: What tells one logged value from another: the hook, the name, the loader's index.
 Key: TypeAlias = tuple[str, str, int | None]
 
+#: A value as it is kept: a tensor ``()`` on another device than the CPU, which is not read, or one with a graph; else
+#: a plain number, which costs a twentieth to take and to add up.
+Number: TypeAlias = float | torch.Tensor
+
+#: What a sum, minimum or maximum begins with.
+STARTS = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
+
 
 class LogArguments(NamedTuple):
     """What `log` was called with, but name, value and weight; see `LiteModule.log`."""
@@ -53,8 +60,10 @@ class LoggedValue:
         self.step_name = f"{name}_step{suffix}" if forked else self.name
         self.epoch_name = f"{name}_epoch{suffix}" if forked else self.name
         self.metric: Any = None
-        #: A mean's: that of the values, at least the default one.
+        #: That of the last value.
         self.dtype = torch.get_default_dtype()
+        #: How often it was logged: tells whether it was logged anew.
+        self.times = 0
         self.reset()
 
     def reset(self) -> None:
@@ -65,41 +74,61 @@ class LoggedValue:
 
     def begin_anew(self) -> None:
         """Its value was published. What an object has computed can still be looked at."""
-        self.last: torch.Tensor | None = None
-        self.total: torch.Tensor | None = None
+        self.last: Number | None = None
+        self.total: Number | None = None
         self.weight: Any = 0
         self.fresh = False  # `last` has not been published yet
 
-    def update(self, value: torch.Tensor, weight: int | float | torch.Tensor) -> None:
-        """Take one batch's value, ``()``, with its weight in a mean, a number or ``()``; 0: it has no say there."""
-        self.fresh = True
+    def update(self, value: Number, weight: Number, dtype: torch.dtype) -> None:
+        """Take one batch's value with its weight in a mean; 0: it has no say there.
+
+        Args:
+            value: See `as_number`.
+            weight: A number, or a tensor ``()``.
+            dtype: The value's.
+        """
+        self.fresh, self.dtype, self.times = True, dtype, self.times + 1
         if self.on_step:
             self.last = value
         if not self.on_epoch:
             return
-        if value.dtype != self.dtype:
-            self.dtype = torch.promote_types(torch.get_default_dtype(), value.dtype)
-        value = value.cpu() if value.is_mps else value
-        total = neutral(self.reduce, value.device) if self.total is None else self.total
+        total = STARTS[self.reduce] if self.total is None else self.total
+        if isinstance(value, torch.Tensor):
+            value = value.cpu() if value.is_mps else value
+            if not isinstance(total, torch.Tensor):
+                total = torch.full((), total, dtype=torch.float64, device=value.device)
         if self.reduce != "mean":
             self.total = self.combined(total, value)
         elif isinstance(weight, torch.Tensor) and not weight.is_cpu:  # it is not read
             weight = wide(weight.detach()).reshape(())
-            self.total = total + torch.where(weight.to(value.device) == 0, 0.0, wide(value) * weight)
+            self.total = total + torch.where(weight == 0, 0.0, wide(value) * weight)
         else:
             weight = weight.item() if isinstance(weight, torch.Tensor) else weight
-            # One call, and in float64: `total` is.
-            self.total = torch.add(total, value, alpha=float(weight)) if weight else total
+            if not weight:
+                self.total = total
+            elif isinstance(value, torch.Tensor) and isinstance(total, torch.Tensor):  # in float64, which `total` is
+                self.total = torch.add(total, value, alpha=float(weight))
+            else:
+                self.total = total + value * weight
         self.weight = self.weight + weight
 
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
         self.fresh, self.metric, self.last = True, metric, getattr(metric, "_forward_cache", None)
-        self.weight = 1  # it has a value until it is reset
+        self.weight, self.times = 1, self.times + 1  # it has a value until it is reset
 
-    def combined(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Two sums (minima, maxima) as one, ``()``."""
-        return first + second if self.reduce in ("mean", "sum") else getattr(torch, f"{self.reduce}imum")(first, second)
+    def combined(self, first: Number, second: Number) -> Number:
+        """Two sums (minima, maxima) as one."""
+        if self.reduce in ("mean", "sum"):
+            return first + second
+        smaller_or_larger = getattr(torch, f"{self.reduce}imum")  # unlike Python's, they keep a NaN
+        return smaller_or_larger(wide(first), wide(second))
+
+    def as_tensor(self, number: Number) -> torch.Tensor:
+        """A value as users get it, ``()``."""
+        if isinstance(number, torch.Tensor):
+            return number
+        return torch.scalar_tensor(number, dtype=self.dtype)  # `torch.tensor` takes three times as long
 
     def epoch_value(self) -> torch.Tensor | None:
         """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the logged values' dtype."""
@@ -107,8 +136,8 @@ class LoggedValue:
             return one_number(self.name, self.metric, self.metric.compute()) if self.weight else None
         if self.total is None:
             return None
-        value = self.total / self.weight if self.reduce == "mean" else self.total
-        return value.to(self.dtype)
+        value = wide(self.total) / self.weight if self.reduce == "mean" else wide(self.total)
+        return value.to(torch.promote_types(torch.get_default_dtype(), self.dtype))
 
 
 def reduce_over_ranks(entries: dict[Key, LoggedValue], trainer: Trainer) -> None:
@@ -165,36 +194,44 @@ def one_number(name: str, metric: Any, value: Any) -> Any:
     raise ValueError(f"`self.log({name!r}, ...)`: {type(metric).__name__}.compute() gave {found}")
 
 
-def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> torch.Tensor:
-    """A logged value as a tensor, ``()``. `own`: what the user does with theirs afterwards changes nothing in it.
+def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tuple[Number, torch.dtype]:
+    """A logged value as it is kept, and its dtype.
 
     Integers become float64, which holds them to the last digit (up to 2**53); halves become float32.
+
+    Args:
+        name: For messages.
+        value: A number, or a tensor with one element.
+        enable_graph: Keep its graph.
+        own: What the user does with theirs afterwards changes nothing in it.
 
     Raises:
         ValueError: it is not one real number.
     """
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
+    if not isinstance(value, torch.Tensor):
+        if not isinstance(value, (bool, int, float)) and not hasattr(value, "__float__"):
             raise ValueError(
-                f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
-                f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+                f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
+                f"log a number or a tensor with a single element"
             )
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return float(value), torch.float64 if whole else torch.get_default_dtype()
+    if value.numel() != 1:
+        raise ValueError(
+            f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
+            f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+        )
+    dtype = value.dtype
+    if dtype not in (torch.float32, torch.float64):
         if value.is_complex():
             raise ValueError(f"`self.log({name!r}, {value!r})`: log a real number, such as its abs(), real or imag")
+        whole = not value.is_floating_point() and dtype != torch.bool and not value.is_mps
+        dtype = torch.float64 if whole else torch.get_default_dtype()
+    if enable_graph or not value.is_cpu:
         if not enable_graph:
             value = value.detach().clone() if own else value.detach()
-        value = value.reshape(()) if value.dim() else value
-        if value.dtype in (torch.float32, torch.float64):
-            return value
-        whole = not value.is_floating_point() and value.dtype != torch.bool and value.device.type != "mps"
-        return value.to(torch.float64 if whole else torch.get_default_dtype())
-    if isinstance(value, (bool, int, float)) or hasattr(value, "__float__"):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return torch.tensor(float(value), dtype=torch.float64 if whole else torch.get_default_dtype())
-    raise ValueError(
-        f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
-        f"log a number or a tensor with a single element"
-    )
+        return (value.reshape(()) if value.dim() else value).to(dtype), dtype
+    return float(value.item()), dtype
 
 
 def check_weight(name: str, weight: Any) -> None:
@@ -213,13 +250,15 @@ def check_weight(name: str, weight: Any) -> None:
         )
 
 
-def wide(tensor: torch.Tensor) -> torch.Tensor:
+def wide(number: Number) -> torch.Tensor:
     """A number in the type in which it is summed: float64 or int64; on the CPU where the device knows no float64.
 
     A mean over a million batches stays right in its last shown digit, and a count in a narrow type does not overflow.
     """
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
-    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
+    if not isinstance(number, torch.Tensor):
+        return torch.tensor(number, dtype=torch.float64)
+    number = number.cpu() if number.is_mps else number
+    return number.to(torch.float64 if number.is_floating_point() else torch.int64)
 
 
 def _reduction(name: str, reduce: str | Callable[..., Any]) -> str:
@@ -236,9 +275,3 @@ def _reduction(name: str, reduce: str | Callable[..., Any]) -> str:
 def comparable(name: str, arguments: LogArguments) -> list[Any]:
     """Arguments of `log` as plain values: ``reduce_fx=torch.mean`` and ``"mean"`` are the same."""
     return list(arguments._replace(reduce_fx=_reduction(name, arguments.reduce_fx)))
-
-
-def neutral(reduce: str, device: torch.device) -> torch.Tensor:
-    """What a sum, minimum or maximum begins with, ``()`` float64."""
-    start = {"min": math.inf, "max": -math.inf}.get(reduce, 0.0)
-    return torch.full((), start, dtype=torch.float64, device=device)

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.metrics.logged_value import LogArguments
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
@@ -157,7 +156,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         if trainer is None:  # no error, as in Lightning: a step may be tried out without a trainer
             rank_zero_warn(f"{type(self).__name__}.log({name!r}, ...) did nothing: no trainer runs this module")
             return
-        arguments = LogArguments(
+        arguments = (
             prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
             add_dataloader_idx, rank_zero_only,
         )  # fmt: skip
