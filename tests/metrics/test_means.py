@@ -116,7 +116,7 @@ def test_ranks_are_reduced_alike_in_any_order(how, expected, nan_at):
     key = ("training_step", "x", None)
     arguments = LogArguments(False, True, False, True, how, False, False, True, False)
     parts = [{key: (total, 1 + rank % 2, arguments, False, None)} for rank, total in enumerate(totals)]
-    strategy = SimpleNamespace(gather_objects=lambda mine: parts, device=torch.device("cpu"))
+    strategy = SimpleNamespace(gather_objects=lambda mine: parts, root_device=torch.device("cpu"))
     entries = {key: LoggedValue("x", "training_step", arguments, False, True)}
     metrics = SimpleNamespace(loader_suffix="")
     reduce_over_ranks(entries, SimpleNamespace(strategy=strategy, lightning_module=None, metrics=metrics))
