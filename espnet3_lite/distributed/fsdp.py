@@ -103,13 +103,18 @@ class FSDPStrategy(SeveralProcesses):
         Raises:
             MisconfigurationException: several optimizers, one that steps by closure, or steps by hand.
         """
-        _refuse_what_needs_whole_gradients(trainer)
-        if len(trainer.slots) > 1:
-            raise MisconfigurationException(
-                f"strategy='fsdp' trains one optimizer, this run has {len(trainer.slots)} "
-                f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would "
-                f"leave no gradients on them. Use strategy='ddp'"
-            )
+        by_closure = any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers)
+        for unfit, why in (
+            (not trainer.automatic_optimization, "does not train with automatic_optimization=False: the steps that a "
+             "module makes by hand would not reach the sharded parameters. Use strategy='ddp'"),
+            (by_closure, "does not train with LBFGS, which joins whole gradients into one vector. Use strategy='ddp', "
+             "or another optimizer"),
+            (len(trainer.slots) > 1, f"trains one optimizer, this run has {len(trainer.slots)} "
+             f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would leave "
+             f"no gradients on them. Use strategy='ddp'"),
+        ):  # fmt: skip
+            if unfit:
+                raise MisconfigurationException(f"strategy='fsdp' {why}")
         self._step = training_step_of(module, trainer.compile)
         return self.training_step
 
@@ -251,19 +256,6 @@ def materialize(unit: torch.nn.Module) -> None:
                 made[value] = torch.nn.Parameter(memory, value.requires_grad) if is_parameter else memory
             of[key] = made[value]
         part.reset_parameters()
-
-
-def _refuse_what_needs_whole_gradients(trainer: Trainer) -> None:
-    if not trainer.automatic_optimization:
-        raise MisconfigurationException(
-            "strategy='fsdp' does not train with automatic_optimization=False: the steps that a module makes by hand "
-            "would not reach the sharded parameters. Use strategy='ddp'"
-        )
-    if any(isinstance(slot.optimizer, torch.optim.LBFGS) for slot in trainer.slots.values()):
-        raise MisconfigurationException(
-            "strategy='fsdp' does not train with LBFGS, which joins whole gradients into one vector. Use "
-            "strategy='ddp', or another optimizer"
-        )
 
 
 def _register(module: torch.nn.Module, name: str) -> None:

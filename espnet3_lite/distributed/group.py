@@ -36,14 +36,13 @@ class RankStore:
 
     def __init__(self, store: Store, rank: int, world_size: int):
         self._store, self.rank, self.world_size = store, rank, world_size
-        self._call = self._meetings = self._saves = self._writes = 0
-        self._awaits_writer = False
-        #: An exception ended the call on this rank, which exchanges nothing any more.
-        self.failed = False
+        self._call = -1
+        self.begin_call()
 
     def begin_call(self) -> None:
         """A new call of the trainer: what an earlier one left in the store counts no more."""
         self._call += 1
+        #: An exception ended the call on this rank, which exchanges nothing any more.
         self.failed = False
         self._meetings = self._saves = self._writes = 0
         self._awaits_writer = False

@@ -15,7 +15,7 @@ import torch
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.rank import local_rank
-from espnet3_lite.distributed.vote import GO_ON, Verdict, all_sound, batch_weight, vote_alone
+from espnet3_lite.distributed.vote import Verdict, vote_alone
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -98,11 +98,8 @@ class Strategy:
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
-        """What all ranks do with this batch. One process: are losses and weight sound, did a signal arrive?"""
+        """What all ranks do with this batch."""
         self.saver.poll()
-        if trainer.stopping.signals.received is None and not trainer.detect_anomaly:
-            if all_sound([loss for loss, _ in steps if loss is not None], batch_weight(trainer)):
-                return GO_ON
         return vote_alone(trainer, steps)
 
     def before_forward(self, closes: bool) -> None:

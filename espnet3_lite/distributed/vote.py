@@ -108,14 +108,11 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
 
 
 def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
-    """One process's verdict where there is something to say: a loss or weight is not sound, or a signal arrived."""
-    reason = ""
-    if not trainer.detect_anomaly:
-        reason = describe_bad_losses(trainer, steps)
-        weight = batch_weight(trainer)
-        if not reason and not all_sound((), weight):
-            reason = f"the weight is {float(weight)}"
-    return Verdict(skip=bool(reason), reason=reason, signal=trainer.stopping.signals.received is not None)
+    """One process's verdict: are losses and weight sound, did a signal arrive?"""
+    reason, weight, signal = "", batch_weight(trainer), trainer.stopping.signals.received is not None
+    if not trainer.detect_anomaly and not all_sound([loss for loss, _ in steps if loss is not None], weight):
+        reason = describe_bad_losses(trainer, steps) or f"the weight is {float(weight)}"
+    return Verdict(skip=bool(reason), reason=reason, signal=signal) if reason or signal else GO_ON
 
 
 def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:

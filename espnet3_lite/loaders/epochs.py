@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_share import RankLoader, SharedLoader, length_of, rebuild
+from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice, length_of
+from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.loaders.uneven_ranks import OwnLoader, cannot_be_iterated_twice
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -99,15 +99,14 @@ class TrainData:
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
-        source = _source_of(loader)
-        source.limit = self.num_batches - skip
-        source.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
-        if skip and isinstance(loader, SharedLoader):
+        loader.limit = self.num_batches - skip
+        loader.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
+        if skip and is_dealt_out(loader):
             position = None if state is None else state["position"]
             loader.start_at(skip * loader.step_size if position is None else position)
             self.first_batch = self._index_of(loader)
         elif skip and not over and (state is None or not self._knows_its_position(state)):
-            loader.start_at(skip)
+            loader.start_at(skip * loader.step_size)
         return iter(()) if over else self._until_the_last(loader, iter(loader))
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -123,7 +122,7 @@ class TrainData:
                     f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "
                     f"{length}: its epochs end where it ends. Let `__len__` say what it gives"
                 )
-            yield batch, index >= count or (loader.ended and not loader.waits_for_others)
+            yield batch, index >= count or (loader.ended and loader.others is None)
             if index >= count:
                 return
         if index:
@@ -159,8 +158,8 @@ class TrainData:
         None for a loader without indices.
         """
         loader, strategy = self._in_use, self.trainer.strategy
-        position, drawn, ahead = None, False, None if loader is None else _source_of(loader).random_state
-        if isinstance(loader, SharedLoader):
+        position, drawn, ahead = None, False, None if loader is None else loader.random_state
+        if is_dealt_out(loader):
             done = self.trainer.fit_loop.batches_done - self.first_batch
             position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
         over = self.trainer.fit_loop.data_is_over
@@ -224,7 +223,7 @@ class TrainData:
         strategy = self.trainer.strategy
         if state is None:
             return loader
-        if not isinstance(loader, SharedLoader):
+        if not is_dealt_out(loader):
             if state["ranks"] != strategy.world_size:
                 rank_zero_warn(
                     f"the checkpoint was written by {state['ranks']} processes, this run has {strategy.world_size}: a "
@@ -237,9 +236,9 @@ class TrainData:
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
 
 
-def _source_of(loader: RankLoader) -> RankLoader:
-    """What reads the user's loader."""
-    return loader.source if isinstance(loader, OwnLoader) else loader
+def is_dealt_out(loader: RankLoader | None) -> TypeGuard[SharedLoader]:
+    """True where an epoch is one row of samples over all ranks, in which there is a position."""
+    return isinstance(loader, SharedLoader) and loader.others is None
 
 
 def _size_of(loader: Any) -> str:

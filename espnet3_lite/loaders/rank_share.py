@@ -1,73 +1,27 @@
-"""A loader as one rank uses it. Where samples have indices: its share of every step, each sample seeded by its place.
+"""A rank's batches. Samples with indices: its share of every step, each sample seeded by its place; else a stream.
 
-Which sample is whose is `samplers.py`'s; loaders without indices are in `uneven_ranks.py`.
+Which sample is whose is `samplers.py`'s; what both kinds can do, and who waits for whom, is in `rank_loader.py`.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
-import math
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.datapipes.datapipe import IterDataPipe
 
+from espnet3_lite.loaders.rank_loader import END, RankLoader, length_of
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
-from espnet3_lite.loaders.worker_seeds import SeededInWorkers, seeded_in_workers, tell_epoch
+from espnet3_lite.loaders.worker_seeds import seeded_in_workers
+from espnet3_lite.seed import collect_random_state, restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
-
-
-class RankLoader:
-    """A user's loader as one rank uses it.
-
-    Args:
-        given: The user's.
-
-    Attributes:
-        replaying: While it is iterated over: the rank has nothing of its own in this step, and takes part in it with
-            zero weight.
-        ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
-        gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
-        length: Batches an epoch; infinity where that is not known.
-        step_size: Items (samples, or whole batches) of a step over all ranks.
-        limit: No batch after so many of the next epoch is read ahead.
-        random_state: What this process's generators were like before the batch that was read ahead; None where no
-            batch is.
-        resumed_random_state: What they are set to in a run that resumes, before the first batch that is not left out.
-    """
-
-    #: An epoch ends when the vote says that all ranks are out. False: all ranks' epochs end with the same step.
-    waits_for_others = False
-
-    def __init__(self, given: Any):
-        self.given, self.step_size = given, 1
-        self.replaying = self.ended = self.gave_batches = False
-        self.limit: int | float = math.inf
-        self.length = length_of(given)
-        self.random_state: dict[str, Any] | None = None
-        self.resumed_random_state: dict[str, Any] | None = None
-        self._seeded: SeededInWorkers | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is for this epoch, counted from 0."""
-        tell_epoch(self.given, epoch)
-        if self._seeded is not None:
-            self._seeded.set_epoch(epoch)
-
-    def start_at(self, position: int) -> None:
-        """Leave out so many of the next epoch's items."""
-        raise NotImplementedError
-
-    def state_dict(self) -> Any:
-        """The user's loader's own position behind the batch that was given last; None where it has none."""
-        return self.given.state_dict() if hasattr(self.given, "state_dict") else None
-
-    def __iter__(self) -> Iterator[Any]:
-        """Begin an epoch. All ranks call it together."""
-        raise NotImplementedError
 
 
 class SharedLoader(RankLoader):
@@ -129,9 +83,8 @@ class SharedLoader(RankLoader):
         """Leave out the first `position` items of the next epoch; none of them is loaded."""
         self.sampler.position = position
 
-    def __iter__(self) -> Iterator[Any]:
-        """Begin an epoch: its order is drawn now, no sample is fetched in this process. All ranks call it together."""
-        self.replaying = self.ended = False
+    def _begin(self) -> Iterator[Any]:
+        """The epoch's order is drawn now, no sample is fetched in this process."""
         batches = begin(self.loader)
         self.sampler.draw()
         return self._marked(batches)
@@ -149,6 +102,61 @@ class SharedLoader(RankLoader):
                 f"came out of {type(self.given.dataset).__name__}.__getitem__ or the collate function (a `next(...)` "
                 f"without a default, on something that is at its end)"
             )
+
+
+class StreamLoader(RankLoader):
+    """A loader without indices: an iterable data set, a list or a generator of batches, a loader of the user's own.
+
+    In training it is read one batch ahead, so that the last batch is known as such whatever its length says.
+
+    Args:
+        loader: The user's.
+        ahead: Read one batch ahead.
+    """
+
+    def __init__(self, loader: Any, ahead: bool):
+        super().__init__(loader)
+        self.loader, self.ahead = loader, ahead
+        self._skip = 0
+        self._state: Any = None
+        #: It is read in this process, and may draw from its generators.
+        self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
+        # Workers that stay would keep their random state and their epoch; others get both with each epoch.
+        they_stay = isinstance(loader, DataLoader) and loader.persistent_workers
+        if they_stay and not isinstance(loader.dataset, IterDataPipe):
+            changes = seeded_in_workers(loader)
+            self._seeded, self.loader = changes["dataset"], rebuild(loader, **changes)
+
+    def start_at(self, position: int) -> None:
+        """Leave out the first `position` batches of the next epoch; they must be read."""
+        self._skip = position
+
+    def state_dict(self) -> Any:
+        """The user's loader's own position behind the batch that was given last; None where it has none."""
+        return super().state_dict() if self._state is None else self._state
+
+    def _begin(self) -> Iterator[Any]:
+        """What is left out, and the first batch, are read now."""
+        skip, self._skip, self._state = self._skip, 0, None
+        batches = begin(self.loader)
+        collections.deque(itertools.islice(batches, skip), maxlen=0)
+        state, self.resumed_random_state = self.resumed_random_state, None
+        if state is not None:
+            restore_random_state(state)
+        return self._marked(next(batches, END), batches) if self.ahead else batches
+
+    def _marked(self, batch: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        given = 0
+        while batch is not END:
+            given += 1
+            if hasattr(self.given, "state_dict"):
+                self._state = copy.deepcopy(self.given.state_dict())  # before the next batch is read
+            if self._may_draw:
+                self.random_state = collect_random_state()
+            following = next(batches, END) if given < self.limit else END
+            self.ended = following is END
+            yield batch
+            batch = following
 
 
 def is_map_style(loader: Any) -> bool:
@@ -197,11 +205,3 @@ def begin(loader: Any) -> Iterator[Any]:
     if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return iter(loader)
-
-
-def length_of(loader: Any) -> int | float:
-    """Batches in a loader; infinity where it does not say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):  # an iterable data set without __len__
-        return math.inf

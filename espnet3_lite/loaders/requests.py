@@ -10,15 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_share import (
-    RankLoader,
-    SharedLoader,
-    goes_its_own_way,
-    how_dealt,
-    is_map_style,
-    length_of,
-)
-from espnet3_lite.loaders.uneven_ranks import OwnLoader, StreamLoader
+from espnet3_lite.loaders.rank_loader import RankLoader, length_of
+from espnet3_lite.loaders.rank_share import SharedLoader, StreamLoader, goes_its_own_way, how_dealt, is_map_style
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
@@ -135,14 +128,15 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
     if strategy.deals_out and isinstance(loader, (list, tuple)):
         batches: Any = loader
         loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
-    own_way = not is_map_style(loader) or goes_its_own_way(loader)
-    if not strategy.deals_out:
-        return StreamLoader(loader, ahead=training) if own_way else SharedLoader(loader, strategy)
-    if deal_out and is_map_style(loader) and not isinstance(loader.sampler, DistributedSampler):
+    has_indices, deal_out = is_map_style(loader), deal_out and strategy.deals_out
+    if deal_out and has_indices and not isinstance(loader.sampler, DistributedSampler):
         check_same_epochs(loader, strategy)
         return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
-    own = StreamLoader(loader, ahead=training) if own_way else SharedLoader(loader, strategy, alone=True)
-    return OwnLoader(own, strategy, training)
+    as_it_is = not has_indices or goes_its_own_way(loader)
+    own = StreamLoader(loader, ahead=training) if as_it_is else SharedLoader(loader, strategy, alone=True)
+    if strategy.deals_out:
+        own.wait_for(strategy, training)
+    return own
 
 
 def check_same_epochs(loader: DataLoader[Any], strategy: Strategy) -> None:

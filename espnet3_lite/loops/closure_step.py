@@ -5,7 +5,6 @@ The loop has run forward and backward already; the closure's first call gives th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.distributed.single import demands
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.optim.manual_optimization import PreparingOptimizer, takes_closure
 from espnet3_lite.optim.slots import OptimizerSlot, route
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 def demands_closure(optimizer: Optimizer) -> bool:
     """Whether its `step` cannot do without: LBFGS, and whoever gives the argument no default."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        return True
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is closure.empty
+    return isinstance(optimizer, torch.optim.LBFGS) or demands(type(optimizer).step, "closure")
 
 
 def may_use_closure(optimizer: Optimizer) -> bool:

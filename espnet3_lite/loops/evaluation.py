@@ -14,10 +14,9 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_share import RankLoader
+from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.transfer import loss_of
-from espnet3_lite.loaders.uneven_ranks import cannot_be_iterated_twice
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
@@ -220,7 +219,7 @@ class EvaluationLoop:
                     f"Remove the argument, or give it a default: `dataloader_idx=0`"
                 )
         step = taking(step, ("batch", "batch_idx", "dataloader_idx") if several else ("batch", "batch_idx"))
-        return step if precision.plain else precision.wrap(step, cache=module.automatic_optimization)
+        return precision.wrap(step, cache=module.automatic_optimization)
 
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""

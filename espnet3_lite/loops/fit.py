@@ -284,7 +284,6 @@ class FitLoop(Progress):
         if slot.clipping is None or math.isfinite(norm := slot.clipping.clip(slot.optimizer)):
             return True
         trainer.metrics.discard_since(logged)  # only what this step logged: other optimizers may step
-        slot.zero_grad()
         self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
 

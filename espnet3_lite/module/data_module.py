@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.module.hooks import DataHooks, ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.module.lite_module import LiteModule
@@ -60,9 +59,8 @@ class LiteDataModule(DataHooks, HyperparametersMixin):
             weights_only: As torch has it. No file is read in another way here: False is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
-        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
-        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        data = cls._from_hyperparameters(checkpoint, "datamodule_", hparams_file, kwargs)
+        prefix = "datamodule_"
+        data, checkpoint = cls._built_from(checkpoint_path, map_location, weights_only, prefix, hparams_file, kwargs)
         if cls.__qualname__ in checkpoint:
             data.load_state_dict(checkpoint[cls.__qualname__])
         return data

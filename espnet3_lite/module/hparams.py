@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.layout import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -113,18 +114,16 @@ class HyperparametersMixin:
             checkpoint["loops"][OUR_STATE][f"{prefix}hparams_kinds"] = [list(kind) for kind in kinds]
 
     @classmethod
-    def _from_hyperparameters(
-        cls,
-        checkpoint: Mapping[str, Any],
-        prefix: str,
-        hparams_file: str | os.PathLike[str] | None,
-        overrides: dict[str, Any],
-    ) -> Self:
-        """Build an object from the saved arguments that ``__init__`` takes, with some overridden.
+    def _built_from(
+        cls, path: Any, map_location: Any, weights_only: bool | None, prefix: str, hparams_file: Any, overrides: Any
+    ) -> tuple[Self, dict[str, Any]]:
+        """Read a checkpoint, and build an object from its saved arguments of ``__init__``, some of them overridden.
 
         Raises:
             TypeError: ``__init__`` takes no argument of an overridden one's name.
         """
+        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
+        checkpoint = checkpoint_io.load_checkpoint(path, map_location=map_location or "cpu")
         parameters = inspect.signature(cls.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         if hparams_file is not None:
@@ -141,7 +140,7 @@ class HyperparametersMixin:
             given = ", ".join(f"{one}=..." for one in unknown)
             raise TypeError(f"{cls.__name__}.load_from_checkpoint({given}): {cls.__name__}.__init__ takes no such "
                             f"argument{nearest(unknown[0], parameters)}")  # fmt: skip
-        return cls(**{name: value for name, value in saved.items() if takes_any or name in parameters})
+        return cls(**{name: value for name, value in saved.items() if takes_any or name in parameters}), checkpoint
 
 
 def _items_of(given: Any) -> dict[str, Any]:

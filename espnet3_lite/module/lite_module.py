@@ -5,6 +5,7 @@ How and when the steps are called is the loop's; the hooks are listed in `hooks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
-from espnet3_lite.optim.clipping import clip_gradients, prepare_clipping
-from espnet3_lite.optim.manual_optimization import manual_backward, toggle, untoggle
+from espnet3_lite.optim.clipping import clip_gradients, parameters_of, prepare_clipping
+from espnet3_lite.optim.manual_optimization import manual_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -227,11 +228,18 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     def toggle_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let only this optimizer's parameters require gradients, until `untoggle_optimizer`."""
-        toggle(self, optimizer)
+        self.untoggle_optimizer()
+        mine = set(map(id, parameters_of(optimizer)))
+        for parameter in itertools.chain.from_iterable(map(parameters_of, self.trainer.optimizers)):
+            if id(parameter) not in self._toggled:  # else two optimizers share it
+                self._toggled[id(parameter)] = (parameter, parameter.requires_grad)
+                parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
 
     def untoggle_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put ``requires_grad`` back as it was."""
-        untoggle(self)
+        for parameter, required in self._toggled.values():
+            parameter.requires_grad = required
+        self._toggled.clear()
 
     def all_gather(self, data: Any, group: ProcessGroup | None = None, sync_grads: bool = False) -> Any:
         """Each rank's tensors, which have one shape on all ranks, stacked: ``(ranks, ...)``; one process's as they are.
@@ -351,10 +359,8 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             weights_only: As torch has it. No file is read in another way here: False is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
-        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
-        checkpoint = checkpoint_io.load_checkpoint(checkpoint_path, map_location=map_location or "cpu")
-        module = cls._from_hyperparameters(checkpoint, "", hparams_file, kwargs)
-        checkpoint_io.check_state_dict(checkpoint, checkpoint_path)
+        module, checkpoint = cls._built_from(checkpoint_path, map_location, weights_only, "", hparams_file, kwargs)
+        check_state_dict(checkpoint, checkpoint_path)
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)

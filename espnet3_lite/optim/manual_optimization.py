@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import itertools
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,10 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from espnet3_lite.optim.clipping import largest_gradient, parameters_of
-
 if TYPE_CHECKING:
-    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -74,7 +69,7 @@ class ManualOptimizer:
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step the optimizer: ranks, hooks, gradient scaler and ``global_step`` included.
 
-        With a scaler a step whose gradient is not finite is left out, and counts nowhere.
+        With a scaler, or `check_grad_finite`, a step whose gradient is not finite is left out, and counts nowhere.
 
         Args:
             closure: Computes the loss and its gradients; the optimizer calls it as often as it likes.
@@ -94,15 +89,9 @@ class ManualOptimizer:
         def prepare() -> bool:
             strategy.share_gradients([slot])  # collective: all ranks run the same training_step
             slot.synchronized = False  # what comes next is this rank's own again
-            trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
-            trainer.call("on_before_optimizer_step", self.optimizer)
+            finite = loop.prepare_step(slot)
             trainer.metrics.hook = "training_step"
-            if trainer.precision_plugin.scaler is not None:
-                largest = float(largest_gradient(slot.parameters))  # a CPU-GPU sync point
-                if not math.isfinite(largest):
-                    loop.work.failed.append(("", largest))
-                    return False
-            return True
+            return finite
 
         result, stepped = self._step_prepared(closure and partial(agreed, closure), prepare, kwargs)
         slot.close_window()
@@ -147,11 +136,11 @@ class ManualOptimizer:
     def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
         """A context in which only this optimizer's parameters require gradients."""
         module = self._trainer.lightning_module
-        toggle(module, self.optimizer)
+        module.toggle_optimizer(self.optimizer)
         try:
             yield
         finally:
-            untoggle(module)
+            module.untoggle_optimizer()
 
 
 class PreparingOptimizer(ManualOptimizer):
@@ -180,23 +169,6 @@ def _marks(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
 def takes_closure(optimizer: Optimizer) -> bool:
     """Whether its `step` may be given a closure."""
     return "closure" in inspect.signature(type(optimizer).step).parameters
-
-
-def toggle(module: LiteModule, optimizer: Optimizer) -> None:
-    """Let only this optimizer's parameters require gradients; what they all required is remembered in the module."""
-    untoggle(module)
-    mine = set(map(id, parameters_of(optimizer)))
-    for parameter in itertools.chain.from_iterable(map(parameters_of, module.trainer.optimizers)):
-        if id(parameter) not in module._toggled:  # else two optimizers share it
-            module._toggled[id(parameter)] = (parameter, parameter.requires_grad)
-            parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
-
-
-def untoggle(module: LiteModule) -> None:
-    """Put back what `toggle` remembered."""
-    for parameter, required in module._toggled.values():
-        parameter.requires_grad = required
-    module._toggled.clear()
 
 
 def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Number formats: which dtype the module and its batches have, autocast, and the gradient scaler.
 
-Knows nothing of loops; the loop asks for `forward_context()`, `scaler` and `convert_batch`.
+Knows nothing of loops; the loop asks for `wrap`, `scaler` and `convert_batch`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ class Precision:
             raise MisconfigurationException(
                 f"Trainer(precision={name!r}) is not one of {known}{nearest(self.name, _MODES)}"
             )
-        #: ``32-true`` needs no context; the loop spares itself the few microseconds.
-        self.plain = self.name == "32-true"
         self.autocast_dtype = _MIXED.get(self.name)
         #: What the module's and the batches' floating tensors are converted to; None: they stay.
         self.true_dtype = _TRUE.get(self.name)
@@ -66,27 +64,17 @@ class Precision:
         if self.name == "16-mixed" and self.scaler is None:
             self.scaler = torch.amp.GradScaler(device.type)
 
-    def forward_context(self, cache: bool = False) -> contextlib.AbstractContextManager[Any]:
-        """What training, validation, test and predict steps run in.
+    def wrap(self, step: Callable[..., Any], cache: bool) -> Callable[..., Any]:
+        """A training, validation, test or predict step, in this format.
 
         Args:
-            cache: Mixed precision casts each weight once in the context, however often it is used. Not where a step
-                may forward again with weights that it has just updated.
+            step: In ``32-true`` it is left as it is, which spares it a few microseconds.
+            cache: Mixed precision casts each weight once in a step, however often it is used. Not where a step may
+                forward again with weights that it has just updated.
         """
         if self.autocast_dtype is not None:
-            return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=cache)
-        if self.true_dtype is not None:
-            return _default_dtype(self.true_dtype)
-        return contextlib.nullcontext()
-
-    def wrap(self, step: Callable[..., Any], cache: bool) -> Callable[..., Any]:
-        """A step that runs within `forward_context`."""
-
-        def in_context(*place: Any) -> Any:
-            with self.forward_context(cache):
-                return step(*place)
-
-        return in_context
+            return torch.autocast(self.device_type, dtype=self.autocast_dtype, cache_enabled=cache)(step)
+        return step if self.true_dtype is None else _default_dtype(self.true_dtype)(step)
 
     def unscale(self, slot: OptimizerSlot, slots: Iterable[OptimizerSlot]) -> None:
         """Give a slot's gradients their true size: once, whoever asks first (clipping or the step)."""

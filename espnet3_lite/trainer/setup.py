@@ -182,7 +182,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     plan.module_step, precision = trainer.strategy.wrap(trainer, module), trainer.precision_plugin
     overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
     step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
-    plan.training_step = step if precision.plain else precision.wrap(step, cache=plan.automatic_optimization)
+    plan.training_step = precision.wrap(step, cache=plan.automatic_optimization)
     plan.turns = module.training_turns
     plan.validation.prepare()
 
@@ -316,7 +316,8 @@ def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -
         model.configure_gradient_clipping(optimizer, value, algorithm)
 
     settings: OptimizerSlot | Trainer = trainer if slot.name is None else slot
-    own = by_module if slot.name is None and "configure_gradient_clipping" in trainer.plan.overridden else None
+    clips_itself = "configure_gradient_clipping" in trainer.plan.overridden and model.automatic_optimization
+    own = by_module if clips_itself and slot.name is None else None
     checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
     clipping = Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)
     return clipping if clipping.wanted else None

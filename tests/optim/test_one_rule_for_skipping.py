@@ -79,6 +79,20 @@ def test_one_optimizer_that_steps_twice_a_batch_beside_one_that_waits():
     assert trainer.global_step == 6
 
 
+def test_check_grad_finite_counts_by_hand_too():
+    def play(module, i, a, b):
+        a.zero_grad(), b.zero_grad()
+        module.manual_backward((module.a * (math.inf if i == 1 else 1.0) + module.b).sum())
+        a.step(), b.step()
+
+    module = ByHand(play)
+    trainer = trainer_of(max_epochs=1, check_grad_finite=True)
+    with pytest.warns(UserWarning, match="epoch 0, batch 1: the gradient norm is inf; this step is skipped on all"):
+        trainer.fit(module, BATCHES[:3])
+    assert float(module.a) == 1.0 - 2 * 0.125 and float(module.b) == 1.0 - 3 * 0.125
+    assert [slot.update_step for slot in trainer.slots.values()] == [2, 3] and trainer.global_step == 5
+
+
 @pytest.mark.parametrize("algorithm, expected", [("norm", 1.0), ("value", 1.0)])
 def test_clipping_by_hand_clips_true_gradients(algorithm, expected):
     def play(module, i, a, b):
