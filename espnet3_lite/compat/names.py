@@ -23,9 +23,8 @@ def _of(package: str) -> dict[str, str]:
 
 
 _RANKS = {
-    "rank_zero_only": "compat.utilities.functions",
-    **{name: "distributed.rank" for name in ("rank_zero_warn", "rank_zero_info", "rank_zero_debug")},
-    "rank_zero_deprecation": "distributed.rank",
+    **{f"rank_zero_{name}": "distributed.rank" for name in ("warn", "info")},
+    **{f"rank_zero_{name}": "compat.utilities.functions" for name in ("only", "debug", "deprecation")},
 }
 _STATES = {name: "trainer.states" for name in ("RunningStage", "TrainerFn", "TrainerState", "TrainerStatus")}
 _TYPES = {

@@ -83,14 +83,3 @@ def rank_zero_warn(message: str, category: type[Warning] = UserWarning) -> None:
 def rank_zero_info(message: str, *args: object) -> None:
     """`logging` at INFO on rank zero; handlers are set up by the command line only."""
     logger.info(message, *args)
-
-
-@rank_zero_only
-def rank_zero_debug(message: str, *args: object) -> None:
-    """`logging` at DEBUG on rank zero."""
-    logger.debug(message, *args)
-
-
-def rank_zero_deprecation(message: str) -> None:
-    """A `DeprecationWarning` on rank zero."""
-    rank_zero_warn(message, DeprecationWarning)

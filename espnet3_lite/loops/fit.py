@@ -242,7 +242,7 @@ class FitLoop(Progress):
             if not slot.open or (slot.name is None and work.index % accumulate == 0):
                 if trainer.hook_calls.listeners["on_before_zero_grad"]:
                     trainer.call("on_before_zero_grad", slot.optimizer)
-                if "optimizer_zero_grad" in plan.overridden:
+                if "optimizer_zero_grad" in trainer.hook_calls.of_module:
                     trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
                 else:
                     slot.zero_grad()
@@ -262,7 +262,7 @@ class FitLoop(Progress):
         loss = trainer.precision_plugin.scaler.scale(loss) if trainer.precision_plugin.scaler is not None else loss
         if hooks["on_before_backward"]:
             trainer.call("on_before_backward", loss)
-        if slot.name is None and "backward" in trainer.plan.overridden:
+        if slot.name is None and "backward" in trainer.hook_calls.of_module:
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
         elif slot.name is None:

@@ -95,7 +95,7 @@ def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Ten
     joined, before = groups[own:], groups[0]["lr"] if groups else 0.0
     del groups[own:]
     try:
-        if "lr_scheduler_step" in trainer.plan.overridden:
+        if "lr_scheduler_step" in trainer.hook_calls.of_module:
             trainer.metrics.hook = "lr_scheduler_step"
             trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
         elif metric is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.exceptions import StopTrainingError
-from espnet3_lite.trainer.hook_table import EVENTS, HOOKS
+from espnet3_lite.trainer.hook_table import HOOKS
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -26,15 +26,15 @@ class HookCalls:
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        #: The events that the module itself defines.
+        #: The hooks that the module itself defines, `training_step` and the like among them.
         self.of_module: dict[str, Callable[..., Any]] = {}
         #: Event to listeners. A loop may keep this dict: it is filled anew, never replaced.
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
 
     def find(self, module: LiteModule) -> None:
         """Look once which hooks the module really defines, so that the others cost nothing in the loop."""
-        defined = (name for name in EVENTS if "module" in HOOKS[name].owners)
-        self.of_module = {name: getattr(module, name) for name in defined if self.trainer.is_overridden(name, module)}
+        own = (name for name, hook in HOOKS.items() if "module" in hook.owners)
+        self.of_module = {name: getattr(module, name) for name in own if self.trainer.is_overridden(name, module)}
         self.fill()
 
     def fill(self) -> None:

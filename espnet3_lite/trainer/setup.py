@@ -26,8 +26,7 @@ from espnet3_lite.optim.clipping import Clipping
 from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
-from espnet3_lite.trainer import rank_agreement
-from espnet3_lite.trainer.hook_table import HOOKS
+from espnet3_lite.trainer import rank_comparison
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.states import TrainerFn
 
@@ -48,7 +47,6 @@ class RunPlan:
     Attributes:
         validation: When the fit validates.
         automatic_optimization: The loop steps the optimizers; False: the module does.
-        overridden: The hooks of the module alone that this module defines (`training_step`, `optimizer_step`, ...).
         transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
         slots: The optimizers with their windows, by name; one plain optimizer has the name None.
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
@@ -65,7 +63,6 @@ class RunPlan:
 
     validation: ValidationSchedule
     automatic_optimization: bool = True
-    overridden: frozenset[str] = frozenset()
     transfer: Callable[[Any, int], Any] | None = None
     slots: dict[Any, OptimizerSlot] = field(default_factory=dict)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
@@ -118,7 +115,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     if data is not None:
         data.trainer = trainer
     _add_model_callbacks(trainer, module)
-    rank_agreement.compare_settings(trainer)  # collective: all ranks
+    rank_comparison.compare_settings(trainer)  # collective: all ranks
     trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)
     if any(getattr(callback, "uses_run_history", False) for callback in trainer.callbacks):
         run_history_of(trainer)
@@ -135,12 +132,10 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
 def begin_plan(trainer: Trainer, module: LiteModule) -> RunPlan:
     """What can be known of a call before any hook: what the module defines. Optimizers stay those of the last fit."""
     trainer.hook_calls.find(module)
-    of_module_alone = (name for name, hook in HOOKS.items() if "callback" not in hook.owners)
     return replace(
         trainer.plan,
         validation=ValidationSchedule(trainer),
         automatic_optimization=module.automatic_optimization,
-        overridden=frozenset(name for name in of_module_alone if trainer.is_overridden(name, module)),
         transfer=_compose_transfer(trainer, module),
     )
 
@@ -170,12 +165,12 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
 
 def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
-    plan = trainer.plan
+    plan, of_module = trainer.plan, trainer.hook_calls.of_module
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
     plan.configured, plan.not_taken = [settings_of(slot.optimizer) for slot in plan.slots.values()], set()
-    rank_agreement.compare_optimizers(trainer)  # collective: all ranks
+    rank_comparison.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
-    plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in plan.overridden)
+    plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in of_module)
     plan.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
     if trainer.compile:
         keep_out_of_graphs()
@@ -275,16 +270,15 @@ def configure_optimizers(
     named = getattr(model, "named_optimizers", None)
     if named:
         slots = {n: OptimizerSlot(o, name=n, **named[n]) for n, o in zip(named, optimizers, strict=True)}
-        if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
-            raise MisconfigurationException(
-                "trainer.gradient_clip_val / gradient_clip_algorithm: with several optimizers set "
-                "`gradient_clip_val` in each of `optimizers`"
-            )
-        if trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: with several optimizers set "
-                f"`accum_grad_steps` in each of `optimizers`"
-            )
+        for setting, harmless, own in (
+            ("gradient_clip_val", None, "gradient_clip_val"),
+            ("gradient_clip_algorithm", None, "gradient_clip_algorithm"),
+            ("accumulate_grad_batches", 1, "accum_grad_steps"),
+        ):
+            if (value := getattr(trainer, setting)) != harmless:
+                raise MisconfigurationException(
+                    f"trainer.{setting}={value!r}: with several optimizers set `{own}` in each of `optimizers`"
+                )
     elif not model.automatic_optimization:
         slots = dict(enumerate(map(OptimizerSlot, optimizers)))
     elif len(optimizers) > 1:
@@ -301,7 +295,7 @@ def configure_optimizers(
     for slot in slots.values():
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
         slot.clipping = _decide_clipping(trainer, model, slot)
-        slot.own_backward = "backward" in trainer.plan.overridden
+        slot.own_backward = "backward" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     check_parameters(slots.values(), model)
     check_closures(trainer, slots.values())
@@ -316,7 +310,7 @@ def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -
         model.configure_gradient_clipping(optimizer, value, algorithm)
 
     settings: OptimizerSlot | Trainer = trainer if slot.name is None else slot
-    clips_itself = "configure_gradient_clipping" in trainer.plan.overridden and model.automatic_optimization
+    clips_itself = "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization
     own = by_module if clips_itself and slot.name is None else None
     checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
     clipping = Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)

@@ -53,12 +53,10 @@ class Trial:
         trial.limit_train_batches, trial.val_check_interval = 1.0, 1.0
         trial.limit_val_batches = steps if trial.limit_val_batches else 0
         trial.max_steps = steps
+        trial.num_sanity_val_steps = 0
         trial.plan.validation.prepare()
         trial.call("on_fit_start")
-        trial.train_data.setup()
-        if trial.plan.validation.enabled:
-            trial.evaluation_loops["val"].setup()
-        setup.check_intervals(trial)
+        setup.prepare_loaders(trial)
         trial.fit_loop.run()
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from quiet import quiet_trainer
 
-from espnet3_lite.distributed.rank import rank_zero_deprecation, rank_zero_warn
+from espnet3_lite.compat.utilities.functions import rank_zero_deprecation
+from espnet3_lite.distributed.rank import rank_zero_warn
 
 
 class Line(line_model.Line):

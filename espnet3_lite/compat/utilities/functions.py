@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from espnet3_lite.distributed.rank import global_rank
+from espnet3_lite.distributed.rank import global_rank, rank_zero_warn
 from espnet3_lite.distributed.rank import rank_zero_only as _rank_zero_only
 from espnet3_lite.loaders.transfer import move
 from espnet3_lite.seed import collect_random_state, restore_random_state
+
+logger = logging.getLogger(__name__)
 
 
 class RankZeroOnly:
@@ -35,6 +38,17 @@ class RankZeroOnly:
 
 
 rank_zero_only = RankZeroOnly()
+
+
+@_rank_zero_only
+def rank_zero_debug(message: str, *args: object) -> None:
+    """`logging` at DEBUG on rank zero."""
+    logger.debug(message, *args)
+
+
+def rank_zero_deprecation(message: str) -> None:
+    """A `DeprecationWarning` on rank zero."""
+    rank_zero_warn(message, DeprecationWarning)
 
 
 def apply_to_collection(
