@@ -1,11 +1,16 @@
-"""Print the table: ``python -m benchmarks [ROW ...] [--repetitions N] [--scale X] [--peers] [--recordings FOLDER]``."""
+"""Print the table: ``python -m benchmarks [ROW ...] [--repetitions N] [--scale X] [--peers] [--recordings FOLDER]``.
+
+Standard output, and the file of ``--output``, get the table and nothing else: what rows and peers print, such as
+progress bars, goes to standard error.
+"""
 
 import argparse
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -18,12 +23,15 @@ ROWS = (*steps.ROWS, *ranks.ROWS, *files.ROWS, *data.ROWS, *runs.ROWS)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines of the package within the block: the table alone is printed."""
+    """No warnings and no log lines of the package within the block, and nothing else on standard output.
+
+    Lightning draws its progress bars there.
+    """
     logger = logging.getLogger("espnet3_lite")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -38,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="the work of a round, as a fraction of the usual one")
     parser.add_argument("--peers", action="store_true", help="Lightning and Accelerate too, where installed")
     parser.add_argument("--recordings", type=Path, help="a folder of wav files, for the row `padding`")
+    parser.add_argument("--output", type=Path, help="a file for the table, which is replaced")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's own time alone")
     parsed = parser.parse_args(arguments)
     try:
@@ -46,12 +55,21 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     use_clock(parsed.clock)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="benchmarks.") as folder, quiet():
+    printed: list[str] = []
+
+    def tell(lines: list[str]) -> None:
+        print("\n".join(lines), flush=True)
+        printed.extend(lines)
+        if parsed.output is not None:
+            parsed.output.write_text("\n".join(printed) + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory(prefix="benchmarks.") as folder:
         options = Options(Path(folder), parsed.repetitions, parsed.scale, parsed.peers, parsed.recordings)
-        print("\n".join(head(options)), flush=True)
+        tell(head(options))
         for row in rows:
-            samples = row.measure(options)
-            print("\n".join(lines_of(row, samples)) if samples else f"| {row.name} | not measured here |", flush=True)
+            with quiet():
+                samples = row.measure(options)
+            tell(lines_of(row, samples) if samples else [f"| {row.name} | not measured here |"])
 
 
 if __name__ == "__main__":

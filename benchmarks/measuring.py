@@ -33,6 +33,11 @@ def now() -> float:
     return _clocks[_clock]()
 
 
+def now_here() -> float:
+    """Seconds by the clock in use, without what the process's other threads do meanwhile."""
+    return time.thread_time() if _clock == "cpu" else now()
+
+
 @dataclass(frozen=True)
 class Options:
     """How much is measured.

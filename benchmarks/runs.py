@@ -83,8 +83,26 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _replace(state: Any, path: str) -> None:
+    """Save by hand so that a crash, or a power cut, leaves the old file or the new one."""
+    with open(f"{path}.new", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
 def _epochs(options: Options) -> Samples:
-    """A run of 30 epochs: training, validation, two saves an epoch, a CSV file, and an average of the best three."""
+    """A run of 30 epochs of 300 batches: training, validation, saves, a CSV file, and an average of the best three.
+
+    Both sides write the same files with the same care. In each epoch: a row of the table, the state to go on from, and
+    the weights where they are among the best three; each file is written beside its name, flushed to the disk and
+    renamed, and the folder flushed. The trainer also checks each loss for NaN, and its state holds all that a run goes
+    on from: random states, counters, callbacks.
+    """
     train, valid, epochs = make_batches(options.count(300)), make_batches(options.count(60)), options.count(30)
 
     def by_hand() -> float:
@@ -102,17 +120,20 @@ def _epochs(options: Options) -> Samples:
                         optimizer.step()
                     with torch.no_grad():
                         losses = [torch.nn.functional.mse_loss(layer(x), y) for x, y in valid]
-                    scores[f"{folder}/{epoch}.ckpt"] = mean = torch.stack(losses).double().mean().item()
+                    path = f"{folder}/{epoch}.ckpt"
+                    scores[path] = mean = torch.stack(losses).double().mean().item()
                     table.writerow({"epoch": epoch, "loss": mean})
                     file.flush()
                     state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
-                    torch.save(state, f"{folder}/last.ckpt")
-                    torch.save(state["model"], f"{folder}/{epoch}.ckpt")
-                    for path in sorted(scores, key=scores.__getitem__)[3:]:
-                        Path(path).unlink()
-                        del scores[path]
+                    _replace(state, f"{folder}/last.ckpt")
+                    worst = max(scores, key=scores.__getitem__)
+                    if len(scores) <= 3 or worst != path:
+                        _replace(state["model"], path)
+                    if len(scores) > 3:
+                        del scores[worst]
+                        Path(worst).unlink(missing_ok=True)  # the new one was not written where it is the worst
             states = [torch.load(path, weights_only=True) for path in scores]
-            torch.save({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
+            _replace({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
             return now() - start
 
     def ours() -> float:

@@ -20,7 +20,11 @@ from typing import Any
 import numpy
 import torch
 
-_ATOMS = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.device, torch.dtype)
+_ATOMS = frozenset(
+    (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.device, torch.dtype, torch.Tensor)
+)
+#: An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
+_CONTAINERS = frozenset((dict, OrderedDict, Counter, list, tuple, set))
 _BASES: tuple[type[Any], ...] = (bool, int, float, complex, str, bytes)
 
 
@@ -53,7 +57,7 @@ def plain(value: object, where: str = "checkpoint") -> object:
 
 def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
     """`seen` as in `_settle`: what is shared stays shared, and is looked through once."""
-    if isinstance(value, torch.Tensor) or type(value) in _ATOMS:
+    if type(value) in _ATOMS or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, argparse.Namespace):
         value = vars(value)
@@ -77,19 +81,21 @@ def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> An
 
 
 def _plain_container(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
+    contents = (*value, *value.values()) if isinstance(value, dict) else value
+    if type(value) in _CONTAINERS and _ATOMS.issuperset(map(type, contents)):
+        return value  # most are such, and where each value stands need not be written down for them
     if isinstance(value, dict):
         pairs = [
             (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen))
             for key, item in value.items()
         ]
         same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
-        # An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
-        if same and type(value) in (dict, OrderedDict, Counter):
+        if same and type(value) in _CONTAINERS:
             return value
         return OrderedDict(pairs) if type(value) is OrderedDict else dict(pairs)
     items = [_plain(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
     kind = next(base for base in (list, tuple, set) if isinstance(value, base))
-    same = type(value) is kind and all(new is old for new, old in zip(items, value, strict=True))
+    same = type(value) in _CONTAINERS and all(new is old for new, old in zip(items, value, strict=True))
     return value if same else kind(items)
 
 

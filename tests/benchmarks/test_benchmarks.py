@@ -1,7 +1,10 @@
 """The benchmarks run, and refuse to compare different work. What they measure is no test: times differ."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from tqdm import tqdm
 
 from benchmarks.__main__ import ROWS, main
 from benchmarks.data import by_dicts
@@ -10,7 +13,7 @@ from espnet3_lite.espnet.data.samplers import build_batch_sampler
 
 #: Rows in one process and without a process of their own; each takes a second.
 QUICK = ("step", "features", "tensors", "callbacks", "logging", "contract", "named", "validation", "load", "average",
-         "save", "bytes", "resume", "numel", "length")  # fmt: skip
+         "save", "bytes", "epochs", "resume", "numel", "length")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -54,6 +57,32 @@ def test_a_ratio_is_that_of_medians_and_of_minima():
         "| | | second | 3.0 | 2.0 us | 1.50 | 2.00 | 1.5 |",
         "| | | third | 8.0 | 8.0 us | 4.00 | 8.00 | |",
     ]
+
+
+def test_a_bar_that_a_peer_draws_is_not_in_the_table(tmp_path, capsys, monkeypatch):
+    def measure(options):
+        print("Training: 0/? [00:00<?, ?it/s]")  # Lightning's bar
+        tqdm([1]).close()
+        return {"by hand": [1e-6], "Lightning": [2e-6]}
+
+    monkeypatch.setattr("benchmarks.__main__.ROWS", (Row("peers", "bars", None, "us", measure),))
+    threads = torch.get_num_threads()
+    main(["peers", "--output", str(tmp_path / "table.md")])
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "table.md").read_text()
+    head, empty, *table = printed.out.splitlines()
+    assert f"torch {torch.__version__}" in head and empty == ""
+    assert table[2:] == [
+        "| peers | bars | by hand | 1.0 | 1.0 us | | | |",
+        "| | | Lightning | 2.0 | 2.0 us | 2.00 | 2.00 | |",
+    ]
+    assert all(line.startswith("|") for line in table) and "Training: 0/?" in printed.err
+
+
+def test_results_hold_text_and_tables_alone():
+    lines = (Path(__file__).parents[2] / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "it/s" in line] == []
 
 
 def test_unknown_rows_are_named(capsys):
