@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,18 @@ def _files(options: Options, count: int) -> list[Path]:
     return paths
 
 
+def save_by_hand(state: Any, path: str) -> None:
+    """Save by hand so that a crash, or a power cut, leaves the old file or the new one."""
+    with open(f"{path}.new", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
 def _load(options: Options) -> Samples:
     (path,) = _files(options, 1)
 
@@ -52,6 +65,10 @@ def _load(options: Options) -> Samples:
 
 
 def _average(options: Options) -> Samples:
+    """The files that are read, and the one that is written, are the same, and the latter is on disk at the end.
+
+    By hand five models are in memory, and summed in float32; here it is one, summed in float64, after checksums.
+    """
     paths, output = _files(options, 5), options.folder / "average.pth"
 
     def by_hand() -> float:
@@ -60,7 +77,7 @@ def _average(options: Options) -> Samples:
         for other in others:
             for name, value in other.items():
                 first[name] += value
-        torch.save({name: value / len(paths) for name, value in first.items()}, output)
+        save_by_hand({name: value / len(paths) for name, value in first.items()}, str(output))
         return now() - start
 
     def ours() -> float:

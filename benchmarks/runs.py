@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.files import save_by_hand
 from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, now
 from benchmarks.steps import QUIET, Module, fit, make_batches, make_layer
 from espnet3_lite import Callback, Trainer
@@ -83,18 +84,6 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _replace(state: Any, path: str) -> None:
-    """Save by hand so that a crash, or a power cut, leaves the old file or the new one."""
-    with open(f"{path}.new", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
 def _epochs(options: Options) -> Samples:
     """A run of 30 epochs of 300 batches: training, validation, saves, a CSV file, and an average of the best three.
 
@@ -125,15 +114,15 @@ def _epochs(options: Options) -> Samples:
                     table.writerow({"epoch": epoch, "loss": mean})
                     file.flush()
                     state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
-                    _replace(state, f"{folder}/last.ckpt")
+                    save_by_hand(state, f"{folder}/last.ckpt")
                     worst = max(scores, key=scores.__getitem__)
                     if len(scores) <= 3 or worst != path:
-                        _replace(state["model"], path)
+                        save_by_hand(state["model"], path)
                     if len(scores) > 3:
                         del scores[worst]
                         Path(worst).unlink(missing_ok=True)  # the new one was not written where it is the worst
             states = [torch.load(path, weights_only=True) for path in scores]
-            _replace({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
+            save_by_hand({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
             return now() - start
 
     def ours() -> float:

@@ -17,7 +17,7 @@ import torch
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
-from espnet3_lite.checkpoint.zip_integrity import DamagedArchiveError, check_checksums, check_contents
+from espnet3_lite.checkpoint.zip_integrity import DamagedArchiveError, check_checksums, check_pickles, open_archive
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
 __all__ = [
@@ -156,14 +156,15 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
     if not path.stat().st_size:
         raise CheckpointError(f"{path}: is empty; its writer was stopped before it began")
     try:
-        with open(path, "rb") as file:
-            check_contents(file)
-            with ThreadPoolExecutor(1) as executor:  # the checksums, while torch reads
-                checked = executor.submit(check_checksums, file)
-                try:
-                    checkpoint = _unpickle(path, map_location, mmap)
-                finally:
-                    checked.result()  # first: it tells why torch could not read
+        # A thread looks at the checksums while this one reads: together they take little longer than reading alone.
+        with open(path, "rb") as file, ThreadPoolExecutor(1) as executor:
+            archive = open_archive(file)
+            checked = executor.submit(check_checksums, archive)
+            try:
+                check_pickles(archive)
+                checkpoint = _unpickle(path, map_location, mmap)
+            finally:
+                checked.result()  # first: it tells why torch could not read
     except (DamagedArchiveError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return checkpoint

@@ -21,6 +21,15 @@ class DamagedArchiveError(Exception):
     """What is wrong with an archive."""
 
 
+@contextmanager
+def _told_as_damage() -> Iterator[None]:
+    try:
+        yield
+    # Which of these a damaged table of contents raises depends on the byte that was hit.
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
+        raise DamagedArchiveError(f"damaged: {type(error).__name__}: {error}") from error
+
+
 def archive_damage(file: BinaryIO) -> str | None:
     """Say what is wrong with an archive, or None. Reads all of it, in small pieces.
 
@@ -32,27 +41,20 @@ def archive_damage(file: BinaryIO) -> str | None:
     "truncated: the archive's table of contents at its end is missing"
     """
     try:
-        check_contents(file)
-        check_checksums(file)
+        archive = open_archive(file)
+        check_pickles(archive)
+        check_checksums(archive)
     except DamagedArchiveError as error:
         return str(error)
     return None
 
 
-@contextmanager
-def _opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    try:
-        if not zipfile.is_zipfile(file):
-            raise DamagedArchiveError("truncated: the archive's table of contents at its end is missing")
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    # Which of these a damaged table of contents raises depends on the byte that was hit.
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
-        raise DamagedArchiveError(f"damaged: {type(error).__name__}: {error}") from error
+@_told_as_damage()
+def open_archive(file: BinaryIO) -> zipfile.ZipFile:
+    """Read its table of contents, and check that to read what it lists takes no more than the file's size.
 
-
-def check_contents(file: BinaryIO) -> None:
-    """Check all but the tensors' bytes, so that torch can be let loose on it.
+    Args:
+        file: Open for reading, as long as the archive is in use.
 
     Raises:
         DamagedArchiveError: it is no archive of `torch.save`, truncated, or forged.
@@ -60,33 +62,45 @@ def check_contents(file: BinaryIO) -> None:
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise DamagedArchiveError("not a checkpoint: it does not begin as an archive of torch.save does")
-    with _opened(file) as archive:
-        entries = archive.infolist()
-        # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise DamagedArchiveError(
-                "damaged, or not written by torch.save, which does not compress: an entry is compressed"
-            )
-        if sum(entry.file_size for entry in entries) > file.seek(0, 2):
-            raise DamagedArchiveError("damaged: its table of contents lists more bytes than the file has")
-        # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
-        if folders := [entry.filename for entry in entries if entry.external_attr & _FOLDER_FLAG]:
-            raise DamagedArchiveError(f"damaged: {folders[0]!r} is marked as a folder")
-        # torch does not tell upper from lower case.
-        pickles = [entry for entry in entries if entry.filename.lower().endswith("/data.pkl")]
-        if not pickles:
-            raise DamagedArchiveError("not a checkpoint: an archive without data.pkl")
-        for entry in pickles:
-            if bomb := hash_bomb(archive.read(entry)):
-                raise DamagedArchiveError(bomb)
+    if not zipfile.is_zipfile(file):
+        raise DamagedArchiveError("truncated: the archive's table of contents at its end is missing")
+    archive = zipfile.ZipFile(file)
+    entries = archive.infolist()
+    # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise DamagedArchiveError(
+            "damaged, or not written by torch.save, which does not compress: an entry is compressed"
+        )
+    if sum(entry.file_size for entry in entries) > file.seek(0, 2):
+        raise DamagedArchiveError("damaged: its table of contents lists more bytes than the file has")
+    # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
+    if folders := [entry.filename for entry in entries if entry.external_attr & _FOLDER_FLAG]:
+        raise DamagedArchiveError(f"damaged: {folders[0]!r} is marked as a folder")
+    return archive
 
 
-def check_checksums(file: BinaryIO) -> None:
-    """Read all of an archive whose contents were checked, in small pieces, without Python's lock for the most part.
+@_told_as_damage()
+def check_pickles(archive: zipfile.ZipFile) -> None:
+    """Check what torch would run, so that it can be let loose on it.
+
+    Raises:
+        DamagedArchiveError: there is none, or it is damaged or forged.
+    """
+    # torch does not tell upper from lower case.
+    pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
+    if not pickles:
+        raise DamagedArchiveError("not a checkpoint: an archive without data.pkl")
+    for entry in pickles:
+        if bomb := hash_bomb(archive.read(entry)):
+            raise DamagedArchiveError(bomb)
+
+
+@_told_as_damage()
+def check_checksums(archive: zipfile.ZipFile) -> None:
+    """Read all of an archive, in small pieces, without Python's lock for the most part.
 
     Raises:
         DamagedArchiveError: a checksum is wrong.
     """
-    with _opened(file) as archive:
-        if bad := archive.testzip():
-            raise DamagedArchiveError(f"damaged: the checksum (CRC) of {bad!r} is wrong")
+    if bad := archive.testzip():
+        raise DamagedArchiveError(f"damaged: the checksum (CRC) of {bad!r} is wrong")

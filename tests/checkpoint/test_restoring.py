@@ -100,7 +100,7 @@ def test_a_rate_that_a_resumed_run_does_not_take_is_told(tmp_path, schedule):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     resumed = trainer_of(max_epochs=2)
     with pytest.warns(
-        UserWarning, match=r"SGD goes on with the checkpoint's lr=0\.1; lr=0\.001, as configured, would take"
+        UserWarning, match=r"SGD goes on with the checkpoint's lr=0\.1; for the configured lr=0\.001 begin a new run"
     ):
         resumed.fit(Line(lr=0.001, schedule=schedule), DATA, ckpt_path=tmp_path / "a.ckpt")
     with warnings.catch_warnings(record=True) as caught:
