@@ -93,6 +93,8 @@ class CheckpointFiles(Checkpoint):
     CHECKPOINT_NAME_LAST = "last"
     FILE_EXTENSION = ".ckpt"
     STARTING_VERSION = 1
+    #: The time, in ns, of the newest file that this process has written or might go on from.
+    _newest_time = 0
 
     def __init__(
         self,
@@ -169,7 +171,23 @@ class CheckpointFiles(Checkpoint):
             since = os.stat(trainer.ckpt_path).st_mtime_ns
             for template in (self.CHECKPOINT_NAME_LAST, self.filename or self._default_filename):
                 found = [path for path in self._existing(self._own_folder, template) if str(path) not in known]
-                self._given_up |= {str(path) for path in found if path.lstat().st_mtime_ns >= since}
+                newer = [path for path in found if path.lstat().st_mtime_ns >= since]
+                step = _step_of(Path(trainer.ckpt_path)) if newer else 0
+                # The times of a copied folder say little: what has fewer steps than the state is another run's.
+                self._given_up |= {str(path) for path in newer if not 0 <= _step_of(path) < step}
+
+    def _note_times(self, trainer: Trainer) -> None:
+        """Before training: whatever is saved from now on is newer than what is there."""
+        times = [path.stat().st_mtime_ns for path in self.resume_candidates(trainer)]
+        CheckpointFiles._newest_time = max([CheckpointFiles._newest_time, *times])
+
+    def _keep_order(self, path: str) -> None:
+        """A file was written: it is the newest by its time too, also where the clock was set back meanwhile."""
+        before, time = CheckpointFiles._newest_time, os.stat(path).st_mtime_ns
+        if time <= before:
+            time = before + 1000  # a microsecond: some file systems count no smaller ones
+            os.utime(path, ns=(time, time))
+        CheckpointFiles._newest_time = time
 
     def _folder(self, trainer: Trainer) -> str:
         if self.dirpath is not None:
@@ -251,7 +269,8 @@ def newest_first(paths: Collection[Path]) -> list[Path]:
     """Checkpoints to go on from, by the time at which they were written.
 
     Of several that are called the last one (Lightning writes ``last-v1.ckpt`` beside a ``last.ckpt`` of another run)
-    that with the most steps goes first, whatever the time: a copied folder's times say little. It is told.
+    that with the most steps goes first, whatever the time: a copied folder's times say little. It is told. In such a
+    folder one that has fewer steps than the last one does not go before it either.
     """
     ordered = sorted(set(paths), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     last = [index for index, path in enumerate(ordered) if re.fullmatch(r"last(-v\d+)?\.ckpt", path.name)]
@@ -262,6 +281,11 @@ def newest_first(paths: Collection[Path]) -> list[Path]:
             ordered[index] = path
         found = ", ".join(f"{path} (step {step if step >= 0 else 'unreadable'})" for path, step in steps.items())
         rank_zero_info("Several last checkpoints: %s. The first to be tried is %s", found, most[0])
+    newer = ordered[: last[0]] if last else []
+    if newer and _was_moved(ordered[last[0]]):
+        behind = [path for path in newer if 0 <= _step_of(path) < _step_of(ordered[last[0]])]
+        first = [path for path in ordered[: last[0] + 1] if path not in behind]
+        ordered = [*first, *behind, *ordered[last[0] + 1 :]]
     return ordered
 
 
@@ -284,6 +308,16 @@ def _step_of(path: Path) -> int:
     except CheckpointError:
         return -1
     return step if isinstance(step, int) else -1
+
+
+def _was_moved(path: Path) -> bool:
+    """Whether a checkpoint, by what its callbacks noted, was written in another folder."""
+    try:
+        states = checkpoint_io.load_checkpoint(path, mmap=True).get("callbacks", {}).values()
+    except CheckpointError:
+        return False
+    folders = {state.get("dirpath") for state in states if isinstance(state, Mapping)} - {None}
+    return bool(folders) and os.path.realpath(path.parent) not in folders
 
 
 def _local(dirpath: str | os.PathLike) -> str:

@@ -147,6 +147,8 @@ class ModelCheckpoint(CheckpointRanking):
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that died while it saved left a link or a removal undone: the run that goes on does it."""
         self._remove_replaced(trainer)
+        if trainer.is_global_zero:
+            self._note_times(trainer)
         callbacks = [other for other in trainer.checkpoint_callbacks if isinstance(other, CheckpointRanking)]
         self._give_up(trainer, {path for other in callbacks for path in other.known_files})
         goes_on = trainer.auto_resume and trainer.ckpt_path is not None and self.monitor is None
@@ -354,6 +356,7 @@ class ModelCheckpoint(CheckpointRanking):
         """The file is on disk: loggers may send it."""
         self._on_disk.add(filepath)
         if trainer.is_global_zero:
+            self._keep_order(filepath)
             trainer.tell_loggers("after_save_checkpoint", self)
 
     # ---- state ----------------------------------------------------------------------------------------------------

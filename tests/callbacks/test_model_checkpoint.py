@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import shutil
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -500,6 +502,64 @@ def test_of_several_last_files_that_with_the_most_steps_goes_first_and_is_told(t
         trainer = fit(callback, module=Line(), auto_resume=True, max_epochs=4)
     assert trainer.ckpt_path == str(tmp_path / "last-v1.ckpt") and trainer.global_step == 8
     assert "Several last checkpoints: " in caplog.text and "last-v1.ckpt (step 6)" in caplog.text
+
+
+# ---- clocks and copies ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock_set_back(monkeypatch):
+    """Call it: from then on what is written bears times of an hour ago, and each file an older one than that before."""
+    real, times = os.replace, iter(range(int(time.time()) - 3600, 0, -1))
+
+    def replace(source, destination):
+        real(source, destination)
+        if os.path.isfile(destination):
+            os.utime(destination, times=(now := next(times), now))
+
+    return lambda: monkeypatch.setattr(os, "replace", replace)
+
+
+def test_a_run_goes_on_from_its_newest_state_though_the_clock_was_set_back(tmp_path, clock_set_back):
+    """Within a run, and between two: a state that was saved later is the newer one."""
+
+    def callbacks():
+        best = ModelCheckpoint(tmp_path / "best", "{step}", monitor="valid/loss")
+        return states(tmp_path / "full", save_last=None), best
+
+    fit(*callbacks(), module=Line((1.0, 2.0)), max_epochs=2)  # the best one is the first
+    clock_set_back()
+    went_on_from = []
+    for epochs in (3, 5, 6):
+        trainer = fit(*callbacks(), module=Line((3.0,)), auto_resume=True, max_epochs=epochs)
+        went_on_from.append(Path(trainer.ckpt_path).name)
+    assert went_on_from == ["step4.ckpt", "step6.ckpt", "step10.ckpt"]
+    assert names(tmp_path / "full") == ["step10.ckpt", "step12.ckpt"] and names(tmp_path / "best") == ["step=2.ckpt"]
+
+
+def test_a_copied_folder_goes_on_from_its_last_state_whatever_the_files_times(tmp_path):
+    fit(states(tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "step4.ckpt", times=(2e9, 2e9))  # as ``cp -r`` may leave them
+    trainer = fit(states(tmp_path / "copy"), module=Line(), auto_resume=True, max_epochs=4)
+    assert Path(trainer.ckpt_path).name in ("last.ckpt", "step6.ckpt")  # one state, copied twice
+    assert names(tmp_path / "copy") == ["last.ckpt", "step6.ckpt", "step8.ckpt"]
+
+
+def test_another_runs_file_in_a_copied_folder_is_not_written_over(tmp_path):
+    """Its time says that it is newer than the state; its step, that the run which goes on did not write it."""
+
+    def callbacks(folder):
+        best = ModelCheckpoint(folder, "{epoch}", monitor="valid/loss", save_top_k=-1, save_weights_only=True)
+        return states(folder / "full"), best
+
+    fit(*callbacks(tmp_path / "other"), batches=1, max_epochs=4)
+    fit(*callbacks(tmp_path / "run"), batches=10, max_epochs=3)
+    shutil.copy(tmp_path / "other" / "epoch=3.ckpt", tmp_path / "run")
+    before = (tmp_path / "run" / "epoch=3.ckpt").read_bytes()
+    fit(*callbacks(tmp_path / "run"), module=Line(), auto_resume=True, batches=10, max_epochs=4)
+    assert (tmp_path / "run" / "epoch=3.ckpt").read_bytes() == before
+    assert names(tmp_path / "run")[-2:] == ["epoch=3-v1.ckpt", "epoch=3.ckpt"]
 
 
 # ---- one state, several names ----------------------------------------------------------------------------------------
