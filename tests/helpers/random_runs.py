@@ -325,6 +325,7 @@ def play(run, folder, disturbances):
             folder.mkdir()
         if all((folder / f"result{rank}.json").exists() for rank in range(run["ranks"])):
             break
+        assert disturbance is not None, f"ended with {codes}, and without a result\n{output[-2500:]}"
     results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(run["ranks"])]
     left = sorted(path.name for path in folder.rglob(".*.tmp"))
     return {**{f"{key} {rank}": value for rank, result in enumerate(results) for key, value in result.items()},

@@ -3,8 +3,12 @@
 Who computes which batch, and what is written, is decided in `collect_stats.py`.
 """
 
+import multiprocessing
+import os
 import pickle
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -169,6 +173,16 @@ def start_worker(payload: bytes) -> None:
     """Give a new process its pickled `Collector`."""
     global _payload
     _payload = payload
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; who handed out the work ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Whoever hands out the work may be killed, and a pool's workers would wait for more of it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
+    os._exit(1)
 
 
 def collect_batch(number: int) -> BatchStats:

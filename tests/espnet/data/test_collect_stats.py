@@ -1,11 +1,14 @@
 """collect_stats: the files, the numbers, and that neither workers nor ranks change a bit of them."""
 
 import io
+import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
 
@@ -274,6 +277,61 @@ def test_two_machines_give_the_same_bits(organizer, recipe, tmp_path):
     assert "rank 0 is done" in said[0] and "rank 1 is done" in said[1]
     collect_stats(LogEnergy(), organizer, tmp_path / "one", batch_size=3)
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
+
+
+SLOW = """
+import os, time, numpy, torch
+class Data:
+    def __len__(self):
+        return 10_000
+    def __getitem__(self, index):
+        open(f"worker{os.getpid()}", "a").close()
+        time.sleep(0.05)
+        return {"speech": numpy.ones((3, 1), numpy.float32)}
+class Model(torch.nn.Module):
+    def collect_feats(self, **batch):
+        return {"feats": batch["speech"]}
+"""
+SLOW_CONFIG = {
+    "exp_dir": "exp", "stats_dir": "stats", "model": {"_target_": "slow.Model"},
+    "dataset": {mode: {"_target_": "slow.Data"} for mode in ("train", "valid")},
+    "dataloader": {mode: {"batch_size": 4} for mode in ("train", "valid")},
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}, "parallel": {"env": "local", "n_workers": 2},
+}  # fmt: skip
+
+
+def is_running(process):
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("name, code", [("TERM", -15), ("KILL", -9), ("INT", 130)])
+def test_what_ends_the_command_ends_its_workers(name, code, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "train.json").write_text(json.dumps(SLOW_CONFIG))  # which is YAML too
+    command = [sys.executable, "-m", "espnet3_lite", "collect-stats", "train.json"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 60
+    while len(workers := [int(path.name[6:]) for path in tmp_path.glob("worker*")]) < 2:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    if name == "INT":  # Ctrl-C on a terminal comes to all processes
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, getattr(signal, f"SIG{name}"))
+    assert process.wait(60) == code
+    until = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < until, "a worker waits for work that nobody hands out"
+        time.sleep(0.05)
+    assert b"Traceback" not in process.stderr.read() and not (tmp_path / "stats").exists()
 
 
 @pytest.mark.slow
