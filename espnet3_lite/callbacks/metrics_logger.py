@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +60,8 @@ class MetricsLogger(Callback):
         self.log_every_n_steps = int(log_every_n_steps)
         self._window, self._epoch = RunningMeans(), RunningMeans()
         self._first_batch: int | None = None  # of the window in work, from 1
-        #: The metrics that were there after the last look: a name's value that is another object was logged since.
-        self._seen: dict[str, Any] = {}
+        #: What `Metrics.logged_anew` has given.
+        self._seen: dict[Any, Any] = {}
         self._batch_ended: float | None = None
         self._batch_started = self._backward_started = self._validation_started = 0.0
         self._forward_is_timed = False
@@ -82,18 +83,12 @@ class MetricsLogger(Callback):
         self._epoch.load_state_dict(state_dict["epoch"])
         self._first_batch = state_dict["first_batch"]
 
-    def _logged_anew(self, trainer: Trainer) -> dict[str, Any]:
-        """What was logged since the last call, by name. Compares objects: a tensor's value is not looked at."""
-        metrics, seen = trainer.callback_metrics, self._seen
-        anew = {name: value for name, value in metrics.items() if seen.get(name) is not value}
-        seen.update(anew)
-        return anew
-
     # ---- training --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """What is there already (a resumed run's, say) is not new."""
-        self._seen = dict(trainer.callback_metrics)
+        self._seen = {}
+        trainer.metrics.logged_anew(self._seen)
         self._batch_ended = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
@@ -121,7 +116,7 @@ class MetricsLogger(Callback):
     ) -> None:
         """Take the batch's values; write the line where its window is full."""
         add = self._window.add
-        for name, value in self._logged_anew(trainer).items():
+        for name, value in trainer.metrics.logged_anew(self._seen).items():
             add(name.removeprefix("train/"), value)
         for index, optimizer in enumerate(trainer.optimizers):
             for position, group in enumerate(optimizer.param_groups):
@@ -143,7 +138,7 @@ class MetricsLogger(Callback):
         """The epoch's summary; values that are logged on epochs alone are in it as they are."""
         self._close_window()
         means = self._epoch.means()
-        for name, value in self._logged_anew(trainer).items():
+        for name, value in trainer.metrics.logged_anew(self._seen).items():
             means.setdefault(name.removeprefix("train/"), float(value))
         line = {name: value for name, value in means.items() if name not in _TIMES[:3]}
         self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", line)
@@ -170,12 +165,12 @@ class MetricsLogger(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Start its clock; what was logged before is not the validation's."""
         self._validation_started = time.perf_counter()
-        self._logged_anew(trainer)
+        trainer.metrics.logged_anew(self._seen)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The validation's summary, but for a sanity check's."""
         values = {"valid_time": time.perf_counter() - self._validation_started}
-        for name, value in self._logged_anew(trainer).items():
+        for name, value in trainer.metrics.logged_anew(self._seen).items():
             values[name.removeprefix("valid/")] = float(value)
         if trainer.sanity_checking:
             return
@@ -206,13 +201,13 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[Any]] = {}
+        self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, value: Any) -> None:
         """Take one value."""
-        waiting = self._waiting.setdefault(name, [])
+        waiting = self._waiting[name]
         waiting.append(value)
         if len(waiting) >= _MAX_WAITING:
             self._add_up(name)
@@ -261,7 +256,8 @@ class RunningMeans:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self._waiting, self._sums, self._counts = {}, dict(state_dict["sums"]), dict(state_dict["counts"])
+        self._waiting.clear()
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
 
 
 def format_values(values: dict[str, float]) -> str:

@@ -210,7 +210,7 @@ class TQDMProgressBar(ProgressBar):
         """One batch further."""
         if self.is_enabled:
             self._take_step_values(trainer)
-        self._move(self.train_progress_bar, batch_idx + 1, pl_module)
+            self._move(self.train_progress_bar, batch_idx + 1, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Show the epoch's means."""

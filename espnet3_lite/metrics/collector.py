@@ -257,7 +257,8 @@ class Metrics:
             self._logged[forked] = value
         if decides:
             self._callback[entry.name] = self._callback[forked] = value
-            self.versions.update({entry.name, forked} if counts else ())
+            for name in {entry.name, forked} if counts else ():
+                self.versions[name] += 1
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
@@ -269,6 +270,26 @@ class Metrics:
         """``trainer.callback_metrics``."""
         self._publish()
         return self._callback
+
+    def logged_anew(self, seen: dict[str | Key, Any]) -> dict[str, Number]:
+        """The callback metrics that were set since the last call with the same `seen`, which is brought up to date.
+
+        Only objects are compared: no value is looked at. Those of training steps come as they are kept: to publish them
+        takes longer than to log them.
+        """
+        if self.batch is None:  # between two batches hooks log the values of an epoch
+            self._publish()
+        anew: dict[str, Number] = {name: value for name, value in self._callback.items() if seen.get(name) is not value}
+        seen.update(anew)
+        for key, entry in self.training.items():
+            if entry.on_step and entry.last is not None:
+                if seen.get(key) != entry.times:
+                    seen[key] = entry.times
+                    anew[entry.name] = anew[entry.step_name] = entry.last
+                else:  # if at all, it was published since
+                    anew.pop(entry.name, None)
+                    anew.pop(entry.step_name, None)
+        return anew
 
     @property
     def progress_bar(self) -> dict[str, float]:

@@ -77,7 +77,9 @@ class HookCalls:
 
     def ends_epoch(self, response: Any) -> bool:
         """Whether the module's `on_train_batch_start` returned -1, on any rank."""
+        if "on_train_batch_start" not in self.of_module:
+            return False
         ends = bool(response == -1)
-        if self.trainer.world_size > 1 and "on_train_batch_start" in self.of_module:
-            return self.trainer.strategy.any(ends)  # collective: all ranks define the same hook
-        return ends
+        return (
+            ends if self.trainer.world_size == 1 else self.trainer.strategy.any(ends)
+        )  # collective: a hook of all ranks

@@ -102,13 +102,13 @@ def test_lines_of_a_whole_run_are_those_of_espnet3(name, lines, tmp_path):
 class Module(LiteModule):
     """Logs the batch's number; `rare` in odd batches only; the loss of the batches in `bad` is not finite."""
 
-    def __init__(self, bad=()):
+    def __init__(self, bad=(), number=float):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.bad = bad
+        self.bad, self.number = bad, number
 
     def training_step(self, batch, batch_idx):
-        self.log("train/number", float(batch_idx))
+        self.log("train/number", self.number(batch_idx))
         if batch_idx % 2:
             self.log("train/rare", float(batch_idx))
         self.log("whole", float(batch_idx), on_step=False, on_epoch=True)
@@ -190,6 +190,13 @@ def test_a_run_that_resumes_within_an_epoch_writes_the_same_lines(lines, tmp_pat
     assert whole[0].startswith("1epoch:train:1-5batch: ") and "number=2, rare=2," in whole[0]
 
 
+class OnDevice(torch.Tensor):
+    """A number that stands for one on a GPU: it says that it is not on the CPU."""
+
+    is_cpu = False
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
 def test_nothing_is_read_between_lines(monkeypatch):
     reads = []
     read = torch.Tensor.tolist
@@ -208,10 +215,11 @@ def test_nothing_is_read_between_lines(monkeypatch):
             counts.append(len(reads))
 
     counts = []
-    bare = fit(Module(), MetricsLogger(0), callbacks=[Counting()], validate=False)
+    on_device = {"number": lambda number: torch.tensor(float(number)).as_subclass(OnDevice)}
+    bare = fit(Module(**on_device), MetricsLogger(0), callbacks=[Counting()], validate=False)
     without = counts.copy()
     counts.clear()
-    fit(Module(), MetricsLogger(4), callbacks=[Counting()], validate=False)
+    fit(Module(**on_device), MetricsLogger(4), callbacks=[Counting()], validate=False)
     assert bare.global_step == 4
     assert [with_lines - plain for with_lines, plain in zip(counts, without, strict=True)] == [0, 0, 0, 1]
 
