@@ -147,3 +147,18 @@ def test_sums_go_on_from_a_saved_state():
 )
 def test_batch_sizes(batch, size):
     assert batch_size_of(batch) == size
+
+
+def test_what_was_logged_anew_is_given_once_and_not_published():
+    metrics, seen = metrics_in(), {}
+    log(metrics, "loss", 1.0, on_epoch=True)
+    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_step": 1.0}
+    assert metrics.versions == {}  # nothing was published for it
+    assert metrics.callback["loss"] == 1.0  # now it was
+    assert metrics.logged_anew(seen) == {}
+    log(metrics, "loss", 1.0, on_epoch=True)  # the same number, logged anew
+    metrics.publish("found", 3.0)
+    assert metrics.logged_anew(seen) == {"found": 3.0, "loss": 1.0, "loss_step": 1.0}
+    assert metrics.end_epoch(metrics.training) == {"loss_epoch": 1.0}
+    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
+    assert metrics.logged_anew(seen) == {}
