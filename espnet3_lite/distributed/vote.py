@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from espnet3_lite.distributed.ballot import Place, Says
-from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.multi import SeveralProcesses
@@ -146,7 +145,11 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     with_data = [said for said in everyone if said.active]
     trained = {int(said.optimizers) for said in with_data} or {0}
     if len(trained) > 1:
-        raise MisconfigurationException(_different_optimizers(strategy, losses))
+        strategy.require_same(  # collective: all ranks have seen that they differ
+            {"the model's losses in this batch": ", ".join(name or "the optimizer" for name in losses) or "none"},
+            "All ranks must train the same optimizers in a batch: choose them by `global_step` or by a counter that "
+            "does not depend on the data",
+        )
     returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
     weights = [float(said.weight) for said in everyone]
     total = sum(weights)
@@ -166,16 +169,6 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         scale=weights[strategy.global_rank] * strategy.world_size / total if total else 0.0,
         instead=None if active else strategy.empty_steps(trainer, steps, returned),
         total=total,
-    )
-
-
-def _different_optimizers(strategy: SeveralProcesses, losses: dict[str | None, Any]) -> str:
-    """All ranks have seen that they differ, so all take part in this exchange; each rank with data says what it has."""
-    names = strategy.gather_objects([name if name is not None else "the optimizer" for name in losses])  # collective
-    each = "; ".join(f"rank {rank}: {', '.join(map(str, found)) or 'none'}" for rank, found in enumerate(names))
-    return (
-        f"the ranks' models returned losses for different optimizers in the same batch ({each}). All ranks must train "
-        f"the same optimizers in a batch: choose them by `global_step` or by a counter that does not depend on the data"
     )
 
 

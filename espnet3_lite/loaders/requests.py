@@ -147,19 +147,16 @@ def check_same_epochs(loader: DataLoader[Any], strategy: Strategy) -> None:
     """
     items, step_size, split = how_dealt(loader)
     kind = "samples" if split == "samples" else "batches"
-    each = strategy.gather_objects((length_of(items), step_size))  # collective: all ranks prepare it together
-    without_length = [rank for rank, (length, _) in enumerate(each) if length == math.inf]
-    if without_length:
+    length = length_of(items)
+    strategy.require_same(  # collective: all ranks prepare it together
+        {"the loader": f"{length} {kind}, {step_size} a step"},
+        "Each rank must give the same loader, over all samples, which is then dealt out; where each rank has data of "
+        "its own, set Trainer(use_distributed_sampler=False)",
+    )
+    if length == math.inf:
         raise MisconfigurationException(
-            f"a loader's {type(items).__name__} has no `__len__` (rank {without_length[0]}), and so an epoch of it "
-            f"cannot be dealt out to the ranks. Define `__len__`, or let each rank draw its own with "
-            f"Trainer(use_distributed_sampler=False)"
-        )
-    if len(set(each)) > 1:
-        found = "; ".join(f"rank {rank}: {length} {kind}, {size} a step" for rank, (length, size) in enumerate(each))
-        raise MisconfigurationException(
-            f"the ranks' loaders differ ({found}). Each rank must give the same loader, over all samples, which is "
-            f"then dealt out; where each rank has data of its own, set Trainer(use_distributed_sampler=False)"
+            f"a loader's {type(items).__name__} has no `__len__`, and so an epoch of it cannot be dealt out to the "
+            f"ranks. Define `__len__`, or let each rank draw its own with Trainer(use_distributed_sampler=False)"
         )
 
 

@@ -32,11 +32,6 @@ class Clipping:
     by_module: Callable[[Optimizer, float | None, str | None], None] | None = None
     checked: bool = False
 
-    @property
-    def wanted(self) -> bool:
-        """There is something to do."""
-        return bool(self.value) or self.by_module is not None or self.checked
-
     def clip(self, optimizer: Optimizer) -> float:
         """Clip the gradients in place.
 

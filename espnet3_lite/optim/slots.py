@@ -90,8 +90,8 @@ class OptimizerSlot:
     window: int = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
-    #: What is done before each step; None: nothing.
-    clipping: Clipping | None = None
+    #: What is done before each step.
+    clipping: Clipping = Clipping()
     #: Successful updates so far.
     update_step: int = 0
     #: Backward passes in the open window.

@@ -302,7 +302,7 @@ def configure_optimizers(
     return slots, schedulers
 
 
-def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> Clipping | None:
+def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> Clipping:
     """A named optimizer is clipped by its own settings, a plain one by the trainer's or by the module."""
 
     def by_module(optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
@@ -313,8 +313,7 @@ def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -
     clips_itself = "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization
     own = by_module if clips_itself and slot.name is None else None
     checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
-    clipping = Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)
-    return clipping if clipping.wanted else None
+    return Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)
 
 
 class _NoOptimizer(torch.optim.Optimizer):

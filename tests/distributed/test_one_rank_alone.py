@@ -56,8 +56,8 @@ def test_a_stop_error_of_one_rank_ends_both_after_the_next_vote(same, hook):
 def test_loaders_that_differ_are_refused_on_both_ranks(same):
     refused = same["refused_loaders"]
     for kind in ("training", "validation"):
-        assert "MisconfigurationException: the ranks' loaders differ" in refused[kind]
-        assert "(rank 0: 7 samples, 1 a step; rank 1: 5 samples, 1 a step)" in refused[kind]
+        assert "MisconfigurationException: the ranks differ:\n  the loader" in refused[kind]
+        assert "the loader: 7 samples, 1 a step on rank 0, 5 samples, 1 a step on rank 1\n" in refused[kind]
         assert "use_distributed_sampler=False" in refused[kind]
 
 
