@@ -15,11 +15,21 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 QUICK = {"config", "hook_order", "layers", "loops", "metrics", "module", "optim", "trainer", "typing"}
 
 
+TESTS = Path(__file__).parent
+
+
+def is_quick(path):
+    """True for what lies in one of those folders."""
+    return TESTS in path.parents and path.relative_to(TESTS).parts[0] in QUICK
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m quick`` the other folders are not even read, which would take as long as many of its tests."""
+    return True if config.option.markexpr == "quick" and not is_quick(collection_path) else None
+
+
 def pytest_collection_modifyitems(items):
     """Mark the tests of the quick tier."""
-    here = Path(__file__).parent
     for item in items:
-        path = Path(item.path)
-        room = path.relative_to(here).parts[0] if here in path.parents else ""
-        if room in QUICK and item.get_closest_marker("slow") is None:
+        if is_quick(Path(item.path)) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -219,9 +220,7 @@ def units(module: torch.nn.Module) -> list[torch.nn.Module]:
     lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
     inner = {id(part) for outer in lists for part in outer.modules() if part is not outer}
     items = [item for outer in lists if id(outer) not in inner for item in outer]
-    used: dict[int, int] = {}
-    for _, parameter in module.named_parameters(remove_duplicate=False):
-        used[id(parameter)] = used.get(id(parameter), 0) + 1
+    used = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     return [
         item
         for item in dict.fromkeys(items)

@@ -127,11 +127,10 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
     """
     global _joined
     if _joined is None:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if "WORLD_SIZE" in os.environ:
             found, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         else:
-            found = HashStore()
+            found, rank, world_size = HashStore(), 0, 1
         # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
         store = PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
         _joined = RankStore(store, rank, world_size)

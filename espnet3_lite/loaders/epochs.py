@@ -174,10 +174,8 @@ class TrainData:
 
     def loader_state(self, over: bool = False) -> Any:
         """The user's loader's own position behind the batch in work, or the present one; None where it has none."""
-        if over:
-            return self.given.state_dict() if hasattr(self.given, "state_dict") else None
         loader = self._in_use or self.loader
-        return None if loader is None else loader.state_dict()
+        return None if loader is None else loader.state_dict(over)
 
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
         """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""

@@ -54,6 +54,7 @@ class RankLoader:
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._seeded: SeededInWorkers | None = None
+        self._state: Any = None
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is for this epoch, counted from 0."""
@@ -65,8 +66,11 @@ class RankLoader:
         """Leave out so many of the next epoch's items."""
         raise NotImplementedError
 
-    def state_dict(self) -> Any:
-        """The user's loader's own position behind the batch that was given last; None where it has none."""
+    def state_dict(self, over: bool = False) -> Any:
+        """The user's loader's own position behind the batch that was given last, or behind all that were read where the
+        epoch is `over`; None where it has none."""
+        if self._state is not None and not over:
+            return self._state
         return self.given.state_dict() if hasattr(self.given, "state_dict") else None
 
     def wait_for(self, others: Strategy, training: bool) -> None:

@@ -118,7 +118,6 @@ class StreamLoader(RankLoader):
         super().__init__(loader)
         self.loader, self.ahead = loader, ahead
         self._skip = 0
-        self._state: Any = None
         #: It is read in this process, and may draw from its generators.
         self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
         # Workers that stay would keep their random state and their epoch; others get both with each epoch.
@@ -130,10 +129,6 @@ class StreamLoader(RankLoader):
     def start_at(self, position: int) -> None:
         """Leave out the first `position` batches of the next epoch; they must be read."""
         self._skip = position
-
-    def state_dict(self) -> Any:
-        """The user's loader's own position behind the batch that was given last; None where it has none."""
-        return super().state_dict() if self._state is None else self._state
 
     def _begin(self) -> Iterator[Any]:
         """What is left out, and the first batch, are read now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +30,8 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
     """
     if (given := trainer.given_loaders.get(prefix)) is not None:
         return given
-    if sources := _sources(trainer, prefix):
-        return sources[0]()
+    if (owner := trainer.provider_of(f"{prefix}_dataloader")) is not None:
+        return getattr(owner, f"{prefix}_dataloader")()
     name = type(trainer.lightning_module).__name__
     raise MisconfigurationException(
         f"no loader for {trainer.state.fn}: pass {'train_dataloaders=' if prefix == 'train' else 'dataloaders='} to "
@@ -41,13 +41,8 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
 
 def has_loaders(trainer: Trainer, prefix: str) -> bool:
     """True where `request_loaders` would find some."""
-    return trainer.given_loaders.get(prefix) is not None or bool(_sources(trainer, prefix))
-
-
-def _sources(trainer: Trainer, prefix: str) -> list[Callable[[], Any]]:
-    """The methods of data module and module that give loaders, in this order."""
-    method, owners = f"{prefix}_dataloader", (trainer.datamodule, trainer.lightning_module)
-    return [getattr(owner, method) for owner in owners if owner is not None and trainer.is_overridden(method, owner)]
+    given = trainer.given_loaders.get(prefix) is not None
+    return given or trainer.provider_of(f"{prefix}_dataloader") is not None
 
 
 def limited(length: int | float, limit: int | float, name: str) -> int | float:

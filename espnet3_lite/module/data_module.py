@@ -124,14 +124,10 @@ def _loaders(datasets: Any, shuffle: bool, **arguments: Any) -> Any:
     return DataLoader(datasets, shuffle=shuffle, pin_memory=torch.cuda.is_available(), **arguments)
 
 
-_MISSING = object()
-
-
 def is_overridden(method: str, owner: Any) -> bool:
     """True where a module or data module really defines a method (None on an instance counts as not defined)."""
-    own = owner.__dict__.get(method, _MISSING)
-    if own is not _MISSING:
-        return own is not None
+    if method in owner.__dict__:
+        return owner.__dict__[method] is not None
     mine = getattr(type(owner), method, None)
     bases = (getattr(base, method, None) for base in (LiteModule, LiteDataModule, ModuleHooks))
     return mine is not None and mine not in tuple(bases)

@@ -86,9 +86,8 @@ class HyperparametersMixin:
     @property
     def hparams(self) -> AttributeDict:
         """The saved arguments; empty if `save_hyperparameters` was not called."""
-        if "_hparams" not in self.__dict__:
-            self.__dict__["_hparams"] = AttributeDict()
-        return self.__dict__["_hparams"]
+        hparams: AttributeDict = self.__dict__.setdefault("_hparams", AttributeDict())
+        return hparams
 
     @property
     def hparams_initial(self) -> AttributeDict:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from espnet3_lite.loggers.base import Logger
     from espnet3_lite.trainer.trainer import Trainer
 
-_ONE_TURN = ("",)
-
 
 class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
     """A model that knows how to train itself: an `nn.Module` with steps.
@@ -80,7 +78,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         In each turn `training_step` runs, and what it returns is propagated, clipped and stepped before the next
         turn's forward pass, as some adversarial models need; `turn` says which one it is. All ranks must give the same.
         """
-        return _ONE_TURN
+        return ("",)
 
     @property
     def turn(self) -> str:

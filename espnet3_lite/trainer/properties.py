@@ -240,6 +240,11 @@ class TrainerProperties(Settings):
     num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "Of each test loader.")
     num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "Of each of `predict`.")
 
+    def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
+        """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
+        owners = [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
+        return next((owner for owner in owners if self.is_overridden(method, owner)), None)
+
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
         """Batches of each validation loader in the sanity check."""

@@ -230,12 +230,9 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
 
 def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any] | None:
     """A batch's way to the device as one function: the data module's three hooks, or the module's where it has none."""
-    data, device, convert = trainer.datamodule, trainer.device, trainer.precision_plugin.convert_batch
-    owners = [owner for owner in (data, module) if owner is not None]
-    before, move, after = (
-        next((owner for owner in owners if trainer.is_overridden(hook, owner)), None)
-        for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-    )
+    device, convert = trainer.device, trainer.precision_plugin.convert_batch
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    before, move, after = map(trainer.provider_of, hooks)
     if move is None and device.type != "cpu":
         move = module
     if before is move is after is None and trainer.precision_plugin.true_dtype is None:
