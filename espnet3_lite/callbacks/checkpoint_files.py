@@ -240,13 +240,13 @@ class CheckpointFiles(Checkpoint):
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if trainer.is_global_zero:
-            trainer.strategy.saver.when_saved(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
+            trainer.strategy.saver.behind(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
 
     def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
         """Remove files whose place another one takes, once that is on disk. Rank zero does it."""
         for path in paths if trainer.is_global_zero else ():
             if self._should_remove_checkpoint(trainer, path, saved):
-                trainer.strategy.saver.when_saved(partial(self._remove_checkpoint, trainer, path))
+                trainer.strategy.saver.behind(partial(self._remove_checkpoint, trainer, path))
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Only in this callback's folder; never what was just saved, nor what the user resumed from.

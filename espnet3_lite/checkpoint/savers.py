@@ -1,7 +1,7 @@
 """Saving while training goes on: who waits for what. How a file is written is in `files.py`.
 
 Training waits for a copy of the state alone. What needs the file itself, such as the removal of the one whose place it
-takes, waits for it.
+takes, waits for it; what touches files alone is done by the thread that wrote it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Saver:
         else:
             self._waiting.append(action)
 
+    def behind(self, action: Callable[[], object]) -> None:
+        """As `when_saved`, of what touches files alone: where a thread writes, it does this too."""
+        self.when_saved(action)
+
     def poll(self) -> None:
         """Do what has waited, if the writing is over."""
         if self._under_way is not None and self._under_way.done():
@@ -63,6 +67,7 @@ class FileSaver(Saver):
     def __init__(self) -> None:
         super().__init__()
         self._moment: tuple[object, object] = (None, None)
+        self._thread: ThreadPoolExecutor | None = None  # of one thread, for the state that is being written
         self._copies: dict[tuple[object, ...], torch.Tensor] = {}
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -79,21 +84,35 @@ class FileSaver(Saver):
             checkpoint_io.save_checkpoint(checkpoint, path)
             return
         self._moment = moment
-        state, before = self._copy(plain(checkpoint)), self._under_way
+        state = self._copy(plain(checkpoint))
         self.coming.add(str(path))
+        self._in_turn(lambda: checkpoint_io.save_checkpoint(state, path))
 
-        def write() -> None:
+    def behind(self, action: Callable[[], object]) -> None:
+        """A removal takes as long as a copy of the state, where the file is large."""
+        if self._under_way is None:
+            action()
+        else:
+            self._in_turn(action)
+
+    def _in_turn(self, work: Callable[[], object]) -> None:
+        """Let the thread do it behind what it was given before, unless that fails."""
+        before = self._under_way
+
+        def do() -> None:
             if before is not None:
                 before.result()
-            checkpoint_io.save_checkpoint(state, path)
+            work()
 
-        executor = ThreadPoolExecutor(1, "checkpoint")  # a program that ends waits for its thread
-        self._under_way = executor.submit(write)
-        executor.shutdown(wait=False)  # the thread ends with its work
+        self._thread = self._thread or ThreadPoolExecutor(1, "checkpoint")  # a program that ends waits for its thread
+        self._under_way = self._thread.submit(do)
 
     def finish(self) -> None:
-        """As of any saver; the copies are given up."""
+        """As of any saver; the copies are given up, and the thread ends with its work."""
         self._copies.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+            self._thread = None
         super().finish()
 
     def _copy(self, checkpoint: Any) -> Any:

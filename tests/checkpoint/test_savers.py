@@ -67,6 +67,22 @@ def test_another_state_waits_for_the_first_but_the_same_one_under_another_name_d
     assert load_checkpoint(tmp_path / "c.ckpt")["global_step"] == 2
 
 
+def test_what_touches_files_alone_is_done_by_the_thread_that_writes(tmp_path, gate):
+    saver, order, here = background(), [], threading.get_ident()
+
+    def remember(name):
+        order.append((name, [path.name for path in tmp_path.iterdir()], threading.get_ident() == here))
+
+    saver.behind(lambda: remember("at once"))
+    saver.save(state(1, torch.ones(2)), tmp_path / "a.ckpt")
+    saver.when_saved(lambda: remember("told"))
+    saver.behind(lambda: remember("removed"))
+    assert len(order) == 1
+    gate.set()
+    saver.finish()
+    assert order == [("at once", [], True), ("removed", ["a.ckpt"], False), ("told", ["a.ckpt"], True)]
+
+
 def test_an_error_is_told_at_the_next_save_and_what_waited_is_not_done(tmp_path, monkeypatch):
     def full(checkpoint, path):
         raise CheckpointError("the disk is full")
@@ -74,7 +90,8 @@ def test_an_error_is_told_at_the_next_save_and_what_waited_is_not_done(tmp_path,
     monkeypatch.setattr(checkpoint_io, "save_checkpoint", full)
     saver, done = background(), []
     saver.save(state(1, torch.ones(2)), tmp_path / "a.ckpt")
-    saver.when_saved(lambda: done.append("removed"))
+    saver.when_saved(lambda: done.append("told"))
+    saver.behind(lambda: done.append("removed"))
     with pytest.raises(CheckpointError, match="the disk is full"):
         saver.save(state(2, torch.ones(2)), tmp_path / "b.ckpt")
     saver.finish()
