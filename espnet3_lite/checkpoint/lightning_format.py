@@ -16,21 +16,18 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-def _progress(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
-    return {"ready": ready, "completed": completed, "started": started, "processed": processed}
+def _counts(total: int, current: int, *more: str) -> dict[str, Any]:
+    """A count over the whole run and its present part, which Lightning keeps under several names."""
+    names = ("ready", "completed", *more)
+    return {"total": dict.fromkeys(names, total), "current": dict.fromkeys(names, current)}
 
 
-def _two(ready: int, completed: int) -> dict[str, int]:
-    return {"ready": ready, "completed": completed}
-
-
-def _batch_progress(total: int, current: int, is_last: bool | None, open_batch: int = 0) -> dict[str, Any]:
-    """`open_batch`: 1 while the hooks of the last batch still run."""
-    progress = {
-        "total": _progress(total, total, total, total - open_batch),
-        "current": _progress(current, current, current, current - open_batch),
-    }
-    return progress if is_last is None else {**progress, "is_last_batch": is_last}
+def _batch_progress(total: int, current: int, open_batch: int = 0, **more: bool) -> dict[str, Any]:
+    """`open_batch`: 1 while the last batch's hooks still run; `more`: `is_last_batch`, where Lightning keeps it."""
+    progress = _counts(total, current, "started", "processed")
+    for counts in progress.values():
+        counts["completed"] -= open_batch
+    return {**progress, **more}
 
 
 def dump_loops(trainer: Trainer) -> dict[str, Any]:
@@ -52,29 +49,23 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     fit_loop = {
         "state_dict": _dump_loader(trainer),
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
-        "epoch_loop.batch_progress": _batch_progress(batches, done, loop.is_last_batch, open_batch),
-        "epoch_loop.scheduler_progress": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
+        "epoch_loop.batch_progress": _batch_progress(batches, done, open_batch, is_last_batch=loop.is_last_batch),
+        "epoch_loop.scheduler_progress": _counts(steps, steps_here),
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
             "optimizer": {
-                "step": {"total": _two(steps, steps), "current": _two(steps_here, steps_here)},
-                "zero_grad": {
-                    "total": {"ready": steps, "completed": steps, "started": steps},
-                    "current": {"ready": steps_here, "completed": steps_here, "started": steps_here},
-                },
+                "step": _counts(steps, steps_here),
+                "zero_grad": _counts(steps, steps_here, "started"),
             }
         },
         "epoch_loop.manual_optimization.state_dict": {},
-        "epoch_loop.manual_optimization.optim_step_progress": {
-            "total": _two(manual_steps, manual_steps),
-            "current": _two(manual_steps, manual_steps),
-        },
+        "epoch_loop.manual_optimization.optim_step_progress": _counts(manual_steps, manual_steps),
         "epoch_loop.val_loop.state_dict": {},
         "epoch_loop.val_loop.batch_progress": _dump_validation(trainer),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
-    idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, False)}
-    predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, None)}
+    idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, is_last_batch=False)}
+    predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0)}
     return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": dict(idle), "predict_loop": predict}
 
 
@@ -92,7 +83,7 @@ def _dump_loader(trainer: Trainer) -> dict[str, Any]:
 def _dump_validation(trainer: Trainer) -> dict[str, Any]:
     """A validation is over, or has not begun."""
     count = sum(count for count in trainer.num_val_batches if count != math.inf) if trainer.validation_ran else 0
-    return _batch_progress(int(count), int(count), bool(count))
+    return _batch_progress(int(count), int(count), is_last_batch=bool(count))
 
 
 def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -44,7 +44,8 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
     }
     checkpoint["loops"][OUR_STATE] = {"layout": LAYOUT, "wrapper_prefix": getattr(module, "wrapper_prefix", "")}
     if not weights_only:
-        checkpoint["callbacks"] = dump_callbacks(trainer)
+        states = ((callback.state_key, callback.state_dict()) for callback in trainer.callbacks)
+        checkpoint["callbacks"] = {key: state for key, state in states if state}
         checkpoint["optimizer_states"] = [
             trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
         ]
@@ -67,16 +68,6 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
         trainer.hook_calls.call_callbacks("on_save_checkpoint", checkpoint)
     module.on_save_checkpoint(checkpoint)
     return checkpoint
-
-
-def dump_callbacks(trainer: Trainer) -> dict[str, Any]:
-    """Each callback's state under its key."""
-    states = {}
-    for callback in trainer.callbacks:
-        state = callback.state_dict()
-        if state:
-            states[callback.state_key] = state
-    return states
 
 
 def _dump_ours(trainer: Trainer) -> dict[str, Any]:

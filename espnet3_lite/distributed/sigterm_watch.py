@@ -83,7 +83,8 @@ class SigtermWatch:
             pause = _LOOK_EVERY_SECONDS
             frame = sys._current_frames()[self._main.ident or 0]
             here = (frame, frame.f_lasti)
-            if _waits(frame) and here == waited_at and not writes_under_way():
+            waits = frame.f_code.co_filename.startswith(_WAITING)
+            if waits and here == waited_at and not writes_under_way():
                 self._end(frame)
             waited_at = here
 
@@ -93,7 +94,3 @@ class SigtermWatch:
         self._report(text)
         print(text, file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
-
-
-def _waits(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_WAITING)

@@ -155,7 +155,9 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     total = sum(weights)
     reason = ""
     if any(said.bad for said in everyone):
-        reason = _describe_bad_ranks(strategy, trainer, steps if active else ())
+        # Collective: all ranks skip this batch, and tell one another why.
+        reasons = strategy.gather_objects(describe_bad_losses(trainer, steps if active else ()))
+        reason = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
     elif not all(all_sound((), given) for given in weights):
         reason = f"the ranks' weights are {weights}"
     elif (without := len(everyone) - len(with_data)) and strategy.put_back_shared_statistics():
@@ -172,12 +174,6 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     )
 
 
-def _describe_bad_ranks(strategy: SeveralProcesses, trainer: Trainer, steps: Steps) -> str:
-    """Which ranks have a bad loss, and why. All ranks skip this batch, so all take part in this exchange."""
-    reasons = strategy.gather_objects(describe_bad_losses(trainer, steps))  # collective
-    return "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
-
-
 def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     """Which losses are not finite, on which utterances, and which buffers the forward pass spoilt; else nothing."""
     bad = [
@@ -187,22 +183,15 @@ def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     ]
     if not bad:
         return ""
-    batch = trainer.metrics.batch
-    uids = f" (utterances {', '.join(map(str, batch[0]))})" if is_utterance_batch(batch) else ""
+    match trainer.metrics.batch:
+        case [[*uids], dict()]:  # ESPnet's (uids, {key: tensor})
+            utterances = f" (utterances {', '.join(map(str, uids))})"
+        case _:
+            utterances = ""
     spoilt = [
         name
         for name, buffer in trainer.lightning_module.named_buffers()
         if buffer.is_floating_point() and not bool(buffer.isfinite().all())
     ]
     note = f"; these buffers became non-finite: {', '.join(spoilt)}" if spoilt else ""
-    return " and ".join(bad) + uids + note
-
-
-def is_utterance_batch(batch: Any) -> bool:
-    """True for ESPnet's ``(uids, {key: tensor})``."""
-    return (
-        isinstance(batch, (tuple, list))
-        and len(batch) == 2
-        and isinstance(batch[1], dict)
-        and isinstance(batch[0], (list, tuple))
-    )
+    return " and ".join(bad) + utterances + note

@@ -51,19 +51,19 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
     >>> limited(10, 0.25, "limit_val_batches"), limited(10, 3, "limit_val_batches"), limited(math.inf, 5, "x")
     (2, 3, 5)
     """
-    if length == 0:
+    if length == 0 or limit == 0:
         return 0
     if isinstance(limit, int):
         return min(length, limit)
+    if limit == 1.0:
+        return length
     if length == math.inf:
-        if limit in (0.0, 1.0):
-            return 0 if limit == 0.0 else math.inf
         raise MisconfigurationException(
             f"{name}={limit}: a loader that does not know its length can be limited by a number of batches only; "
             f"give an int"
         )
     count = int(length * limit)
-    if count == 0 and limit > 0:
+    if count == 0:
         raise MisconfigurationException(
             f"{name}={limit} of {length} batches is less than one batch; give a fraction of at least {1 / length:.3g}"
         )
