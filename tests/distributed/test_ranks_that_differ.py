@@ -4,7 +4,7 @@ import pytest
 import rank_differ_cases
 from rank_lab import results_of, torchrun
 
-CASES = ["settings", "callbacks", "modules", "calls", "losses", "saving_alone", "logging_alone"]
+CASES = ["settings", "callbacks", "modules", "calls", "saving_alone", "logging_alone"]
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,6 @@ def test_the_model_its_optimizer_and_schedule(two, case, difference):
 def test_the_call_and_its_loaders(two):
     assert "\n  val loaders: given on rank 0, none on rank 1\n" in two["calls"]["loaders"]
     assert "\n  the call: Trainer.fit() on rank 0, Trainer.validate() on rank 1\n" in two["calls"]["call"]
-
-
-def test_the_losses_of_a_batch(two):
-    assert "\n  the model's losses in this batch: first, second on rank 0, first on rank 1\n" in two["losses"]
 
 
 @pytest.mark.parametrize("hook", rank_differ_cases.SAVING_HOOKS)

@@ -79,7 +79,8 @@ def test_a_nan_on_one_rank_is_reported_with_rank_and_utterances(two, case):
 def test_different_optimizers_are_one_error_on_both_ranks(two):
     first, second = (result["different_optimizers"]["error"] for result in two)
     assert first == second
-    assert "MisconfigurationException" in first and "(rank 0: second, first; rank 1: second)" in first
+    assert "MisconfigurationException: the ranks differ:\n" in first
+    assert "\n  the model's losses in this batch: second, first on rank 0, second on rank 1\n" in first
 
 
 @pytest.mark.parametrize("case", UNEVEN)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rank_alone_cases import Line, error_of, fit
 from rank_cases import rank_and_size
-from rank_lab import Model, Module, loader_of, several, trainer_of, write_results
+from rank_lab import loader_of, trainer_of, write_results
 
 from espnet3_lite import Callback
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
@@ -128,12 +128,6 @@ def logging_alone():
             module.log("x", 1.0, sync_dist=True, on_step=True)
 
     return error_of(lambda: fit(Line(training_step=log)))
-
-
-def losses():
-    """Rank 1's model returns a loss less."""
-    named = Module(Model([["first", "second"][: 2 - RANK]]), several())
-    return error_of(lambda: trainer_of().fit(named, loader_of(8, 1, False)))
 
 
 FOLDER = "."  # where cases write
