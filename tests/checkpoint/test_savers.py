@@ -67,6 +67,27 @@ def test_another_state_waits_for_the_first_but_the_same_one_under_another_name_d
     assert load_checkpoint(tmp_path / "c.ckpt")["global_step"] == 2
 
 
+def test_a_state_is_copied_to_where_the_one_before_was(tmp_path, monkeypatch):
+    places = []
+
+    def write(checkpoint, path):
+        weights = checkpoint["state_dict"]["w"]
+        places.append((weights.data_ptr(), weights.tolist()))
+
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", write)
+    saver = background()
+    for step in range(3):
+        saver.save(state(step, torch.full((2,), float(step))), tmp_path / "a.ckpt")
+    saver.save(state(3, torch.ones(3)), tmp_path / "a.ckpt")  # of another shape
+    saver.finish()
+    (place, *_), *_ = places
+    assert places[:3] == [(place, [0.0, 0.0]), (place, [1.0, 1.0]), (place, [2.0, 2.0])]
+    assert places[3][1] == [1.0, 1.0, 1.0]
+    saver.in_background = False
+    saver.finish()  # the end of the run gives the memory back
+    assert saver._copies == saver._rooms == {}
+
+
 def test_what_touches_files_alone_is_done_by_the_thread_that_writes(tmp_path, gate):
     saver, order, here = background(), [], threading.get_ident()
 
