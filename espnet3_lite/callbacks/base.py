@@ -125,22 +125,22 @@ class Callback:
     # ---- fit ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """When the model and optimizers stand, before the sanity check."""
+        """The model is on its device and the optimizers are made; before the sanity check."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After `on_train_end`, last but `teardown`."""
+        """After `on_train_end`; only `teardown` follows."""
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Before the few validation batches that try `validation_step` out."""
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After them."""
+        """After the sanity check."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Before the first epoch."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After the last epoch."""
+        """After the last epoch, also where a limit or a signal ended the run."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """At the start of each epoch (not when a run resumes within it)."""
@@ -149,7 +149,7 @@ class Callback:
         """At the end of each epoch, after its validation; the epoch's means are in ``trainer.callback_metrics``."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
-        """With the batch on its device."""
+        """With the batch on its device. (The module's may return -1: it leaves out this batch and the epoch's rest.)"""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
@@ -176,13 +176,13 @@ class Callback:
         """Before each validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After it; its means are in ``trainer.callback_metrics``."""
+        """After each validation; its means are in ``trainer.callback_metrics``."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Before the first validation batch."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After the last one; `log` is still possible."""
+        """After the last validation batch; `log` is still possible."""
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -200,13 +200,13 @@ class Callback:
         """Before the test."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After it."""
+        """After the test; its means are in ``trainer.callback_metrics``."""
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Before the first test batch."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After the last one; `log` is still possible."""
+        """After the last test batch; `log` is still possible."""
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -224,13 +224,13 @@ class Callback:
         """Before the first prediction."""
 
     def on_predict_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After the last one."""
+        """After the last prediction."""
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """Before the first batch."""
+        """Before the first batch of predictions."""
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """After the last batch."""
+        """After the last batch of predictions."""
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
