@@ -61,6 +61,9 @@ class AverageCheckpointsCallback(Callback):
         """The run is over: not `on_train_end`, which a resumed run that has nothing left to train does not call."""
         trainer.strategy.barrier()  # all ranks: those that write parts of a checkpoint have done so
         if trainer.is_global_zero:
+            for best in self.best_ckpt_callbacks:
+                if best.save_top_k and not (best.best_k_models or trainer.validation_ran or trainer.fast_dev_run):
+                    logger.warning("Nothing was validated: no best checkpoint by %r, and no average", best.monitor)
             trainer.strategy.saver.when_saved(self._try_to_average if trainer.stopped_by_signal else self.average)
 
     def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:

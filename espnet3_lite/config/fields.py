@@ -12,6 +12,10 @@ from espnet3_lite.value_kinds import FLAG, LIST, MAPPING, OBJECT, PATH, Kind, in
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+#: What makes a batch of samples.
+COLLATE = Kind(OBJECT.words, OBJECT.accepts, lambda value: (
+    f"; for the function itself write {{_target_: {value}, _partial_: true}}" if isinstance(value, str) else ""
+))  # fmt: skip
 PROBABILITY = Kind("a number from 0 to 1", lambda value: number(0).accepts(value) and value <= 1)
 
 
@@ -65,7 +69,7 @@ FIELDS: dict[str, Kind] = {
     "collect_stats_batch_size": whole(1),
     "collect_stats_train_mode": FLAG,
     "dataloader": MAPPING,
-    "dataloader.collate_fn": OBJECT,
+    "dataloader.collate_fn": COLLATE,
     "dataloader.train": MAPPING,
     "dataloader.valid": MAPPING,
     "sampler": OBJECT,
@@ -86,6 +90,8 @@ FIELDS: dict[str, Kind] = {
     **{f"dataloader.{split}.{key}": kind for split in ("train", "valid") for key, kind in {
         "iter_factory": OBJECT,
         "iter_factory.batches": MAPPING,
+        "iter_factory.collate_fn": COLLATE,
+        "collate_fn": COLLATE,
         "iter_factory.num_iters_per_epoch": whole(1),
         "iter_factory.shuffle": FLAG,
         "batch_distribution": one_of("per_gpu", "global"),
@@ -117,7 +123,7 @@ BATCH_SAMPLER: dict[str, Kind] = {
 
 _LOADER_KEYS = frozenset(
     "sampler batch_sampler pin_memory timeout worker_init_fn multiprocessing_context generator "
-    "prefetch_factor persistent_workers pin_memory_device in_order dataset collate_fn".split()
+    "prefetch_factor persistent_workers pin_memory_device in_order dataset".split()
 )
 MORE_KEYS: dict[str, Collection[str]] = {"dataloader.train": _LOADER_KEYS, "dataloader.valid": _LOADER_KEYS}
 """Keys that are known without a kind of their own."""

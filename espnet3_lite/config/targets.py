@@ -266,6 +266,8 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
             f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
             for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
         )
+        if isinstance(error, TypeError) and "required positional argument" in str(error) and inspect.isroutine(target):
+            hint += "; for the function itself, as a collate_fn must be, instead of what it returns: _partial_: true"
         message = f"raised {type(error).__name__}: {masked(str(error))}{hint}"
         raise InstantiationError(f"{where}{name}({given}) {message}") from error
 

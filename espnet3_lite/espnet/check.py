@@ -108,7 +108,17 @@ def _rehearse(config: Config) -> Iterator[Finding]:
     """Two runs: the second goes on from the first one's checkpoint."""
     first, saw = _run(config)  # it ends after its first epoch
     run, module = first.trainer, first.model
-    yield Finding("ok", f"trained {run.global_step} step(s) on 2 batches, validated 1 batch")
+    if any(slot.saw_only_none for slot in run.plan.slots.values()):
+        yield Finding("problem", f"{type(module).__name__}.training_step returned None for both batches: nothing is "
+                                 f"trained; end it with `return loss`")  # fmt: skip
+        return
+    validated = ", validated 1 batch" if run.validation_ran else ""
+    yield Finding("ok", f"trained {run.global_step} step(s) on 2 batches{validated}")
+    if not run.validation_ran:
+        lacks = "there is no validation data" if run.enable_validation else "the model has no `validation_step`"
+        yield Finding(
+            "note", f"nothing is validated, because {lacks}: no best checkpoint is kept, and none is averaged"
+        )
     yield from saw.findings(run, module)
     yield from _compare_speed(run.train_dataloader, saw.seconds[-1])
     yield Finding("ok", _memory(module))

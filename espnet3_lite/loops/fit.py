@@ -252,6 +252,7 @@ class FitLoop(Progress):
                     loss = slot.weigh(loss, weight_of_step(trainer), accumulate if slot.name is None else slot.window)
                 self.backward(loss, slot, retain_graph=position < len(work.losses))
                 slot.pending += 1
+                slot.trained = True
                 slot.synchronized = trainer.strategy.synchronizes(slot)
             if work.closes if slot.name is None else slot.pending >= slot.window:
                 work.closing.append(slot)

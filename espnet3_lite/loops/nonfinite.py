@@ -54,11 +54,12 @@ def _count(loop: FitLoop) -> None:
 
 
 def require_training(loop: FitLoop) -> None:
-    """At the end of a run.
+    """At the end of a run, which must not end as if it had trained.
+
+    A run whose steps all returned None is warned about: Lightning lets it pass.
 
     Raises:
-        RuntimeError: all its batches were skipped: it must not end as if it had trained. (But for a gradient scaler
-            that was still looking for its scale.)
+        RuntimeError: all its batches were skipped. (But for a gradient scaler that was still looking for its scale.)
     """
     all_skipped = 0 < loop.batches_seen <= loop.consecutive_skips and loop.global_step == 0
     searching = loop.gradient_failed and loop.trainer.precision_plugin.scaler is not None
@@ -66,4 +67,9 @@ def require_training(loop: FitLoop) -> None:
         raise RuntimeError(
             f"Nothing was trained: all {loop.batches_seen} batches were skipped. Look at the data, or at the losses "
             f"and gradients, that the warnings name."
+        )
+    if any(slot.saw_only_none for slot in loop.trainer.plan.slots.values()):
+        rank_zero_warn(
+            "Nothing was trained: `training_step` returned `None` for every batch, so that the weights are those "
+            "that the run began with. End `training_step` with `return loss`"
         )

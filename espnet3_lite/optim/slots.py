@@ -106,6 +106,8 @@ class OptimizerSlot:
     own_backward: bool = False
     #: A step that returned None was told.
     warned_of_none: bool = False
+    #: A loss was propagated.
+    trained: bool = False
     #: With a gradient scaler: whether the gradients are scaled, or true already, or the step was made (or left out).
     scaling: Literal["scaled", "true", "stepped"] = "scaled"
     #: What ``LiteModule.optimizers()`` gives for it.
@@ -159,6 +161,11 @@ class OptimizerSlot:
             self.warned_of_none = True
             rank_zero_warn("`training_step` returned `None`: the batch trains nothing. If this was on purpose, ignore "
                            "this warning; else return the loss")  # fmt: skip
+
+    @property
+    def saw_only_none(self) -> bool:
+        """Training steps were run for it, and none of them gave a loss to train on."""
+        return self.warned_of_none and not self.trained
 
     def open_window(self) -> None:
         """Its gradients were cleared."""

@@ -77,6 +77,15 @@ def test_the_mean_of_the_best_that_are_there_in_the_end(tmp_path, caplog):
     assert "The following parameters were only accumulated, not averaged: count" in caplog.text
 
 
+def test_a_run_without_validation_says_that_it_has_no_average(tmp_path, caplog):
+    fit(tmp_path, limit_val_batches=0)
+    assert "Nothing was validated: no best checkpoint by 'valid/loss', and no average" in caplog.messages
+    caplog.clear()
+    fit(tmp_path)
+    fit(tmp_path / "quick", limit_val_batches=0, fast_dev_run=True)
+    assert "Nothing was validated" not in caplog.text
+
+
 def test_the_best_comes_first(tmp_path):
     fit(tmp_path, best=best_of(tmp_path, mode="max", save_top_k=2))  # steps 1 (loss 4) and 3 (loss 3)
     averaged = torch.load(tmp_path / "valid.loss.ave_2best.pth", weights_only=True)

@@ -30,12 +30,17 @@ class Box:
         return cls(2 * size)
 
 
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+
 @pytest.fixture(autouse=True)
 def targets(monkeypatch):
     """A module named `toys` whose `f` returns its arguments, so that a test sees what a target was given."""
     module = types.ModuleType("toys")
     module.f = lambda *args, **kwargs: {"args": list(args), **kwargs}
-    module.Box = Box
+    module.Box, module.Named = Box, Named
 
     def failing(size):
         raise ValueError("no room")
@@ -184,6 +189,11 @@ def test_submodules_are_imported_on_the_way(tmp_path, monkeypatch):
         ({"_target_": "toys.Box", "_args_": [1, [2]]},
          "m: toys.Box(int, list) raised TypeError: Box.__init__() takes from 1 to 2 positional arguments "
          "but 3 were given"),
+        ({"_target_": "toys.failing"},
+         "m: toys.failing() raised TypeError: targets.<locals>.failing() missing 1 required positional argument: "
+         "'size'; for the function itself, as a collate_fn must be, instead of what it returns: _partial_: true"),
+        ({"_target_": "toys.Named"}, "m: toys.Named() raised TypeError: Named.__init__() missing 1 required "
+         "positional argument: 'name'"),
     ],
 )  # fmt: skip
 def test_a_target_that_raises(config, message):

@@ -12,6 +12,7 @@ BROKEN = """
 import time
 
 import torch
+from espnet3_lite import LiteModule
 from toy import Dataset as Sound, Model
 
 
@@ -31,6 +32,21 @@ class Unused(Model):
     def __init__(self):
         super().__init__()
         self.never = torch.nn.Linear(2, 3)
+
+
+class Unvalidated(LiteModule):
+    def __init__(self):
+        super().__init__()
+        self.model = Model()
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch[1])[0]
+
+
+class Forgets(Unvalidated):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/loss", loss)
 """
 
 
@@ -94,6 +110,25 @@ def test_a_parameter_without_gradient_is_named(recipe, capsys):
     (note,) = [one for one in check(capsys, "model._target_=broken.Unused")["note"] if "gradient" in one]
     assert note.startswith("2 of 8 parameters got no gradient in two batches: ")
     assert "never.weight" in note and "never.bias" in note
+
+
+def test_a_training_step_that_forgets_to_return_its_loss_is_a_problem(recipe, capsys):
+    scheduler = ["~scheduler", "~scheduler_interval", "~scheduler_monitor"]
+    found = check(capsys, "model._target_=broken.Forgets", *scheduler, code=1)
+    assert found["problem"] == [
+        "Forgets.training_step returned None for both batches: nothing is trained; end it with `return loss`"
+    ]
+    assert "trained" not in "".join(found["ok"]) and found["note"] == []
+
+
+def test_a_model_without_validation_step_is_not_said_to_be_validated(recipe, capsys):
+    scheduler = ["~scheduler", "~scheduler_interval", "~scheduler_monitor"]
+    found = check(capsys, "model._target_=broken.Unvalidated", *scheduler, code=1)
+    assert "trained 1 step(s) on 2 batches" in found["ok"]
+    assert (
+        "nothing is validated, because the model has no `validation_step`: no best checkpoint is kept, and none is "
+        "averaged" in found["note"]
+    )
 
 
 def test_a_metric_that_nobody_logs_is_a_problem(recipe, capsys):

@@ -139,8 +139,26 @@ def test_a_step_that_returns_none_is_told_once(make):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer_of(Notes(), max_epochs=2).fit(Gives(make), loader())
-    told = [str(w.message) for w in caught if "`training_step` returned `None`" in str(w.message)]
+    told = [str(w.message) for w in caught if str(w.message).startswith("`training_step` returned `None`")]
     assert len(told) == 1 and len(outputs) == 6
+
+
+@pytest.mark.parametrize("trains, manual, told", [((), False, 1), ((4,), False, 0), ((), True, 0)])
+def test_a_run_whose_steps_all_returned_none_is_told_so_at_its_end(trains, manual, told):
+    calls, ends = [], []
+
+    def make(output):
+        calls.append(1)
+        return output.mean() if len(calls) in trains else None
+
+    module = Gives(make, manual)
+    before = module.net[0].weight.detach().clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(max_epochs=2).fit(module, loader())
+        ends = [str(warning.message) for warning in caught if "Nothing was trained" in str(warning.message)]
+    assert len(calls) == 6 and torch.equal(module.net[0].weight, before) is not bool(trains)
+    assert len(ends) == told and all("`return loss`" in end for end in ends)
 
 
 @pytest.mark.parametrize("given", [3, "words", [1, 2], None, torch.ones(2), {"a": 1}])

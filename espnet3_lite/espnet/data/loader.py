@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from espnet3_lite.config.targets import find_target, instantiate
 from espnet3_lite.distributed.rank import global_rank, world_size
@@ -147,6 +147,8 @@ class DataLoaderBuilder:
             samplers["sampler"] = EpochSampler(dataset)
         if arguments.get("num_workers"):
             dataset = ImportedInWorkers(dataset)
+        if collate_fn is None and arguments.get("batch_size", 1) is not None:
+            collate_fn = _collate_equal_sizes
         return DataLoader(dataset, collate_fn=collate_fn, **samplers, **arguments)
 
     def _built_batches(self, factory: Mapping[str, Any], distribution: str, where: str) -> Any:
@@ -217,6 +219,19 @@ class DataLoaderBuilder:
         loader = built.build_loader(distribution)
         loader.batch_sampler.set_epoch(self.epoch)
         return loader
+
+
+def _collate_equal_sizes(samples: list) -> Any:
+    """Torch's own way to make a batch; its error about samples of unequal size says what would do."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}. The samples differ in size, and dataloader.collate_fn is not set: write a function of a list of "
+            f"samples that pads them into a batch, and name it by {{_target_: data.collate, _partial_: true}}"
+        ) from error
 
 
 def _share(batches: list, distribution: str) -> list:

@@ -331,3 +331,25 @@ def test_espnets_names_give_ours(dataset, shapes):
     loader = build(dataset, settings)
     assert isinstance(loader.batch_sampler, EpochBatchSampler)
     assert type(loader.collate_fn) is CommonCollateFn
+
+
+class Ragged:
+    """Samples of other lengths."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.zeros(index + 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_unequal_size_ask_for_a_collate_function(workers):
+    loader = DataLoaderBuilder(Ragged(), config(batch_size=2, num_workers=workers)).build("train")
+    with pytest.raises(RuntimeError, match=r"equal size.*dataloader\.collate_fn.*_partial_: true"):
+        next(iter(loader))
+
+
+def test_without_batches_samples_stay_as_they_are():
+    loader = DataLoaderBuilder(Ragged(), config(batch_size=None)).build("train")
+    assert [len(sample) for sample in loader] == [1, 2, 3, 4]
