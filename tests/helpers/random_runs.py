@@ -319,13 +319,13 @@ def play(run, folder, disturbances):
         in_order = disturbance is not None and disturbance[0] not in ("FAIL", "KILL") and run["ranks"] == 1
         told = in_order and "KeyboardInterrupt" not in output and "Traceback" in output
         assert right and not told, f"after {disturbance}: ended with {codes}\n{output[-2500:]}"
+        if all((folder / f"result{rank}.json").exists() for rank in range(run["ranks"])):
+            break
+        assert disturbance is not None, f"ended with {codes}, and without a result\n{output[-2500:]}"
         states = [*folder.glob("full/*.ckpt"), *([] if run["best_alone"] else folder.glob("best/*.ckpt"))]
         if not states:  # nothing to go on from: a run that begins anew cannot know whose files these are
             shutil.rmtree(folder)
             folder.mkdir()
-        if all((folder / f"result{rank}.json").exists() for rank in range(run["ranks"])):
-            break
-        assert disturbance is not None, f"ended with {codes}, and without a result\n{output[-2500:]}"
     results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(run["ranks"])]
     left = sorted(path.name for path in folder.rglob(".*.tmp"))
     return {**{f"{key} {rank}": value for rank, result in enumerate(results) for key, value in result.items()},

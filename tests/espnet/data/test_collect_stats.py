@@ -311,26 +311,29 @@ def test_what_ends_the_command_ends_its_workers(name, code, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "train.json").write_text(json.dumps(SLOW_CONFIG))  # which is YAML too
     command = [sys.executable, "-m", "espnet3_lite", "collect-stats", "train.json"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    until = time.monotonic() + 60
-    while len(workers := [int(path.name[6:]) for path in tmp_path.glob("worker*")]) < 2:
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    if name == "INT":  # Ctrl-C on a terminal comes to all processes
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        os.kill(process.pid, getattr(signal, f"SIG{name}"))
-    assert process.wait(60) == code
-    until = time.monotonic() + 30
-    while any(map(is_running, workers)):
-        assert time.monotonic() < until, "a worker waits for work that nobody hands out"
-        time.sleep(0.05)
+    more = {"cwd": tmp_path, "stderr": subprocess.PIPE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    process = subprocess.Popen(command, start_new_session=True, **more)
+
+    def wait_until(condition, message):
+        until = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < until, message
+            time.sleep(0.05)
+
+    def workers():
+        return [int(path.name[6:]) for path in tmp_path.glob("worker*")]
+
+    try:
+        wait_until(lambda: len(workers()) == 2 or process.poll() is not None, "no workers")
+        if name == "INT":  # Ctrl-C on a terminal comes to all processes
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid, getattr(signal, f"SIG{name}"))
+        assert process.wait(60) == code
+        wait_until(lambda: not any(map(is_running, workers())), "a worker waits for work that nobody hands out")
+    finally:
+        for worker in filter(is_running, workers()):
+            os.kill(worker, signal.SIGKILL)
     assert b"Traceback" not in process.stderr.read() and not (tmp_path / "stats").exists()
 
 
