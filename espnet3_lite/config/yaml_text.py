@@ -7,6 +7,7 @@ Here: the reader (PyYAML's safe loader with ESPnet3's numbers; it refuses duplic
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -276,5 +277,19 @@ def write_yaml(data: Any) -> str:
     try:
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     except yaml.representer.RepresenterError as error:
-        kind = type(error.args[-1]).__name__
-        raise MisconfigurationException(f"YAML cannot hold a {kind}: {error.args[-1]!r}") from error
+        value, kind = error.args[-1], type(error.args[-1]).__name__
+        where = next((format_path(path) for path, found in _values_in(data, ()) if found is value), "a key")
+        if isinstance(value, type | FunctionType):
+            hint = "it has no name of its own: define it at the top of a module, where a file can name it"
+        else:
+            hint = "write plain values, or a mapping with the `_target_` that makes it"
+        raise MisconfigurationException(f"{where}: YAML cannot hold a {kind}: {value!r}; {hint}") from error
+
+
+def _values_in(data: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Each key and value in nested mappings and lists, with its place."""
+    pairs = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list | tuple) else ()
+    for key, value in pairs:
+        yield (*path, key), key
+        yield (*path, key), value
+        yield from _values_in(value, (*path, key))

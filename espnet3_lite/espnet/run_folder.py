@@ -44,7 +44,8 @@ class RunFolder(Callback):
 
     Raises:
         CheckpointError: from `setup`, where training would begin anew in an old run's folder.
-        MisconfigurationException: from `on_train_start`, if the folder cannot be written.
+        MisconfigurationException: from `setup`, if no file can hold the configuration; from `on_train_start`, if the
+            folder cannot be written.
 
     >>> RunFolder(Path("exp"), Config.create({})).exp_dir.name
     'exp'
@@ -55,6 +56,7 @@ class RunFolder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """The trainer has looked for a state to go on from. All ranks see the same folder, before anything is saved."""
+        self.config.to_yaml()  # a lambda from a configuration made in Python is told here, not after a sanity check
         if trainer.ckpt_path is not None or not any(isinstance(c, Checkpoint) for c in trainer.callbacks):
             return
         # A best checkpoint of the first epoch is older than the first state: that run was killed before it, and begins

@@ -169,6 +169,31 @@ def test_shared_lists_are_written_out_and_paths_become_text():
     assert write_yaml({"a": shared, "b": shared, "path": Path("exp") / "one"}) == "a:\n- 1\nb:\n- 1\npath: exp/one\n"
 
 
-def test_what_yaml_cannot_hold_is_named():
-    with pytest.raises(MisconfigurationException, match="YAML cannot hold a complex: 1j"):
-        write_yaml({"a": 1j})
+class Weights:
+    def __repr__(self):
+        return "Weights()"
+
+
+def within():
+    def local(step):
+        return step
+
+    return local
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"a": 1j}, r"a: YAML cannot hold a complex: 1j; write plain values"),
+        ({"model": {"layers": [1, Weights()]}}, r"model\.layers\[1\]: YAML cannot hold a Weights: Weights\(\); write"),
+        (
+            {"scheduler": {"_target_": "x", "lr_lambda": lambda step: 1.0}},
+            r"scheduler\.lr_lambda: YAML cannot hold a function: <function <lambda> at .*>; it has no name of its own: "
+            r"define it at the top of a module, where a file can name it",
+        ),
+        ({"a": [{"b": within()}]}, r"a\[0\]\.b: YAML cannot hold a function: <function within.<locals>.local"),
+    ],
+)
+def test_what_yaml_cannot_hold_is_named_with_its_place(data, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        write_yaml(data)

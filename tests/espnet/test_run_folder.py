@@ -75,6 +75,12 @@ def test_a_full_disk_leaves_the_old_configuration_whole(old, monkeypatch):
     assert (old / "config.yaml").read_text() == "made: these\n" and not list(old.glob(".*"))
 
 
+def test_what_no_file_can_hold_is_told_with_its_place_before_anything_runs(old):
+    with pytest.raises(MisconfigurationException, match=r"scheduler\.lr_lambda: YAML cannot hold a function"):
+        train(old, 4, {"scheduler": {"lr_lambda": lambda step: 1.0}})
+    assert (old / "config.yaml").read_text() == "made: these\n"
+
+
 # ---- old runs ------------------------------------------------------------------------------------------------------
 
 
