@@ -36,6 +36,7 @@ _HOME = {
     "WeightAveraging": "callbacks.weight_averaging",
     "EMAWeightAveraging": "callbacks.weight_averaging",
     "EMACallback": "callbacks.ema",
+    "OptimizerModes": "callbacks.optimizer_modes",
     "ParameterFreezeCallback": "espnet.parameters",
     "PretrainedParametersCallback": "espnet.parameters",
     "BaseFinetuning": "callbacks.finetuning",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from espnet3_lite.callbacks.model_summary import ModelSummary as ModelSummary
     from espnet3_lite.callbacks.model_summary import RichModelSummary as RichModelSummary
+    from espnet3_lite.callbacks.optimizer_modes import OptimizerModes as OptimizerModes
     from espnet3_lite.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from espnet3_lite.callbacks.profiler import Profiler as Profiler
     from espnet3_lite.callbacks.progress_bar import ProgressBar as ProgressBar

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checkpoint.configured_values import settings_of
@@ -167,6 +168,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
     plan, of_module = trainer.plan, trainer.hook_calls.of_module
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
+    warn_of_modes(trainer)
     plan.configured, plan.not_taken = [settings_of(slot.optimizer) for slot in plan.slots.values()], set()
     rank_comparison.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
