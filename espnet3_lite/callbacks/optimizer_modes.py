@@ -83,9 +83,10 @@ def switchable(trainer: Trainer) -> list[Any]:
 
 
 def switch(trainer: Trainer, mode: str) -> None:
-    """Call ``train`` or ``eval`` of each."""
+    """Call ``train`` or ``eval`` of each; before its first step an optimizer has no other weights to give."""
     for optimizer in switchable(trainer):
-        getattr(optimizer, mode)()
+        if mode == "train" or optimizer.state:
+            getattr(optimizer, mode)()
 
 
 def warn_of_modes(trainer: Trainer) -> None:

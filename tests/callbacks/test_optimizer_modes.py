@@ -27,6 +27,7 @@ class ScheduleFreeSGD(torch.optim.Optimizer):
         self._move(False, lambda beta: 1 - beta)
 
     def eval(self):
+        assert self.state, "as SPlus, it has nothing to give before its first step"
         self._move(True, lambda beta: 1 - 1 / beta)
 
     @torch.no_grad()
@@ -85,7 +86,7 @@ def by_hand(epochs):
 
 def fit(*callbacks, ckpt_path=None, saves=False):
     module = Line()
-    trainer = quiet_trainer(callbacks=list(callbacks), num_sanity_val_steps=0, max_epochs=3, enable_checkpointing=saves)
+    trainer = quiet_trainer(callbacks=list(callbacks), num_sanity_val_steps=1, max_epochs=3, enable_checkpointing=saves)
     trainer.fit(module, data(), data(), ckpt_path=ckpt_path)
     return trainer, module
 
@@ -95,7 +96,7 @@ def test_what_is_validated_saved_and_left_is_the_mean(tmp_path):
     full = ModelCheckpoint(tmp_path / "full", "{epoch}", save_top_k=-1)
     alone = ModelCheckpoint(tmp_path / "alone", "{epoch}", save_top_k=-1, save_weights_only=True)
     _, module = fit(OptimizerModes(), full, saves=True)
-    assert all(torch.equal(one, other) for one, other in zip(module.validated[::4], means, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(module.validated[1::4], means, strict=True))
     assert torch.equal(module.layer.weight, means[-1])
     fit(OptimizerModes(), alone, saves=True)
     for epoch, mean in enumerate(means):
