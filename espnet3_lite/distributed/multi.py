@@ -91,17 +91,15 @@ class SeveralProcesses(Strategy):
         synchronized = [part for part in module.modules() if isinstance(part, torch.nn.SyncBatchNorm)]
         self._statistics = [buffer for part in synchronized for buffer in part.buffers()]
 
-    def take_over_from_rank_zero(self, module: torch.nn.Module) -> None:
-        """Rank zero's parameters and buffers, on all ranks. Collective.
+    def take_over_from_rank_zero(self, module: torch.nn.Module, parameters: bool = True) -> None:
+        """Rank zero's `parameters` and buffers, or its buffers alone, on all ranks. Collective.
 
         Raises:
-            MisconfigurationException: on all ranks, where they have built different models.
+            MisconfigurationException: on all ranks, where they have built different models, or a buffer has grown on
+                one of them.
         """
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._take_over({name: tensor for name, tensor in named.items() if not isinstance(tensor, DTensor)})
-
-    def _take_over(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Rank zero's values, on all ranks, which have built the same model. Collective."""
+        named = {**dict(module.named_parameters() if parameters else ()), **dict(module.named_buffers())}
+        named = {name: tensor for name, tensor in named.items() if not isinstance(tensor, DTensor)}
         facts = {
             f"the model's {name}": f"{tuple(tensor.shape)} {tensor.dtype}{' trained' if tensor.requires_grad else ''}"
             for name, tensor in named.items()
@@ -264,13 +262,9 @@ class SeveralProcesses(Strategy):
             self.store.meet(name, parted=lambda: self.cast(Place.BARRIER))
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
-        """Give all ranks rank zero's buffers. Collective.
-
-        Raises:
-            MisconfigurationException: on all ranks, where a buffer has grown on one of them.
-        """
+        """Give all ranks rank zero's buffers. Collective."""
         if not self.failed:
-            self._take_over(dict(module.named_buffers()))
+            self.take_over_from_rank_zero(module, parameters=False)
 
     # ---- what must be the same on all ranks ------------------------------------------------------------------------
 
