@@ -39,9 +39,10 @@ class MetricsLogger(Callback):
     A training value is the mean over the batches in which it was logged, with this rank's values; ``optim<i>_lr<j>``
     is the mean of the learning rate after each batch. A validation value is the epoch's mean over all ranks. ``train/``
     and ``valid/`` are left out of the names. Times are means a batch in seconds by the host's clock: waiting for the
-    data, forward, all backward passes, and the whole batch; ``valid_time`` is the whole validation's.
+    training loader, forward, all backward passes, and the batch without the wait; ``valid_time`` is the whole
+    validation's.
 
-    On a terminal, lines are shorter: see `screen_values`. Nothing is read from the device until a line is written.
+    On a terminal, lines are shorter: see `screen_values`; and a learning rate is the last one that a step used. Nothing is read from the device until a line is written.
 
     Args:
         log_every_n_steps: Batches that make a line; 0: epoch summaries alone. Default 500.
@@ -62,7 +63,8 @@ class MetricsLogger(Callback):
         self._first_batch: int | None = None  # of the window in work, from 1
         #: What `Metrics.logged_anew` has given.
         self._seen: dict[Any, Any] = {}
-        self._batch_ended: float | None = None
+        #: The learning rate of each optimizer's last step, by its name in the log.
+        self._rates_used: dict[str, Any] = {}
         self._batch_started = self._backward_started = self._validation_started = 0.0
         self._forward_is_timed = False
         self._valid_time: float | None = None  # of the epoch's last validation
@@ -89,14 +91,13 @@ class MetricsLogger(Callback):
         """What is there already (a resumed run's, say) is not new."""
         self._seen = {}
         trainer.metrics.logged_anew(self._seen)
-        self._batch_ended = None
+        self._rates_used = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The data is there."""
-        now = self._batch_started = time.perf_counter()
+        self._batch_started = time.perf_counter()
         self._forward_is_timed = False
-        if self._batch_ended is not None:
-            self._window.add("iter_time", now - self._batch_ended)
+        self._window.add("iter_time", trainer.train_data.seconds_waited)
         if self._first_batch is None:
             self._first_batch = batch_idx + 1
 
@@ -111,6 +112,12 @@ class MetricsLogger(Callback):
         """One backward pass is over."""
         self._window.add("backward_time", time.perf_counter() - self._backward_started)
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LiteModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """By the batch's end the scheduler has set the next step's rate."""
+        self._rates_used.update(_rates_of(trainer, only=optimizer))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -118,11 +125,9 @@ class MetricsLogger(Callback):
         add = self._window.add
         for name, value in trainer.metrics.logged_anew(self._seen).items():
             add(name.removeprefix("train/"), value)
-        for index, optimizer in enumerate(trainer.optimizers):
-            for position, group in enumerate(optimizer.param_groups):
-                add(f"optim{index}_lr{position}", group["lr"])
-        self._batch_ended = time.perf_counter()
-        add("train_time", self._batch_ended - self._batch_started)
+        for name, rate in _rates_of(trainer).items():
+            add(name, rate)
+        add("train_time", time.perf_counter() - self._batch_started)
         every = self.log_every_n_steps
         if every and (batch_idx + 1) % every == 0:
             place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
@@ -140,8 +145,7 @@ class MetricsLogger(Callback):
         means = self._epoch.means()
         for name, value in trainer.metrics.logged_anew(self._seen).items():
             means.setdefault(name.removeprefix("train/"), float(value))
-        line = {name: value for name, value in means.items() if name not in _TIMES[:3]}
-        self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", line)
+        self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means, left_out=_TIMES[:3])
         self._log_epoch(trainer, means)
         self._epoch = RunningMeans()
 
@@ -179,13 +183,16 @@ class MetricsLogger(Callback):
         epoch = f"epoch_summary:{trainer.current_epoch + 1}epoch" if trainer.state.fn == "fit" else "summary"
         self._write(trainer, f"{epoch}:valid", values)
 
-    def _write(self, trainer: Trainer, place: str, values: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, place: str, values: dict[str, float], left_out: tuple[str, ...] = ()) -> None:
+        """A line; what is `left_out` of ESPnet3's has its part in the screen's."""
         if trainer.is_global_zero and values:
             place_on_screen = place.removeprefix("epoch_summary:").removesuffix("batch").split(":")
             if trainer.state.fn == "fit":  # 20epoch:train:1-5batch
                 place_on_screen[0] = f"epoch {epoch_in_work(trainer)}"
-            short = f"{' '.join(place_on_screen)}: {screen_values(values, rate_names(trainer))}"
-            logger.info("%s: %s", place, format_values(values), extra={"screen": short})
+            used = {name: float(self._rates_used.get(name, value)) for name, value in values.items()}
+            short = f"{' '.join(place_on_screen)}: {screen_values(used, rate_names(trainer))}"
+            line = {name: value for name, value in values.items() if name not in left_out}
+            logger.info("%s: %s", place, format_values(line), extra={"screen": short})
 
 
 class RunningMeans:
@@ -270,6 +277,16 @@ def format_values(values: dict[str, float]) -> str:
     rates = sorted(name for name in values if name.startswith("optim") and "_lr" in name)
     others = sorted(values.keys() - set(times) - set(rates))
     return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))
+
+
+def _rates_of(trainer: Trainer, only: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """The learning rates by their names in the log; a rate that is a tensor, which schedulers write to, is copied."""
+    return {
+        f"optim{index}_lr{position}": rate.clone() if isinstance(rate := group["lr"], torch.Tensor) else rate
+        for index, optimizer in enumerate(trainer.optimizers)
+        if only is None or optimizer is only
+        for position, group in enumerate(optimizer.param_groups)
+    }
 
 
 def rate_names(trainer: Trainer) -> dict[str, str]:

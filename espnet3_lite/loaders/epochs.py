@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -35,6 +36,8 @@ class TrainData:
         self.num_batches: int | float = math.inf
         #: The index of the batch that `start_epoch` begins with: not 0 in a run that resumes within an epoch.
         self.first_batch = 0
+        #: Seconds that the run stood still for the batch in work: this loader alone, no validation and no hook.
+        self.seconds_waited = 0.0
         self._loaded_in_epoch = 0
         self._warned_of_length = False
         #: What iterates over the epoch in work.
@@ -89,6 +92,7 @@ class TrainData:
             over: The epoch's last batch is among them: nothing is read.
         """
         assert self.loader is not None  # `setup_if_due`
+        began = time.perf_counter()
         state, self.resume_state = self.resume_state, None
         if state is not None:
             self._restore(state)
@@ -107,12 +111,17 @@ class TrainData:
             self.first_batch = self._index_of(loader)
         elif skip and not over and (state is None or not self._knows_its_position(state)):
             loader.start_at(skip * loader.step_size)
-        return iter(()) if over else self._until_the_last(loader, iter(loader))
+        if over:
+            return iter(())
+        batches = iter(loader)
+        return self._until_the_last(loader, batches, time.perf_counter() - began)
 
-    def _until_the_last(self, loader: RankLoader, batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
         length = length_of(self.given)
+        asked = time.perf_counter() - waited  # what `start_epoch` read was for the first batch
         for batch in batches:
+            self.seconds_waited = time.perf_counter() - asked
             index += 1
             loader.gave_batches = loader.gave_batches or not loader.replaying
             too_early = loader.ended and not loader.replaying and index < min(length, count) and length != math.inf
@@ -125,6 +134,7 @@ class TrainData:
             yield batch, index >= count or (loader.ended and loader.others is None)
             if index >= count:
                 return
+            asked = time.perf_counter()
         if index:
             return
         if loader.gave_batches:

@@ -5,7 +5,9 @@ import json
 import logging
 import math
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
 from espnet3_lite.callbacks.metrics_logger import RunningMeans
+from espnet3_lite.loggers import CSVLogger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
 LOGGER = "espnet3_lite.callbacks.metrics_logger"
@@ -170,12 +173,13 @@ def test_a_sanity_check_writes_nothing(lines):
 
 def test_forward_time_ends_at_the_first_of_several_backward_passes():
     logger = MetricsLogger()
-    logger.on_train_batch_start(None, None, None, 0)
+    trainer = SimpleNamespace(train_data=SimpleNamespace(seconds_waited=0.5))
+    logger.on_train_batch_start(trainer, None, None, 0)
     for _ in range(3):
         logger.on_before_backward(None, None, None)
         logger.on_after_backward(None, None)
-    assert logger._window._waiting.keys() == {"forward_time", "backward_time"}
-    assert [len(values) for values in logger._window._waiting.values()] == [1, 3]
+    counts = {name: len(values) for name, values in logger._window._waiting.items()}
+    assert counts == {"iter_time": 1, "forward_time": 1, "backward_time": 3}
 
 
 def test_a_run_that_resumes_within_an_epoch_writes_the_same_lines(lines, tmp_path, caplog):
@@ -242,3 +246,93 @@ def test_weights_that_are_validated_on_their_own_are_of_no_epoch(lines):
     trainer = fit(module, MetricsLogger(2))
     trainer.validate(module, DataLoader(torch.zeros(4, 1)), verbose=False)
     assert lines()[-1] == "summary:valid: valid_time=T, number=1.5"
+
+
+# ---- what a person reads ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def screen(caplog):
+    """The lines so far as a terminal shows them."""
+    caplog.set_level(logging.INFO, logger=LOGGER)
+    return lambda: [r.screen for r in caplog.records if r.name == LOGGER]
+
+
+class SlowElsewhere(Module):
+    """Takes its time everywhere but for the training loader: in validations, in what saves, in other callbacks."""
+
+    def validation_step(self, batch, batch_idx):
+        time.sleep(0.2)
+
+
+class SlowAtTheEnd(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        time.sleep(0.05)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        time.sleep(0.2)
+
+
+class SlowSaver(ModelCheckpoint):
+    def on_train_batch_end(self, *arguments):
+        time.sleep(0.05)
+
+
+class SlowSamples(torch.utils.data.Dataset):
+    def __init__(self, *seconds):
+        self.seconds = seconds
+
+    def __len__(self):
+        return len(self.seconds)
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds[index])
+        return torch.zeros(1)
+
+
+def epoch_rows(callbacks, samples, **settings):
+    """What the loggers get of each epoch's times."""
+    rows = []
+
+    class Rows(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            rows.append(metrics)
+
+    trainer = Trainer(max_epochs=2, callbacks=callbacks, **{**QUIET, "logger": Rows("nowhere"), **settings})
+    trainer.fit(SlowElsewhere(), DataLoader(samples), DataLoader(torch.zeros(2, 1)))
+    return [row for row in rows if "iter_time" in row]
+
+
+def test_the_wait_is_for_the_training_loader_alone(tmp_path):
+    slow = [SlowAtTheEnd(), SlowSaver(tmp_path)]
+    settings = {"enable_checkpointing": None, "val_check_interval": 2}
+    for row in epoch_rows([MetricsLogger(4), *slow], torch.zeros(4, 1), **settings):
+        assert 0 < row["iter_time"] < 0.03  # with the validations: 0.1 and more; with the callbacks: 0.05 and more
+
+
+def test_the_wait_has_every_batch_the_epochs_first_one_too():
+    for row in epoch_rows([MetricsLogger(4)], SlowSamples(0.4, 0.0, 0.0, 0.0)):
+        assert 0.1 <= row["iter_time"] < 0.13
+
+
+def test_seconds_a_batch_have_one_meaning(screen):
+    trainer = Trainer(max_epochs=1, callbacks=MetricsLogger(4), **QUIET)
+    trainer.fit(Module(), DataLoader(SlowSamples(*[0.05] * 4)))
+    window, epoch = screen()
+    assert window.split(": ")[1] == epoch.split(": ")[1].replace("whole=1.5, ", "")  # they are of the same batches
+    assert float(re.search(r"s/batch=([\d.]+)", epoch)[1]) >= 0.05 and int(re.search(r"wait=(\d+)%", epoch)[1]) > 50
+
+
+def test_the_rate_on_the_screen_is_one_that_a_step_used(screen, lines):
+    class Scheduled(Module):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=torch.tensor(0.5) if self.tensor else 0.5)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    for tensor in (False, True):  # a schedule of epochs: 0.5 in the first, 0.25 in the second
+        module = Scheduled()
+        module.tensor = tensor
+        fit(module, MetricsLogger(2), epochs=2, validate=False)
+        assert [re.search(r"lr=([\d.]+)", line)[1] for line in screen()[-6:]] == ["0.5"] * 3 + ["0.25"] * 3
+        rates = [re.search(r"optim0_lr0=([\d.]+)", line)[1] for line in lines()[-6:]]  # as ESPnet3 has them
+        assert rates == ["0.5", "0.375", "0.4375", "0.25", "0.1875", "0.21875"]
