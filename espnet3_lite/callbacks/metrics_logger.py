@@ -17,6 +17,8 @@ from espnet3_lite.callbacks.screen import epoch_in_work
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -42,7 +44,8 @@ class MetricsLogger(Callback):
     training loader, forward, all backward passes, and the batch without the wait; ``valid_time`` is the whole
     validation's.
 
-    On a terminal, lines are shorter: see `screen_values`; and a learning rate is the last one that a step used. Nothing is read from the device until a line is written.
+    On a terminal, lines are shorter: see `screen_values`; and a learning rate is the last one that a step used.
+    Nothing is read from the device until a line is written.
 
     Args:
         log_every_n_steps: Batches that make a line; 0: epoch summaries alone. Default 500.
@@ -279,7 +282,7 @@ def format_values(values: dict[str, float]) -> str:
     return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))
 
 
-def _rates_of(trainer: Trainer, only: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+def _rates_of(trainer: Trainer, only: Optimizer | None = None) -> dict[str, Any]:
     """The learning rates by their names in the log; a rate that is a tensor, which schedulers write to, is copied."""
     return {
         f"optim{index}_lr{position}": rate.clone() if isinstance(rate := group["lr"], torch.Tensor) else rate

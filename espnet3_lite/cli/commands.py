@@ -192,7 +192,7 @@ def _average(parsed: argparse.Namespace) -> None:
         output = parsed.output or parsed.exp_dir / f"ave_{len(parsed.checkpoints)}.pth"
         tell(average_files(parsed.checkpoints, output))
     else:
-        tell(*average_run(parsed.exp_dir))
+        tell(*average_run(looking.run_folder(parsed.exp_dir)))
 
 
 def _add_consolidate(commands: Any) -> None:

@@ -62,20 +62,29 @@ def _find_lr(parsed: argparse.Namespace) -> None:
 
 # ---- plot, report --------------------------------------------------------------------------------------------------
 
+_OR_FILE = ", or the configuration file that names it"
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a run that is named by itself, or by a configuration file with its ``exp_dir``."""
+    from espnet3_lite.espnet.experiment import exp_dir_of
+
+    return exp_dir_of(read_config(argparse.Namespace(config=[str(path)]))) if path.is_file() else path
+
 
 def add_plot(commands: Any) -> None:
     parser = add_command(
         commands, "plot", _plot, "draw a run's curves, or those of several runs together", config=False,
         details="Loss, metrics, learning rates, gradient norm and seconds, from the run's metrics.csv.",
     )  # fmt: skip
-    parser.add_argument("exp_dir", nargs="+", type=Path, metavar="EXP_DIR", help="the runs' folders")
+    parser.add_argument("exp_dir", nargs="+", type=Path, metavar="EXP_DIR", help=f"the runs' folders{_OR_FILE}")
     parser.add_argument("--output", type=Path, help="the pictures' folder (EXP_DIR/images; of several runs: images)")
 
 
 def _plot(parsed: argparse.Namespace) -> None:
     from espnet3_lite.report.pictures import plot
 
-    tell(*plot(parsed.exp_dir, parsed.output))
+    tell(*plot([run_folder(path) for path in parsed.exp_dir], parsed.output))
 
 
 def add_report(commands: Any) -> None:
@@ -83,14 +92,14 @@ def add_report(commands: Any) -> None:
         commands, "report", _report, "write one HTML page about a run", config=False,
         details="Curves, checkpoints, skipped batches, where the time went, the configuration. It needs no network.",
     )  # fmt: skip
-    parser.add_argument("exp_dir", type=Path, metavar="EXP_DIR", help="the run's folder")
+    parser.add_argument("exp_dir", type=Path, metavar="EXP_DIR", help=f"the run's folder{_OR_FILE}")
     parser.add_argument("--output", type=Path, help="the file to write (EXP_DIR/report.html)")
 
 
 def _report(parsed: argparse.Namespace) -> None:
     from espnet3_lite.report.page import write_report
 
-    tell(write_report(parsed.exp_dir, parsed.output))
+    tell(write_report(run_folder(parsed.exp_dir), parsed.output))
 
 
 # ---- hooks -------------------------------------------------------------------------------------------------------

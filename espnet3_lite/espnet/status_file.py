@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.checkpoint.atomic_files import write_text
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
+#: Seconds between two writes within an epoch.
+WRITE_EVERY = 10.0
+
+
 class StatusFile(Callback):
-    """Writes a small JSON file when a fit begins to run and when it ends, however it does. Rank zero alone writes.
+    """Writes a small JSON file while a fit runs and when it ends, however it does. Rank zero alone writes.
+
+    ``status`` is ``running``, ``finished``, ``interrupted`` (by a signal or Ctrl-C) or ``failed`` (by an exception,
+    which is ``error``). While it runs, the file is written at each epoch's start, and every 10 seconds between two
+    batches; it stays ``running``, with the ``time`` at which it was written, where the process was killed.
 
     A full disk is warned about and no more: how the run ends is not this file's to say.
 
@@ -33,6 +42,7 @@ class StatusFile(Callback):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._next = 0.0  # when an epoch that goes on is due
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A resumed run knows where it stands by now."""
@@ -42,18 +52,31 @@ class StatusFile(Callback):
         """The same where there is no sanity check."""
         self.write(trainer, "running")
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """An epoch is over, and its checkpoint is saved."""
+        self.write(trainer, "running")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Long epochs are not silent."""
+        if time.monotonic() >= self._next:
+            self.write(trainer, "running")
+
     def teardown(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """The fit has ended in order, by a signal or by itself."""
         self.write(trainer, "interrupted" if trainer.stopped_by_signal else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LiteModule, exception: BaseException) -> None:
-        """The fit has failed."""
-        self.write(trainer, "interrupted", exception)
+        """The fit has failed, or Ctrl-C ends it at once."""
+        failed = isinstance(exception, Exception) and not trainer.stopped_by_signal
+        self.write(trainer, "failed" if failed else "interrupted", exception)
 
     def write(self, trainer: Trainer, status: str, exception: BaseException | None = None) -> None:
         """Write it anew."""
         if trainer.state.fn != "fit" or trainer.fast_dev_run or not trainer.is_global_zero:
             return
+        self._next = time.monotonic() + WRITE_EVERY
         signal = None
         if trainer.stopped_by_signal:
             received = trainer.stopping.signals.received

@@ -92,14 +92,24 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read what a run left in its folder.
 
+    Args:
+        folder: The run's, or one that holds no run but this one.
+
     Raises:
-        MisconfigurationException: there is no such folder, or no ``metrics.csv`` below it.
+        MisconfigurationException: there is no such folder, no ``metrics.csv`` below it, or it holds several runs.
     """
     if not folder.is_dir():
         raise MisconfigurationException(f"{folder}: there is no such folder; name a run's exp_dir")
-    logs = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not logs:
+    runs: dict[Path, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime):
+        runs[_run_of(path, folder)].append(path)
+    if not runs:
         raise MisconfigurationException(f"{folder}: no metrics.csv is below it, which the CSVLogger writes")
+    if folder not in runs and len(runs) > 1:
+        names = ", ".join(sorted(map(str, runs)))
+        raise MisconfigurationException(f"{folder}: holds {len(runs)} runs: {names}; name one")
+    folder = folder if folder in runs else next(iter(runs))
+    logs = runs[folder]
     status, log, config = (folder / name for name in ("status.json", "train.log", "config.yaml"))
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return Run(
@@ -109,6 +119,20 @@ def read_run(folder: Path) -> Run:
         skipped=[line for line in lines if "skipped" in line and "batch" in line],
         configuration=config.read_text(encoding="utf-8") if config.exists() else "",
     )
+
+
+def _run_of(log: Path, folder: Path) -> Path:
+    """The folder of the run that a ``metrics.csv`` below `folder` belongs to.
+
+    It is the nearest one above the log that holds a ``status.json``; a plain trainer writes none: then it is the one
+    that its logger was given, or `folder` where that lies within it.
+    """
+    above = list(log.relative_to(folder).parents)
+    owner = next((part for part in above if (folder / part / "status.json").exists()), None)
+    if owner is None:  # .../lightning_logs/version_0/metrics.csv, or .../version_0/metrics.csv
+        levels = 2 if log.parent.parent.name == "lightning_logs" else 1
+        owner = above[min(levels, len(above) - 1)]
+    return folder / owner
 
 
 def read_rows(log: Path) -> list[dict[str, float]]:

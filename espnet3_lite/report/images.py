@@ -27,7 +27,7 @@ class RunImages(Callback):
     """Writes ``images/*.png`` at the end of an epoch, at most every 30 seconds, and at the end of a fit; on rank zero.
 
     The curves are those of the trainer's `CSVLogger`. Without matplotlib (extra ``plot``) it says so once, and draws
-    nothing.
+    nothing. Nor does it draw when a signal ends the run: ``espnet3-lite plot`` does.
 
     Args:
         exp_dir: The run's folder.
@@ -57,6 +57,8 @@ class RunImages(Callback):
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
+        if trainer.stopped_by_signal or trainer.stopping.signals.received is not None:
+            return  # who sent it waits for the end, and may kill
         log = next((log for log in trainer.loggers if isinstance(log, CSVLogger)), None)
         if not trainer.is_global_zero or log is None or not can_draw():
             return

@@ -26,8 +26,9 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Raises:
         MisconfigurationException: the folder holds no log, or matplotlib is not installed.
     """
-    output = output or folder / "report.html"
-    write_text(output, page(read_run(folder)))
+    run = read_run(folder)
+    output = output or run.folder / "report.html"
+    write_text(output, page(run))
     return output
 
 

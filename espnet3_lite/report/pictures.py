@@ -34,8 +34,9 @@ def plot(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
     Raises:
         MisconfigurationException: matplotlib is not installed, or a folder holds no log.
     """
-    output = output or (folders[0] / "images" if len(folders) == 1 else Path("images"))
-    return write_pictures(together([read_run(folder) for folder in folders]), output)
+    runs = [read_run(folder) for folder in folders]
+    output = output or (runs[0].folder / "images" if len(runs) == 1 else Path("images"))
+    return write_pictures(together(runs), output)
 
 
 def together(runs: Sequence[Run]) -> dict[str, Picture]:

@@ -103,7 +103,7 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(place):
     # torchrun's own report shows the first failure, with its traceback.
     root_cause = run.stdout.partition("Root Cause")[2]
     assert "rank      : 1" in root_cause and "ValueError: the data of this rank are broken" in root_cause
-    assert status(place / "failed")["status"] == "interrupted"
+    assert status(place / "failed")["status"] == "failed"
     assert "the data of this rank are broken" in status(place / "failed")["error"]
 
 
@@ -112,7 +112,7 @@ def test_nobody_has_finished_before_all_have(place):
     """Rank 1 fails in `teardown`, when rank zero is through with its own."""
     run = start(2, place / "torn", code=1, error="in teardown", rank=1)
     assert "OtherRankError: rank 1 ended by an exception" in run.stdout
-    assert status(place / "torn")["status"] == "interrupted"
+    assert status(place / "torn")["status"] == "failed"
     assert "the disk of this rank is full" in status(place / "torn")["error"]
 
 

@@ -1,6 +1,8 @@
 """`ESPnetModule` and `ESPnetTrainer`: what a model may return, what is logged, which callbacks a file gives."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError
+from espnet3_lite.espnet import status_file
 from espnet3_lite.espnet.status_file import StatusFile
 from espnet3_lite.loggers import CSVLogger
 
@@ -417,7 +420,7 @@ def test_the_status_of_a_run(tmp_path):
     with pytest.raises(MisconfigurationException):
         train(ESPnetModule(Model(lambda *r: r[0]), {"optimizer": SGD}), tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
-    assert status["status"] == "interrupted" and status["error"].startswith("MisconfigurationException: Model.forward")
+    assert status["status"] == "failed" and status["error"].startswith("MisconfigurationException: Model.forward")
 
 
 def test_validate_gives_the_means(tmp_path):
@@ -448,6 +451,54 @@ def test_the_status_is_the_fits_alone_and_a_resumed_one_says_where_it_is(tmp_pat
     resumed.trainer.callbacks = [*resumed.trainer.callbacks, Looks()]
     resumed.fit(loader(1.0, 2.0, 3.0, 4.0), loader(1.0), ckpt_path=tmp_path / "last.ckpt")
     assert [(s["status"], s["epoch"], s["global_step"]) for s in seen] == [("running", 1, 2)]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1e9, [0, 0, 2, 2, 4, 4]), (0.0, [0, 1, 2, 3, 4, 5])])
+def test_the_status_of_a_run_that_runs_says_where_it_is(every, steps, tmp_path, monkeypatch):
+    """What a reader sees, and what stays after a kill: each epoch, and within one as time goes by."""
+    monkeypatch.setattr(status_file, "WRITE_EVERY", every)
+    seen = []
+
+    class Looks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(json.loads((tmp_path / "status.json").read_text()))
+
+    trainer = ESPnetTrainer(module(), tmp_path, {"max_epochs": 3, "logger": False, "callbacks": None})
+    trainer.trainer.callbacks = [*trainer.trainer.callbacks, Looks()]
+    trainer.fit(loader(1.0, 2.0, 3.0, 4.0), loader(1.0))
+    assert {state["status"] for state in seen} == {"running"}
+    assert [(state["epoch"], state["epochs_done"]) for state in seen] == [(n, n) for n in (0, 0, 1, 1, 2, 2)]
+    assert [state["global_step"] for state in seen] == steps
+
+
+def test_the_status_tells_a_failure_from_a_signal(tmp_path):
+    class Ends(Callback):
+        def __init__(self, act):
+            super().__init__()
+            self.act = act
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.act()
+
+    def fail():
+        raise ValueError("the data are broken")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    found = []
+    for act, error in ((fail, ValueError), (lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit),
+                       (interrupt, SystemExit)):  # fmt: skip
+        trainer = ESPnetTrainer(module(), tmp_path, {"max_epochs": 1, "logger": False})
+        trainer.trainer.callbacks = [*trainer.trainer.callbacks, Ends(act)]
+        with pytest.raises(error):
+            trainer.fit(loader(1.0, 2.0, 3.0, 4.0), loader(1.0))
+        status = json.loads((tmp_path / "status.json").read_text())
+        found.append((status["status"], status["signal"], status["error"]))
+    assert found == [
+        ("failed", None, "ValueError: the data are broken"), ("interrupted", "SIGTERM", None),
+        ("interrupted", None, "KeyboardInterrupt: "),
+    ]  # fmt: skip
 
 
 def test_a_status_that_cannot_be_written_is_warned_about_and_no_more(tmp_path):

@@ -98,6 +98,16 @@ def test_killed_while_a_checkpoint_is_written(kind, save, tmp_path, undisturbed)
     finish(folder, kind, undisturbed)
 
 
+def test_what_is_killed_left_a_status_that_says_where_it_was(tmp_path):
+    folder = make_recipe(tmp_path / "recipe")
+    code, output = run(folder, *COMMANDS["one"], TOY_SIGNALS="KILL@12")
+    assert code == -signal.SIGKILL, output
+    found = status(folder)
+    assert list(seen(folder))[-1][0] == 1
+    assert (found["status"], found["epoch"], found["epochs_done"], found["error"]) == ("running", 1, 1, None)
+    assert found["global_step"] > 0
+
+
 def test_a_truncated_newest_checkpoint_is_told_and_the_one_before_it_is_used(tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     assert run(folder, *COMMANDS["one"], TOY_SIGNALS="TERM@20")[0] == 128 + signal.SIGTERM
@@ -117,7 +127,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(kind, tmp_
     code, output = run(folder, *COMMANDS[kind], TOY_FULL_AT="16")
     assert code == 1
     assert "the checkpoint could not be written: [Errno 27] File too large" in output.splitlines()[-1]
-    assert status(folder)["status"] == "interrupted"
+    assert status(folder)["status"] == "failed"
     assert status(folder)["error"].startswith("CheckpointError: ")
     assert hidden_files(folder) == []
     # The last one before the disk was full; in the background the one of step 6 may still be on its way by then.
@@ -134,7 +144,7 @@ def test_a_disk_without_room_for_the_average_is_a_clear_error_and_the_same_comma
     code, output = run(folder, *COMMANDS["one"], TOY_FULL_AT="end")
     error = "exp/valid.loss.ave_2best.pth: the checkpoint could not be written: [Errno 28] No space left on device"
     assert code == 1 and output.splitlines()[-1].endswith(error)
-    assert (status(folder)["status"], status(folder)["error"]) == ("interrupted", f"CheckpointError: {error}")
+    assert (status(folder)["status"], status(folder)["error"]) == ("failed", f"CheckpointError: {error}")
     assert averages(folder) == [] and not list((folder / "exp").glob(".averaging.*"))
     finish(folder, "one", undisturbed)
     assert averages(folder) == ["valid.loss.ave_2best.pth"]
@@ -216,6 +226,6 @@ def test_an_exception_in_the_model_is_shown_whole(tmp_path, undisturbed):
     assert code == 1
     assert "Traceback (most recent call last)" in output and 'toy.py", line' in output
     assert output.splitlines()[-1] == "ZeroDivisionError: the toy was told to fail here"
-    assert status(folder)["status"] == "interrupted"
+    assert status(folder)["status"] == "failed"
     assert status(folder)["error"] == "ZeroDivisionError: the toy was told to fail here"
     finish(folder, "one", undisturbed)

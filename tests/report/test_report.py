@@ -3,7 +3,9 @@
 import html.parser
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -130,6 +132,56 @@ def test_a_folder_without_a_log_is_refused(tmp_path, capsys):
     assert ended.value.code == 2 and "there is no such folder" in capsys.readouterr().err
 
 
+def log_in(folder, values="epoch,step,valid/loss\n0,1,0.5\n"):
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(values)
+
+
+def test_a_folder_of_several_runs_is_refused_with_their_names(folder, tmp_path, capsys):
+    log_in(tmp_path / "two" / "lightning_logs" / "version_0")
+    for command in ("plot", "report"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(tmp_path)])
+        said = f"{tmp_path}: holds 2 runs: {tmp_path}/one, {tmp_path}/two; name one"
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_folder_that_is_a_run_is_its_own_though_others_lie_in_it(folder):
+    log_in(folder / "other" / "lightning_logs" / "version_0")  # newer
+    (folder / "other" / "status.json").write_text("{}")
+    assert list(read_run(folder).pictures()) == ["loss", "learning_rate", "gradient_norm", "seconds"]
+    assert list(read_run(folder / "other").pictures()) == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("log", "named"),
+    [("run/lightning_logs/version_0", "."), ("run/lightning_logs/version_0", "run/lightning_logs"),
+     ("run/lightning_logs/version_0", "run/lightning_logs/version_0"), ("logs/name/version_3", "logs"), ("log", "."),
+     ("log", "log")],
+)  # fmt: skip
+def test_a_folder_that_leads_to_one_run_is_read(log, named, tmp_path):
+    log_in(tmp_path / log)
+    assert read_run(tmp_path / named).rows == [{"epoch": 0.0, "step": 1.0, "valid/loss": 0.5}]
+
+
+def test_the_newest_log_of_a_run_counts_and_what_stands_beside_it(folder, tmp_path):
+    log_in(folder / "lightning_logs" / "version_1")
+    run = read_run(tmp_path)  # there is no other run below it
+    assert (run.folder, run.status["status"], run.rows) == (
+        folder, "finished", [{"epoch": 0.0, "step": 1.0, "valid/loss": 0.5}],
+    )  # fmt: skip
+
+
+def test_a_configuration_file_names_its_run(folder, tmp_path, capsys):
+    config = tmp_path / "training.yaml"
+    config.write_text(f"exp_dir: {folder}\n")
+    main(["plot", str(config)])
+    assert {line.rpartition("/")[0] for line in capsys.readouterr().out.split()} == {str(folder / "images")}
+    main(["report", str(config)])
+    assert capsys.readouterr().out == f"{folder}/report.html\n" and (folder / "report.html").exists()
+
+
 class Line(line_model.Line):
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).mean()
@@ -137,10 +189,10 @@ class Line(line_model.Line):
         return loss
 
 
-def fit(folder, epochs):
+def fit(folder, epochs, module=None):
     logger = CSVLogger(folder)
     trainer = quiet_trainer(max_epochs=epochs, logger=logger, callbacks=[RunImages(folder)], log_every_n_steps=1)
-    trainer.fit(Line(), [torch.ones(2, 1)] * 2)
+    trainer.fit(module or Line(), [torch.ones(2, 1)] * 2)
 
 
 def test_the_callback_draws_at_the_end_and_no_more_often_than_it_may(tmp_path, monkeypatch):
@@ -165,3 +217,20 @@ def test_without_matplotlib_there_is_one_hint(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     fit(tmp_path, epochs=2)
     assert caplog.text.count('pip install "espnet3_lite[plot]"') == 1 and not (tmp_path / "images").exists()
+
+
+def test_after_a_signal_nothing_is_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(images, "write_pictures", lambda pictures, folder: drawn.append(folder))
+    monkeypatch.setattr(images, "DRAW_EVERY", 0.0)
+
+    class Signalled(Line):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    module = Signalled()
+    for module.at in (0, 1):  # within an epoch, and with its last batch
+        with pytest.raises(SystemExit):
+            fit(tmp_path, epochs=3, module=module)
+    assert drawn == []
