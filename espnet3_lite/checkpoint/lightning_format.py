@@ -92,21 +92,16 @@ def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     Raises:
         MisconfigurationException: their numbers differ.
     """
-    states = checkpoint["optimizer_states"]
-    if len(states) != len(trainer.optimizers):
-        raise MisconfigurationException(
-            f"the checkpoint holds {len(states)} optimizers, this run has {len(trainer.optimizers)}; resume with the "
-            f"configuration that wrote it"
-        )
+    states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    configs = list(trainer.lr_scheduler_configs)
+    for kind, saved, here in (("optimizers", states, trainer.optimizers), ("schedulers", schedulers, configs)):
+        if len(saved) != len(here):
+            raise MisconfigurationException(
+                f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with the "
+                f"configuration that wrote it"
+            )
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
-    schedulers = checkpoint["lr_schedulers"]
-    configs = list(trainer.lr_scheduler_configs)
-    if len(schedulers) != len(configs):
-        raise MisconfigurationException(
-            f"the checkpoint holds {len(schedulers)} schedulers, this run has {len(configs)}; resume with the "
-            f"configuration that wrote it"
-        )
     names = own_state(checkpoint).get("scheduler_names")
     if names and len(set(names)) == len(names):  # ours: schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}

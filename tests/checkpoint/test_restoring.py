@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
+from espnet3_lite.exceptions import MisconfigurationException
 
 
 class Line(LiteModule):
@@ -176,3 +177,17 @@ def test_home_in_ckpt_path(tmp_path, monkeypatch):
     resumed.fit(Line(), DATA, ckpt_path="~/a.ckpt")
     assert resumed.global_step == 4
     assert Trainer(default_root_dir="~/runs", max_epochs=1, logger=False).default_root_dir == str(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("kind", "key"), [("optimizers", "optimizer_states"), ("schedulers", "lr_schedulers")])
+def test_another_number_of_optimizers_or_schedulers_is_refused_before_any_is_restored(tmp_path, kind, key):
+    trainer = trainer_of()
+    trainer.fit(Line(schedule=True), DATA)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint[key] = [*checkpoint[key], *checkpoint[key]]
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    other = trainer_of(max_epochs=2)
+    with pytest.raises(MisconfigurationException, match=f"the checkpoint holds 2 {kind}, this run has 1; resume with"):
+        other.fit(Line(schedule=True), DATA, ckpt_path=tmp_path / "two.ckpt")
+    assert not other.optimizers[0].state
