@@ -16,7 +16,7 @@ from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twic
 from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.seed import collect_random_state, restore_random_state
+from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -204,6 +204,9 @@ class TrainData:
                 generator.set_state(state["generators"][name])
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
+            if state.get("over"):  # the iteration that was over, which the next one follows
+                with isolated_random_state():
+                    iter(self.given)
 
     def _of_this_rank(self, states: list[Any]) -> Any:
         return states[self.trainer.global_rank % len(states)]

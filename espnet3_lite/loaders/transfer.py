@@ -98,7 +98,7 @@ def _take_apart(data: Any) -> tuple[Iterable[Any], Callable[[list[Any]], Any] | 
         parts = (data.data, data.sorted_indices, data.unsorted_indices)
         return parts, lambda values: PackedSequence(values[0], data.batch_sizes, *values[1:])
     if isinstance(data, Mapping):
-        keys = list(data)
+        keys = list(data.keys())  # to iterate over a TensorDict itself gives its rows
         return [data[key] for key in keys], lambda values: _with_items(data, keys, values)
     if isinstance(data, tuple):
         make = getattr(data, "_make", type(data))  # of a named tuple
@@ -112,13 +112,15 @@ def _take_apart(data: Any) -> tuple[Iterable[Any], Callable[[list[Any]], Any] | 
 
 
 def _attributes(data: Any) -> list[str]:
-    """The attributes that are parts of a batch: fields of dataclasses and attrs classes; all where it has a `to`."""
+    """The attributes that are parts of a batch: dataclasses', attrs' and pydantic's fields; all where it has a `to`."""
     if isinstance(data, type) or isinstance(data, torch.nn.Module):
         return []
     if dataclasses.is_dataclass(data):
         names: Iterable[str] = (field.name for field in dataclasses.fields(data))
     elif hasattr(type(data), "__attrs_attrs__"):
         names = (field.name for field in type(data).__attrs_attrs__)
+    elif isinstance(fields := getattr(type(data), "model_fields", None), Mapping):  # pydantic's models
+        names = fields
     elif callable(getattr(data, "to", None)):
         names = getattr(data, "__dict__", ())
     else:

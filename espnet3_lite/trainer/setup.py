@@ -82,8 +82,15 @@ class RunPlan:
 
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
+        if type(optimizer) is ManualOptimizer:  # an optimizer may have an attribute `optimizer` of its own
+            optimizer = optimizer.optimizer
+        for slot in self.slots.values():
+            if slot.optimizer is optimizer:
+                return slot
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__}: configure_optimizers did not return this optimizer; use one of "
+            f"self.optimizers()"
+        )
 
 
 def check_module(model: Any) -> LiteModule:

@@ -63,6 +63,25 @@ class Encoding(UserDict):
         self.encodings = encodings
 
 
+class Rows(UserDict):
+    """As a TensorDict: what it gives when it is iterated over are rows, not keys."""
+
+    def __iter__(self):
+        return iter(self["x"])
+
+    def keys(self):
+        return self.data.keys()
+
+
+class Model:
+    """As pydantic's models, by what they say of themselves."""
+
+    model_fields = {"x": "a field", "uid": "a field"}
+
+    def __init__(self, x):
+        self.x, self.uid = x, "u"
+
+
 class Moves:
     """An object that moves itself."""
 
@@ -90,6 +109,8 @@ BATCHES = {
     "defaultdict": lambda: defaultdict(list, x=x()),
     "UserDict": lambda: UserDict(x=x()),
     "encoding": lambda: Encoding({"x": x()}, encodings=[1]),
+    "rows": lambda: Rows({"x": x()}),
+    "pydantic": lambda: Model(x()),
     "list": lambda: ["names", x()],
     "UserList": lambda: UserList([x()]),
     "deque": lambda: deque([x()], maxlen=4),

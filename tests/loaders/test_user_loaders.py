@@ -108,6 +108,9 @@ def test_a_data_set_is_no_loader():
             quiet(max_epochs=1).validate(Model(), given, verbose=False)
     with pytest.raises(MisconfigurationException, match="the training loader is a data set .*DataLoader"):
         quiet(max_epochs=1).fit(Model(), data)
+    prepared = type("DataLoaderShard", (DataLoader,), {"__module__": "accelerate.data_loader"})(data)
+    with pytest.raises(MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*as it was"):
+        quiet(max_epochs=1).fit(Model(), prepared)
     with pytest.raises(MisconfigurationException, match=r"val_dataloader\['other'\] must be a loader.*got int"):
         quiet(max_epochs=1).fit(Model(), numbers(1), {"clean": numbers(1), "other": 3})
 
@@ -281,6 +284,43 @@ def test_at_the_end_of_an_epoch_nothing_is_taken_and_thrown_away(tmp_path):
     loader = Stateful()
     fit(Model, lambda: loader, path=tmp_path / "0-4.ckpt", max_epochs=2)
     assert loader.taken == [11, 12, 13, 14, 15]
+
+
+class Fresh:
+    """As torchdata's StatefulDataLoader: an iteration begins anew, but for the first one after `load_state_dict`."""
+
+    def __init__(self):
+        self.generator, self.resumed, self.iteration = torch.Generator().manual_seed(3), None, None
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        begun, position = self.resumed or (self.generator.get_state(), 0)
+        self.resumed = None
+        self.generator.set_state(begun)
+        order = torch.randperm(4, generator=self.generator)
+        self.iteration = iteration = [begun, position]
+        return self._items(iteration, order)
+
+    def _items(self, iteration, order):
+        while iteration[1] < 4:
+            iteration[1] += 1
+            yield order[iteration[1] - 1].reshape(1, 1).float()
+
+    def state_dict(self):
+        return {"begun": self.iteration[0], "position": self.iteration[1]}
+
+    def load_state_dict(self, state):
+        self.resumed = state["begun"], state["position"]
+
+
+@pytest.mark.parametrize("limit", [1.0, 3])
+def test_a_loader_whose_iterations_begin_anew_does_so_after_an_epoch_that_was_over(limit, tmp_path):
+    batches = 4 if limit == 1.0 else limit
+    points = [(epoch, batch_idx) for epoch in (0, 1) for batch_idx in range(batches)]
+    whole = check_resumed(Model, Fresh, tmp_path, points, max_epochs=3, limit_train_batches=limit)
+    assert len(whole.seen) == 3 * batches
 
 
 # ---- when they are asked for ---------------------------------------------------------------------------------------

@@ -158,6 +158,17 @@ class Knowing(Ignoring):
         super().step()
 
 
+class Wraps(Ignoring):
+    """It has an optimizer of its own, as Lookahead and what accelerate prepares."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.optimizer = torch.optim.SGD(self.param_groups[0]["params"], lr=0.1)
+
+    def step(self, closure=None):
+        self.optimizer.step()
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("clear", [True, False])
 def test_an_optimizer_that_looks_around_evaluates_the_loss_there(clear, clip):
@@ -180,7 +191,7 @@ def test_an_optimizer_that_looks_around_evaluates_the_loss_there(clear, clip):
     assert values(module) == pytest.approx(values(hand), abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", [Demanding, Ignoring, Knowing])
+@pytest.mark.parametrize("kind", [Demanding, Ignoring, Knowing, Wraps])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_other_optimizers_of_ones_own_step_once(kind, accumulate):
     def make(parameters):
