@@ -17,7 +17,13 @@ import torch
 
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
-from espnet3_lite.checkpoint.zip_integrity import DamagedArchiveError, check_checksums, check_pickles, open_archive
+from espnet3_lite.checkpoint.zip_integrity import (
+    DamagedArchiveError,
+    check_checksums,
+    check_pickles,
+    open_archive,
+    pickles_of,
+)
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
 __all__ = [
@@ -159,9 +165,10 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
         # A thread looks at the checksums while this one reads: together they take little longer than reading alone.
         with open(path, "rb") as file, ThreadPoolExecutor(1) as executor:
             archive = open_archive(file)
+            pickles = pickles_of(archive)  # before the thread has it: an archive is one reader's at a time
             checked = executor.submit(check_checksums, archive)
             try:
-                check_pickles(archive)
+                check_pickles(pickles)
                 checkpoint = _unpickle(path, map_location, mmap)
             finally:
                 checked.result()  # first: it tells why torch could not read

@@ -42,7 +42,7 @@ def archive_damage(file: BinaryIO) -> str | None:
     """
     try:
         archive = open_archive(file)
-        check_pickles(archive)
+        check_pickles(pickles_of(archive))
         check_checksums(archive)
     except DamagedArchiveError as error:
         return str(error)
@@ -80,18 +80,27 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
 
 
 @_told_as_damage()
-def check_pickles(archive: zipfile.ZipFile) -> None:
-    """Check what torch would run, so that it can be let loose on it.
+def pickles_of(archive: zipfile.ZipFile) -> list[bytes]:
+    """What torch would run.
 
     Raises:
-        DamagedArchiveError: there is none, or it is damaged or forged.
+        DamagedArchiveError: there is none, or it is damaged.
     """
-    # torch does not tell upper from lower case.
-    pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
+    # torch does not tell upper from lower case, and of two entries with one name either could be the one it takes.
+    pickles = [archive.read(entry) for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
     if not pickles:
         raise DamagedArchiveError("not a checkpoint: an archive without data.pkl")
-    for entry in pickles:
-        if bomb := hash_bomb(archive.read(entry)):
+    return pickles
+
+
+def check_pickles(pickles: list[bytes]) -> None:
+    """Check that torch can be let loose on them.
+
+    Raises:
+        DamagedArchiveError: one is forged.
+    """
+    for pickle in pickles:
+        if bomb := hash_bomb(pickle):
             raise DamagedArchiveError(bomb)
 
 
