@@ -23,9 +23,14 @@ _clock = "wall"
 
 
 def use_clock(name: str) -> None:
-    """``wall`` or ``cpu``, for all rows but those of several processes."""
+    """``wall`` or ``cpu``: of several processes rank 0's own time, without what it waits for the others."""
     global _clock
     _clock = name
+
+
+def clock() -> str:
+    """The name of the clock in use."""
+    return _clock
 
 
 def now() -> float:

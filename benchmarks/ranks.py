@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.measuring import BY_HAND, Options, Row, Samples, interleaved, now
-from benchmarks.steps import Model, Module, fit, make_batches, make_layer, named_module
+from benchmarks.measuring import BY_HAND, Options, Row, Samples, clock, now, use_clock
+from benchmarks.steps import Model, Module, Outcome, compare, fit, make_batches, make_layer, named_module
+from espnet3_lite import LiteModule
 
 
 def vote(loss_is_finite: bool) -> bool:
@@ -27,9 +28,10 @@ def vote(loss_is_finite: bool) -> bool:
     return not vector[0].item()
 
 
-def ddp_by_hand(batches: list[Any]) -> float:
-    """Seconds a step of one layer under DDP."""
-    layer = torch.nn.parallel.DistributedDataParallel(make_layer())
+def ddp_by_hand(batches: list[Any]) -> Outcome:
+    """Seconds a step of one layer under DDP, and its weight."""
+    plain = make_layer()
+    layer = torch.nn.parallel.DistributedDataParallel(plain)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
     start = now()
     for x, y in batches:
@@ -39,10 +41,10 @@ def ddp_by_hand(batches: list[Any]) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return (now() - start) / len(batches)
+    return (now() - start) / len(batches), plain.weight.detach()
 
 
-def named_by_hand(batches: list[Any]) -> float:
+def named_by_hand(batches: list[Any]) -> Outcome:
     """Two optimizers, each gradient averaged over the ranks by one flat all-reduce an optimizer."""
     model = Model(named=True)
     layers = [model.first, model.second]
@@ -63,20 +65,28 @@ def named_by_hand(batches: list[Any]) -> float:
                 gradient.copy_(piece.view_as(gradient))
         for optimizer in optimizers:
             optimizer.step()
-    return (now() - start) / len(batches)
+    return (now() - start) / len(batches), model.first.weight.detach()
 
 
-def ddp(batches: list[Any]) -> float:
+def fit_on_ranks(module: LiteModule, batches: list[Any]) -> float:
+    """Seconds a step of one epoch: each rank trains on all of the batches, as by hand."""
+    settings = {"devices": dist.get_world_size(), "strategy": "ddp", "use_distributed_sampler": False}
+    return fit(module, batches, **settings)
+
+
+def ddp(batches: list[Any]) -> Outcome:
     """The trainer's step with one optimizer."""
-    return fit(Module(), batches, devices=dist.get_world_size(), strategy="ddp")
+    module = Module()
+    return fit_on_ranks(module, batches), module.layer.weight.detach()
 
 
-def named(batches: list[Any]) -> float:
+def named(batches: list[Any]) -> Outcome:
     """The trainer's step with two named ones."""
-    return fit(named_module(), batches, devices=dist.get_world_size(), strategy="ddp")
+    module = named_module()
+    return fit_on_ranks(module, batches), module.model.first.weight.detach()
 
 
-SIDES: dict[str, dict[str, Callable[[list[Any]], float]]] = {
+SIDES: dict[str, dict[str, Callable[[list[Any]], Outcome]]] = {
     "ddp": {BY_HAND: ddp_by_hand, "espnet3_lite": ddp},
     "named-ranks": {BY_HAND: named_by_hand, "espnet3_lite": named},
 }
@@ -84,7 +94,7 @@ SIDES: dict[str, dict[str, Callable[[list[Any]], float]]] = {
 
 def _on_two_ranks(options: Options, name: str) -> Samples:
     output = options.folder / f"{name}.json"
-    arguments = [name, output, options.count(500), options.repetitions]
+    arguments = [name, output, options.count(500), options.repetitions, clock()]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
         "benchmarks.ranks", *map(str, arguments),
@@ -95,15 +105,16 @@ def _on_two_ranks(options: Options, name: str) -> Samples:
     return json.loads(output.read_text())
 
 
-def main(name: str, output: str, count: str, repetitions: str) -> None:
+def main(name: str, output: str, count: str, repetitions: str, clock_name: str) -> None:
     """In each rank: measure both sides in alternation; rank 0 writes the samples."""
+    use_clock(clock_name)
     warnings.simplefilter("ignore")
     logging.getLogger("espnet3_lite").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     batches = make_batches(int(count), espnet=name == "named-ranks")
-    sides = {side: lambda run=run: run(batches) for side, run in SIDES[name].items()}
-    samples = interleaved(sides, int(repetitions))
+    options = Options(Path(output).parent, int(repetitions))
+    samples = compare(options, {side: lambda run=run: run(batches) for side, run in SIDES[name].items()})
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(samples))
     dist.barrier()
