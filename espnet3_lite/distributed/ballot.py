@@ -97,9 +97,7 @@ class Ballot:
         weight, number = says.weight, float(_PLACES.index(place))
         on_device = isinstance(weight, torch.Tensor) and weight.device.type != "cpu"
         self._numbers.fill(0.0)
-        self._numbers[self.rank, :-2] = says[:-2]
-        self._numbers[self.rank, -2] = number
-        self._numbers[self.rank, -1] = 0.0 if on_device else weight
+        self._numbers[self.rank] = (*says[:-2], number, 0.0 if on_device else float(weight))
         if self._table is not self._host:
             self._table.copy_(self._host, non_blocking=True)
         if on_device:

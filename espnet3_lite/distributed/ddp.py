@@ -116,10 +116,10 @@ class DDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's, through DDP. A rank without data runs it too, and puts the buffers back."""
-        wrapped = self._wrapped
+        wrapped, nothing = self._wrapped, contextlib.nullcontext()
         with (
-            buffers_put_back(self._step.module if self.trainer.train_data.replaying else None),
-            contextlib.nullcontext() if wrapped is None or self._synchronizing else wrapped.no_sync(),
+            buffers_put_back(self._step.module) if self.trainer.train_data.replaying else nothing,
+            nothing if wrapped is None or self._synchronizing else wrapped.no_sync(),
         ):
             return (wrapped or self._step)(batch, batch_idx)
 

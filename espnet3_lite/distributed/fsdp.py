@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -121,7 +122,7 @@ class FSDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's. A rank without data runs it too, and puts the buffers back."""
-        with buffers_put_back(self._module if self.trainer.train_data.replaying else None):
+        with buffers_put_back(self._module) if self.trainer.train_data.replaying else contextlib.nullcontext():
             return self._step(batch, batch_idx)
 
     # ---- the step --------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class GradientBucket:
 
     def __init__(self, parameters: list[torch.nn.Parameter]):
         self.parameters = parameters
+        self._sizes = [*(parameter.numel() for parameter in parameters), len(parameters)]
+        self._all_there = torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
         self._message: torch.Tensor | None = None
         self._work: dist.Work | None = None
         self._missing: list[int] = []
@@ -36,17 +38,17 @@ class GradientBucket:
         """Begin to average. Collective: all ranks send the same buckets in the same order."""
         gradients = [parameter.grad for parameter in self.parameters]
         self._missing = [index for index, gradient in enumerate(gradients) if gradient is None]
-        like = self.parameters[0]
-        flags = torch.ones(len(gradients), dtype=like.dtype)
-        flags[self._missing] = 0.0
+        flags = self._all_there
+        if self._missing:
+            flags = torch.tensor([0.0 if gradient is None else 1.0 for gradient in gradients]).to(flags)
         parts = [
             (torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).reshape(-1)
             for parameter, gradient in zip(self.parameters, gradients, strict=True)
         ]
-        self._message = torch.cat([*parts, flags.to(like.device, non_blocking=True)])
+        self._message = torch.cat([*parts, flags])
         self._message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
-        for index, (parameter, mean) in enumerate(zip(self.parameters, self._means(), strict=True)):
-            if index not in self._missing:
+        for gradient, parameter, mean in zip(gradients, self.parameters, self._means(), strict=True):
+            if gradient is not None:
                 parameter.grad = mean
         self._work = dist.all_reduce(self._message, async_op=True)  # collective: see the docstring
 
@@ -62,9 +64,8 @@ class GradientBucket:
         self._message = self._work = None
 
     def _means(self) -> list[torch.Tensor]:
-        sizes = [parameter.numel() for parameter in self.parameters]
         assert self._message is not None, "it is made by `send`"
-        *means, _ = torch.split(self._message, [*sizes, len(sizes)])
+        *means, _ = torch.split(self._message, self._sizes)
         return [mean.view_as(parameter) for mean, parameter in zip(means, self.parameters, strict=True)]
 
 

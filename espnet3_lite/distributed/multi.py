@@ -342,10 +342,10 @@ class _AllGather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def buffers_put_back(module: torch.nn.Module | None) -> Iterator[None]:
-    """What a forward pass does to the buffers of `module` is undone; None: nothing is."""
-    before = [buffer.clone() for buffer in module.buffers()] if module is not None else []
+def buffers_put_back(module: torch.nn.Module) -> Iterator[None]:
+    """What a forward pass does to the buffers of `module` is undone."""
+    before = [buffer.clone() for buffer in module.buffers()]
     yield
     with torch.no_grad():
-        for buffer, value in zip(module.buffers() if module is not None else (), before, strict=True):
+        for buffer, value in zip(module.buffers(), before, strict=True):
             buffer.copy_(value)

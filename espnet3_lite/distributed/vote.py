@@ -142,34 +142,37 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         weight=1.0 if weight is None else weight,
     )
     everyone = strategy.cast(Place.BATCH, says, ~sound if isinstance(sound, torch.Tensor) else None)
-    with_data = [said for said in everyone if said.active]
-    trained = {int(said.optimizers) for said in with_data} or {0}
+    bad, last, signal, stop, with_data, optimizers, _, weights = zip(*everyone, strict=True)
+    trained = {int(bits) for bits, has_data in zip(optimizers, with_data, strict=True) if has_data} or {0}
     if len(trained) > 1:
         strategy.require_same(  # collective: all ranks have seen that they differ
             {"the model's losses in this batch": ", ".join(name or "the optimizer" for name in losses) or "none"},
             "All ranks must train the same optimizers in a batch: choose them by `global_step` or by a counter that "
             "does not depend on the data",
         )
-    returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
-    weights = [float(said.weight) for said in everyone]
     total = sum(weights)
     reason = ""
-    if any(said.bad for said in everyone):
+    if any(bad):
         # Collective: all ranks skip this batch, and tell one another why.
         reasons = strategy.gather_objects(describe_bad_losses(trainer, steps if active else ()))
         reason = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
-    elif not all(all_sound((), given) for given in weights):
-        reason = f"the ranks' weights are {weights}"
-    elif (without := len(everyone) - len(with_data)) and strategy.put_back_shared_statistics():
+    elif not math.isfinite(total) or min(weights) < 0:
+        reason = f"the ranks' weights are {list(weights)}"
+    elif not all(with_data) and strategy.put_back_shared_statistics():
+        without = with_data.count(0.0)
         reason = f"{without} of {strategy.world_size} ranks have no data left; SyncBatchNorm would count repetitions"
+    instead = None
+    if not active:
+        returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
+        instead = strategy.empty_steps(trainer, steps, returned)
     return Verdict(
         skip=bool(reason),
         reason=reason,
-        last=True if all(said.last for said in everyone) else None,
-        signal=any(said.signal for said in everyone),
-        stop=any(said.stop for said in everyone),
+        last=True if all(last) else None,
+        signal=any(signal),
+        stop=any(stop),
         scale=weights[strategy.global_rank] * strategy.world_size / total if total else 0.0,
-        instead=None if active else strategy.empty_steps(trainer, steps, returned),
+        instead=instead,
         total=total,
     )
 

@@ -125,10 +125,11 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
         training: The last batch is to be known as such, and a rank without data takes part all the same.
         deal_out: False: the user has dealt the samples out (``use_distributed_sampler=False``).
     """
-    if strategy.deals_out and isinstance(loader, (list, tuple)):
+    deal_out = deal_out and strategy.deals_out
+    if deal_out and isinstance(loader, (list, tuple)):
         batches: Any = loader
         loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
-    has_indices, deal_out = is_map_style(loader), deal_out and strategy.deals_out
+    has_indices = is_map_style(loader)
     if deal_out and has_indices and not isinstance(loader.sampler, DistributedSampler):
         check_same_epochs(loader, strategy)
         return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
