@@ -8,8 +8,18 @@ from torch.utils.data import DataLoader, RandomSampler
 from espnet3_lite import Callback
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.loaders.rank_share import SharedLoader, is_map_style, rebuild
+from espnet3_lite.loaders.requests import prepare_loader
 
 ALONE = Strategy(torch.device("cpu"))
+
+
+class OfTwo(Strategy):
+    """The second of two ranks, which have the same loader."""
+
+    deals_out, world_size, global_rank = True, 2, 1
+
+    def gather_objects(self, value):
+        return [value, value]
 
 
 def loader_of(**settings):
@@ -193,3 +203,13 @@ def test_what_a_loader_itself_knows_goes_on_behind_an_epochs_last_batch(tmp_path
 
     whole = one_run()
     assert one_run(tmp_path / "cut.ckpt") == whole[len(whole) // 3 :]
+
+
+def test_a_list_that_each_rank_has_for_itself_is_read_as_it_is():
+    """Without a `DataLoader` around it, which costs as much a batch as a small step does."""
+    batches, strategy = [torch.zeros(1), torch.ones(1), torch.ones(2)], OfTwo(torch.device("cpu"))
+    own, dealt = (prepare_loader(batches, strategy, training=True, deal_out=deal_out) for deal_out in (False, True))
+    assert own.loader is batches
+    assert [batch is given for batch, given in zip(iter(own), batches, strict=False)] == [True, True, True]
+    assert isinstance(dealt, SharedLoader)
+    assert len(list(dealt)) == 2  # every other batch, and a stand-in
