@@ -1,4 +1,8 @@
-"""`LearningRateFinder`: tries growing learning rates before a fit, and takes that at which the loss falls fastest."""
+"""`LearningRateFinder`: tries growing learning rates before a fit, and takes that at which the loss falls fastest.
+
+The slope is that of the curve as it is drawn: over the logarithm of the rate. Lightning's is over the rate itself,
+which is so small at first that a loss's noise, divided by it, is the steepest fall of all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ class Found:
 
     >>> found = Found({"lr": [0.1, 0.2, 0.4, 0.8], "loss": [4.0, 3.9, 1.0, 5.0]})
     >>> found.suggestion(skip_begin=0, skip_end=0)
-    0.4
+    0.2
     """
 
     def __init__(self, results: dict[str, list[float]]):
@@ -48,7 +52,7 @@ class Found:
             )
             return None
         rates, losses = (torch.tensor(values, dtype=torch.float64) for values in zip(*kept, strict=True))
-        (slopes,) = torch.gradient(losses, spacing=(rates,))
+        (slopes,) = torch.gradient(losses, spacing=(rates.log(),))
         return kept[int(slopes.argmin())][0]
 
 
@@ -192,7 +196,7 @@ class _Ramp(Callback):
         if loss is None or step == len(self.results["lr"]):
             return  # the batch made no step
         self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * float(loss)
-        smoothed = self._mean / (1 - SMOOTHING ** (step + 1))
+        smoothed = self._mean / (1 - SMOOTHING**step)  # `step` counts this one: the mean begins with the first loss
         self.results["lr"].append(self.rate_of(step - 1))
         self.results["loss"].append(smoothed)
         if self.threshold is not None and step > 1 and smoothed > self.threshold * self._best:

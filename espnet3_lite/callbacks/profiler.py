@@ -33,7 +33,8 @@ class Profiler(Callback):
     ``backward``, ``step``, ``validation``, and each hook of each callback and of the module, such as
     ``on_train_batch_end MetricsLogger``. At the end of a call a table says how often each came and how long it took by
     the host's clock (a GPU may still work when a range ends: the next thing that waits for it pays). A range within
-    another one counts in both. The functions are wrapped when a call begins, and put back when it ends, so a trainer
+    another one counts in both; the last line is what no range covers, such as the loop itself and the call's
+    preparation. The functions are wrapped when a call begins, and put back when it ends, so a trainer
     without a profiler runs none of this.
 
     Args:
@@ -56,6 +57,8 @@ class Profiler(Callback):
         self.kind, self.folder = kind, Path(folder)
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
+        #: Seconds within any range, each counted once, and how many ranges are open.
+        self.covered, self._depth = 0.0, 0
         self._profile: profile | None = None
         self._undo: list[Callable[[], None]] = []
         self._began = 0.0
@@ -71,10 +74,14 @@ class Profiler(Callback):
         """Within the block, time goes to this label."""
         with record_function(label):
             began = time.perf_counter()
+            self._depth += 1
             try:
                 yield
             finally:
-                self.seconds[label] += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                self._depth -= 1
+                self.covered += seconds if self._depth == 0 else 0.0
+                self.seconds[label] += seconds
                 self.calls[label] += 1
 
     def labelled(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
@@ -122,6 +129,7 @@ class Profiler(Callback):
         self._restore()
         self.seconds.clear()
         self.calls.clear()
+        self.covered = 0.0
         self._wrap(trainer.callback_handler, "rebuild", self._relabel(trainer))
         trainer.callback_handler.rebuild()
         for loop in trainer.evaluation_loops.values():
@@ -231,6 +239,8 @@ class Profiler(Callback):
         lines.append(f"{'seconds':>9} {'share':>6} {'calls':>7} {'ms/call':>9}  what")
         for name, calls, seconds in self.rows():
             lines.append(f"{seconds:9.3f} {seconds / whole:6.1%} {calls:7d} {1000 * seconds / calls:9.3f}  {name}")
+        rest = whole - self.covered
+        lines.append(f"{rest:9.3f} {rest / whole:6.1%} {'':17}  the rest: in none of these")
         return lines
 
 

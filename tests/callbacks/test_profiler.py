@@ -81,6 +81,34 @@ def test_the_table_says_what_is_slow(tmp_path, caplog):
     assert table.splitlines()[2].endswith("  data wait")
 
 
+def test_ranges_and_the_rest_are_the_whole(tmp_path, caplog):
+    """What runs in no range is not left out; what runs in two is in the sum once."""
+    caplog.set_level(logging.INFO, "espnet3_lite.callbacks.profiler")
+
+    class SlowToSetUp(Module):
+        def configure_optimizers(self):
+            time.sleep(0.3)
+            return super().configure_optimizers()
+
+        def validation_step(self, batch, batch_idx):
+            time.sleep(0.02)
+
+    profiler = Profiler()
+    trainer = Trainer(max_epochs=2, callbacks=[profiler], default_root_dir=tmp_path, **QUIET)
+    trainer.fit(SlowToSetUp(), SlowLoader(), [torch.ones(2, 4)] * 3)
+    (table,) = [record.getMessage().splitlines() for record in caplog.records]
+    seconds, share, *words = table[-1].split()
+    assert words == ["the", "rest:", "in", "none", "of", "these"]
+    whole = float(table[0].split()[1])
+    assert 0.3 <= float(seconds) < whole - 8 * 0.05 - 8 * 0.02 + 0.01
+    assert float(seconds) + profiler.covered == pytest.approx(whole, abs=0.01)
+    assert float(share.rstrip("%")) == pytest.approx(100 * float(seconds) / whole, abs=0.2)
+    once = {"data wait", "forward", "backward", "step", "vote", "to device", "validation"}
+    outer = sum(seconds for name, _, seconds in profiler.rows() if name in once)
+    inner = sum(seconds for name, _, seconds in profiler.rows() if name == "validation_step")
+    assert inner >= 8 * 0.02 and profiler.covered < outer + inner
+
+
 def test_a_profiler_changes_no_number_and_is_gone_after_the_call(tmp_path):
     plain, profiled = fit(tmp_path), fit(tmp_path, profiler="simple")
     for one, other in zip(plain.model.parameters(), profiled.model.parameters(), strict=True):
