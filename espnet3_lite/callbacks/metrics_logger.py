@@ -71,7 +71,7 @@ class MetricsLogger(Callback):
         self._batch_started = self._backward_started = self._validation_started = 0.0
         self._forward_is_timed = False
         self._valid_time: float | None = None  # of the epoch's last validation
-        #: The last epoch's means by the names that the values were logged under.
+        #: The last epoch's means by the names that the values were logged under, but for those that have no mean.
         self.epoch_means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,10 +153,14 @@ class MetricsLogger(Callback):
         self._epoch = RunningMeans()
 
     def _log_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
-        """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates."""
+        """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates.
+
+        A value that is logged with another `reduce_fx` than the mean is left out: what it came to is its last one.
+        """
         trained = {f"train/{name.removeprefix('train/')}": name for name in trainer.callback_metrics}
         short = {full.removeprefix("train/"): name for full, name in trained.items() if not name.startswith("valid/")}
-        self.epoch_means = {short[name]: value for name, value in means.items() if name in short}
+        counts = {entry.name for entry in trainer.metrics.training.values() if entry.reduce != "mean"}
+        self.epoch_means = {short[n]: value for n, value in means.items() if n in short and short[n] not in counts}
         on_epoch = {entry.name for entry in trainer.metrics.training.values() if entry.on_epoch}
         row = {f"{name}_epoch": self.epoch_means[name] for name in self.epoch_means.keys() - on_epoch
                if name.startswith("train/")}  # fmt: skip

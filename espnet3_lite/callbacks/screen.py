@@ -140,16 +140,20 @@ def epoch_in_work(trainer: Trainer) -> str:
     return f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if trainer.max_epochs > 0 else "")
 
 
-def end_report(trainer: Trainer, seconds: float | None = None, within: Path | None = None) -> list[str]:
+def end_report(
+    trainer: Trainer, seconds: float | None = None, within: Path | None = None, went_on: bool = False
+) -> list[str]:
     """Lines that say where a fit ended, what it came to, and its best checkpoints.
 
     Args:
         trainer: After a fit.
         seconds: How long it took.
         within: A folder that the reader knows: files in it are named without it.
+        went_on: Some of the epochs were trained before, and took time of their own.
     """
     epochs, steps = trainer.current_epoch, trainer.global_step
-    took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
+    took = "" if seconds is None else f"{timedelta(seconds=round(seconds))}"
+    took = took and (f" in all; this call took {took}" if went_on else f" in {took}")
     lines = [f"trained {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}{took}"]
     lines += [f"  {name} {value:.4g}" for name, value in results(trainer).items() if not name.startswith("lr-")]
     for callback in trainer.checkpoint_callbacks:
@@ -165,13 +169,14 @@ def end_report(trainer: Trainer, seconds: float | None = None, within: Path | No
 @contextmanager
 def told(trainer: Trainer) -> Iterator[None]:
     """Around a call: its log lines are shown; a fit's end is reported at INFO, unless the progress bar is off."""
-    began = time.monotonic()
+    began, earlier_steps = time.monotonic(), trainer.global_step
     with log_lines_shown():
         yield
         silent = _left_to_the_caller.get() or trainer.fast_dev_run or trainer.progress_bar_callback is None
         silent = silent or trainer.state.fn != "fit"  # the results of `validate` and `test` are printed in any case
         if trainer.is_global_zero and not silent:
-            logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began)))
+            went_on = earlier_steps > 0 or trainer.ckpt_path is not None
+            logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began, went_on=went_on)))
 
 
 def print_results(results: list[dict[str, float]], word: str) -> None:

@@ -252,7 +252,7 @@ def report(trainer: ESPnetTrainer) -> str:
     for pattern, meaning in kinds.items():
         found = sorted(path.name for path in exp_dir.glob(pattern))
         shown = found if len(found) <= 2 else [f"{found[0]} ... ({len(found)})"]
-        lines += [f"  {name:<44} {meaning}" for name in shown]
+        lines += [f"  {name:<44} {'' if index else meaning}".rstrip() for index, name in enumerate(shown)]
     folders = [os.path.relpath(folder, exp_dir) for log in run.loggers if (folder := getattr(log, "log_dir", None))]
     lines += [f"  {name:<44} every logged value" for name in folders]
     return "\n".join(lines)

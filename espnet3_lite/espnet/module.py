@@ -180,7 +180,7 @@ class ESPnetModule(LiteModule):
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""
         slot = self.trainer.plan.slot_of(optimizer)
         self.trainer.metrics.hook = "training_step"
-        self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), prog_bar=True)
+        self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), reduce_fx="max")  # a count has no mean
 
     # ---- optimizers ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_a_script_without_logging_sees_why_and_how_its_run_ended(tmp_path, capsy
     assert "  train_count 5.5\n  train_twice 11\n  valid/loss 0.25\n" in said  # of batches 4 to 7, not the last one's 7
     assert f"  best valid/loss 0.25 in {best.best_model_path}\n" in said
     assert logging.getLogger("espnet3_lite").handlers == [] and logging.getLogger("espnet3_lite").level == 0
+
+
+def test_the_time_is_this_call_s_where_others_trained_before(tmp_path, capsys, monkeypatch):
+    set_up_no_logging(monkeypatch)
+    trainer = fit(tmp_path, enable_checkpointing=True)
+    assert re.search(r"^trained 2 epochs, 8 steps in 0:00:\d\d$", capsys.readouterr().err, re.MULTILINE)
+    resumed = Trainer(max_epochs=3, default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    resumed.fit(Counting(), BATCHES, ckpt_path=trainer.checkpoint_callback.best_model_path)
+    trainer.max_epochs = 3
+    trainer.fit(trainer.model, BATCHES)
+    lines = re.findall(r"^trained .*$", capsys.readouterr().err, re.MULTILINE)
+    assert [re.sub(r"\d:\d\d:\d\d", "TIME", line) for line in lines] == [
+        "trained 3 epochs, 12 steps in all; this call took TIME"
+    ] * 2
 
 
 @pytest.mark.parametrize("call", ["validate", "test"])

@@ -52,6 +52,9 @@ def test_train_tells_what_was_written_where_and_goes_on(recipe, capsys, caplog):
     assert f"valid/loss {checkpoint(recipe)['callbacks'][best_key(recipe)]['best_model_score']:.4g}" in printed
     for name in ("config.yaml", "last.ckpt", "epoch1_step6_valid.loss.ckpt", "valid.loss.ave_2best.pth", "status.json"):
         assert name in printed and (recipe / "exp" / name).exists()
+    best = [line.split(maxsplit=1) for line in printed.splitlines() if line.startswith("  epoch")]
+    told = "the best checkpoints, whose names count epochs from 0"
+    assert best == [["epoch0_step3_valid.loss.ckpt", told], ["epoch1_step6_valid.loss.ckpt"]]  # once
     assert status(recipe)["status"] == "finished" and status(recipe)["epoch"] == 2
     caplog.set_level(logging.INFO)
     caplog.clear()

@@ -1,5 +1,6 @@
 """`ESPnetModule` and `ESPnetTrainer`: what a model may return, what is logged, which callbacks a file gives."""
 
+import csv
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, OptimizationStep, Trainer
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.screen import end_report, results
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError
@@ -211,6 +213,19 @@ def test_what_a_model_must_not_return(answer, message, tmp_path):
 def test_what_a_model_with_several_optimizers_must_not_return(answer, message, tmp_path):
     with pytest.raises(MisconfigurationException, match=message):
         train(ESPnetModule(Gan(answer), NAMED), tmp_path)
+
+
+def test_a_count_of_updates_is_no_mean_and_takes_no_room_in_the_bar(tmp_path):
+    trainer = train(ESPnetModule(Gan(), NAMED), tmp_path, max_epochs=3, logger=None).trainer
+    names = [f"train/{name}/update_step" for name in ("generator", "discriminator")]
+    found = results(trainer)
+    assert [found[name] for name in names] == [6.0, 6.0]  # the last epoch's mean is 5.5
+    assert found["train/generator/loss"] != float(trainer.callback_metrics["train/generator/loss"])  # that is a mean
+    assert [line for line in end_report(trainer) if "update_step" in line] == [f"  {n} 6" for n in sorted(names)]
+    assert [name for name in trainer.progress_bar_metrics if "update_step" in name] == []
+    with (Path(trainer.loggers[0].log_dir) / "metrics.csv").open() as file:
+        logged = next(csv.reader(file))
+    assert "train/generator/loss_epoch" in logged and "train/generator/update_step_epoch" not in logged
 
 
 def test_named_losses_and_updates_are_logged(tmp_path):
