@@ -94,6 +94,7 @@ class FitLoop(Progress):
             call("on_stop_training_error")
         self.work.clear()
         require_training(self)
+        trainer.strategy.sync_buffers(trainer.lightning_module)  # collective: the ranks end with one model
         call("on_train_end")
 
     # ---- an epoch --------------------------------------------------------------------------------------------------

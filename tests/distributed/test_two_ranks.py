@@ -14,6 +14,7 @@ OTHERS = [
     "different_optimizers",
     "orders",
     "values",
+    "statistics",
     "collectives",
     "written",
     "saved_in_background",
@@ -154,6 +155,11 @@ def test_values_are_agreed_upon(two):
         assert values["own"] == 0.5 and values["same"] is True
         assert values["reduced"] == [1.5, 3.0, 1.0, 2.0]
         assert values["gathered"] == [0, 1] and values["any"] == [True, False]
+
+
+def test_a_fit_ends_with_one_model_on_all_ranks(two):
+    """Buffers too: a run that goes on from the last checkpoint and has nothing left to train has rank zero's."""
+    assert two[0]["statistics"] == two[1]["statistics"] != [0.0, 0.0, 0.0]
 
 
 def test_one_ranks_wish_to_stop_stops_both_after_the_next_batch(two):

@@ -71,7 +71,9 @@ class Noting(ESPnetModule):
 
 def factory_of(kind, folder):
     """The `iter_factory` block, as espnet's own recipes give the arguments."""
-    shapes, categories = folder / "shape", folder / "category2utt"
+    own = folder / f"of_rank{global_rank()}"  # no rank reads what another one is writing
+    own.mkdir(exist_ok=True)
+    shapes, categories = own / "shape", own / "category2utt"
     shapes.write_text("".join(f"{index} {length}\n" for index, length in enumerate(LENGTHS)))
     categories.write_text("".join(f"c{c} {' '.join(str(i) for i in range(c, len(LENGTHS), 3))}\n" for c in range(3)))
     one = {"type": "unsorted", "batch_size": 1, "shape_files": [str(shapes)]}

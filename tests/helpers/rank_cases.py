@@ -336,6 +336,22 @@ def values():
     }
 
 
+class NormedInput(Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3).double()
+
+    def forward(self, x, y):
+        return super().forward(self.norm(x), y)
+
+
+def statistics():
+    """A BatchNorm's after a fit whose last batches no validation and no checkpoint followed."""
+    module = Module(NormedInput(), SINGLE)
+    trainer_of(max_epochs=1).fit(module, loader_of(24, share(4)))
+    return module.model.norm.running_mean.tolist()
+
+
 def written():
     """What this rank writes to disk and to its output in a run with all default callbacks, a logger, and a test."""
     paths, recording = set(), [True]

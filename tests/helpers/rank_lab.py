@@ -97,11 +97,14 @@ class Model(torch.nn.Module):
 
 
 class Module(ESPnetModule):
-    """Notes which samples it was trained and validated on; a replayed batch does not count."""
+    """Notes which samples it was trained and validated on, a replayed batch does not count; and the forward passes."""
 
     def __init__(self, model, config):
         super().__init__(model, config)
-        self.trained, self.validated = [], []
+        self.trained, self.validated, self.forwards = [], [], 0
+
+    def on_train_epoch_end(self):
+        self.forwards = int(self.model.forwards)  # this rank's own: a fit ends with rank zero's buffers
 
     def training_step(self, batch, batch_idx):
         if not self.trainer.train_data.replaying:
@@ -148,7 +151,7 @@ def report(trainer, module):
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "trained": module.trained,
         "validated": module.validated,
-        "forwards": int(module.model.forwards),
+        "forwards": getattr(module, "forwards", int(module.model.forwards)),
     }
 
 
