@@ -15,15 +15,9 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import torch
 
+from espnet3_lite.checkpoint import zip_integrity
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
-from espnet3_lite.checkpoint.zip_integrity import (
-    DamagedArchiveError,
-    check_checksums,
-    check_pickles,
-    open_archive,
-    pickles_of,
-)
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
 __all__ = [
@@ -164,15 +158,15 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
     try:
         # A thread looks at the checksums while this one reads: together they take little longer than reading alone.
         with open(path, "rb") as file, ThreadPoolExecutor(1) as executor:
-            archive = open_archive(file)
-            pickles = pickles_of(archive)  # before the thread has it: an archive is one reader's at a time
-            checked = executor.submit(check_checksums, archive)
+            archive = zip_integrity.open_archive(file)
+            pickles = zip_integrity.pickles_of(archive)  # before the thread has it: one reads it at a time
+            checked = executor.submit(zip_integrity.check_checksums, archive)
             try:
-                check_pickles(pickles)
+                zip_integrity.check_pickles(pickles)
                 checkpoint = _unpickle(path, map_location, mmap)
             finally:
                 checked.result()  # first: it tells why torch could not read
-    except (DamagedArchiveError, OSError) as error:
+    except (zip_integrity.DamagedArchiveError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return checkpoint
 

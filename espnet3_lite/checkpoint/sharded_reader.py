@@ -266,11 +266,8 @@ def shardable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     it.
     """
     sharded: dict[str, Any] = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
-    # A tuple is the one container that torch does not take apart.
-    return {
-        **sharded,
-        PLAIN_ENTRY: ({key: value for key, value in checkpoint.items() if key not in sharded},),
-    }
+    plain = {key: value for key, value in checkpoint.items() if key not in sharded}
+    return {**sharded, PLAIN_ENTRY: (plain,)}  # a tuple is the one container that torch does not take apart
 
 
 def read_plain(folder: str | Path) -> dict[str, Any]:

@@ -68,9 +68,7 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
     entries = archive.infolist()
     # Before anything is unpacked: a forged archive can name the same bytes many times, or pack zeros small.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise DamagedArchiveError(
-            "damaged, or not written by torch.save, which does not compress: an entry is compressed"
-        )
+        raise DamagedArchiveError("damaged, or not written by torch.save, which does not compress what it stores")
     if sum(entry.file_size for entry in entries) > file.seek(0, 2):
         raise DamagedArchiveError("damaged: its table of contents lists more bytes than the file has")
     # A flag that no checksum covers: torch would take the entry for a folder and return memory as it found it.
