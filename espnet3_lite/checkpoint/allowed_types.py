@@ -20,12 +20,10 @@ from typing import Any
 import numpy
 import torch
 
-_ATOMS = frozenset(
-    (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.device, torch.dtype, torch.Tensor)
-)
 #: An OrderedDict is kept as it is, for a module's state dict carries its versions in an attribute of it.
 _CONTAINERS = frozenset((dict, OrderedDict, Counter, list, tuple, set))
 _BASES: tuple[type[Any], ...] = (bool, int, float, complex, str, bytes)
+_ATOMS = frozenset((*_BASES, bytearray, type(None), torch.Size, torch.device, torch.dtype, torch.Tensor))
 
 
 def plain(value: object, where: str = "checkpoint") -> object:

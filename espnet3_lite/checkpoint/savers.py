@@ -92,10 +92,8 @@ class FileSaver(Saver):
 
     def behind(self, action: Callable[[], object]) -> None:
         """A removal takes as long as a copy of the state, where the file is large."""
-        if self._under_way is None:
-            action()
-        else:
-            self._in_turn(action)
+        when = self.when_saved if self._under_way is None else self._in_turn
+        when(action)
 
     def _in_turn(self, work: Callable[[], object]) -> None:
         """Let the thread do it behind what it was given before, unless that fails."""
