@@ -4,7 +4,7 @@ Imports nothing of ours: every room may use it.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class MisconfigurationException(Exception):
@@ -33,16 +33,34 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint of that name."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], part: Callable[[str], str] = str, alike: float = 0.6) -> str:
     """The end of an error message about an unknown name: ``"; did you mean 'max_epochs'?"``, or nothing.
+
+    Args:
+        name: What was given.
+        known: What would have done.
+        part: Gives what of a name is compared (capitals count as small letters): not what all names have in common.
+        alike: How much of two names must be the same, from 0 to 1.
 
     >>> nearest("max_epoch", ["max_epochs", "min_epochs"])
     "; did you mean 'max_epochs'?"
     >>> nearest("colour", ["max_epochs"])
     ''
+    >>> nearest("Adamw", ["Adam", "AdamW"])
+    "; did you mean 'AdamW'?"
     """
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    compared = {part(entry).casefold(): entry for entry in reversed(list(known))}  # of equal ones the first
+    matches = difflib.get_close_matches(part(str(name)).casefold(), compared, n=1, cutoff=alike)
+    return f"; did you mean {compared[matches[0]]!r}?" if matches else ""
+
+
+def parentheses_missing(given: object) -> str:
+    """The end of an error message about a class that stands where an instance is wanted, or nothing.
+
+    >>> parentheses_missing(dict), parentheses_missing({})
+    ('; pass an instance: add the parentheses', '')
+    """
+    return "; pass an instance: add the parentheses" if isinstance(given, type) else ""
 
 
 def is_lightnings(kind: type) -> bool:

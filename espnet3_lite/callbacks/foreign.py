@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from espnet3_lite.exceptions import is_lightnings
+from espnet3_lite.exceptions import is_lightnings, parentheses_missing
 from espnet3_lite.trainer.hook_table import EVENTS
 
 
@@ -27,7 +27,7 @@ def check(callback: Any) -> None:
     """
     base, name = base_of(callback), type(callback).__name__
     if base is None:
-        hint = "; pass an instance: add the parentheses" if isinstance(callback, type) else ""
+        hint = parentheses_missing(callback)
         raise TypeError(f"callbacks must be instances of Callback, got {callback!r}{hint}")
     ours = importlib.import_module("espnet3_lite.callbacks").__all__
     lightnings = [kind.__name__ for kind in type(callback).__mro__ if is_lightnings(kind) and kind is not base]

@@ -141,8 +141,8 @@ class CallbackHandler:
             if unknown and callable(getattr(callback, name)) and (type(callback), name) not in self._warned:
                 self._warned.add((type(callback), name))
                 warnings.warn(
-                    f"{type(callback).__qualname__}.{name} is not a hook that the trainer calls"
-                    f"{nearest(name, EVENTS)}. (It runs only if you call_event({name!r}) yourself.)",
+                    f"{type(callback).__qualname__}.{name} is not a hook that the trainer calls; it runs only if you "
+                    f"call_event({name!r}) yourself{nearest(name, EVENTS)}",
                     stacklevel=2,
                 )
 

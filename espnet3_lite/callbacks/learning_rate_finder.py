@@ -156,8 +156,8 @@ class LearningRateFinder(Callback):
                     return holder, name
         raise MisconfigurationException(
             f"LearningRateFinder: neither the module nor its hparams have {' or '.join(map(repr, names))}"
-            f"{nearest(names[0], [*vars(module), *module.hparams])}; name the attribute in attr_name, or set "
-            f"update_attr=False"
+            f"; name the attribute in attr_name, or set update_attr=False"
+            f"{nearest(names[0], [*vars(module), *module.hparams])}"
         )
 
 

@@ -139,8 +139,8 @@ class ModelCheckpoint(CheckpointRanking):
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Find the folder; warn if a new run begins in one that holds checkpoints of another."""
         self.dirpath = trainer.strategy.broadcast(self._folder(trainer))  # collective: all ranks
-        starts = stage == "fit" and self.save_top_k != 0 and trainer.ckpt_path is None
-        # Lightning warns of any file; a run's own configuration, log and statistics are no reason to.
+        starts = stage == "fit" and self.save_top_k != 0 and not (trainer.ckpt_path or self._last_checkpoint_saved)
+        # Lightning warns of any file; a run's own configuration, log, statistics and earlier fits are no reason to.
         if starts and any(self._own_folder.glob(f"*{self.FILE_EXTENSION}")):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 

@@ -171,12 +171,27 @@ def told(trainer: Trainer) -> Iterator[None]:
     """Around a call: its log lines are shown; a fit's end is reported at INFO, unless the progress bar is off."""
     began, earlier_steps = time.monotonic(), trainer.global_step
     with log_lines_shown():
-        yield
+        try:
+            yield
+        except SystemExit:  # a signal or Ctrl-C, after all was saved
+            if trainer.is_global_zero and trainer.state.fn == "fit" and not _left_to_the_caller.get():
+                logger.warning("The run was cut by a signal; %s", _how_to_go_on(trainer))
+            raise
         silent = _left_to_the_caller.get() or trainer.fast_dev_run or trainer.progress_bar_callback is None
         silent = silent or trainer.state.fn != "fit"  # the results of `validate` and `test` are printed in any case
         if trainer.is_global_zero and not silent:
             went_on = earlier_steps > 0 or trainer.ckpt_path is not None
             logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began, went_on=went_on)))
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    """What a fit that was cut has saved last, as a whole state, and what goes on from it."""
+    saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.save_weights_only]
+    newest = max(saved, key=lambda callback: callback._batches_at_save, default=None)
+    path = newest and (newest.last_model_path or newest._last_checkpoint_saved)
+    if not path:
+        return "no state was saved that it could go on from"
+    return f"fit(..., ckpt_path={str(path)!r}) goes on, as does the same call with Trainer(auto_resume=True)"
 
 
 def print_results(results: list[dict[str, float]], word: str) -> None:

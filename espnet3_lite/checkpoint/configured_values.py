@@ -57,6 +57,9 @@ def compare(trainer: Trainer, before: list[list[dict[str, Any]]], override: bool
         rank_zero_info("The optimizers take their configured values, not the checkpoint's (override_optimizer)")
 
 
+_OVERRIDE = ", or go on with it by fit(..., override_optimizer=True) (on the command line --override-optimizer)"
+
+
 def _take(group: dict[str, Any], configured: dict[str, Any]) -> None:
     """Give a parameter group its configured values; of a rate that a scheduler has changed, as much of the new one."""
     values = dict(configured)
@@ -79,8 +82,8 @@ def _follow_rates(trainer: Trainer) -> None:
 def _warn(owner: object, name: str, kept: Any, configured: Any, where: str = "") -> None:
     rank_zero_warn(
         f"{type(owner).__name__} goes on with the checkpoint's {name}={kept}{where}; for the configured "
-        f"{name}={configured} begin a new run"
-        + (", or call fit(..., override_optimizer=True)" if isinstance(owner, torch.optim.Optimizer) else "")
+        f"{name}={configured} begin a new run (on the command line --fresh)"
+        + (_OVERRIDE if isinstance(owner, torch.optim.Optimizer) else "")
     )
 
 

@@ -49,6 +49,7 @@ def read_config(parsed: argparse.Namespace) -> Any:
     from espnet3_lite.config.files import find_template
     from espnet3_lite.espnet.recipe_path import put_recipe_first
 
+    _refuse_spaces(parsed.config)
     files = [word for word in parsed.config if is_file(word)]
     overrides = [word for word in parsed.config if not is_file(word)]
     if not files:
@@ -66,6 +67,16 @@ def read_config(parsed: argparse.Namespace) -> Any:
         if recipe_dir is not None:
             put_recipe_first(recipe_dir)
     return config
+
+
+def _refuse_spaces(words: list[str]) -> None:
+    """``key = value`` comes from the shell as several words."""
+    for index, word in enumerate(words):
+        before, after = words[max(0, index - 1) : index], words[index + 1 : index + 2]
+        value_follows = word.endswith("=") and bool(after) and is_file(after[0]) and not os.path.isfile(after[0])
+        if before and word.startswith("=") or value_follows:
+            given = [*(before if word.startswith("=") else []), word, *(after if word.endswith("=") else [])]
+            raise MisconfigurationException(f"{' '.join(given)!r}: write {''.join(given)}, without spaces")
 
 
 def is_file(word: str) -> bool:

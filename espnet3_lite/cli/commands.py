@@ -74,7 +74,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in others if word.startswith("-") or not hasattr(parsed, "config")]
     if unknown:
         option = unknown[0].partition("=")[0]
-        hint = nearest(option, parsed.options) if option.startswith("-") else ""
+        hint = nearest(option, parsed.options, lambda name: name.strip("-")) if option.startswith("-") else ""
+        if not hint and hasattr(parsed, "config"):
+            hint = "; a setting of the configuration is changed by key=value, such as optimizer.lr=1e-3"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if others:  # key=value after an option, where argparse takes no more of them
         parsed.config += others

@@ -34,7 +34,9 @@ def read_with_defaults(path: Path, including: tuple[Path, ...] = ()) -> Iterator
     """
     if not path.is_file():
         beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no configuration file {str(path)!r}{nearest(path.name, beside)}")
+        raise FileNotFoundError(
+            f"there is no configuration file {str(path)!r}{nearest(path.name, beside, lambda name: Path(name).stem)}"
+        )
     if path.resolve() in including:
         raise MisconfigurationException(f"{path}: its defaults lead back to itself")
     including = (*including, path.resolve())

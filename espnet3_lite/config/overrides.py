@@ -115,4 +115,4 @@ def _missing(container: dict | list, path: KeyPath, part: str, hint: str = "") -
     if isinstance(container, list):
         return MisconfigurationException(f"{where} is a list of {len(container)}; it has no item {part!r}{hint}")
     known: Iterable[str] = map(str, container)
-    return MisconfigurationException(f"{where} has no key {part!r}{nearest(part, known)}{hint}")
+    return MisconfigurationException(f"{where} has no key {part!r}{hint}{nearest(part, known)}")

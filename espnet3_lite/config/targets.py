@@ -117,11 +117,10 @@ def _find_ours(name: str, homes: tuple[str, ...]) -> Any:
         known += [public for public in dir(module) if not public.startswith("_")]
     if is_installed(name.partition(".")[0]) and name.startswith("espnet"):
         return _import_name(name)
-    answer = nearest(last, known)
     theirs = (
         f"; {HOW_TO_INSTALL_ESPNET}" if name.startswith("espnet") else "; write your own and name it by its full path"
     )
-    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{answer}{theirs}")
+    raise TargetError(f"{name!r}: espnet3_lite has no {last!r}{theirs}{nearest(last, known)}")
 
 
 def _import_name(name: str) -> Any:
@@ -262,10 +261,9 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
         given = ", ".join(
             [*(type(value).__name__ for value in args), *(f"{key}={_shown(value)}" for key, value in kwargs.items())]
         )
-        hint = "".join(
-            f"; it takes no {key!r}{nearest(key, parameter_names(target))}"
-            for key in (unknown_arguments(target, kwargs) if isinstance(error, TypeError) else ())
-        )
+        unknown = unknown_arguments(target, kwargs) if isinstance(error, TypeError) else []
+        near = (nearest(key, parameter_names(target)) for key in unknown)
+        hint = "".join(f"; it takes no {key!r}" for key in unknown) + next(filter(None, near), "")
         if isinstance(error, TypeError) and "required positional argument" in str(error) and inspect.isroutine(target):
             hint += "; for the function itself, as a collate_fn must be, instead of what it returns: _partial_: true"
         message = f"raised {type(error).__name__}: {masked(str(error))}{hint}"

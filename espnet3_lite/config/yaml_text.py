@@ -137,6 +137,16 @@ def format_path(path: KeyPath) -> str:
     return text
 
 
+#: What PyYAML's messages leave out, by a part of them.
+_HINTS = {
+    "'\\t'": "; indent with spaces, not with a tab",
+    "block mapping": "; look at the indentation, of the line before too: keys of one mapping begin in one column",
+    "block collection": "; look at the indentation: the items of one list begin in one column",
+    "mapping values are not allowed": "; look at the indentation, of the line before too, or quote a text with ': '",
+    "tag": "; a configuration is data: tags that make objects are not read",
+}
+
+
 def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
     """Read one YAML document that holds a mapping.
 
@@ -168,7 +178,7 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        hint = "; a configuration is data: tags that make objects are not read" if "tag" in str(error) else ""
+        hint = next((hint for word, hint in _HINTS.items() if word in f"{error.context}, {error.problem}"), "")
         line = f", line {mark.line + 1}" if mark else ""
         raise MisconfigurationException(f"{name}{line}: {error.problem or error.context}{hint}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits, a tag that does not fit

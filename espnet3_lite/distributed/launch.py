@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -45,9 +47,12 @@ def _warn_of_missing_processes(devices: int | str | list[int]) -> None:
     """``Trainer(devices=...)`` starts no processes: torchrun does, and who wants several is told so."""
     wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     if wanted > 1 and not under_torchrun():
+        script = Path(sys.argv[0]).name
+        is_script = script.endswith(".py") and script != "__main__.py"
+        program = f"{script} ..." if is_script else "-m espnet3_lite train ..."
         rank_zero_warn(
             f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
-            f"--nproc-per-node {wanted} -m espnet3_lite train ...`"
+            f"--nproc-per-node {wanted} {program}`"
         )
 
 

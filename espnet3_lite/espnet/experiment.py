@@ -237,6 +237,8 @@ def report(trainer: ESPnetTrainer) -> str:
     """What a run left behind: where it ended, its metrics, the best of them, and what was written where."""
     run, exp_dir = trainer.trainer, trainer.exp_dir
     lines = end_report(run, within=exp_dir)
+    if any(isinstance(callback, RunFolder) and not callback.began for callback in run.callbacks):
+        lines.insert(0, "nothing was left to do: raise trainer.max_epochs to go on, or begin a new run with --fresh")
     if run.fast_dev_run:
         return "\n".join(lines)
     lines.append(f"written to {exp_dir}:")

@@ -49,8 +49,8 @@ def load_parameters(model: nn.Module, description: str, ignore_mismatch: bool = 
         state = {name[len(source) + 1 :]: value for name, value in state.items() if name.startswith(f"{source}.")}
         if not state:
             raise MisconfigurationException(
-                f"init_param: nothing in {path} begins with {source!r}{nearest(source, parts)}; there are "
-                f"{sorted(parts)}"
+                f"init_param: nothing in {path} begins with {source!r}; there are {sorted(parts)}"
+                f"{nearest(source, parts)}"
             )
     try:
         part = model.get_submodule(destination)

@@ -53,6 +53,8 @@ class RunFolder(Callback):
 
     def __init__(self, exp_dir: Path, config: Config):
         self.exp_dir, self.config = exp_dir, config
+        #: There was something left to train.
+        self.began = False
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """The trainer has looked for a state to go on from. All ranks see the same folder, before anything is saved."""
@@ -74,6 +76,7 @@ class RunFolder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Write ``config.yaml``, where there is something left to train."""
+        self.began = True
         if not is_global_zero():
             return
         path, config = self.exp_dir / "config.yaml", self._as_trained(trainer)

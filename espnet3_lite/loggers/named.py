@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import MisconfigurationException, parentheses_missing
 from espnet3_lite.loggers.base import Logger, is_logger
 from espnet3_lite.loggers.csv_logs import CSVLogger
 from espnet3_lite.loggers.mlflow import MLFlowLogger
@@ -41,7 +41,7 @@ def make_loggers(given: Any, folder: str) -> list[Logger]:
         name = "csv" if one is True else one
         logger = _MAKERS[name](folder) if isinstance(name, str) and name in _MAKERS else one
         if not is_logger(logger):
-            hint = "; pass an instance: add the parentheses" if isinstance(logger, type) else ""
+            hint = parentheses_missing(logger)
             raise MisconfigurationException(
                 f"Trainer: logger{f'[{index}]' if several else ''} must be a logger, an object with `log_metrics` and "
                 f"`log_hyperparams`, or one of {', '.join(LOGGER_NAMES)}; got {logger!r} "

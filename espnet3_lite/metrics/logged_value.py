@@ -218,13 +218,15 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tu
         return float(value), torch.float64 if whole else torch.get_default_dtype()
     if value.numel() != 1:
         raise ValueError(
-            f"`self.log({name!r}, {value!r})` was called, but the tensor must have a single element. "
-            f"You can try doing `self.log({name!r}, {value!r}.mean())`"
+            f"`self.log({name!r}, value)` was called with a tensor of shape {tuple(value.shape)}, but the tensor must "
+            f"have a single element. You can try doing `self.log({name!r}, value.mean())`"
         )
     dtype = value.dtype
     if dtype not in (torch.float32, torch.float64):
         if value.is_complex():
-            raise ValueError(f"`self.log({name!r}, {value!r})`: log a real number, such as its abs(), real or imag")
+            raise ValueError(
+                f"`self.log({name!r}, value)` with {dtype}: log a real number, such as its abs(), real or imag"
+            )
         whole = not value.is_floating_point() and dtype != torch.bool and not value.is_mps
         dtype = torch.float64 if whole else torch.get_default_dtype()
     if enable_graph or not value.is_cpu:

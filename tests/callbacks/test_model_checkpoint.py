@@ -173,6 +173,16 @@ def test_a_new_run_in_a_full_folder_is_warned_about(tmp_path):
         Trainer(callbacks=ModelCheckpoint(tmp_path), **settings).fit(Line(), DataLoader(torch.ones(2, 1)))
 
 
+def test_a_second_fit_of_a_trainer_is_not_warned_about_its_own_files(tmp_path):
+    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
+    trainer = Trainer(callbacks=ModelCheckpoint(tmp_path), **settings)
+    trainer.fit(Line(), DataLoader(torch.ones(2, 1)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Line(), DataLoader(torch.ones(2, 1)))
+    assert list(tmp_path.iterdir()) and not [one for one in caught if "is not empty" in str(one.message)]
+
+
 # ---- what stays ----------------------------------------------------------------------------------------------------
 
 

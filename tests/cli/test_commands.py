@@ -60,10 +60,16 @@ def test_train_tells_what_was_written_where_and_goes_on(recipe, capsys, caplog):
     caplog.clear()
     main(["train", "train.yaml", "trainer.max_epochs=3"])
     assert f"Restored all states from the checkpoint at {recipe / 'exp' / 'last.ckpt'}" in caplog.text
-    assert "trained 3 epochs, 9 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "trained 3 epochs, 9 steps" in printed and "nothing was left" not in printed
     assert {row["epoch"] for row in logged(recipe)} == {"", "0", "1", "2"}
     main(["train", "train.yaml", "trainer.max_epochs=3"])  # nothing is left to do
-    assert "trained 3 epochs, 9 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    end = printed.index("trained 3 epochs, 9 steps")
+    assert printed[end - 1 : end + 1] == [
+        "nothing was left to do: raise trainer.max_epochs to go on, or begin a new run with --fresh",
+        "trained 3 epochs, 9 steps",
+    ]
 
 
 def best_key(recipe):
@@ -87,7 +93,8 @@ def test_a_configuration_says_what_a_run_that_goes_on_really_takes(recipe, caplo
     main(["train", "train.yaml", "trainer.max_epochs=1", "~scheduler", "~scheduler_interval", "~scheduler_monitor"])
     goes_on = ["train", "train.yaml", "~scheduler", "~scheduler_interval", "~scheduler_monitor", "optimizer.lr=0.01"]
     main([*goes_on, "trainer.max_epochs=2"])
-    assert "goes on with the checkpoint's lr=0.05" in caplog.text
+    assert "goes on with the checkpoint's lr=0.05" in caplog.text and "--override-optimizer" in caplog.text
+    assert "begin a new run (on the command line --fresh)" in caplog.text
     assert (rate(), recorded().optimizer.lr, recorded().trainer.max_epochs) == (0.05, 0.05, 2)
     main([*goes_on, "trainer.max_epochs=3", "--override-optimizer"])
     assert (rate(), recorded().optimizer.lr) == (0.01, 0.01)
@@ -161,6 +168,12 @@ def test_another_models_weights_are_told_with_their_file(recipe, capsys):
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
+def test_the_nearest_file_is_not_near_by_its_suffix(recipe, capsys):
+    (recipe / "nocollate.yaml").write_text("")
+    assert "did you mean" not in refused(capsys, "train", "nothere.yaml")
+    assert "did you mean 'nocollate.yaml'?" in refused(capsys, "train", "nocolate.yaml")
+
+
 def test_mistakes_are_told_all_at_once_and_nothing_is_written(recipe, capsys):
     message = refused(capsys, "train", "train.yaml", "trainer.max_epochs=many", "+trainer.gradient_clip=1")
     assert message.startswith("espnet3-lite: ")
@@ -174,6 +187,12 @@ def test_mistakes_are_told_all_at_once_and_nothing_is_written(recipe, capsys):
     [
         (["train", "nowhere.yaml"], ["nowhere.yaml"]),
         (["train", "trainer.max_epochs=1"], ["no configuration file", "name a YAML file first"]),
+        (
+            ["train", "train.yaml", "optimizer.lr", "=", "3"],
+            ["'optimizer.lr = 3': write optimizer.lr=3, without spaces"],
+        ),
+        (["train", "train.yaml", "optimizer.lr=", "3"], ["write optimizer.lr=3, without spaces"]),
+        (["train", "train.yaml", "optimizer.lr", "=3"], ["write optimizer.lr=3, without spaces"]),
         (["train", "train.yaml", "trainer.max_epohcs=1"], ["max_epohcs", "max_epochs"]),
         (["train", "train.yaml", "model._target_=toy.Modle"], ["toy.Modle", "Model"]),
         (["collect-stats", "train.yaml"], ["stats_dir"]),
@@ -215,7 +234,11 @@ def test_traceback_shows_where_a_mistake_was_found(recipe):
 
 def test_an_unknown_command_or_option_is_refused(capsys):
     assert "invalid choice: 'trian'" in refused(capsys, "trian")
-    assert "unrecognized arguments: --frsh" in refused(capsys, "train", "train.yaml", "--frsh")
+    assert "unrecognized arguments: --frsh; did you mean '--fresh'?" in refused(capsys, "train", "train.yaml", "--frsh")
+    said = refused(capsys, "train", "train.yaml", "--lr", "3")
+    assert "unrecognized arguments: --lr; a setting of the configuration is changed by key=value" in said
+    said = refused(capsys, "average", "exp", "--lr", "3")
+    assert "--lr" in said and "key=value" not in said
     assert "COMMAND" in refused(capsys)
 
 

@@ -62,7 +62,7 @@ def test_values_are_read_as_yaml(text, value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("a.bb=2", "'a' has no key 'bb'; did you mean 'b'?; to add a new key write +a.bb=..."),
+        ("a.bb=2", "'a' has no key 'bb'; to add a new key write +a.bb=...; did you mean 'b'?"),
         ("modle.size=1", "the configuration has no key 'modle'"),
         ("+a.b=2", "'a.b' is there already with the value 1; drop the + to change it"),
         ("~a.zz", "'a' has no key 'zz'"),

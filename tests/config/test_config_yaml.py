@@ -81,7 +81,20 @@ def test_where_we_read_yaml_1_2_and_omegaconf_does_not(text, expected):
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "conf.yaml, line 4: the key 'b.c' is given twice; it is already on line 3"),
         ("a: 1\n1: x\n1: y\n", "conf.yaml, line 3: the key '[1]' is given twice; it is already on line 2"),
         ("a: [1, 2\nb: 3\n", "conf.yaml, line 2: expected ',' or ']', but got ':'"),
-        ("a:\n\t- 1\n", "conf.yaml, line 2: found character '\\t' that cannot start any token"),
+        (
+            "a:\n\t- 1\n",
+            "conf.yaml, line 2: found character '\\t' that cannot start any token; indent with spaces, not with a tab",
+        ),
+        (
+            "a:\n  b: 1\n c: 2\n",
+            "conf.yaml, line 3: expected <block end>, but found '<block mapping start>'; look at the "
+            "indentation, of the line before too: keys of one mapping begin in one column",
+        ),
+        (
+            "a:\n  b: 1\n   c: 2\n",
+            "conf.yaml, line 3: mapping values are not allowed here; look at the indentation, of "
+            "the line before too, or quote a text with ': '",
+        ),
         ("- 1\n- 2\n", "conf.yaml: a configuration is a mapping of keys to values; this file holds a list"),
         ("a: &x\n  b: *x\n", "conf.yaml, line 1: the anchor 'a.b' contains itself"),
         ("a: 1\n---\nb: 2\n", "conf.yaml, line 2: but found another document"),

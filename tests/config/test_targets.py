@@ -129,6 +129,7 @@ def test_building_does_not_change_the_configuration():
     ("name", "message"),
     [
         ("torch.optim.Adm", "'torch.optim.Adm': 'torch.optim' has no 'Adm'; did you mean 'Adam'?"),
+        ("torch.optim.Adamw", "'torch.optim.Adamw': 'torch.optim' has no 'Adamw'; did you mean 'AdamW'?"),
         ("torch.optm.Adam", "'torch.optm.Adam': 'torch' has no 'optm'; did you mean 'optim'?"),
         ("toys.Box.thrice", "'toys.Box.thrice': 'toys.Box' has no 'thrice'; did you mean 'twice'?"),
         ("nowhere_at_all.X",
@@ -137,8 +138,8 @@ def test_building_does_not_change_the_configuration():
         ("torch.optim.", "'torch.optim.' is not a dotted Python name such as 'torch.optim.Adam'"),
         (
             "espnet2.schedulers.warmup_lr.WarmpLR",
-            "'espnet2.schedulers.warmup_lr.WarmpLR': espnet3_lite has no 'WarmpLR'; did you mean 'WarmupLR'?; "
-            + HOW_TO_INSTALL_ESPNET,
+            "'espnet2.schedulers.warmup_lr.WarmpLR': espnet3_lite has no 'WarmpLR'; "
+            f"{HOW_TO_INSTALL_ESPNET}; did you mean 'WarmupLR'?",
         ),
     ],
 )  # fmt: skip
@@ -268,8 +269,8 @@ def test_lightnings_and_espnet3s_names_are_looked_up_in_all_our_homes(monkeypatc
     with pytest.raises(TargetError) as caught:
         find_target("lightning.pytorch.callbacks.From_callback")
     assert str(caught.value) == (
-        "'lightning.pytorch.callbacks.From_callback': espnet3_lite has no 'From_callback'; did you mean "
-        "'From_callbacks'?; write your own and name it by its full path"
+        "'lightning.pytorch.callbacks.From_callback': espnet3_lite has no 'From_callback'; write your own "
+        "and name it by its full path; did you mean 'From_callbacks'?"
     )
 
 

@@ -59,7 +59,7 @@ def test_what_is_taken_from_a_file(rest, taken, file):
 @pytest.mark.parametrize(
     ("rest", "error", "words"),
     [
-        (":encodr", MisconfigurationException, "begins with 'encodr'; did you mean 'encoder'"),
+        (":encodr", MisconfigurationException, "begins with 'encodr'; there are .*; did you mean 'encoder'"),
         ("::decodr", MisconfigurationException, "no part 'decodr'; did you mean 'decoder'"),
         (":::a:b", MisconfigurationException, "is not path:source:destination:excludes"),
         (":encoder:decoder", CheckpointError, "0.weight, 0.bias; exclude it, or set ignore_init_mismatch: true"),

@@ -194,3 +194,24 @@ def test_containers_of_another_configuration_are_lists_and_dicts():
     assert (trainer.devices, trainer.max_time) == ([0], timedelta(minutes=2))
     with pytest.raises(MisconfigurationException, match=r"logger\[1\] must be a logger"):
         Trainer(logger=UserList([CSVLogger("logs"), 3]))
+
+
+@pytest.mark.parametrize(
+    ("program", "started"),
+    [
+        ("lessons/train.py", "--nproc-per-node 2 train.py ...`"),
+        ("/usr/bin/espnet3-lite", "--nproc-per-node 2 -m espnet3_lite train ...`"),
+        ("site/espnet3_lite/__main__.py", "--nproc-per-node 2 -m espnet3_lite train ...`"),
+    ],
+)
+def test_who_wants_several_processes_is_told_how_to_start_this_program(monkeypatch, program, started):
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.warns(UserWarning, match="devices=2, but this is one process") as warned:
+        Trainer(devices=2, accelerator="cpu", max_epochs=1, logger=False)
+    (said,) = [str(one.message) for one in warned if "one process" in str(one.message)]
+    assert said.endswith(started)
+
+
+def test_an_unknown_argument_is_told_with_the_nearest_one_at_the_end():
+    with pytest.raises(TypeError, match=r"argument 'max_epoch'; known are: \[.*\]; did you mean 'max_epochs'\?$"):
+        Trainer(max_epoch=3)

@@ -9,6 +9,7 @@ from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, StopTrainingError
+from espnet3_lite.callbacks import ModelCheckpoint
 
 
 class Line(LiteModule):
@@ -92,6 +93,25 @@ def test_a_signal_ends_the_run_at_the_batch_boundary(tmp_path, number):
     assert [call for call in callback.calls if isinstance(call, str)] == ["on_train_end", "on_fit_end", "teardown"]
     assert trainer.interrupted and trainer.global_step == 3
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_fit_that_was_cut_says_how_it_goes_on(tmp_path, caplog, saves):
+    callback = At(lambda: os.kill(os.getpid(), signal.SIGINT))
+    saver = [ModelCheckpoint(tmp_path, save_last=True)] if saves else []
+    settings = {"max_epochs": 2, "default_root_dir": tmp_path, "enable_checkpointing": saves}
+    trainer = quiet_trainer(callbacks=[callback, *saver], **settings)
+    with pytest.raises(SystemExit):
+        trainer.fit(Line(), loader())
+    (said,) = [record.getMessage() for record in caplog.records if "cut by a signal" in record.getMessage()]
+    if not saves:
+        assert said == "The run was cut by a signal; no state was saved that it could go on from"
+        return
+    path = tmp_path / "last.ckpt"
+    assert f"fit(..., ckpt_path={str(path)!r}) goes on" in said
+    resumed = quiet_trainer(max_epochs=2, default_root_dir=tmp_path)
+    resumed.fit(Line(), loader(), ckpt_path=path)
+    assert torch.load(path, weights_only=True)["global_step"] == 3 < resumed.global_step
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):

@@ -168,7 +168,9 @@ class CombinedDataset(Dataset):
             if not isinstance(sample, Mapping):
                 raise MisconfigurationException(
                     f"data set {number} ({type(dataset).__name__}) gives {type(sample).__name__} after its "
-                    "transform; a sample must be a dict"
+                    "transform; a sample must be a dict, whose keys are the arguments of the model's forward. (This is "
+                    "ESPnet's contract; a model derived from LiteModule takes any samples, from a data set that "
+                    "stands in `dataset.train` by its _target_)"
                 )
             first = first or (number, set(sample))
             if set(sample) != first[1]:

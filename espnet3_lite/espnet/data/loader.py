@@ -271,7 +271,7 @@ def _check_keys(where: str, settings: Mapping[str, Any], function: Callable) -> 
     for key in settings:
         if key not in known:
             raise MisconfigurationException(
-                f"{where} has the unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}"
+                f"{where} has the unknown key {key!r}; known are {', '.join(known)}{nearest(key, known)}"
             )
 
 

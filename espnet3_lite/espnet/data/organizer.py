@@ -190,8 +190,8 @@ class DataOrganizer:
         for key in entry:
             if key not in known:
                 rank_zero_warn(
-                    f"{where}.{key} is ignored{nearest(key, known)}; an entry has {', '.join(known)}, and "
-                    "arguments of the data set belong under data_src_args."
+                    f"{where}.{key} is ignored; an entry has {', '.join(known)}, and arguments of the data set belong "
+                    f"under data_src_args{nearest(key, known)}"
                 )
         dataset = instantiate_dataset_reference(entry, self.recipe_dir, where)
         transform = entry.get("transform")

@@ -90,8 +90,8 @@ def _dataset_class(module: ModuleType, where: str) -> type:
     dataset_class = getattr(module, "Dataset", None)
     if not inspect.isclass(dataset_class):
         raise MisconfigurationException(
-            f"{where}: {module.__file__} has no class named Dataset{nearest('Dataset', vars(module))}; "
-            "export the recipe's data set under that name"
+            f"{where}: {module.__file__} has no class named Dataset; export the recipe's data set under that name"
+            f"{nearest('Dataset', vars(module))}"
         )
     # By name: with espnet installed, the recipe derives from espnet3's own class.
     if all(base.__name__ != "BaseDataset" for base in dataset_class.__mro__):

@@ -129,7 +129,7 @@ def test_errors_of_a_data_set_come_through():
         ),
         (
             lambda: combined([3]),
-            r"data set 0 \(list\) gives int after its transform; a sample must be a dict",
+            r"data set 0 \(list\) gives int after its transform; a sample must be a dict, .*ESPnet's contract; a model",
         ),
         (lambda: CombinedDataset([rows(1)], [("upper", None)]), "a transform must be callable, got 'upper'"),
         (lambda: CombinedDataset([rows(1)], [(None, 3)]), "a preprocessor must be callable, got 3"),

@@ -194,7 +194,7 @@ def test_transform_that_is_no_function(entries):
 
 def test_unknown_key_of_an_entry_is_pointed_out(entries):
     entries["train"][0]["data_src_arg"] = {}
-    with pytest.warns(UserWarning, match=r"train\[0\].data_src_arg is ignored; did you mean 'data_src_args'"):
+    with pytest.warns(UserWarning, match=r"train\[0\].data_src_arg is ignored; .*; did you mean 'data_src_args'"):
         DataOrganizer(**entries)
 
 

@@ -1,0 +1,26 @@
+"""What `self.log` refuses is told without the value's numbers."""
+
+import pytest
+import torch
+
+from espnet3_lite.metrics.logged_value import as_number
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            torch.zeros(1000, 2),
+            "`self.log('a', value)` was called with a tensor of shape (1000, 2), but the tensor must have a single "
+            "element. You can try doing `self.log('a', value.mean())`",
+        ),
+        (
+            torch.tensor(1j),
+            "`self.log('a', value)` with torch.complex64: log a real number, such as its abs(), real or imag",
+        ),
+    ],
+)
+def test_what_is_no_real_number_is_told_by_its_shape_or_dtype(value, message):
+    with pytest.raises(ValueError) as caught:
+        as_number("a", value, enable_graph=False)
+    assert str(caught.value) == message
