@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The numbers of each parameter group; of a rate that a scheduler changes, the one that it began with."""
     return [_settings_of(group) for group in optimizer.param_groups]
 
@@ -57,9 +57,6 @@ def compare(trainer: Trainer, before: list[list[dict[str, Any]]], override: bool
         rank_zero_info("The optimizers take their configured values, not the checkpoint's (override_optimizer)")
 
 
-_OVERRIDE = ", or go on with it by fit(..., override_optimizer=True) (on the command line --override-optimizer)"
-
-
 def _take(group: dict[str, Any], configured: dict[str, Any]) -> None:
     """Give a parameter group its configured values; of a rate that a scheduler has changed, as much of the new one."""
     values = dict(configured)
@@ -82,8 +79,8 @@ def _follow_rates(trainer: Trainer) -> None:
 def _warn(owner: object, name: str, kept: Any, configured: Any, where: str = "") -> None:
     rank_zero_warn(
         f"{type(owner).__name__} goes on with the checkpoint's {name}={kept}{where}; for the configured "
-        f"{name}={configured} begin a new run (on the command line --fresh)"
-        + (_OVERRIDE if isinstance(owner, torch.optim.Optimizer) else "")
+        f"{name}={configured} begin a new run (--fresh)"
+        + (", or fit(..., override_optimizer=True) (--override-optimizer)" if isinstance(owner, Optimizer) else "")
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 
@@ -47,12 +46,11 @@ def _warn_of_missing_processes(devices: int | str | list[int]) -> None:
     """``Trainer(devices=...)`` starts no processes: torchrun does, and who wants several is told so."""
     wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     if wanted > 1 and not under_torchrun():
-        script = Path(sys.argv[0]).name
-        is_script = script.endswith(".py") and script != "__main__.py"
-        program = f"{script} ..." if is_script else "-m espnet3_lite train ..."
+        as_command = sys.argv[0].endswith(("__main__.py", "espnet3-lite"))
+        program = "-m espnet3_lite train" if as_command else os.path.basename(sys.argv[0])
         rank_zero_warn(
             f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
-            f"--nproc-per-node {wanted} {program}`"
+            f"--nproc-per-node {wanted} {program} ...`"
         )
 
 

@@ -108,7 +108,7 @@ def _rehearse(config: Config) -> Iterator[Finding]:
     """Two runs: the second goes on from the first one's checkpoint."""
     first, saw = _run(config)  # it ends after its first epoch
     run, module = first.trainer, first.model
-    if any(slot.saw_only_none for slot in run.plan.slots.values()):
+    if any(slot.warned_of_none and not slot.trained for slot in run.plan.slots.values()):
         yield Finding("problem", f"{type(module).__name__}.training_step returned None for both batches: nothing is "
                                  f"trained; end it with `return loss`")  # fmt: skip
         return

@@ -68,8 +68,7 @@ def require_training(loop: FitLoop) -> None:
             f"Nothing was trained: all {loop.batches_seen} batches were skipped. Look at the data, or at the losses "
             f"and gradients, that the warnings name."
         )
-    if any(slot.saw_only_none for slot in loop.trainer.plan.slots.values()):
+    if any(slot.warned_of_none and not slot.trained for slot in loop.trainer.plan.slots.values()):
         rank_zero_warn(
-            "Nothing was trained: `training_step` returned `None` for every batch, so that the weights are those "
-            "that the run began with. End `training_step` with `return loss`"
+            "Nothing was trained: `training_step` returned `None` for every batch. End it with `return loss`"
         )

@@ -224,9 +224,7 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tu
     dtype = value.dtype
     if dtype not in (torch.float32, torch.float64):
         if value.is_complex():
-            raise ValueError(
-                f"`self.log({name!r}, value)` with {dtype}: log a real number, such as its abs(), real or imag"
-            )
+            raise ValueError(f"`self.log({name!r}, ...)` with {dtype}: log a real number, such as its abs() or real")
         whole = not value.is_floating_point() and dtype != torch.bool and not value.is_mps
         dtype = torch.float64 if whole else torch.get_default_dtype()
     if enable_graph or not value.is_cpu:

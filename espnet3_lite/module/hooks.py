@@ -5,38 +5,15 @@ All do nothing until overridden, and what is not overridden is not called. The o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import nearest
 from espnet3_lite.loaders.transfer import move
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
-
-
-#: How hooks are called, and what is easily written for them.
-_LIKE_A_HOOK = re.compile(r"on_\w+|\w+_(step|dataloader)s?")
-
-
-def warn_about_misspelt_hooks(owner: DataHooks) -> None:
-    """A misspelt hook of a module or data module never runs and nobody sees it: say so, with the nearest name.
-
-    Users have methods of their own: nothing is said where no hook is near, or where they define the nearest one too.
-    """
-    package = __name__.partition(".")[0]
-    kinds = type(owner).__mro__
-    ours = next((kind for kind in kinds if kind.__module__.partition(".")[0] == package), object)
-    hooks = [name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name)]
-    theirs = {name: kind for kind in kinds if kind not in ours.__mro__ for name in vars(kind)}
-    for name, kind in theirs.items():
-        if name not in hooks and _LIKE_A_HOOK.fullmatch(name) and callable(getattr(owner, name, None)):
-            if (hint := nearest(name, hooks, alike=0.85)) and hint.split("'")[1] not in theirs:
-                rank_zero_warn(f"{kind.__qualname__}.{name} is not a hook that the trainer calls{hint}")
 
 
 class DataHooks:

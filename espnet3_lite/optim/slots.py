@@ -162,11 +162,6 @@ class OptimizerSlot:
             rank_zero_warn("`training_step` returned `None`: the batch trains nothing. If this was on purpose, ignore "
                            "this warning; else return the loss")  # fmt: skip
 
-    @property
-    def saw_only_none(self) -> bool:
-        """Training steps were run for it, and none of them gave a loss to train on."""
-        return self.warned_of_none and not self.trained
-
     def open_window(self) -> None:
         """Its gradients were cleared."""
         self.open, self.pending, self.weight = True, 0, 0.0

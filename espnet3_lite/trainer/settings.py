@@ -69,10 +69,7 @@ INTERVAL = whole(1) | Kind(
 )
 PRECISION = one_of(
     "32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16, "bf16-true", "16-true",
-    hint=instead(*((word, f"; did you mean {name!r}?") for word, name in (
-        ("bfloat16", "bf16-mixed"), ("fp16", "16-mixed"), ("float16", "16-mixed"), ("half", "16-mixed"),
-        ("fp32", "32-true"), ("float32", "32-true"),
-    ))),
+    hint=lambda value: "; did you mean '16-mixed'?" if value in ("fp16", "float16", "half") else "",
 )  # fmt: skip
 SEVERAL = Kind("a list of them", LIST.accepts)
 LOGGER_NAMES = ("csv", "tensorboard", "wandb", "mlflow")
@@ -247,8 +244,9 @@ def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
     problems = []
     for name, value in unknown.items():
         if name not in REFUSED:
-            known = list(SETTINGS)
-            raise TypeError(f"Trainer() got an unexpected argument {name!r}; known are: {known}{nearest(name, known)}")
+            raise TypeError(
+                f"Trainer() got an unexpected argument {name!r}, none of {[*SETTINGS]}{nearest(name, SETTINGS)}"
+            )
         if value not in (None, False, [], ()):
             problems.append(f"{name}={value!r} is not supported; {REFUSED[name]}")
     settings = {}

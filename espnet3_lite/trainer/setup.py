@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.handler import warn_about_misspelt_hooks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.checkpoint import run_state
@@ -22,7 +23,6 @@ from espnet3_lite.loops.evaluation import sanity_check
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
-from espnet3_lite.module.hooks import warn_about_misspelt_hooks
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.clipping import Clipping
 from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
@@ -106,9 +106,8 @@ def check_module(model: Any) -> LiteModule:
         )
         model = model._orig_mod
     if not isinstance(model, LiteModule):
-        given = f"the class `{model.__qualname__}`" if isinstance(model, type) else f"`{type(model).__qualname__}`"
         hint = parentheses_missing(model) or hint_for(model, "LightningModule")
-        raise TypeError(f"`model` must be a `LiteModule`, got {given}{hint}")
+        raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint}")
     refuse_removed_hooks(model)
     warn_about_misspelt_hooks(model)
     return model
@@ -124,7 +123,6 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     module.trainer = trainer
     if data is not None:
         data.trainer = trainer
-        warn_about_misspelt_hooks(data)
     _add_model_callbacks(trainer, module)
     rank_comparison.compare_settings(trainer)  # collective: all ranks
     trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)

@@ -16,7 +16,7 @@ from espnet3_lite.metrics.logged_value import as_number
         ),
         (
             torch.tensor(1j),
-            "`self.log('a', value)` with torch.complex64: log a real number, such as its abs(), real or imag",
+            "`self.log('a', ...)` with torch.complex64: log a real number, such as its abs() or real",
         ),
     ],
 )

@@ -1,18 +1,16 @@
-"""A misspelt hook of a module or data module is told with the nearest name; methods of one's own are not."""
+"""A misspelt hook of a module is told with the nearest name; methods of one's own are not."""
 
 import warnings
 
 import pytest
 from weights_parts import Net, loader, trainer_of
 
-from espnet3_lite import LiteDataModule
 
-
-def told(owner, **given):
+def told(module):
     """The warnings of a short fit about hooks that are never called."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer_of(max_epochs=1).fit(owner, **(given or {"train_dataloaders": loader()}))
+        trainer_of(max_epochs=1).fit(module, loader())
     return [str(one.message) for one in caught if "not a hook that the trainer calls" in str(one.message)]
 
 
@@ -38,23 +36,11 @@ def test_a_misspelt_hook_of_a_module_is_told_with_the_nearest_name(name, meant):
     assert told(Module()) == expected
 
 
-def test_a_misspelt_hook_of_a_data_module_is_told():
-    class Data(LiteDataModule):
-        def train_dataloader(self):
-            return loader()
-
-        def on_before_batch_transfr(self, batch, dataloader_idx):
-            return batch
-
-    (said,) = told(Net(), datamodule=Data())
-    assert "Data.on_before_batch_transfr is not a hook that" in said and "'on_before_batch_transfer'" in said
-
-
 def test_what_is_no_function_is_no_hook():
     Module = type("Module", (Net,), {"on_train_epoch_ends": 3})
     assert told(Module()) == []
 
 
 def test_a_class_instead_of_a_module_is_told():
-    with pytest.raises(TypeError, match="got the class `Net`; pass an instance: add the parentheses"):
+    with pytest.raises(TypeError, match="got `type`; pass an instance: add the parentheses"):
         trainer_of().fit(Net, loader())
