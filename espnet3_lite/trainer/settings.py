@@ -244,9 +244,7 @@ def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
     problems = []
     for name, value in unknown.items():
         if name not in REFUSED:
-            raise TypeError(
-                f"Trainer() got an unexpected argument {name!r}, none of {[*SETTINGS]}{nearest(name, SETTINGS)}"
-            )
+            raise TypeError(f"Trainer() takes no argument {name!r}, only {[*SETTINGS]}{nearest(name, SETTINGS)}")
         if value not in (None, False, [], ()):
             problems.append(f"{name}={value!r} is not supported; {REFUSED[name]}")
     settings = {}

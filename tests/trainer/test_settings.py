@@ -213,5 +213,5 @@ def test_who_wants_several_processes_is_told_how_to_start_this_program(monkeypat
 
 
 def test_an_unknown_argument_is_told_with_the_nearest_one_at_the_end():
-    with pytest.raises(TypeError, match=r"'max_epoch', none of \['accelerator.*\]; did you mean 'max_epochs'\?$"):
+    with pytest.raises(TypeError, match=r"'max_epoch', only \['accelerator.*\]; did you mean 'max_epochs'\?$"):
         Trainer(max_epoch=3)
