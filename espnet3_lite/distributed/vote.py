@@ -159,12 +159,9 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     elif not math.isfinite(total) or min(weights) < 0:
         reason = f"the ranks' weights are {list(weights)}"
     elif not all(with_data) and strategy.put_back_shared_statistics():
-        without = with_data.count(0.0)
-        reason = f"{without} of {strategy.world_size} ranks have no data left; SyncBatchNorm would count repetitions"
-    instead = None
-    if not active:
-        returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
-        instead = strategy.empty_steps(trainer, steps, returned)
+        without = f"{with_data.count(0.0)} of {strategy.world_size} ranks"
+        reason = f"{without} have no data left; SyncBatchNorm would count repetitions"
+    returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
     return Verdict(
         skip=bool(reason),
         reason=reason,
@@ -172,7 +169,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         signal=any(signal),
         stop=any(stop),
         scale=weights[strategy.global_rank] * strategy.world_size / total if total else 0.0,
-        instead=instead,
+        instead=None if active else strategy.empty_steps(trainer, steps, returned),
         total=total,
     )
 

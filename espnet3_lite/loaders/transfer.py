@@ -61,8 +61,7 @@ def batch_size_of(batch: Any) -> int:
     >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
     2
     """
-    size = _first_size(batch)
-    return 1 if size is None else size
+    return 1 if (size := _first_size(batch)) is None else size
 
 
 def _first_size(data: Any) -> int | None:

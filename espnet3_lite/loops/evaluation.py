@@ -276,9 +276,8 @@ def _losses_of(output: Any) -> list[torch.Tensor]:
         if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
             return [step.loss for step in steps]
         output = loss_of(output)
-        if not isinstance(output, torch.Tensor):
-            return []
-    return [output] if output.numel() == 1 and output.is_floating_point() else []
+    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+    return [output] if is_loss else []
 
 
 def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:

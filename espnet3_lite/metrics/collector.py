@@ -14,7 +14,6 @@ import torch
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics.logged_value import (
-    STARTS,
     Key,
     LogArguments,
     LoggedValue,
@@ -23,7 +22,6 @@ from espnet3_lite.metrics.logged_value import (
     check_weight,
     comparable,
     reduce_over_ranks,
-    wide,
 )  # fmt: skip
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
@@ -66,9 +64,7 @@ class Metrics:
 
     # ---- taking values ---------------------------------------------------------------------------------------------
 
-    def log(
-        self, name: str, value: Any, given: tuple[Any, ...], batch_size: int | float | torch.Tensor | None = None
-    ) -> None:
+    def log(self, name: str, value: Any, given: tuple[Any, ...], batch_size: Number | None = None) -> None:
         """See `LiteModule.log`; `given` are the `LogArguments`, in their order."""
         key = (self.hook or "", name, self.dataloader_idx)
         entry = self.active.get(key)
@@ -167,14 +163,8 @@ class Metrics:
 
         Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
         """
-        finite = torch.as_tensor(finite)
-        finite = finite.cpu() if finite.is_mps else finite  # as `wide` does
         for entry, _, total, weight, *_ in self._touched:
-            if entry.total is not None and entry.on_epoch:
-                before = STARTS[entry.reduce] if total is None else total
-                entry.total = torch.where(finite, wide(entry.total), wide(before))
-                if entry.reduce == "mean":
-                    entry.weight = torch.where(finite, torch.as_tensor(entry.weight), torch.as_tensor(weight))
+            entry.leave_out(torch.as_tensor(finite), total, weight)
 
     @property
     def batch_size(self) -> int:
@@ -330,9 +320,7 @@ class Metrics:
         places = {id(metric): place for place, metric in metric_objects(self.trainer.lightning_module).items()}
         epoch = [
             {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
-             "on_epoch": e.on_epoch, "last": None if e.last is None else e.as_tensor(e.last),
-             "total": None if e.total is None else wide(e.total), "weight": e.weight,
-             "metric": places.get(id(e.metric))}
+             "on_epoch": e.on_epoch, **e.state_dict(), "metric": places.get(id(e.metric))}
             for key, e in sorted(self.training.items(), key=lambda item: str(item[0]))
             if e.metric is None or (e.weight and id(e.metric) in places)
         ]  # fmt: skip

@@ -112,6 +112,21 @@ class LoggedValue:
                 self.total = total + value * weight
         self.weight = self.weight + weight
 
+    def leave_out(self, finite: torch.Tensor, total: Number | None, weight: Any) -> None:
+        """Go back to an earlier total and weight unless `finite`, ``()`` bool, which is not read here."""
+        finite = finite.cpu() if finite.is_mps else finite  # as `wide` does
+        if self.total is not None and self.on_epoch:
+            before = wide(STARTS[self.reduce] if total is None else total)
+            self.total = torch.where(finite, wide(self.total), before)
+            if self.reduce == "mean":
+                self.weight = torch.where(finite, torch.as_tensor(self.weight), torch.as_tensor(weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as tensors ``()``."""
+        last, total = self.last, self.total
+        kept = {"last": None if last is None else self.as_tensor(last), "total": None if total is None else wide(total)}
+        return {**kept, "weight": self.weight}
+
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
         self.fresh, self.metric, self.last = True, metric, getattr(metric, "_forward_cache", None)
@@ -121,14 +136,13 @@ class LoggedValue:
         """Two sums (minima, maxima) as one."""
         if self.reduce in ("mean", "sum"):
             return first + second
-        smaller_or_larger = getattr(torch, f"{self.reduce}imum")  # unlike Python's, they keep a NaN
-        return smaller_or_larger(wide(first), wide(second))
+        # Unlike Python's own, torch's functions keep a NaN.
+        return getattr(torch, f"{self.reduce}imum")(wide(first), wide(second))
 
     def as_tensor(self, number: Number) -> torch.Tensor:
         """A value as users get it, ``()``."""
-        if isinstance(number, torch.Tensor):
-            return number
-        return torch.scalar_tensor(number, dtype=self.dtype)  # `torch.tensor` takes three times as long
+        # `torch.tensor` takes three times as long.
+        return number if isinstance(number, torch.Tensor) else torch.scalar_tensor(number, dtype=self.dtype)
 
     def epoch_value(self) -> torch.Tensor | None:
         """The epoch's mean (sum, minimum, maximum) so far on this rank, ``()``, in the logged values' dtype."""

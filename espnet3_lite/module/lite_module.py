@@ -155,11 +155,9 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         if trainer is None:  # no error, as in Lightning: a step may be tried out without a trainer
             rank_zero_warn(f"{type(self).__name__}.log({name!r}, ...) did nothing: no trainer runs this module")
             return
-        arguments = (
-            prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
-            add_dataloader_idx, rank_zero_only,
-        )  # fmt: skip
-        trainer.metrics.log(name, value, arguments, batch_size)
+        given = (prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
+                 add_dataloader_idx, rank_zero_only)  # fmt: skip
+        trainer.metrics.log(name, value, given, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
         """`log` each entry, with the same arguments."""

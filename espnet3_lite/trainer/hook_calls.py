@@ -79,7 +79,4 @@ class HookCalls:
         """Whether the module's `on_train_batch_start` returned -1, on any rank."""
         if "on_train_batch_start" not in self.of_module:
             return False
-        ends = bool(response == -1)
-        return (
-            ends if self.trainer.world_size == 1 else self.trainer.strategy.any(ends)
-        )  # collective: a hook of all ranks
+        return self.trainer.strategy.any(bool(response == -1))  # collective: all ranks define the same hook

@@ -121,9 +121,8 @@ class TrainerProperties(Settings):
     def should_log_step(self) -> bool:
         """True on each `log_every_n_steps`-th step, and where the run is about to stop (no `min_epochs` holds it)."""
         every, stopping = self.log_every_n_steps, self.stopping
-        if every <= 0:
-            return False
-        return (self.fit_loop.batches_stepped + 1) % every == 0 or (stopping.wanted and stopping.allowed)
+        due = every > 0 and (self.fit_loop.batches_stepped + 1) % every == 0
+        return due or (every > 0 and stopping.wanted and stopping.allowed)
 
     @property
     def should_stop(self) -> bool:
