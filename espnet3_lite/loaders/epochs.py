@@ -111,10 +111,7 @@ class TrainData:
             self.first_batch = self._index_of(loader)
         elif skip and not over and (state is None or not self._knows_its_position(state)):
             loader.start_at(skip * loader.step_size)
-        if over:
-            return iter(())
-        batches = iter(loader)
-        return self._until_the_last(loader, batches, time.perf_counter() - began)
+        return iter(()) if over else self._until_the_last(loader, iter(loader), time.perf_counter() - began)
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
