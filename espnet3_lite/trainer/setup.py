@@ -83,15 +83,7 @@ class RunPlan:
 
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
-        if type(optimizer) is ManualOptimizer:  # an optimizer may have an attribute `optimizer` of its own
-            optimizer = optimizer.optimizer
-        for slot in self.slots.values():
-            if slot.optimizer is optimizer:
-                return slot
-        raise MisconfigurationException(
-            f"{type(optimizer).__name__}: configure_optimizers did not return this optimizer; use one of "
-            f"self.optimizers()"
-        )
+        return next(slot for slot in self.slots.values() if optimizer in (slot.optimizer, slot.manual))
 
 
 def check_module(model: Any) -> LiteModule:
