@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.checkpoint import configured_values
-from espnet3_lite.checkpoint.layout import own_state
+from espnet3_lite.checkpoint.layout_number import own_state
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:

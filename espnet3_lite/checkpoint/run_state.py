@@ -12,7 +12,7 @@ import torch
 
 from espnet3_lite.checkpoint import configured_values, lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
-from espnet3_lite.checkpoint.layout import LAYOUT, OUR_STATE, own_state
+from espnet3_lite.checkpoint.layout_number import LAYOUT, OUR_STATE, own_state
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import collect_random_state

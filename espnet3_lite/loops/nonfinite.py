@@ -1,4 +1,4 @@
-"""Batches and steps that are left out on all ranks, and how many in a row."""
+"""Batches and steps that are left out on all ranks, and how many in a row. The vote finds them (`vote.py`)."""
 
 from __future__ import annotations
 
