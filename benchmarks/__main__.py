@@ -23,15 +23,12 @@ ROWS = (*steps.ROWS, *ranks.ROWS, *files.ROWS, *data.ROWS, *runs.ROWS)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines of the package within the block, and nothing else on standard output.
-
-    Lightning draws its progress bars there.
-    """
+    """No warnings and no log lines of the package within the block."""
     logger = logging.getLogger("espnet3_lite")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -67,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = Options(Path(folder), parsed.repetitions, parsed.scale, parsed.peers, parsed.recordings)
         tell(head(options))
         for row in rows:
-            with quiet():
+            with quiet(), redirect_stdout(sys.stderr):  # Lightning draws its progress bars on standard output
                 samples = row.measure(options)
             tell(lines_of(row, samples) if samples else [f"| {row.name} | not measured here |"])
 

@@ -238,7 +238,7 @@ class Metrics:
                 entry.reset()
 
     def _set(
-        self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: bool = True
+        self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: int = 1
     ) -> None:
         """Publish a value under the name of its kind (`name_step` or `name_epoch`), and where it `decides` its own."""
         if entry.arguments.prog_bar:
@@ -248,7 +248,7 @@ class Metrics:
         if decides:
             self._callback[entry.name] = self._callback[forked] = value
             for name in {entry.name, forked} if counts else ():
-                self.versions[name] += 1
+                self.versions[name] += counts
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
@@ -301,12 +301,14 @@ class Metrics:
                 continue
             if entry.on_step and entry.last is not None:
                 entry.fresh = False
-                # One batch of an evaluation decides nothing.
-                self._set(entry, entry.step_name, entry.as_tensor(entry.last), decides=training)
+                # The count is that of the values logged: it must not depend on how often somebody looked.
+                anew, entry.times_published = entry.times - entry.times_published, entry.times
+                value = entry.as_tensor(entry.last)  # one batch of an evaluation decides nothing
+                self._set(entry, entry.step_name, value, decides=training, counts=max(anew, 1))
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged
-                self._set(entry, entry.epoch_name, value, counts=False)
+                self._set(entry, entry.epoch_name, value, counts=0)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,8 @@ class LoggedValue:
         self.dtype = torch.get_default_dtype()
         #: How often it was logged: tells whether it was logged anew.
         self.times = 0
+        #: How often of these somebody has been told.
+        self.times_published = 0
         self.reset()
 
     def reset(self) -> None:

@@ -135,7 +135,7 @@ def test_a_checkpoint_without_an_average_begins_one_anew(tmp_path):
     fit(Callback())[1].save_checkpoint(tmp_path / "plain.ckpt")
     ema, module = EMACallback(decay=0.5), ema_lab.make_module(LiteModule)
     trainer = quiet_trainer(max_epochs=1, callbacks=[ema])
-    with pytest.warns(UserWarning, match="no 'ema_model_state_dict': EMACallback begins anew"):
+    with pytest.warns(UserWarning, match="no 'ema_model_state_dict': EMACallback starts again from"):
         trainer.fit(module, ema_lab.loader(), ema_lab.loader(20), ckpt_path=tmp_path / "plain.ckpt")
     assert torch.equal(ema._average.module.inner.weight, module.model.inner.weight) and ema.step == 0
 

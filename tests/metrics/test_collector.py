@@ -1,11 +1,13 @@
 """`Metrics` by itself, where no comparison with Lightning reaches: dtypes, laziness, metric objects, resuming."""
 
+import line_model
 import pytest
 import torch
 from metrics_lab import log, metrics_in
 from quiet import quiet_trainer
+from torch.utils.data import DataLoader
 
-from espnet3_lite import LiteModule
+from espnet3_lite import Callback, LiteModule
 from espnet3_lite.metrics.collector import batch_size_of
 
 
@@ -162,3 +164,26 @@ def test_what_was_logged_anew_is_given_once_and_not_published():
     assert metrics.end_epoch(metrics.training) == {"loss_epoch": 1.0}
     assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
     assert metrics.logged_anew(seen) == {}
+
+
+def test_how_often_a_value_counts_as_new_does_not_depend_on_who_looks():
+    class Looks(Callback):
+        def __init__(self, every):
+            self.every = every
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx % self.every == 0:
+                assert trainer.callback_metrics  # publishes
+
+    class Logs(line_model.Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=False)
+            return loss
+
+    versions = []
+    for every in (1, 2, 3):
+        trainer = quiet_trainer(max_epochs=1, callbacks=[Looks(every)])
+        trainer.fit(Logs(), DataLoader(torch.ones(6, 1), batch_size=1))
+        versions.append(trainer.metrics.state_dict()["versions"])
+    assert versions == [{"loss": 6}] * 3
