@@ -237,9 +237,7 @@ class Metrics:
             if loader == self.dataloader_idx or self.dataloader_idx is None:
                 entry.reset()
 
-    def _set(
-        self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: int = 1
-    ) -> None:
+    def _set(self, entry: LoggedValue, forked: str, value: torch.Tensor, decides: bool = True, counts: int = 1) -> None:
         """Publish a value under the name of its kind (`name_step` or `name_epoch`), and where it `decides` its own."""
         if entry.arguments.prog_bar:
             self._progress_bar[forked] = value

@@ -10,6 +10,8 @@ import pytest
 import weights_on_ranks
 from weights_parts import near
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):

@@ -93,6 +93,7 @@ def test_some_entries_are_read_alone(tmp_path):
     assert_equal(nested({"state_dict.a.w": 7}, metadata), {"state_dict": {"a.w": 7}})
 
 
+@pytest.mark.slow
 def test_files_of_two_ranks_make_one_checkpoint(tmp_path):
     script = (
         "import sys, torch, torch.distributed.checkpoint as dcp\n"

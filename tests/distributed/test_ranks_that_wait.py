@@ -29,6 +29,7 @@ def test_a_rank_that_does_not_come_in_time_ends_the_run_with_the_settings_name(t
     assert "Trainer(dist_timeout=...) allows (0:00:03)" in run.stdout
 
 
+@pytest.mark.slow
 def test_sigterm_ends_ranks_that_wait_in_a_collective_and_no_file_is_cut(tmp_path):
     """torchrun, which hands the signal on, would wait for 30 s and then kill; `signal_grace` is 1 s here."""
     script = Path(__file__).parents[1] / "helpers" / "rank_waits.py"

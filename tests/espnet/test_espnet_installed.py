@@ -212,6 +212,7 @@ def test_lightnings_names_in_a_recipes_code_are_ours(tmp_path, wheel):
     )
 
 
+@pytest.mark.slow
 def test_a_recipes_callback_that_imports_lightning_is_called(tmp_path):
     callback = """
         from lightning.pytorch import Callback

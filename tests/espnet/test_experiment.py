@@ -104,6 +104,7 @@ def test_test_sets_have_their_names(recipe, capsys):
     assert name == "held_out/loss" and 0 < float(value) < 100
 
 
+@pytest.mark.slow
 def test_two_ranks_of_the_command_share_the_work(recipe):
     command("collect-stats", "conf/training.yaml")
     words = ["-m", "espnet3_lite", "collect-stats", "conf/training.yaml", "exp_tag=two", "stats_dir=exp/two"]

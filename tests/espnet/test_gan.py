@@ -211,7 +211,7 @@ def test_the_setting_decides_the_module():
     "case",
     [
         {"count": 10},  # the second rank has no third batch
-        {"count": 8, "bad": "generator"},
+        pytest.param({"count": 8, "bad": "generator"}, marks=pytest.mark.slow),
         pytest.param({"count": 8, "bad": "discriminator"}, marks=pytest.mark.slow),
         pytest.param(
             {"count": 16, "gan": {"skip_discriminator_prob": 0.5, "generator_first": True}}, marks=pytest.mark.slow

@@ -60,7 +60,9 @@ RECIPE = {"conf/training.yaml": "a: 1\n", "src/__init__.py": "", "src/builder.py
 SEEN = ["espnet3_lite.module.lite_module", "the recipe", "espnet3_lite.callbacks.base", "--stages"]
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["the recipe's run.py", "the installed system"])
+@pytest.mark.parametrize(
+    "own", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["the recipe's run.py", "the installed system"]
+)
 def test_a_stage_is_espnet3s_own(own, tmp_path):
     wheel = write(tmp_path / "site", WHEEL)
     recipe = write(tmp_path / "egs3/mine/toy", {**RECIPE, **({"run.py": RUN} if own else {})})

@@ -60,9 +60,8 @@ def kill_at_random_moments(folder, command, times, seed):
     return killed
 
 
-@pytest.mark.parametrize(
-    "kind", ["one", pytest.param("two", marks=pytest.mark.slow), pytest.param("workers", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["one", "two", "workers"])
+@pytest.mark.slow
 def test_killed_at_random_moments(kind, tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     assert kill_at_random_moments(folder, COMMANDS[kind], times=3, seed=kind) >= 1
@@ -139,6 +138,7 @@ def averages(folder):
     return [path.name for path in (folder / "exp").glob("*.pth")]
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_average_is_a_clear_error_and_the_same_command_makes_it(tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     code, output = run(folder, *COMMANDS["one"], TOY_FULL_AT="end")
@@ -150,6 +150,7 @@ def test_a_disk_without_room_for_the_average_is_a_clear_error_and_the_same_comma
     assert averages(folder) == ["valid.loss.ave_2best.pth"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_by_that_signal_also_without_room_for_the_average(tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     code, output = run(folder, *COMMANDS["one"], TOY_FULL_AT="end", TOY_SIGNALS="TERM@12")
@@ -178,7 +179,7 @@ def test_a_disk_that_becomes_read_only_is_a_clear_error(place, tmp_path, undistu
     "kind, name, code",
     [
         ("one", "INT", 130),
-        ("two", "TERM", 143),
+        pytest.param("two", "TERM", 143, marks=pytest.mark.slow),
         pytest.param("workers", "USR1", 138, marks=pytest.mark.slow),
         pytest.param("staying", "TERM", 143, marks=pytest.mark.slow),
         pytest.param("two", "INT", 130, marks=pytest.mark.slow),
@@ -208,6 +209,7 @@ def test_a_signal_from_outside_at_any_moment(tmp_path, undisturbed):
     finish(folder, "one", undisturbed)
 
 
+@pytest.mark.slow
 def test_two_quick_interrupts_end_the_run_at_once(tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")
     code, output = run(folder, *COMMANDS["one"], TOY_SIGNALS="INT,INT@9")

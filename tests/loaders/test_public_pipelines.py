@@ -275,5 +275,6 @@ def test_in_the_main_process(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", WITH_WORKERS)
+@pytest.mark.slow
 def test_in_two_workers(make, tmp_path):
     check(lambda: make(num_workers=2), tmp_path, [(1, 0)])

@@ -188,6 +188,7 @@ def test_workers_that_stay_draw_what_new_ones_do_and_know_the_epoch(tmp_path):
     assert whole.seen == fit(Model, lambda: DataLoader(Noisy(), SIZE, shuffle=True, num_workers=1), max_epochs=3).seen
 
 
+@pytest.mark.slow
 def test_what_comes_again_in_an_epoch_is_augmented_anew():
     seen = [
         noise for _, _, rows in fit(Model, lambda: factory(num_workers=2), max_epochs=1).seen for _, noise, _ in rows

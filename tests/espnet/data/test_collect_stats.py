@@ -259,6 +259,7 @@ def test_two_ranks_give_the_same_bits(organizer, recipe, tmp_path):
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_machines_give_the_same_bits(organizer, recipe, tmp_path):
     """Two agents of torchrun on this host, as two machines have one each, with a folder that both see."""
     with socket.socket() as free:
@@ -306,7 +307,10 @@ def is_running(process):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("name, code", [("TERM", -15), ("KILL", -9), ("INT", 130)])
+@pytest.mark.parametrize(
+    "name, code",
+    [("TERM", -15), pytest.param("KILL", -9, marks=pytest.mark.slow), pytest.param("INT", 130, marks=pytest.mark.slow)],
+)
 def test_what_ends_the_command_ends_its_workers(name, code, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "train.json").write_text(json.dumps(SLOW_CONFIG))  # which is YAML too
