@@ -301,8 +301,8 @@ class Metrics:
                 entry.fresh = False
                 # The count is that of the values logged: it must not depend on how often somebody looked.
                 anew, entry.times_published = entry.times - entry.times_published, entry.times
-                value = entry.as_tensor(entry.last)  # one batch of an evaluation decides nothing
-                self._set(entry, entry.step_name, value, decides=training, counts=max(anew, 1))
+                last = entry.as_tensor(entry.last)  # one batch of an evaluation decides nothing
+                self._set(entry, entry.step_name, last, decides=training, counts=max(anew, 1))
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged
