@@ -1,5 +1,7 @@
 """Files that include others, and names that depend on the file: as ESPnet3's `load_and_merge_config` has it."""
 
+import sys
+
 import pytest
 
 from espnet3_lite.config import load_config
@@ -96,5 +98,6 @@ def test_a_template_is_found_in_an_installed_egs3(tmp_path, monkeypatch):
     _write(tmp_path / "site/egs3", TEMPLATE__asr__conf__training="lr: 1\n")
     _write(tmp_path / "home/egs3", an4__asr__conf__training="lr: 2\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "egs3", raising=False)  # another test's recipe
     found = find_template(tmp_path / "home/egs3/an4/asr/conf/training.yaml")
     assert found == tmp_path / "site/egs3/TEMPLATE/asr/conf/training.yaml"
