@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.checkpoint.atomic_files import remove_leftovers
 from espnet3_lite.loggers.csv_logs import CSVLogger
 from espnet3_lite.report.history import Run, read_rows
 from espnet3_lite.report.pictures import HOW_TO_INSTALL, can_draw, write_pictures
@@ -55,6 +56,14 @@ class RunImages(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Draw the whole run."""
         self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A run that was killed while it drew its last pictures, and has nothing left to train, draws them again."""
+        unfinished = [path.name[1:].partition(".new.")[0] for path in self.folder.glob(".*.tmp")]
+        for name in unfinished:
+            remove_leftovers(self.folder / name)
+        if unfinished:
+            self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
         if trainer.stopped_by_signal or trainer.stopping.signals.received is not None:

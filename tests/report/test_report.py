@@ -14,6 +14,7 @@ import pytest
 import torch
 from quiet import quiet_trainer
 
+from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.cli.commands import main
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
@@ -193,6 +194,18 @@ def fit(folder, epochs, module=None):
     logger = CSVLogger(folder)
     trainer = quiet_trainer(max_epochs=epochs, logger=logger, callbacks=[RunImages(folder)], log_every_n_steps=1)
     trainer.fit(module or Line(), [torch.ones(2, 1)] * 2)
+
+
+def test_a_run_that_was_killed_while_it_drew_draws_again_though_nothing_is_left_to_train(tmp_path, monkeypatch):
+    drawn = []
+    saves = [ModelCheckpoint(dirpath=tmp_path / "states", save_last=True), RunImages(tmp_path)]
+    settings = dict(max_epochs=1, callbacks=saves, log_every_n_steps=1, enable_checkpointing=True)
+    quiet_trainer(logger=CSVLogger(tmp_path, version=0), **settings).fit(Line(), [torch.ones(2, 1)] * 2)
+    (tmp_path / "images" / "loss.png").rename(tmp_path / "images" / f".loss.png.new.{2**22 + 1}.tmp")
+    last = tmp_path / "states" / "last.ckpt"
+    monkeypatch.setattr(RunImages, "_draw", lambda self, trainer: drawn.append(trainer.global_step))
+    quiet_trainer(logger=CSVLogger(tmp_path, version=0), **settings).fit(Line(), [torch.ones(2, 1)] * 2, ckpt_path=last)
+    assert list((tmp_path / "images").iterdir()) == [] and drawn == [2]
 
 
 def test_the_callback_draws_at_the_end_and_no_more_often_than_it_may(tmp_path, monkeypatch):
