@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from espnet3_lite.config import environment
+
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 
@@ -33,3 +35,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_quick(Path(item.path)) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken_from_the_environment(monkeypatch):
+    """What one test's configuration took from there is not masked in another's messages."""
+    monkeypatch.setattr(environment, "_TAKEN", {})

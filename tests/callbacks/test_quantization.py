@@ -66,7 +66,7 @@ FUSED = [["conv", "norm", "relu"]]
 
 
 @pytest.mark.parametrize("observer_type", ("average", "histogram"))
-@pytest.mark.parametrize("modules_to_fuse", (FUSED, None))
+@pytest.mark.parametrize("modules_to_fuse", (FUSED, pytest.param(None, marks=pytest.mark.slow)))
 def test_the_int8_module_is_near_the_float_one(observer_type, modules_to_fuse):
     module, keep = Classifier(), KeepFloat()
     qat = QuantizationAwareTraining("fbgemm", observer_type, modules_to_fuse=modules_to_fuse)

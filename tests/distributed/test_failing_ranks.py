@@ -64,6 +64,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_next_batch(stopped):
     assert [len(seen(stopped, epoch)) for epoch in (0, 1, 2)] == [40, 4 * 2 * 4, 0]
 
 
+@pytest.mark.slow
 def test_the_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stopped, whole, place):
     folder = shutil.copytree(stopped, place / "resumed")
     start(2, folder, resume=True)

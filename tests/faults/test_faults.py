@@ -161,7 +161,12 @@ def test_a_signal_ends_a_run_by_that_signal_also_without_room_for_the_average(tm
 
 
 @pytest.mark.parametrize(
-    "place", [{"TOY_READ_ONLY_AT": "16"}, {"TOY_READ_ONLY_AT": "12", "TOY_SIGNALS": "TERM@12"}], ids=["run", "signal"]
+    "place",
+    [
+        pytest.param({"TOY_READ_ONLY_AT": "16"}, marks=pytest.mark.slow),
+        {"TOY_READ_ONLY_AT": "12", "TOY_SIGNALS": "TERM@12"},
+    ],
+    ids=["run", "signal"],
 )
 def test_a_disk_that_becomes_read_only_is_a_clear_error(place, tmp_path, undisturbed):
     folder = make_recipe(tmp_path / "recipe")

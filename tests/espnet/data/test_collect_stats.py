@@ -250,6 +250,7 @@ def torchrun(recipe, output, failing):
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_bits(organizer, recipe, tmp_path):
     result = torchrun(recipe, tmp_path / "ranks", "no")
     assert result.returncode == 0, result.stderr
