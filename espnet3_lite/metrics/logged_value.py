@@ -64,6 +64,8 @@ class LoggedValue:
         self.dtype = torch.get_default_dtype()
         #: How often it was logged: tells whether it was logged anew.
         self.times = 0
+        #: The same, with those that were taken back: no two values have one number.
+        self.times_ever = 0
         #: How often of these somebody has been told.
         self.times_published = 0
         self.reset()
@@ -89,7 +91,8 @@ class LoggedValue:
             weight: A number, or a tensor ``()``.
             dtype: The value's.
         """
-        self.fresh, self.dtype, self.times = True, dtype, self.times + 1
+        self.fresh, self.dtype = True, dtype
+        self.times = self.times_ever = self.times_ever + 1
         if self.on_step:
             self.last = value
         if not self.on_epoch:
@@ -132,7 +135,8 @@ class LoggedValue:
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
         self.fresh, self.metric, self.last = True, metric, getattr(metric, "_forward_cache", None)
-        self.weight, self.times = 1, self.times + 1  # it has a value until it is reset
+        self.weight = 1  # it has a value until it is reset
+        self.times = self.times_ever = self.times_ever + 1
 
     def combined(self, first: Number, second: Number) -> Number:
         """Two sums (minima, maxima) as one."""

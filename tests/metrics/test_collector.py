@@ -166,6 +166,17 @@ def test_what_was_logged_anew_is_given_once_and_not_published():
     assert metrics.logged_anew(seen) == {}
 
 
+def test_what_follows_a_discarded_value_is_new_though_that_was_looked_at():
+    metrics, seen = metrics_in(), {}
+    metrics.start_batch(None)
+    log(metrics, "loss", 1.0, on_epoch=True)
+    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_step": 1.0}
+    metrics.discard_since()  # a rank without data has replayed the batch
+    metrics.start_batch(None)
+    log(metrics, "loss", 2.0, on_epoch=True)
+    assert metrics.logged_anew(seen) == {"loss": 2.0, "loss_step": 2.0}
+
+
 def test_how_often_a_value_counts_as_new_does_not_depend_on_who_looks():
     class Looks(Callback):
         def __init__(self, every):
