@@ -1,7 +1,9 @@
 """`LearningRateFinder`: tries growing learning rates before a fit, and takes that at which the loss falls fastest.
 
-The slope is that of the curve as it is drawn: over the logarithm of the rate. Lightning's is over the rate itself,
-which is so small at first that a loss's noise, divided by it, is the steepest fall of all.
+The range test is Smith's (2015, https://arxiv.org/abs/1506.01186). The slope is that of the smoothed curve over the
+logarithm of the rate, as it is drawn. Lightning's slope is over the rate itself, which is so small at first that the
+noise of the loss, divided by it, is the steepest fall of all; and its curve is a running mean, which follows the loss
+so late that it falls fastest where the loss rises already.
 """
 
 from __future__ import annotations
@@ -21,39 +23,62 @@ if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
-#: How much the smoothed loss keeps of its past at each step.
+#: How much the running mean, by which a search stops early, keeps of its past at each step.
 SMOOTHING = 0.98
+#: How far the losses around a rate count in the smoothed curve: a standard deviation of half a power of ten.
+WIDTH = 0.5
 
 
 class Found:
-    """What a search found: ``results["lr"]`` and ``results["loss"]`` (smoothed), one entry a step.
+    """What a search found: ``results["lr"]`` and ``results["loss"]`` (as measured), one entry a step.
 
-    >>> found = Found({"lr": [0.1, 0.2, 0.4, 0.8], "loss": [4.0, 3.9, 1.0, 5.0]})
+    >>> found = Found({"lr": [0.001, 0.01, 0.1, 1.0], "loss": [4.0, 3.9, 1.0, 1.1]})
     >>> found.suggestion(skip_begin=0, skip_end=0)
-    0.2
+    0.1
     """
 
     def __init__(self, results: dict[str, list[float]]):
         self.results = results
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
-        """The learning rate at which the loss falls fastest; None, with a warning, where there are too few steps.
+        """The learning rate at which the smoothed loss falls fastest; None, with a warning, for too few steps.
 
         Args:
             skip_begin: So many of the first steps are not looked at.
             skip_end: So many of the last ones.
         """
-        pairs = list(zip(self.results["lr"], self.results["loss"], strict=True))
-        kept = [(rate, loss) for rate, loss in pairs[skip_begin : len(pairs) - skip_end] if math.isfinite(loss)]
-        if len(kept) < 2:
+        rates, _, slopes = self._lines(skip_begin, skip_end)
+        if len(rates) < 2:
             rank_zero_warn(
                 "Failed to compute suggestion for learning rate because there are not enough points. Increase "
                 "num_training_steps, or give more data."
             )
             return None
-        rates, losses = (torch.tensor(values, dtype=torch.float64) for values in zip(*kept, strict=True))
-        (slopes,) = torch.gradient(losses, spacing=(rates.log(),))
-        return kept[int(slopes.argmin())][0]
+        return rates[int(slopes.argmin())]
+
+    def smoothed(self) -> list[tuple[float, float]]:
+        """The smoothed curve, as (rate, loss); steps whose loss was not finite are left out."""
+        rates, losses, _ = self._lines()
+        return list(zip(rates, losses.tolist(), strict=True))
+
+    def _lines(self, skip_begin: int = 0, skip_end: int = 0) -> tuple[list[float], torch.Tensor, torch.Tensor]:
+        """At each rate the height and slope of the line that fits the losses around it best, weighted by a Gaussian.
+
+        The line looks to both sides, and so the curve follows the loss without delay. A loss that explodes counts as
+        no higher above the median than the lowest loss is below it: it would tilt the lines far away from it, too.
+        """
+        pairs = list(zip(self.results["lr"], self.results["loss"], strict=True))
+        kept = [(rate, loss) for rate, loss in pairs[skip_begin : len(pairs) - skip_end] if math.isfinite(loss)]
+        if not kept:
+            return [], torch.empty(0), torch.empty(0)
+        places, losses = (torch.tensor(values, dtype=torch.float64) for values in zip(*kept, strict=True))
+        losses = losses.clamp(max=float(2 * losses.median() - losses.min()))
+        places = places.log10()
+        apart = places - places[:, None]
+        weights = torch.softmax(-0.5 * (apart / WIDTH) ** 2, dim=1)
+        from_middle = apart - (weights * apart).sum(1, keepdim=True)
+        slopes = (weights * from_middle * losses).sum(1) / (weights * from_middle**2).sum(1)
+        return [rate for rate, _ in kept], weights @ losses - slopes * (weights * apart).sum(1), slopes
 
 
 class LearningRateFinder(Callback):
@@ -68,7 +93,7 @@ class LearningRateFinder(Callback):
         max_lr: The last one.
         num_training_steps: How many steps the search takes.
         mode: ``exponential``: the rate is multiplied at each step; ``linear``: it is added to.
-        early_stop_threshold: Stop where the smoothed loss is so many times the lowest; None: never.
+        early_stop_threshold: Stop where the running mean of the loss is so many times its lowest value; None: never.
         update_attr: Set the rate. False: `optimal_lr` alone tells what was found.
         attr_name: The attribute or hyperparameter; by default ``lr`` or ``learning_rate``.
 
@@ -191,14 +216,14 @@ class _Ramp(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """One loss a step, smoothed."""
+        """One loss a step."""
         step, loss = trainer.global_step, outputs["loss"] if isinstance(outputs, Mapping) else outputs
         if loss is None or step == len(self.results["lr"]):
             return  # the batch made no step
+        self.results["lr"].append(self.rate_of(step - 1))
+        self.results["loss"].append(float(loss))
         self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * float(loss)
         smoothed = self._mean / (1 - SMOOTHING**step)  # `step` counts this one: the mean begins with the first loss
-        self.results["lr"].append(self.rate_of(step - 1))
-        self.results["loss"].append(smoothed)
         if self.threshold is not None and step > 1 and smoothed > self.threshold * self._best:
             trainer.should_stop = True
         if smoothed < self._best or step == 1:

@@ -52,13 +52,12 @@ def _find_lr(parsed: argparse.Namespace) -> None:
     rate = found.suggestion()
     if can_draw():
         output = parsed.output or experiment.exp_dir_of(config) / "images" / "find_lr.png"
-        tell(draw_search(found.results["lr"], found.results["loss"], rate, output))
+        tell(draw_search(found, rate, output))
     else:
         tell(HOW_TO_INSTALL)
     if rate is None:
         raise MisconfigurationException(f"find-lr: {len(found.results['lr'])} steps are too few; give more --steps")
-    why = "the loss falls fastest there, so near to where it rises again that a tenth of it is safer"
-    tell(f"suggested learning rate: {rate:.3g}; {why}; train with optimizer.lr={rate:.3g}")
+    tell(f"suggested learning rate: {rate:.3g}; the loss falls fastest there; train with optimizer.lr={rate:.3g}")
 
 
 # ---- plot, report --------------------------------------------------------------------------------------------------

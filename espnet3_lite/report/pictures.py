@@ -7,11 +7,14 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.report.history import Picture, Run, read_run
+
+if TYPE_CHECKING:
+    from espnet3_lite.callbacks.learning_rate_finder import Found
 
 HOW_TO_INSTALL = 'pictures are drawn with matplotlib: pip install "espnet3_lite[plot]"'
 
@@ -91,15 +94,20 @@ def draw(title: str, picture: Picture) -> Any:
     return figure
 
 
-def draw_search(rates: Sequence[float], losses: Sequence[float], suggestion: float | None, output: Path) -> Path:
-    """The picture of a search for a learning rate: the smoothed loss over the rate, and the suggestion.
+def draw_search(found: Found, suggestion: float | None, output: Path) -> Path:
+    """The picture of a search for a learning rate: the loss over the rate, its smoothed curve, and the suggestion.
 
     Returns:
         The file, a PNG.
     """
-    figure = draw("learning rate finder", Picture("learning rate", {"loss": list(zip(rates, losses, strict=True))}))
+    measured = list(zip(found.results["lr"], found.results["loss"], strict=True))
+    curves = {"loss": measured, "smoothed": found.smoothed()}
+    figure = draw("learning rate finder", Picture("learning rate", curves))
     (axes,) = figure.axes
     axes.set_xscale("log")
+    if heights := [loss for _, loss in curves["smoothed"]]:  # an explosion leaves the picture at its top
+        lowest, highest = min(found.results["loss"]), max(heights)
+        axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
     if suggestion is not None:
         axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggested: {suggestion:.3g}")
         axes.legend()

@@ -52,7 +52,7 @@ class Trial:
         setup.plan_training(trial, module)  # by the run's own limits
         trial.limit_train_batches, trial.val_check_interval = 1.0, 1.0
         trial.limit_val_batches = steps if trial.limit_val_batches else 0
-        trial.max_steps = steps
+        trial.max_steps = trial.max_epochs = steps  # an epoch makes a step at least: short ones follow each other
         trial.num_sanity_val_steps = 0
         trial.plan.validation.prepare()
         trial.call("on_fit_start")
