@@ -359,22 +359,26 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def copies(bench: Bench) -> None:
-    """A step whose batches come from two workers, pinned and not, against one whose batches are on the device."""
+    """A step whose batches come from two workers, pinned or not, copied in their turn or one ahead, against one whose
+    batches are on the device. Without a GPU the last three do the same.
+    """
     count = bench.count(200)
     examples = Examples(count * BATCH, bench.width)
     settings = {"batch_size": BATCH, "num_workers": 2, "persistent_workers": True}
+    pinned = DataLoader(examples, pin_memory=bench.device.type == "cuda", **settings)
     sides: dict[str, Callable[[], float]] = {
         "on the device": lambda: step_of_the_trainer(bench, CASES[0], make_batches(bench, count)),
-        "from workers": lambda: _from(bench, DataLoader(examples, **settings)),
+        "from workers": lambda: _from(bench, DataLoader(examples, **settings), ahead=False),
+        "from workers, pinned": lambda: _from(bench, pinned, ahead=False),
+        "from workers, pinned, one ahead": lambda: _from(bench, pinned, ahead=True),
     }
-    if bench.device.type == "cuda":
-        sides["from workers, pinned"] = lambda: _from(bench, DataLoader(examples, pin_memory=True, **settings))
     bench.add("a step with copies", _medians(sides, rounds=2), "us")
 
 
-def _from(bench: Bench, loader: DataLoader[Any]) -> float:
+def _from(bench: Bench, loader: DataLoader[Any], ahead: bool) -> float:
+    """Seconds a step; `ahead`: the next batch is copied while a step computes."""
     watch = Stopwatch(bench)
-    Trainer(**bench.trainer, callbacks=[watch]).fit(Regression(bench.width), loader)
+    Trainer(**bench.trainer, callbacks=[watch], prefetch_to_device=ahead).fit(Regression(bench.width), loader)
     return watch.seconds / len(loader)
 
 

@@ -57,9 +57,8 @@ def batch_weight(trainer: Trainer) -> Any:
     Anything else of the name ``batch_weight`` is a plain module's own affair.
     """
     weight = trainer.lightning_module.__dict__.get("batch_weight")  # `getattr` takes long to find that there is none
-    if weight is None or isinstance(weight, (int, float)):
-        return weight
-    return weight if isinstance(weight, torch.Tensor) and weight.dim() == 0 else None
+    is_number = isinstance(weight, (int, float)) or (isinstance(weight, torch.Tensor) and weight.dim() == 0)
+    return weight if is_number else None
 
 
 def weight_of_step(trainer: Trainer) -> float:
@@ -183,11 +182,10 @@ def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     ]
     if not bad:
         return ""
+    utterances = ""
     match trainer.metrics.batch:
         case [[*uids], dict()]:  # ESPnet's (uids, {key: tensor})
             utterances = f" (utterances {', '.join(map(str, uids))})"
-        case _:
-            utterances = ""
     spoilt = [
         name
         for name, buffer in trainer.lightning_module.named_buffers()

@@ -103,7 +103,7 @@ class TrainData:
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
-        loader.limit = self.num_batches - skip
+        loader.look_ahead(self.num_batches - skip, self.trainer.plan.copy)
         loader.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
         if skip and is_dealt_out(loader):
             position = None if state is None else state["position"]

@@ -6,7 +6,7 @@ The two kinds are in `rank_share.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.exceptions import MisconfigurationException
@@ -14,6 +14,7 @@ from espnet3_lite.loaders.worker_seeds import SeededInWorkers, tell_epoch
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
+    from espnet3_lite.loaders.transfer import OnItsWay
 
 
 #: What `next` gives where an epoch's batches are over.
@@ -39,6 +40,7 @@ class RankLoader:
         length: Batches an epoch; infinity where that is not known.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         limit: No batch after so many of the next epoch is read ahead.
+        copy: Begins to copy a batch to the device, one ahead of the step; None: batches are given as they were read.
         random_state: What this process's generators were like before the batch that was read ahead; None where no
             batch is.
         resumed_random_state: What they are set to in a run that resumes, before the first batch that is not left out.
@@ -50,6 +52,7 @@ class RankLoader:
         self._until_the_vote = False
         self.replaying = self.ended = self.gave_batches = False
         self.limit: int | float = math.inf
+        self.copy: Callable[[Any], OnItsWay] | None = None
         self.length = length_of(given)
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
@@ -61,6 +64,10 @@ class RankLoader:
         tell_epoch(self.given, epoch)
         if self._seeded is not None:
             self._seeded.set_epoch(epoch)
+
+    def look_ahead(self, limit: int | float, copy: Callable[[Any], OnItsWay] | None) -> None:
+        """Say how far the next epoch may be read ahead, and how its batches are copied ahead, if workers make them."""
+        self.limit, self.copy = limit, copy if getattr(self.given, "num_workers", 0) else None
 
     def start_at(self, position: int) -> None:
         """Leave out so many of the next epoch's items."""
@@ -94,6 +101,28 @@ class RankLoader:
     def _begin(self) -> Iterator[Any]:
         """This rank's own batches of an epoch."""
         raise NotImplementedError
+
+    def _note_position(self) -> None:
+        """A batch is about to be read ahead: keep what a run needs that resumes before it."""
+
+    def _one_ahead(self, batch: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches. Before one is given the next one is read, so that it is known whether it has `ended`, and its
+        copy to the device begins. What goes wrong with the next one is raised in its own turn.
+        """
+        given, failure = 0, None
+        while batch is not END:
+            given, following = given + 1, END
+            self._note_position()
+            try:
+                if given < self.limit and (following := next(batches, END)) is not END and self.copy is not None:
+                    following = self.copy(following)
+            except Exception as error:
+                failure = error
+            self.ended = following is END and failure is None
+            yield batch
+            if failure is not None:
+                raise failure
+            batch = following
 
     def _first(self, batches: Iterator[Any], others: Strategy) -> Any:
         """This rank's first batch, or another rank's. Collective.

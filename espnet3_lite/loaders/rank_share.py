@@ -91,7 +91,7 @@ class SharedLoader(RankLoader):
 
     def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
         given, marks = 0, self.sampler.marks
-        for batch in batches:
+        for batch in batches if self.copy is None else self._one_ahead(next(batches, END), batches):
             self.replaying, self.ended = marks.popleft()
             given += 1
             yield batch
@@ -138,20 +138,13 @@ class StreamLoader(RankLoader):
         state, self.resumed_random_state = self.resumed_random_state, None
         if state is not None:
             restore_random_state(state)
-        return self._marked(next(batches, END), batches) if self.ahead else batches
+        return self._one_ahead(next(batches, END), batches) if self.ahead else batches
 
-    def _marked(self, batch: Any, batches: Iterator[Any]) -> Iterator[Any]:
-        given = 0
-        while batch is not END:
-            given += 1
-            if hasattr(self.given, "state_dict"):
-                self._state = copy.deepcopy(self.given.state_dict())  # before the next batch is read
-            if self._may_draw:
-                self.random_state = collect_random_state()
-            following = next(batches, END) if given < self.limit else END
-            self.ended = following is END
-            yield batch
-            batch = following
+    def _note_position(self) -> None:
+        if hasattr(self.given, "state_dict"):
+            self._state = copy.deepcopy(self.given.state_dict())
+        if self._may_draw:
+            self.random_state = collect_random_state()
 
 
 def is_map_style(loader: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from typing import Any
 
@@ -55,6 +56,39 @@ def move(batch: Any, device: torch.device) -> Any:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), itself)
 
 
+class OnItsWay:
+    """A batch whose copy to a GPU has begun on a stream of its own, beside what the GPU computes meanwhile.
+
+    The host does not wait for the copy, if the batch is in pinned memory (``DataLoader(pin_memory=True)``).
+
+    Args:
+        device: The GPU.
+        stream: Where the copies of all batches run, one after another.
+        batch: In main memory.
+    """
+
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream, batch: Any):
+        # Of what was launched so far an object's own `to` may use a result, and memory that nobody has recorded.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self._batch = move(batch, device)
+        self._device, self._copied = device, stream.record_event()
+
+    def arrive(self) -> Any:
+        """The batch on the GPU. What is launched from now on runs after its copy; the host does not wait."""
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_event(self._copied)
+        for tensor in tensors_in(self._batch):
+            if tensor.is_cuda and tensor.layout == torch.strided:  # sparse ones cannot be recorded
+                tensor.record_stream(computing)  # their memory serves no other copy before the step is over
+        return self._batch
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for copies to a GPU; None for another device, to which the host copies by itself."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+
+
 def batch_size_of(batch: Any) -> int:
     """The first dimension of the batch's first tensor; of packed sequences, how many there are; 1 without a tensor.
 
@@ -98,16 +132,17 @@ def _take_apart(data: Any) -> tuple[Iterable[Any], Callable[[list[Any]], Any] | 
         return parts, lambda values: PackedSequence(values[0], data.batch_sizes, *values[1:])
     if isinstance(data, Mapping):
         keys = list(data.keys())  # to iterate over a TensorDict itself gives its rows
-        return [data[key] for key in keys], lambda values: _with_items(data, keys, values)
+        return [data[key] for key in keys], lambda values: _changed(data, keys, values, operator.setitem)
     if isinstance(data, tuple):
         make = getattr(data, "_make", type(data))  # of a named tuple
         return data, make
     if isinstance(data, MutableSequence) and not isinstance(data, bytearray):
-        return data, lambda values: _with_items(data, range(len(data)), values)
+        return data, lambda values: _changed(data, range(len(data)), values, operator.setitem)
     names = _attributes(data)
     if not names:
         return (), None
-    return [getattr(data, name) for name in names], lambda values: _with_attributes(data, names, values)
+    # An object's own `__setattr__` may refuse: of frozen classes.
+    return [getattr(data, name) for name in names], lambda values: _changed(data, names, values, object.__setattr__)
 
 
 def _attributes(data: Any) -> list[str]:
@@ -127,16 +162,9 @@ def _attributes(data: Any) -> list[str]:
     return [name for name in names if hasattr(data, name)]
 
 
-def _with_items(data: Any, keys: Iterable[Any], values: list[Any]) -> Any:
-    """A copy, of the same class and with the same attributes, that holds other values under its keys."""
-    clone = copy.copy(data)
-    for key, value in zip(keys, values, strict=True):
-        clone[key] = value
-    return clone
-
-
-def _with_attributes(data: Any, names: list[str], values: list[Any]) -> Any:
+def _changed(data: Any, names: Iterable[Any], values: list[Any], put: Callable[[Any, Any, Any], None]) -> Any:
+    """A copy, of the same class and with the same attributes, in which other values were put under these names."""
     clone = copy.copy(data)
     for name, value in zip(names, values, strict=True):
-        object.__setattr__(clone, name, value)  # of frozen classes too
+        put(clone, name, value)
     return clone

@@ -161,6 +161,7 @@ class EvaluationLoop:
         keep = self.prefix == "predict" and trainer.return_predictions
         self.batches_done = 0
         loader.set_epoch(trainer.current_epoch)
+        loader.look_ahead(count, trainer.plan.copy)
         if count == 0:
             return outputs
         batch_idx = -1

@@ -176,6 +176,7 @@ class Settings:
     benchmark: bool | None = _setting(None, FLAG, "``torch.backends.cudnn.benchmark``; None: leave it as it is.")
     inference_mode: bool = _setting(True, FLAG, "Evaluate in `torch.inference_mode` (else ``no_grad``).")
     use_distributed_sampler: bool = _setting(True, FLAG, "Under torchrun, share each loader's samples among the ranks.")
+    prefetch_to_device: bool = _setting(True, FLAG, "Copy workers' next batch to a GPU while a step computes.")
     profiler: str | Profile | None = _setting(
         None, one_of("simple", "pytorch") | OBJECT,
         "Tell where the seconds go, as a table; ``pytorch``: with a trace; or a `torch.profiler.profile`.",

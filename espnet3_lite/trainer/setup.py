@@ -5,6 +5,7 @@ Which checkpoint is taken is in `checkpoint_choice.py`, and how its state comes 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, parentheses_missing
+from espnet3_lite.loaders.transfer import OnItsWay, side_stream
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
 from espnet3_lite.loops.evaluation import sanity_check
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
@@ -50,6 +52,7 @@ class RunPlan:
         validation: When the fit validates.
         automatic_optimization: The loop steps the optimizers; False: the module does.
         transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
+        copy: Begins to copy a batch that `transfer` will be given; None where that waits for the batch's turn.
         slots: The optimizers with their windows, by name; one plain optimizer has the name None.
         schedulers: What ``trainer.lr_scheduler_configs`` shows.
         accumulates_by_weight: A window's gradient is the mean by weight over its batches (the module's attribute
@@ -66,6 +69,7 @@ class RunPlan:
     validation: ValidationSchedule
     automatic_optimization: bool = True
     transfer: Callable[[Any, int], Any] | None = None
+    copy: Callable[[Any], OnItsWay] | None = None
     slots: dict[Any, OptimizerSlot] = field(default_factory=dict)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     module_step: Callable[[Any, int], Any] = _no_training_step
@@ -133,12 +137,9 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
 def begin_plan(trainer: Trainer, module: LiteModule) -> RunPlan:
     """What can be known of a call before any hook: what the module defines. Optimizers stay those of the last fit."""
     trainer.hook_calls.find(module)
-    return replace(
-        trainer.plan,
-        validation=ValidationSchedule(trainer),
-        automatic_optimization=module.automatic_optimization,
-        transfer=_compose_transfer(trainer, module),
-    )
+    schedule, by_itself = ValidationSchedule(trainer), module.automatic_optimization
+    transfer, copy = _compose_transfer(trainer, module)
+    return replace(trainer.plan, validation=schedule, automatic_optimization=by_itself, transfer=transfer, copy=copy)
 
 
 def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
@@ -230,26 +231,32 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
             )
 
 
-def _compose_transfer(trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any] | None:
-    """A batch's way to the device as one function: the data module's three hooks, or the module's where it has none."""
+def _compose_transfer(trainer: Trainer, module: LiteModule) -> tuple[Callable[..., Any] | None, ...]:
+    """A batch's way to the device: the data module's three hooks, or the module's where it has none.
+
+    Returns:
+        The plan's `transfer`, and its `copy`: none where a hook is overridden, since it must see a batch in its turn.
+    """
     device, convert = trainer.device, trainer.precision_plugin.convert_batch
     hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     before, move, after = map(trainer.provider_of, hooks)
-    if move is None and device.type != "cpu":
-        move = module
-    if before is move is after is None and trainer.precision_plugin.true_dtype is None:
-        return None  # the batch is on its device already
+    as_ever = before is move is after is None
+    if as_ever and device.type == "cpu" and trainer.precision_plugin.true_dtype is None:
+        return None, None  # the batch is on its device already
+    stream = side_stream(device) if as_ever and trainer.prefetch_to_device else None
+    mover = module if move is None else move
 
     def transfer(batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, OnItsWay):
+            return convert(batch.arrive())
         batch = convert(batch)
         trainer.metrics.hook = "transfer_batch_to_device"
         if before is not None:
             batch = before.on_before_batch_transfer(batch, dataloader_idx)
-        if move is not None:
-            batch = move.transfer_batch_to_device(batch, device, dataloader_idx)
+        batch = mover.transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if after is None else after.on_after_batch_transfer(batch, dataloader_idx)
 
-    return transfer
+    return transfer, None if stream is None else functools.partial(OnItsWay, device, stream)
 
 
 def configure_optimizers(

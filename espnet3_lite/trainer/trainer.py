@@ -42,7 +42,6 @@ from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.settings import documented, resolve
-from espnet3_lite.trainer.setup import RunPlan
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
 from espnet3_lite.trainer.trial_run import Trial
@@ -103,6 +102,7 @@ class Trainer(TrainerProperties):
         benchmark: bool | None = None,
         inference_mode: bool | None = True,
         use_distributed_sampler: bool | None = True,
+        prefetch_to_device: bool | None = True,
         profiler: str | Profile | None = None,
         detect_anomaly: bool | None = False,
         reload_dataloaders_every_n_epochs: int | None = 0,
@@ -138,7 +138,7 @@ class Trainer(TrainerProperties):
         self.fit_loop = FitLoop(self)
         self.train_data = TrainData(self)
         self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
-        self.plan = RunPlan(ValidationSchedule(self))
+        self.plan = setup.RunPlan(ValidationSchedule(self))
         self.callback_handler = CallbackHandler()
         self.hook_calls = HookCalls(self)
         self.call = self.hook_calls.call
