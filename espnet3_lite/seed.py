@@ -4,13 +4,19 @@ import contextlib
 import ctypes
 import os
 import random
-from collections.abc import Iterator
-from typing import Any, cast
+import types
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from espnet3_lite.distributed.rank import rank_zero_info
+
+#: A source of random numbers that somebody keeps for himself, beside Python's, NumPy's and torch's global ones.
+Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
@@ -62,16 +68,22 @@ def set_backends(deterministic: bool | str | None, benchmark: bool | None) -> No
         torch.backends.cudnn.benchmark = benchmark
 
 
-def collect_random_state() -> dict[str, Any]:
-    """The state of every generator of this process, as tensors and plain values (loads with ``weights_only``)."""
+def collect_random_state(own: Mapping[str, Generator] | None = None) -> dict[str, Any]:
+    """The states of the global generators, as tensors and plain values (loads with ``weights_only``).
+
+    Args:
+        own: Further generators, by place, as `generators_in` finds them.
+    """
     version, words, gauss = random.getstate()
-    state = {
+    state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": _numpy_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if own:
+        state["own"] = {place: state_of(generator) for place, generator in own.items()}
     return state
 
 
@@ -96,8 +108,8 @@ def _numpy_state() -> list[Any]:
     return _last_numpy_state[1]
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `collect_random_state` gave."""
+def restore_random_state(state: dict[str, Any], own: Mapping[str, Generator] | None = None) -> None:
+    """Put back what `collect_random_state` gave; of `own` generators those that had a place then."""
     global _last_numpy_state
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -107,13 +119,135 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+    known = state.get("own", {})
+    for place, generator in (own or {}).items():
+        if place in known:
+            set_state(generator, known[place])
 
 
 @contextlib.contextmanager
-def isolated_random_state() -> Iterator[None]:
-    """Whatever draws random numbers in here, the outside does not notice."""
-    state = collect_random_state()
+def isolated_random_state(own: Mapping[str, Generator] | None = None) -> Iterator[None]:
+    """Whatever draws random numbers in here, the outside does not notice; `own` as in `collect_random_state`."""
+    state = collect_random_state(own)
     try:
         yield
     finally:
-        restore_random_state(state)
+        restore_random_state(state, own)
+
+
+# ---- generators that data sets, transforms and modules keep for themselves -------------------------------------------
+
+
+def state_of(generator: Generator) -> Any:
+    """A generator's state, as a tensor or plain values."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        version, words, gauss = generator.getstate()
+        return [version, list(words), gauss]
+    if isinstance(generator, np.random.Generator):
+        state: Any = generator.bit_generator.state
+    else:
+        state = generator.get_state(legacy=False)
+    return tree_map(lambda part: part.tolist() if isinstance(part, np.ndarray) else part, state)
+
+
+def set_state(generator: Generator, state: Any) -> None:
+    """Put back what `state_of` gave for a generator of the same kind."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state.cpu())
+    elif isinstance(generator, random.Random):
+        version, words, gauss = state
+        generator.setstate((version, tuple(words), gauss))
+    else:
+        arrays = tree_map(
+            lambda part: np.array(part, np.uint64) if isinstance(part, list) else part,
+            state,
+            is_leaf=lambda part: isinstance(part, list),
+        )
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = arrays
+        else:
+            generator.set_state(arrays)
+
+
+def seed_anew(generator: Generator, seed: int) -> None:
+    """Let a generator begin from a seed, as a new one would: 0 to 2**63 - 1."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    else:
+        generator.seed(seed % 2**32)
+
+
+#: How far `generators_in` looks: attributes of attributes, containers of a few items, and no more objects in all.
+_DEEPEST, _MOST_ITEMS, _MOST_OBJECTS = 8, 100, 20_000
+#: Attributes that lead away from what an object is made of: to its trainer, and to a loader's worker processes.
+_LEADS_AWAY = {"_trainer", "trainer", "_iterator"}
+#: Whose classes name no generators of the user's.
+_NOT_THE_USERS = ("builtins", "collections", "functools", "torch.", "types", f"{__package__}.")
+#: What torch keeps in a module; of it only the parts are looked at.
+_TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
+
+
+def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
+    """The generators that objects keep in attributes, by place, such as ``loader.dataset.transform.rng``.
+
+    Looked through are attributes, dicts, lists and tuples of at most 100 items, what a `functools.partial`, a bound
+    method or a function holds, and the global variables that the methods of the user's classes name. What stands at two
+    places is listed at both, so that a place means the same in each run.
+
+    Args:
+        parts: The objects, by the first part of the place.
+
+    Example:
+        >>> part = types.SimpleNamespace(rng=random.Random(1), inner=[np.random.default_rng(2)])
+        >>> list(generators_in({"dataset": part}))
+        ['dataset.rng', 'dataset.inner.0']
+    """
+    found: dict[str, Generator] = {}
+    seen: dict[int, Any] = {}  # holds the objects, for an id is only good while its owner lives
+    waiting = [(name, part, 0) for name, part in parts.items()]
+    for place, value, depth in waiting:
+        if isinstance(value, Generator) and not isinstance(value, random.SystemRandom):
+            found[place] = value
+        elif depth < _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
+            seen[id(value)] = value
+            waiting += [(f"{place}.{name}", part, depth + 1) for name, part in _held_by(value)]
+    return found
+
+
+def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
+    """What an object holds, by name or number."""
+    if isinstance(value, (str, bytes, int, float, type(None), types.ModuleType, torch.Tensor, np.ndarray)):
+        return
+    if isinstance(value, type):
+        if not value.__module__.startswith(_NOT_THE_USERS):
+            yield from ((name, part) for name, part in vars(value).items() if isinstance(part, types.FunctionType))
+            yield from enumerate(value.__bases__)
+        return
+    if isinstance(value, (list, tuple, dict)):
+        if len(value) <= _MOST_ITEMS:
+            yield from value.items() if isinstance(value, dict) else enumerate(value)
+    elif isinstance(value, partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    elif isinstance(value, types.MethodType):
+        yield "self", value.__self__
+    elif isinstance(value, types.FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
+        yield "defaults", value.__defaults__
+        used = ((name, value.__globals__.get(name)) for name in value.__code__.co_names)
+        yield from ((name, part) for name, part in used if isinstance(part, Generator) or _beside(value, part))
+    yield "class", type(value)
+    attributes = getattr(value, "__dict__", {})
+    is_module = isinstance(value, torch.nn.Module)
+    for name, part in attributes.items() if isinstance(attributes, dict) else ():
+        if name not in _LEADS_AWAY and not (is_module and name in _TORCHS_OWN):
+            yield from part.items() if is_module and name == "_modules" else ((name, part),)
+
+
+def _beside(function: types.FunctionType, part: Any) -> bool:
+    """Whether a part is a function of the same file, which the first one may call."""
+    return isinstance(part, types.FunctionType) and part.__module__ == function.__module__

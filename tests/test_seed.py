@@ -1,14 +1,17 @@
 """Seeding and random states: Python's, numpy's and torch's generators together."""
 
+import functools
+import io
 import os
 import random
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from espnet3_lite import seed_everything
-from espnet3_lite.seed import collect_random_state, restore_random_state
+from espnet3_lite.seed import collect_random_state, generators_in, restore_random_state, seed_anew, set_state, state_of
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +88,83 @@ def test_numpys_state_is_read_once_where_nothing_is_drawn(monkeypatch):
     np.random.rand()
     positions = [state["numpy"][2] for state in (states[-1], collect_random_state())]
     assert positions == [624, 2] and len(calls) == 2
+
+
+OWN = {
+    "python": lambda: random.Random(3),
+    "legacy numpy": lambda: np.random.RandomState(3),
+    **{kind.__name__: lambda kind=kind: np.random.Generator(kind(3)) for kind in (
+        np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)},
+    "torch": lambda: torch.Generator().manual_seed(3),
+}  # fmt: skip
+
+
+GLOBAL = np.random.default_rng(4)
+
+
+def augment(sample):
+    return sample + GLOBAL.normal()
+
+
+class UsesGlobals:
+    def __getitem__(self, index):
+        return augment(index)
+
+
+def number(generator):
+    """The next one that a generator of any kind draws."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand((), generator=generator).item()
+    return generator.random() if hasattr(generator, "random") else generator.rand()
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_an_own_generators_state_goes_through_a_file(kind):
+    generator, file = OWN[kind](), io.BytesIO()
+    first = number(generator)
+    torch.save(state_of(generator), file)
+    following = [number(generator) for _ in range(5)]
+    file.seek(0)
+    other = OWN[kind]()
+    set_state(other, torch.load(file, weights_only=True))
+    assert [number(other) for _ in range(5)] == following and first not in following
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_generator_begins_anew_from_a_seed(kind):
+    generator, other = OWN[kind](), OWN[kind]()
+    number(generator)
+    seed_anew(generator, 2**63 - 1)
+    seed_anew(other, 2**63 - 1)
+    drawn = [number(generator), number(generator)]
+    assert drawn == [number(other), number(other)] and drawn[0] != number(OWN[kind]())
+
+
+def test_generators_are_found_wherever_an_object_keeps_them():
+    one, two, three, four, five, six = (random.Random(seed) for seed in range(6))
+
+    def transform(sample):
+        return sample + two.random()
+
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    net[0].noise = three
+    data = types.SimpleNamespace(
+        rng=one, transforms=[transform, functools.partial(max, key=four)], again=one, large=[five] * 101,
+        method=types.MethodType(lambda self: None, types.SimpleNamespace(rng=six)), system=random.SystemRandom(),
+    )  # fmt: skip
+    data.trainer = types.SimpleNamespace(rng=random.Random())
+    data.itself = data
+    data.inner = UsesGlobals()
+    assert generators_in({"data": data, "net": net, "nothing": None}) == {
+        "data.rng": one, "data.again": one, "data.transforms.0.two": two, "data.transforms.1.keywords.key": four,
+        "data.method.self.rng": six, "net.0.noise": three, "data.inner.class.__getitem__.augment.GLOBAL": GLOBAL,
+    }  # fmt: skip
+
+
+def test_own_generators_are_a_part_of_the_random_state():
+    own = {"data.rng": np.random.default_rng(3)}
+    state = collect_random_state(own)
+    drawn = number(own["data.rng"]), random.random()
+    restore_random_state(state, {**own, "elsewhere": random.Random()})
+    assert (number(own["data.rng"]), random.random()) == drawn
+    assert "own" not in collect_random_state()

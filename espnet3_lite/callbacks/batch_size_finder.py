@@ -155,7 +155,7 @@ class BatchSizeFinder(Callback):
         search = self._search_power if self._mode == "power" else self._search_binary
         before = self._size(trainer, pl_module)
         try:
-            with isolated_random_state():
+            with isolated_random_state(trainer.own_generators):
                 trial = trainer.make_trial()  # on it, so that the trainer's own data module is not asked
                 samples = _count_samples(trial.trainer)
                 trial.close()

@@ -149,7 +149,7 @@ class LearningRateFinder(Callback):
             )
         holder, name = self._holder(pl_module) if self._update_attr else (None, "")
         ramp = _Ramp(*self._ramp)
-        with isolated_random_state():
+        with isolated_random_state(trainer.own_generators):
             trial = trainer.make_trial()
             run = trial.trainer
             run.limit_val_batches = 0

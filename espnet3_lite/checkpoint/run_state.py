@@ -93,7 +93,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
 def _random_state(trainer: Trainer) -> dict[str, Any]:
     """From where a run goes on."""
     before = trainer.fit_loop.random_before_validation
-    return before if before is not None and _validates_anew(trainer) else collect_random_state()
+    return before if before is not None and _validates_anew(trainer) else collect_random_state(trainer.own_generators)
 
 
 def _validates_anew(trainer: Trainer) -> bool:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -16,7 +15,14 @@ from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twic
 from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
+from espnet3_lite.seed import (
+    collect_random_state,
+    generators_in,
+    isolated_random_state,
+    restore_random_state,
+    set_state,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -44,7 +50,7 @@ class TrainData:
         self._in_use: RankLoader | None = None
         #: The random state from which this epoch's order was drawn, and the states of the loader's own generators.
         self._random_state: dict[str, Any] | None = None
-        self._generator_states: dict[str, torch.Tensor] = {}
+        self._generator_states: dict[str, Any] = {}
         #: What `state_dict` gave, for a run that resumes within an epoch.
         self.resume_state: dict[str, Any] | None = None
 
@@ -196,9 +202,11 @@ class TrainData:
         random_state = self._of_this_rank(state["random"])
         if random_state is not None and not state.get("over"):
             restore_random_state(random_state)
-        for name, generator in self._generators().items():
-            if name in state["generators"]:
-                generator.set_state(state["generators"][name])
+        known = state["generators"]
+        for place, generator in generators_in({"loader": self.given}).items():
+            before = place.removeprefix("loader.")  # files of earlier versions have some of them so
+            if place in known or before in known:
+                set_state(generator, known[place if place in known else before])
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
             if state.get("over"):  # the iteration that was over, which the next one follows
@@ -211,20 +219,9 @@ class TrainData:
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
 
-    def _states_of_generators(self) -> dict[str, torch.Tensor]:
-        return {name: generator.get_state() for name, generator in self._generators().items()}
-
-    def _generators(self) -> dict[str, torch.Generator]:
-        """The generators of the user's loader and its samplers, by place."""
-        found: dict[str, torch.Generator] = {}
-        batch_sampler = getattr(self.given, "batch_sampler", None)
-        parts = {"loader": self.given, "sampler": getattr(self.given, "sampler", None), "batch_sampler": batch_sampler,
-                 "batch_sampler.sampler": getattr(batch_sampler, "sampler", None)}  # fmt: skip
-        for place, part in parts.items():
-            for name, value in getattr(part, "__dict__", {}).items():
-                if isinstance(value, torch.Generator) and not any(value is known for known in found.values()):
-                    found[f"{place}.{name}"] = value
-        return found
+    def _states_of_generators(self) -> dict[str, Any]:
+        """Of the generators that the loader, its samplers and its data set keep for themselves, by place."""
+        return {place: state_of(generator) for place, generator in generators_in({"loader": self.given}).items()}
 
     def _resumed_loader(self, state: dict[str, Any] | None, loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""

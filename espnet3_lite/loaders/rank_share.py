@@ -18,7 +18,7 @@ from torch.utils.data.datapipes.datapipe import IterDataPipe
 from espnet3_lite.loaders.rank_loader import END, RankLoader, length_of
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
 from espnet3_lite.loaders.worker_seeds import seeded_in_workers
-from espnet3_lite.seed import collect_random_state, restore_random_state
+from espnet3_lite.seed import Generator, collect_random_state, generators_in, restore_random_state
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
@@ -120,6 +120,7 @@ class StreamLoader(RankLoader):
         self._skip = 0
         #: It is read in this process, and may draw from its generators.
         self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
+        self._own: dict[str, Generator] = {}  # that the loader, its data set and the like keep for themselves
         # Workers that stay would keep their random state and their epoch; others get both with each epoch.
         they_stay = isinstance(loader, DataLoader) and loader.persistent_workers
         if they_stay and not isinstance(loader.dataset, IterDataPipe):
@@ -133,18 +134,19 @@ class StreamLoader(RankLoader):
     def _begin(self) -> Iterator[Any]:
         """What is left out, and the first batch, are read now."""
         skip, self._skip, self._state = self._skip, 0, None
+        self._own = generators_in({"loader": self.given}) if self._may_draw else {}
         batches = begin(self.loader)
         collections.deque(itertools.islice(batches, skip), maxlen=0)
         state, self.resumed_random_state = self.resumed_random_state, None
         if state is not None:
-            restore_random_state(state)
+            restore_random_state(state, self._own)
         return self._one_ahead(next(batches, END), batches) if self.ahead else batches
 
     def _note_position(self) -> None:
         if hasattr(self.given, "state_dict"):
             self._state = copy.deepcopy(self.given.state_dict())
         if self._may_draw:
-            self.random_state = collect_random_state()
+            self.random_state = collect_random_state(self._own)
 
 
 def is_map_style(loader: Any) -> bool:

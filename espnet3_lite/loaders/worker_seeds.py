@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from espnet3_lite.distributed.rank import global_rank
 from espnet3_lite.loaders.samplers import global_seed
+from espnet3_lite.seed import Generator, generators_in, seed_anew
 
 
 class SeededInWorkers(Dataset[Any]):
@@ -28,13 +29,19 @@ class SeededInWorkers(Dataset[Any]):
     and the collate function, are seeded from the place of the batch's first sample. A stream is seeded once an epoch,
     from its rank and worker.
 
+    Generators that the data set, its transforms or the collate function keep for themselves are seeded likewise: a
+    worker has copies of them, which would begin anew with each epoch.
+
     Args:
         dataset: The user's, map-style or iterable.
         seed: The run's seed by default.
+        collate_fn: The loader's.
     """
 
-    def __init__(self, dataset: Any, seed: int | None = None):
+    def __init__(self, dataset: Any, seed: int | None = None, collate_fn: Any = None):
         self.dataset = dataset
+        self._collate_fn = collate_fn
+        self._own: dict[str, Generator] | None = None  # found by each worker
         self.seed = global_seed() if seed is None else seed
         # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -76,11 +83,18 @@ class SeededInWorkers(Dataset[Any]):
         if epoch != self._told:
             self._told = epoch
             tell_epoch(self.dataset, epoch)
-        digest = hashlib.blake2b(repr((self.seed, epoch, *what)).encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little")
+        seed = _seed_of(self.seed, epoch, *what)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
+        if self._own is None:
+            self._own = generators_in({"dataset": self.dataset, "collate_fn": self._collate_fn})
+        for number, generator in enumerate(self._own.values()):
+            seed_anew(generator, _seed_of(self.seed, epoch, *what, number))
+
+
+def _seed_of(*what: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "little")
 
 
 class WorkerStart:
@@ -104,7 +118,8 @@ def seeded_in_workers(loader: DataLoader[Any], seed: int | None = None) -> dict[
     """What changes in a loader with workers for its samples to be seeded: arguments of `rebuild`."""
     if loader.num_workers == 0:
         return {}
-    return {"dataset": SeededInWorkers(loader.dataset, seed), "worker_init_fn": WorkerStart(loader.worker_init_fn)}
+    dataset = SeededInWorkers(loader.dataset, seed, loader.collate_fn)
+    return {"dataset": dataset, "worker_init_fn": WorkerStart(loader.worker_init_fn)}
 
 
 def fetches_batches(dataset: Any) -> bool:

@@ -238,7 +238,7 @@ def validate_within_fit(trainer: Trainer) -> None:
     """A validation between two training batches. A signal breaks it off: the resumed run validates anew."""
     loop, fit_loop, metrics = trainer.evaluation_loops["val"], trainer.fit_loop, trainer.metrics
     trainer.state.stage = RunningStage.VALIDATING
-    fit_loop.random_before_validation = before = collect_random_state()
+    fit_loop.random_before_validation = before = collect_random_state(trainer.own_generators)
     loop.setup_if_due()
     published = metrics.published()
     try:
@@ -247,7 +247,7 @@ def validate_within_fit(trainer: Trainer) -> None:
     except ValidationBrokenOff:
         loop.abandon()
         metrics.put_back(published)  # the resumed run goes through all of the loaders again
-        restore_random_state(before)
+        restore_random_state(before, trainer.own_generators)
         trainer.stopping.by_signal = True
     trainer.state.stage = RunningStage.TRAINING
 
@@ -262,7 +262,7 @@ def sanity_check(trainer: Trainer) -> None:
     published = trainer.metrics.published()
     trainer.metrics.clear()
     trainer.call("on_sanity_check_start")
-    with isolated_random_state():
+    with isolated_random_state(trainer.own_generators):
         loop.setup_if_due()
         loop.run()
     trainer.call("on_sanity_check_end")

@@ -43,4 +43,7 @@ def restore_random_state(loop: FitLoop) -> None:
     """Put this rank's random state back, once, in a run that resumes."""
     states, loop.resumed_random_states = loop.resumed_random_states, None
     if states:
-        restore(states[loop.trainer.global_rank % len(states)])
+        state, validation = states[loop.trainer.global_rank % len(states)], loop.trainer.evaluation_loops["val"]
+        if any(place.startswith("val.") for place in state.get("own", ())):
+            validation.setup_if_due()  # its loaders were there, with generators of their own
+        restore(state, loop.trainer.own_generators)

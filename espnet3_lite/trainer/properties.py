@@ -18,6 +18,7 @@ from espnet3_lite.callbacks.run_history import AcceleratorStandIn, gather, run_c
 from espnet3_lite.distributed.rank import local_rank, node_rank
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.data_module import is_overridden
+from espnet3_lite.seed import Generator, generators_in
 from espnet3_lite.trainer.settings import SETTINGS, Settings
 from espnet3_lite.trainer.states import RunningStage
 
@@ -243,6 +244,13 @@ class TrainerProperties(Settings):
         """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
         owners = [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
         return next((owner for owner in owners if self.is_overridden(method, owner)), None)
+
+    @property
+    def own_generators(self) -> dict[str, Generator]:
+        """The random generators that module, data module and loaders keep for themselves, by place."""
+        loaders = {"train": self.train_data.given, "val": self.evaluation_loops["val"].given}
+        owners = {"module": self.lightning_module, "datamodule": self.datamodule, "given": self.given_loaders}
+        return generators_in({**owners, **loaders})
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:

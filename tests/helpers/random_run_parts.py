@@ -28,8 +28,10 @@ BATCH, FEATURES = 4, 3
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
-def noise(kind):
-    """Three numbers from one of the three generators that samples may draw from; zeros for None."""
+def noise(kind, rng):
+    """Three numbers from one of the generators that samples may draw from, `rng` for ``own``; zeros for None."""
+    if kind == "own":
+        return torch.as_tensor(rng.normal(size=FEATURES), dtype=torch.float32)
     if kind == "torch":
         return torch.randn(FEATURES)
     if kind == "numpy":
@@ -39,9 +41,9 @@ def noise(kind):
     return torch.zeros(FEATURES)
 
 
-def sample(index, kind):
+def sample(index, kind, rng):
     """An id and ``{"x": (3,), "y": (1,)}`` in the default dtype: a batch of these is what both contracts take."""
-    x = torch.tensor([index / 10, 1.0, (index * 7 % 5) / 5]) + noise(kind)
+    x = torch.tensor([index / 10, 1.0, (index * 7 % 5) / 5]) + noise(kind, rng)
     dtype = torch.get_default_dtype()
     return f"u{index}", {"x": x.to(dtype), "y": x.sum().reshape(1).to(dtype)}
 
@@ -49,6 +51,7 @@ def sample(index, kind):
 class Map(Dataset):
     def __init__(self, samples, kind=None):
         self.samples, self.kind, self.epoch = samples, kind, 0
+        self.rng = np.random.default_rng(3)
 
     def __len__(self):
         return self.samples
@@ -59,7 +62,7 @@ class Map(Dataset):
     def __getitem__(self, index):
         if int(index) >= self.samples:
             raise IndexError(index)
-        uid, item = sample(int(index), self.kind)
+        uid, item = sample(int(index), self.kind, self.rng)
         item["x"] = item["x"] + self.epoch / 4
         return uid, item
 
@@ -75,12 +78,12 @@ class Stream(IterableDataset):
     """Dealt out to loader workers as users write it."""
 
     def __init__(self, samples, kind):
-        self.samples, self.kind = samples, kind
+        self.samples, self.kind, self.rng = samples, kind, np.random.default_rng(3)
 
     def __iter__(self):
         info = get_worker_info()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
-        yield from (sample(index, self.kind) for index in range(first, self.samples, step))
+        yield from (sample(index, self.kind, self.rng) for index in range(first, self.samples, step))
 
 
 class StreamOfKnownLength(Stream):
@@ -97,6 +100,7 @@ class Stateful:
 
     def __init__(self, samples, kind):
         self.samples, self.kind, self.position = samples, kind, 0
+        self.rng = np.random.default_rng(3)
 
     def __len__(self):
         return -(-self.samples // BATCH)
@@ -106,7 +110,9 @@ class Stateful:
             self.position = 0
         while self.position < len(self):
             start, self.position = self.position * BATCH, self.position + 1
-            yield _collate(sample(index, self.kind) for index in range(start, min(start + BATCH, self.samples)))
+            yield _collate(
+                sample(index, self.kind, self.rng) for index in range(start, min(start + BATCH, self.samples))
+            )
 
     def state_dict(self):
         return {"position": self.position}
@@ -119,12 +125,12 @@ class Own:
     """A loader of the user's own without a length, whose order is drawn anew in each epoch."""
 
     def __init__(self, samples, kind):
-        self.samples, self.kind = samples, kind
+        self.samples, self.kind, self.rng = samples, kind, np.random.default_rng(3)
 
     def __iter__(self):
         order = torch.randperm(self.samples).tolist()
         for start in range(0, self.samples, BATCH):
-            yield _collate(sample(index, self.kind) for index in order[start : start + BATCH])
+            yield _collate(sample(index, self.kind, self.rng) for index in order[start : start + BATCH])
 
 
 class RandomBatches:

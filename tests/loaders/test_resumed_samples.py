@@ -194,3 +194,118 @@ def test_what_comes_again_in_an_epoch_is_augmented_anew():
         noise for _, _, rows in fit(Model, lambda: factory(num_workers=2), max_epochs=1).seen for _, noise, _ in rows
     ]
     assert len(set(seen)) == len(seen) > 7
+
+
+# ---- generators that the user's own objects keep ---------------------------------------------------------------------
+
+
+class Shift:
+    """A transform with a generator of its own, as NumPy's manual advises."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+
+    def __call__(self, sample):
+        return sample + torch.tensor([0.0, self.rng.normal(), 0.0])
+
+
+class Keeping(Dataset):
+    """A data set with one generator of each kind, none of which is a global one."""
+
+    def __init__(self):
+        self.python, self.legacy = random.Random(3), np.random.RandomState(3)
+        self.torch, self.transforms = generator(), [Shift()]
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        noise = self.python.gauss(0, 1) + self.legacy.normal() + torch.rand((), generator=self.torch).item()
+        sample = torch.tensor([float(index), noise, 0.0])
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+
+class KeepingStream(IterableDataset):
+    def __init__(self):
+        self.data = Keeping()
+
+    def __iter__(self):
+        return (self.data[index] for index in range(10))
+
+
+class Jitter:
+    """A collate function with a generator."""
+
+    def __init__(self):
+        self.rng = np.random.Generator(np.random.MT19937(5))
+
+    def __call__(self, samples):
+        return torch.stack(samples) + torch.tensor([0.0, 0.0, self.rng.normal()])
+
+
+KEEPING = {
+    "shuffled": lambda **more: DataLoader(Keeping(), SIZE, shuffle=True, collate_fn=Jitter(), **more),
+    "stream": lambda **more: DataLoader(KeepingStream(), SIZE, **more),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_data_sets_own_generators_go_on(name, tmp_path):
+    check_resumed(Model, KEEPING[name], tmp_path, [(0, 0), (0, 2), (1, 1)])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_data_sets_own_generators_go_on_in_workers(persistent, tmp_path):
+    def make():
+        return KEEPING["shuffled"](num_workers=2, persistent_workers=persistent)
+
+    whole = check_resumed(Model, make, tmp_path, [(0, 1), (1, 2)])
+    noises = [noise for _, _, rows in whole.seen for _, noise, _ in rows]
+    assert len(set(noises)) == 2 * COUNT  # torch's workers draw the same numbers in each epoch
+
+
+class Draws(Model):
+    """Draws with a generator of its own in training, and keeps what a validation saw beside the batch before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleDict({"a": torch.nn.Identity()})
+        self.parts["a"].noise = np.random.Generator(np.random.Philox(2))
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch.tolist(), self.parts["a"].noise.normal()))
+        return self.layer(batch / COUNT).square().mean() * (1 + self.seen[-1][3])
+
+    def validation_step(self, batch, batch_idx):
+        if self.seen:  # not in a sanity check
+            self.seen[-1] += (batch.tolist(),)
+
+
+def shuffled_validation():
+    return DataLoader(Keeping(), SIZE, shuffle=True, generator=generator())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_modules_and_a_validations_own_generators_go_on(every, tmp_path):
+    settings = {"val": shuffled_validation, "limit_val_batches": 2, "max_epochs": 4, "num_sanity_val_steps": 1}
+    whole = check_resumed(
+        Draws, lambda: DataLoader(Keeping(), SIZE), tmp_path, [(0, 3), (1, 3), (2, 7), (3, 1)],
+        check_val_every_n_epoch=every, **settings,
+    )  # fmt: skip
+    validated = [place[4:] for place in whole.seen if len(place) > 4]
+    assert len(validated) == 4 // every and len(set(map(str, validated))) == len(validated)
+
+
+def test_a_sanity_check_moves_no_generator_of_the_training():
+    seen = []
+    for steps in (0, 2):
+        data = Keeping()  # which both loaders share
+        validation = DataLoader(data, SIZE)
+        module = fit(
+            Draws, lambda data=data: DataLoader(data, SIZE), val=lambda validation=validation: validation,
+            num_sanity_val_steps=steps, max_epochs=1,
+        )  # fmt: skip
+        seen.append(module.seen[:-1])
+    assert seen[0] == seen[1]
