@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ class DDPStrategy(SeveralProcesses):
         if self._travelling is not None:
             self._travelling.settle()
 
-    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
+    def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
         """Wait for what is on its way, and average what is still each rank's own. Collective."""
         if self._travelling is not None and self._on_their_way:
             self._travelling.finish()

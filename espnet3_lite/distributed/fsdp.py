@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+#: The name under which a sharded module gets a forward pass that goes through none of its parts.
+_NOTHING = "_fsdp_nothing"
+#: Modules whose last fit ended by an exception while gradients waited in FSDP2, which has no way to drop them.
+_LEFT_WITH_GRADIENTS: WeakSet[torch.nn.Module] = WeakSet()
 
 
 class FSDPStrategy(SeveralProcesses):
@@ -39,22 +44,31 @@ class FSDPStrategy(SeveralProcesses):
     The module is sharded in `units`: the items of its `ModuleList`s, and all that remains as one. A module that shards
     parts of itself, with `fully_shard` in `configure_model`, is left to decide. Each unit goes to the GPU when it is
     sharded, so that no GPU ever holds the whole module; one that was built on the meta device gets memory only then,
-    and its values by its parts' `reset_parameters`. Gradients are reduced after every backward pass, also within an
-    accumulation window: a rank never holds a whole gradient. Experimental: only run on CPUs so far.
+    and its values by its parts' `reset_parameters`. Experimental: only run on CPUs so far.
 
     Args:
         reshard_after_forward: Free a unit's whole parameters after its forward pass, and gather them again for its
             backward pass; False takes more memory and fewer messages.
         timeout: How long a collective waits for the other ranks; None: as ``Trainer(dist_timeout=...)`` says.
+        sync_each_batch: Reduce gradients after every backward pass, also within an accumulation window, so that no
+            rank ever holds a whole gradient. False: each rank sums up its own whole gradient (the memory of all
+            trained parameters, in float32 with mixed precision; `Parameter.grad` does not show it), and it is reduced
+            once, when the window closes. A checkpoint or a validation within a window reduces what is there, and the
+            window goes on from that: a run that is resumed from the checkpoint ends with the same bits. Where a
+            signal's checkpoint comes within a window, the last bits may differ from those of a run without the signal,
+            since the sum has another order.
     """
 
     name = "fsdp"
     equal_batches = True  # a forward pass gathers parameters, and so needs all ranks
     inference_mode = False  # gathered parameters outlive a forward pass, and training must be able to use them
 
-    def __init__(self, reshard_after_forward: bool = True, timeout: timedelta | None = None):
+    def __init__(
+        self, reshard_after_forward: bool = True, timeout: timedelta | None = None, sync_each_batch: bool = True
+    ):
         super().__init__(timeout)
-        self._reshard_after_forward = reshard_after_forward
+        self._reshard_after_forward, self._sync_each_batch = reshard_after_forward, sync_each_batch
+        self._reducing = True  # the next backward pass reduces gradients
         self._module: torch.nn.Module  # since `setup`
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
@@ -71,8 +85,7 @@ class FSDPStrategy(SeveralProcesses):
             self.saver = ShardedSaver()
         self.saver.in_background = trainer.async_save
         self._module = self.model = module
-        scalars = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
-        if scalars:
+        if scalars := [name for name, parameter in module.named_parameters() if parameter.dim() == 0]:
             raise MisconfigurationException(
                 f"strategy='fsdp' cannot shard parameters without a dimension: {', '.join(scalars)}. Give them the "
                 f"shape (1,)"
@@ -80,9 +93,8 @@ class FSDPStrategy(SeveralProcesses):
         if not isinstance(module, FSDPModule):
             self.convert_batchnorm(trainer, module)
             self._shard(module, trainer.precision_plugin.autocast_dtype)
-            for name in _STEPS:
-                if trainer.is_overridden(name, module):
-                    _register(module, name)
+            for name in (name for name in _STEPS if trainer.is_overridden(name, module)):
+                _register(module, name)
 
     def _shard(self, module: torch.nn.Module, mixed: torch.dtype | None) -> None:
         """Unit by unit: give it memory, rank zero's values, and to each rank its part. Collective.
@@ -103,20 +115,27 @@ class FSDPStrategy(SeveralProcesses):
         """What the loop calls as the training step.
 
         Raises:
-            MisconfigurationException: several optimizers, one that steps by closure, or steps by hand.
+            MisconfigurationException: several optimizers, LBFGS, steps by hand; a module that holds gradients of a fit
+                that failed; a torch too old for ``sync_each_batch=False``.
         """
-        by_closure = any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers)
         for unfit, why in (
             (not trainer.automatic_optimization, "does not train with automatic_optimization=False: the steps that a "
              "module makes by hand would not reach the sharded parameters. Use strategy='ddp'"),
-            (by_closure, "does not train with LBFGS, which joins whole gradients into one vector. Use strategy='ddp', "
-             "or another optimizer"),
+            (any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers), "does not train with "
+             "LBFGS, which joins whole gradients into one vector. Use strategy='ddp', or another optimizer"),
             (len(trainer.slots) > 1, f"trains one optimizer, this run has {len(trainer.slots)} "
              f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would leave "
              f"no gradients on them. Use strategy='ddp'"),
+            # The end of a backward pass reduces what waits; in torch 2.6, of gathered units alone.
+            (not self._sync_each_batch and not hasattr(module, "reset_iter_state"),
+             f"with sync_each_batch=False needs a newer torch than {torch.__version__} (2.13 does it)"),
+            (module in _LEFT_WITH_GRADIENTS, "cannot train this module again: an exception has ended its last fit "
+             "within an accumulation window, and with sync_each_batch=False gradients of that window may still wait in "
+             "it. Make the module anew"),
         ):  # fmt: skip
             if unfit:
                 raise MisconfigurationException(f"strategy='fsdp' {why}")
+        self._reducing = True  # so every fit leaves its module
         self._step = training_step_of(module, trainer.compile)
         return self.training_step
 
@@ -127,13 +146,20 @@ class FSDPStrategy(SeveralProcesses):
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
+    def before_forward(self, closes: bool) -> None:
+        """Gradients are to be reduced by this batch's backward pass if it closes the window."""
+        super().before_forward(closes)
+        if self.trainer.fit_loop.work.index % self.trainer.accumulate_grad_batches == 0:
+            # What an earlier window has left, for which no step was made, must not come into this one.
+            self.share_gradients(self.trainer.slots.values())
+        self._reduce_from_now_on(closes or self._sync_each_batch)
+
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
         verdict = super().vote(trainer, steps, is_last)
-        if verdict.skip:
-            for part in self._module.modules():
-                if isinstance(part, FSDPModule):
-                    part.reshard()
+        for part in self._module.modules() if verdict.skip else ():
+            if isinstance(part, FSDPModule):
+                part.reshard()
         return verdict
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
@@ -141,8 +167,32 @@ class FSDPStrategy(SeveralProcesses):
         return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
 
     def synchronizes(self, slot: OptimizerSlot) -> bool:
-        """Always."""
-        return True
+        """True when the backward pass that just ran has reduced gradients."""
+        return self._reducing
+
+    def average_gradients(self, slot: OptimizerSlot) -> None:
+        """Reduce what earlier backward passes have left to a later one that never came. Collective.
+
+        FSDP2 reduces all that waits when a backward pass through the module ends, whatever that pass went through.
+        """
+        self._reduce_from_now_on(True)
+        setattr(self._module, _NOTHING, torch.clone)
+        register_fsdp_forward_method(self._module, _NOTHING)
+        with torch.enable_grad():
+            nothing = torch.zeros((), device=self.root_device, requires_grad=True)
+            getattr(self._module, _NOTHING)(nothing).backward()
+
+    def sync_buffers(self, module: torch.nn.Module) -> None:
+        """As ever; for the checkpoint, validation or end of the fit that follows, gradients are reduced. Collective."""
+        super().sync_buffers(module)
+        if not self.failed:
+            self.share_gradients(self.trainer.slots.values())
+            self._reduce_from_now_on(True)
+
+    def _reduce_from_now_on(self, reduce: bool) -> None:
+        if reduce is not self._reducing:
+            self._reducing = reduce
+            cast(FSDPModule, self._module).set_requires_gradient_sync(reduce)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -179,8 +229,7 @@ class FSDPStrategy(SeveralProcesses):
     ) -> None:
         """Whole tensors, or a sharded checkpoint's. Collective."""
         if isinstance(state, ShardedOptimizerState):
-            optimizer.load_state_dict(state.read(optimizer))
-            return
+            state = state.read(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         whole = {
@@ -205,6 +254,8 @@ class FSDPStrategy(SeveralProcesses):
         """As ever; but what is being written is given up where another rank has gone, which had a part of it."""
         if self.failed:
             self.saver = FileSaver()
+            if not (self._reducing and all(slot.synchronized for slot in self.trainer.slots.values())):
+                _LEFT_WITH_GRADIENTS.add(self._module)
         super().teardown()
 
 
@@ -262,18 +313,11 @@ def _register(module: torch.nn.Module, name: str) -> None:
     """Let FSDP gather parameters for a method, whose signature stays readable."""
     original = getattr(module, name)
     register_fsdp_forward_method(module, name)
-    registered = getattr(module, name)
-
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        return registered(*args, **kwargs)
-
-    setattr(module, name, step)
+    setattr(module, name, functools.update_wrapper(functools.partial(getattr(module, name)), original))
 
 
 def _as(value: Any, like: Any) -> Any:
     """A whole tensor sharded as `like` is; anything else as it is."""
-    if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and not isinstance(value, DTensor):
-        if value.shape == like.shape:
-            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

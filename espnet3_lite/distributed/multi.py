@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,16 +148,19 @@ class SeveralProcesses(Strategy):
         """What a rank without data contributes to a step: a loss of zero for each optimizer that the others train."""
         raise NotImplementedError
 
-    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
+    def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
         """Average what is about to be stepped and is still each rank's own. Collective.
 
         In the configuration's order: the models may have listed the optimizers differently.
         """
-        closing = list(closing)
         for slot in self.trainer.slots.values():
             if slot in closing and not slot.synchronized:
-                average_gradients(slot.parameters)
+                self.average_gradients(slot)
                 slot.synchronized = True
+
+    def average_gradients(self, slot: OptimizerSlot) -> None:
+        """Replace the gradients of an optimizer's parameters by their mean over the ranks. Collective."""
+        average_gradients(slot.parameters)
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""

@@ -6,7 +6,7 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class Strategy:
     def settle_gradients(self) -> None:
         """Before a hook that may look at gradients: none of them is on its way to other ranks."""
 
-    def share_gradients(self, closing: Iterable[OptimizerSlot]) -> None:
+    def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
         """Average what is about to be stepped and is still each rank's own."""
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:

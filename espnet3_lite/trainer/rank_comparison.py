@@ -49,6 +49,7 @@ def compare_settings(trainer: Trainer) -> None:
         "precision": trainer.precision,
         "logger": _describe([type(logger).__name__ for logger in trainer.loggers]),
     }
+    facts.update({f"strategy, {name}": _describe(value) for name, value in _arguments(trainer.strategy)})
     facts.update({name: _describe(getattr(trainer, name)) for name in SETTINGS if name not in _NOT_AS_THEY_ARE})
     stage = trainer.state.stage
     for prefix in ("train", "val") if trainer.state.fn == "fit" or stage is None else (stage.dataloader_prefix,):
@@ -88,15 +89,12 @@ def compare_optimizers(trainer: Trainer) -> None:
     trainer.strategy.require_same(facts, _ADVICE)
 
 
-def _arguments(callback: object) -> Iterator[tuple[str, Any]]:
-    """What a callback was made with, as far as it keeps it under the argument's name."""
-    kept = vars(callback)
-    for kind in type(callback).__mro__:
-        if "__init__" in vars(kind) and kind is not object:
-            for name in list(inspect.signature(kind).parameters):
-                for attribute in (name, f"_{name}"):
-                    if attribute in kept:
-                        yield name, kept[attribute]
+def _arguments(owner: object) -> Iterator[tuple[str, Any]]:
+    """What a callback or strategy was made with, as far as it keeps it under the argument's name."""
+    kinds = [kind for kind in type(owner).__mro__ if "__init__" in vars(kind) and kind is not object]
+    for name in (name for kind in kinds for name in inspect.signature(kind).parameters):
+        for attribute in filter(vars(owner).__contains__, (name, f"_{name}")):
+            yield name, vars(owner)[attribute]
 
 
 def _describe(value: Any) -> str:

@@ -17,21 +17,25 @@ def vote(ranks):
 
 
 def expected(strategy, ranks):
-    """By collective: how many a step, and the bytes that a rank puts in."""
+    """By collective: how many a batch, and the bytes that a rank puts in."""
     if strategy == "ddp":  # the vote, and one bucket
         return {"all_reduce": [2, vote(ranks) + GRADIENTS]}
     if strategy == "named":  # the vote, and for each optimizer a bucket, in which each parameter has a flag
         return {"all_reduce": [3, vote(ranks) + GRADIENTS + 4 * PARAMETERS]}
     part = 4 * PARAMETERS * math.ceil(ROWS / ranks) * COLUMNS  # whole rows; the last rank's are filled up
+    share = 0.5 if strategy == "fsdp by windows" else 1  # of two batches
     return {
         "all_gather": [2, 2 * part],  # for the forward and for the backward pass
-        "reduce_scatter": [1, ranks * part],
+        "reduce_scatter": [share, share * ranks * part],
         "all_reduce": [1, vote(ranks)],
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("ddp", 4), ("named", 3), ("fsdp", 2), ("fsdp", 3)])
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [("ddp", 2), ("ddp", 4), ("named", 3), ("fsdp", 2), ("fsdp", 3), ("fsdp by windows", 2)],
+)
 def test_messages_and_bytes_of_a_step(strategy, ranks, tmp_path):
     ended = torchrun(ranks, "rank_counts.py", tmp_path / "counts.json", strategy)
     assert ended.returncode == 0, ended.stdout

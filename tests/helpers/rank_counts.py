@@ -11,6 +11,7 @@ from quiet import quiet_trainer
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from espnet3_lite import Callback, ESPnetModule, LiteModule, OptimizationStep
+from espnet3_lite.strategies import FSDPStrategy
 
 STEPS = 4
 #: The place of each collective's input among its arguments.
@@ -25,7 +26,7 @@ NAMES = {"all_gather_into_tensor": "all_gather", "all_gather_single": "all_gathe
 
 
 class Count(Callback):
-    """Collectives of the steps from the third on, in which nothing is set up any more: how many, and their bytes."""
+    """Collectives from the third batch on, in which nothing is set up any more: how many a batch, and their bytes."""
 
     def __init__(self):
         self.bytes, self.counting = defaultdict(list), False
@@ -93,6 +94,8 @@ def main(output, strategy):
     count = Count()
     batches = [torch.ones(3, 40)] * (2 + STEPS) * int(os.environ["WORLD_SIZE"])
     module, settings = Halves(), {"strategy": strategy}
+    if strategy == "fsdp by windows":  # of two batches
+        settings = {"strategy": FSDPStrategy(sync_each_batch=False), "accumulate_grad_batches": 2}
     if strategy == "named":
         blocks = {
             n: {"params": n, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.01}} for n in ("first", "second")

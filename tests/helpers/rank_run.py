@@ -20,6 +20,7 @@ from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, tr
 from espnet3_lite import Callback, StopTrainingError
 from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.espnet.status_file import StatusFile
+from espnet3_lite.strategies import FSDPStrategy
 
 
 class NoisyModel(Model):
@@ -106,10 +107,13 @@ class Run:
             save_last="link", keep_newest=2, enable_version_counter=False,
         )  # fmt: skip
         status = StatusFile(self.folder / "run_status.json")
+        strategy = self.settings.get("strategy", "auto")
+        if "sync_each_batch" in self.settings:
+            strategy = FSDPStrategy(sync_each_batch=self.settings["sync_each_batch"])
         trainer = trainer_of(
             max_epochs=3, enable_checkpointing=True, callbacks=[*happens, saving, status],
             auto_resume=self.settings.get("resume", False), accumulate_grad_batches=1 if names else 3,
-            default_root_dir=self.folder, strategy=self.settings.get("strategy", "auto"),
+            default_root_dir=self.folder, strategy=strategy,
         )  # fmt: skip
         if self.settings.get("call") == "test":
             try:
