@@ -125,6 +125,12 @@ def restore_random_state(state: dict[str, Any], own: Mapping[str, Generator] | N
             set_state(generator, known[place])
 
 
+def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether nothing was drawn from Python's, NumPy's and torch's CPU generators between two states."""
+    unmoved = one["python"] == other["python"] and one["numpy"] is other["numpy"]
+    return unmoved and torch.equal(one["torch"], other["torch"])
+
+
 @contextlib.contextmanager
 def isolated_random_state(own: Mapping[str, Generator] | None = None) -> Iterator[None]:
     """Whatever draws random numbers in here, the outside does not notice; `own` as in `collect_random_state`."""

@@ -17,6 +17,9 @@ import numpy
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.seed import collect_random_state, same_random_state
+
 
 def global_seed() -> int:
     """The run's seed: what `seed_everything` was given, else 0."""
@@ -125,6 +128,8 @@ class ShareSampler(Sampler[Any]):
     marks: deque[tuple[bool, bool]] = field(default_factory=deque, init=False)
     _items: Iterator[Any] = field(default=iter(()), init=False)
     _is_drawn: bool = field(default=True, init=False)
+    _left: Iterator[tuple[int, Any]] = field(default=iter(()), init=False)
+    _following: list[tuple[int, Any]] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
         remaining = max(0, len(self.source) - self.position)
@@ -139,20 +144,30 @@ class ShareSampler(Sampler[Any]):
         return self._give()
 
     def draw(self) -> None:
-        """Ask the source for the epoch's order, unless that is done; one that does not know its number is asked as the
-        epoch goes on.
+        """Ask the source for the epoch's order, unless that is done; one that does not know its number is asked for
+        what is left out and for the first step, and for more as the epoch goes on.
         """
-        if not self._is_drawn and hasattr(self.source, "__len__") and not isinstance(self.source, SequentialSampler):
+        if self._is_drawn:
+            return
+        self._is_drawn, is_open = True, not hasattr(self.source, "__len__")
+        if not is_open and not isinstance(self.source, SequentialSampler):
             items = list(self._items)
             self._items = iter(items if self.agree is None else self.agree(items))
-        self._is_drawn = True
+        before = collect_random_state() if is_open and self.position else None
+        self._left = itertools.islice(self._with_places(self._items), self.position, None)
+        self._following = self._step_of(self._left)
+        if before is not None and not same_random_state(before, collect_random_state()):
+            rank_zero_warn(
+                f"{type(self.source).__name__} has no `__len__` and draws from the global random generators while the "
+                f"epoch goes on: the order of this resumed run may differ. Give it a generator of its own "
+                f"(self.generator = torch.Generator()), whose state is kept"
+            )
 
     def _give(self) -> Iterator[Any]:
         self.draw()
-        left = itertools.islice(self._with_places(self._items), self.position, None)
-        following = self._step_of(left)
+        following = self._following
         while following:
-            taken, following = following, self._step_of(left)
+            taken, following = following, self._step_of(self._left)
             stands_in = self.rank >= len(taken[0][1] if self.split == "batch" else taken)
             if self.stand_ins or not stands_in:
                 self.marks.append((stands_in, not following))

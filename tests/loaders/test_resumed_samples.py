@@ -309,3 +309,35 @@ def test_a_sanity_check_moves_no_generator_of_the_training():
         )  # fmt: skip
         seen.append(module.seen[:-1])
     assert seen[0] == seen[1]
+
+
+class Endless(Sampler):
+    """Shuffles for ever, as many do that train by steps; it has no length."""
+
+    def __init__(self, own=None):
+        self.own = own
+
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(COUNT, generator=self.own).tolist()
+
+
+ENDLESS = {"max_epochs": -1, "max_steps": 16}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_sampler_without_a_length_goes_on(workers, tmp_path, recwarn):
+    def make():
+        return DataLoader(Noisy(), SIZE, sampler=Endless(generator()), num_workers=workers)
+
+    check_resumed(Model, make, tmp_path, [(0, 2), (0, 6), (0, 7), (0, 12)], **ENDLESS)
+    assert not [warning for warning in recwarn if "no `__len__`" in str(warning.message)]
+
+
+def test_one_that_draws_from_the_global_generators_meanwhile_is_warned_of(tmp_path):
+    def make():
+        return DataLoader(Noisy(), SIZE, sampler=Endless())
+
+    fit(Model, make, tmp_path, **ENDLESS)
+    with pytest.warns(UserWarning, match="Endless has no `__len__` and draws from the global random generators"):
+        fit(Model, make, path=tmp_path / "0-9.ckpt", **ENDLESS)
