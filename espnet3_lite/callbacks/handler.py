@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ import torch
 
 from espnet3_lite.callbacks import foreign
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
-from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.callbacks.users_hooks import check_arguments
 from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
 
@@ -58,11 +57,13 @@ class CallbackHandler:
             TypeError: it is not a `Callback` (a class instead of an instance, say), nor one of Lightning's whose hooks
                 are all known here.
             MisconfigurationRuntimeError: it would keep its state in a checkpoint under another one's key.
+            MisconfigurationException: a hook of it does not take what the trainer calls it with.
         """
         if not isinstance(callback, Callback):
             foreign.check(callback)
         self._refuse_same_state_key(callback)
         self._warn_about_unknown_hooks(callback)
+        check_arguments(callback, Callback, {event: _listener(callback, event) for event in EVENTS})
         self.callbacks.append(callback)
         self.callbacks.sort(key=_place)  # stable: keeps the given order within a group
         self.rebuild()
@@ -149,22 +150,6 @@ class CallbackHandler:
                 )
 
 
-def warn_about_misspelt_hooks(owner: object) -> None:
-    """A misspelt hook of a module never runs and nobody sees it: say so, with the nearest name.
-
-    Users have methods of their own: nothing is said where no hook is near, or where they define the nearest one too.
-    """
-    package = __name__.partition(".")[0]
-    kinds = type(owner).__mro__
-    ours = next((kind for kind in kinds if kind.__module__.partition(".")[0] == package), object)
-    hooks = [name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name)]
-    theirs = {name: kind for kind in kinds if kind not in ours.__mro__ for name in vars(kind)}
-    for name, kind in theirs.items():
-        if name not in hooks and _LIKE_A_HOOK.fullmatch(name) and callable(getattr(owner, name, None)):
-            if (hint := nearest(name, hooks, alike=0.85)) and hint.split("'")[1] not in theirs:
-                rank_zero_warn(f"{kind.__qualname__}.{name} is not a hook that the trainer calls{hint}")
-
-
 @dataclass
 class _Memory:
     """What a callback was before any call, and which handler's trainer fitted with it last."""
@@ -200,5 +185,3 @@ def _place(callback: Callback) -> int:
 
 #: What the table of hooks calls the callbacks that come after the module.
 _KINDS = {"saving": Checkpoint, "monitoring": MonitoringCallback}
-#: How hooks are called, and what is easily written for them.
-_LIKE_A_HOOK = re.compile(r"on_\w+|\w+_(step|dataloader)s?")

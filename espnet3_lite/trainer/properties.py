@@ -66,6 +66,8 @@ class TrainerProperties(Settings):
 
     #: What the trainer is doing: method, stage, status.
     state: TrainerState
+    #: `max_epochs` was given.
+    epochs_given: bool
     #: What the present or last call has prepared.
     plan: RunPlan
     strategy: Strategy

@@ -111,6 +111,10 @@ def _setting(default: Any, kind: Kind, meaning: str) -> Any:
     return Setting(default, kind, meaning)
 
 
+#: Where neither epochs nor steps nor time are limited; a fit warns of it.
+DEFAULT_EPOCHS = 1000
+
+
 class Settings:
     """Each argument of `Trainer` by its name; annotated is the type that the trainer's attribute of this name has."""
 
@@ -277,7 +281,7 @@ def _plain(value: Any) -> Any:
 
 def _imply(settings: dict[str, Any]) -> None:
     """What settings say about others: ``fast_dev_run``, ``overfit_batches``, and limits that were not given."""
-    from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn  # it imports torch
+    from espnet3_lite.distributed.rank import rank_zero_info  # it imports torch
 
     if batches := int(settings["fast_dev_run"]):
         settings.update({f"limit_{prefix}_batches": batches for prefix in ("train", "val", "test", "predict")})
@@ -290,10 +294,7 @@ def _imply(settings: dict[str, Any]) -> None:
         settings["limit_train_batches"] = settings["limit_val_batches"] = settings["overfit_batches"]
     if settings["max_epochs"] is None:
         limited_otherwise = settings["max_steps"] != -1 or settings["max_time"] is not None
-        if not limited_otherwise:
-            rank_zero_warn("`max_epochs` was not set. Setting it to 1000 epochs. To train without an epoch limit, set "
-                           "`max_epochs=-1`.")  # fmt: skip
-        settings["max_epochs"] = -1 if limited_otherwise else 1000
+        settings["max_epochs"] = -1 if limited_otherwise else DEFAULT_EPOCHS
     if settings["min_epochs"] is None:
         settings["min_epochs"] = 1 if settings["min_steps"] is not None else 0
     settings["max_time"] = parse_duration(settings["max_time"])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.handler import warn_about_misspelt_hooks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.run_history import run_history_of
+from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
@@ -32,6 +32,7 @@ from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer import rank_comparison
 from espnet3_lite.trainer.properties import TrainerProperties
+from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
 from espnet3_lite.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def check_module(model: Any) -> LiteModule:
 
     Raises:
         TypeError: it is no `LiteModule`.
+        MisconfigurationException: it has hooks of Lightning 1, or hooks with arguments that do not fit.
     """
     if hasattr(model, "_orig_mod"):
         rank_zero_warn(
@@ -105,7 +107,7 @@ def check_module(model: Any) -> LiteModule:
         hint = parentheses_missing(model) or hint_for(model, "LightningModule")
         raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint}")
     refuse_removed_hooks(model)
-    warn_about_misspelt_hooks(model)
+    check_hooks(model)
     return model
 
 
@@ -118,6 +120,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     data = trainer.datamodule
     module.trainer = trainer
     if data is not None:
+        check_hooks(data)
         data.trainer = trainer
     _add_model_callbacks(trainer, module)
     rank_comparison.compare_settings(trainer)  # collective: all ranks
@@ -162,6 +165,8 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     run_state.restore_module(trainer, checkpoint, fitting)
     rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                    "checkpoint at %s", trainer.ckpt_path)  # fmt: skip
+    if fitting:
+        run_state.tell_if_over(trainer, checkpoint)
     return checkpoint
 
 
@@ -218,6 +223,9 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
     for method in _NEEDED[fn]:
         if not trainer.is_overridden(method, model) and not (by_hand and method == "configure_optimizers"):
             raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
+    if fn == TrainerFn.FITTING and not trainer.epochs_given and trainer.max_epochs == DEFAULT_EPOCHS:
+        rank_zero_warn(f"`max_epochs` was not set. Setting it to {DEFAULT_EPOCHS} epochs. To train without an epoch "
+                       f"limit, set `max_epochs=-1`.")  # fmt: skip
     if fn != TrainerFn.FITTING or not by_hand:
         return
     for setting, harmless, what, instead in (

@@ -114,7 +114,7 @@ class Trainer(TrainerProperties):
         compile: bool | str | dict[str, Any] | None = False,
         **unknown: Any,
     ):
-        settings = resolve(locals(), unknown)
+        settings, self.epochs_given = resolve(locals(), unknown), max_epochs is not None
         for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
             setattr(self, name, settings[name])
         self.default_root_dir = os.path.expanduser(settings["default_root_dir"] or os.getcwd())

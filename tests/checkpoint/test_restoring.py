@@ -191,3 +191,29 @@ def test_another_number_of_optimizers_or_schedulers_is_refused_before_any_is_res
     with pytest.raises(MisconfigurationException, match=f"the checkpoint holds 2 {kind}, this run has 1; resume with"):
         other.fit(Line(schedule=True), DATA, ckpt_path=tmp_path / "two.ckpt")
     assert not other.optimizers[0].state
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ({"max_epochs": 2}, "it has reached max_epochs=2. Nothing is left to train; raise max_epochs to go on"),
+        ({"max_epochs": -1, "max_steps": 4}, "it has reached max_steps=4. Nothing is left to train; raise max_steps"),
+        ({"max_epochs": 3}, ""), ({"max_epochs": -1, "max_steps": 5}, ""),
+    ],
+)  # fmt: skip
+def test_that_a_run_is_finished_is_told_before_anything_else_is_made(limit, told, tmp_path, caplog):
+    path, told_before = tmp_path / "end.ckpt", []
+
+    class Watching(Line):
+        def configure_optimizers(self):
+            told_before.extend(caplog.messages)
+            return super().configure_optimizers()
+
+    first = quiet_trainer(max_epochs=2)
+    first.fit(Line(), DATA)
+    first.save_checkpoint(path)
+    caplog.clear()
+    with caplog.at_level("INFO", "espnet3_lite"):
+        quiet_trainer(**limit).fit(Watching(), DATA, ckpt_path=path)
+    finished = [line for line in told_before if "The run of this checkpoint is finished" in line]
+    assert len(finished) == bool(told) and all(told in line for line in finished)

@@ -3,13 +3,15 @@
 import inspect
 import subprocess
 import sys
+import warnings
 from collections import UserDict, UserList
 from datetime import timedelta
 
 import pytest
+import torch
 from quiet import QUIET
 
-from espnet3_lite import Callback, MisconfigurationException, Trainer
+from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.config.fields import FIELDS
 from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.loggers import CSVLogger
@@ -160,16 +162,45 @@ def test_what_is_no_duration_in_parts(given):
         ({"min_epochs": 4, "max_epochs": 9}, (9, 4)), ({"max_epochs": -1}, (-1, 0)),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
 def test_limits_that_were_not_given(settings, limits):
     trainer = Trainer(**QUIET, **settings)
     assert (trainer.max_epochs, trainer.min_epochs) == limits
 
 
-def test_the_warning_of_no_limit_names_the_users_line():
+class Counts(LiteModule):
+    """Stops a fit after its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        self.trainer.should_stop = True
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("seen", 1.0)
+
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return batch
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_only_a_fit_warns_of_no_limit_and_names_the_users_line():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = Trainer(**QUIET)
+        trainer.validate(Counts(), [torch.ones(1)], verbose=False)
+        trainer.test(Counts(), [torch.ones(1)], verbose=False)
+        assert trainer.predict(Counts(), [torch.ones(1)]) == [torch.ones(1)]
+        Trainer(max_epochs=1000, **QUIET).fit(Counts(), [torch.ones(1)], [torch.ones(1)])
     with pytest.warns(UserWarning, match="`max_epochs` was not set") as warned:
-        Trainer(**QUIET)
-    assert [warning.filename for warning in warned] == [__file__]
+        trainer.fit(Counts(), [torch.ones(1)], [torch.ones(1)])
+    assert [warning.filename for warning in warned] == [__file__] and trainer.current_epoch == 1
 
 
 def test_none_equals_absent():

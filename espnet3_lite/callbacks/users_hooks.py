@@ -1,0 +1,130 @@
+"""The hooks that users define: a name that is never called is warned about, arguments that do not fit are an error.
+
+Both are found before anything runs. Without this a misspelt hook would silently do nothing, and wrong arguments would
+end a run in Python's words, perhaps after hours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+
+_PACKAGE = __name__.partition(".")[0]
+#: How hooks are called, and what is easily written for them.
+_LIKE_A_HOOK = re.compile(
+    r"on_\w+|\w+_(step|dataloader)s?|(prepare|transfer|configure|optimizer|lr_scheduler)_\w+|set_?up\w*|tear_?down\w*"
+)
+#: What the steps are called with: as much of it as each takes.
+_OF_A_STEP = ("batch", "batch_idx", "dataloader_idx")
+_STEPS = {"training_step": 2, "validation_step": 3, "test_step": 3, "predict_step": 3}
+
+
+def check_hooks(owner: object) -> None:
+    """Look at the hooks of a module or data module.
+
+    Raises:
+        MisconfigurationException: hooks that the trainer could not call, each with how to write it.
+    """
+    ours = _base_of(owner)
+    _warn_about_misspelt(owner, ours)
+    hooks = (name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name))
+    _refuse([problem for name in hooks for problem in _problems(owner, name, getattr(ours, name))])
+
+
+def check_arguments(callback: object, base: type, listeners: dict[str, Callable[..., Any] | None]) -> None:
+    """Look at a callback's hooks; those that are called in a way of their own (by pytorch-accelerated's) are left out.
+
+    Args:
+        callback: Whose.
+        base: `Callback`, whose methods have the arguments that the trainer hands over.
+        listeners: What is called at each event, where the callback defines something.
+
+    Raises:
+        MisconfigurationException: hooks that the trainer could not call, each with how to write it.
+    """
+    own = (name for name, listener in listeners.items() if listener == getattr(callback, name, None) is not None)
+    _refuse([problem for name in own for problem in _problems(callback, name, getattr(base, name))])
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise MisconfigurationException("\n".join(problems))
+
+
+def _base_of(owner: object) -> type:
+    """Our nearest class: what it defines is what the trainer calls."""
+    return next((kind for kind in type(owner).__mro__ if _is_ours(kind.__module__)), object)
+
+
+def _warn_about_misspelt(owner: object, ours: type) -> None:
+    """Users have methods of their own: nothing is said where no hook is near, or where they define the nearest too."""
+    hooks = [name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name)]
+    theirs = {name: kind for kind in type(owner).__mro__ if kind not in ours.__mro__ for name in vars(kind)}
+    for name, kind in theirs.items():
+        if name not in hooks and _LIKE_A_HOOK.fullmatch(name) and callable(getattr(owner, name, None)):
+            if (hint := nearest(name, hooks, alike=0.85)) and hint.split("'")[1] not in theirs:
+                rank_zero_warn(f"{kind.__qualname__}.{name} is not a hook that the trainer calls{hint}")
+
+
+def _problems(owner: object, name: str, base: Callable[..., Any]) -> Iterator[str]:
+    """What is wrong with one hook, if it is a user's: nothing, or how to write it."""
+    method = getattr(owner, name, None)  # None on an instance stands for a hook that is not there
+    function = getattr(method, "__func__", method)
+    if method is None or not callable(function) or _is_ours(getattr(function, "__module__", None)):
+        return
+    try:
+        written = inspect.signature(function)
+    except (TypeError, ValueError):  # not written in Python: nothing can be known of it
+        return
+    first, bound = next(iter(written.parameters), ""), function is not method
+    signature = inspect.signature(method) if first or not bound else written  # `def hook():` has not even a `self`
+    if name in _STEPS:
+        wanted = _OF_A_STEP[: _STEPS[name]]
+        fits, shown = _step_fits(signature, wanted), ", ".join(wanted[:2])
+        fits = fits and not (bound and first == "batch")  # `self` was forgotten
+    else:
+        arguments = [argument for argument in inspect.signature(base).parameters.values() if argument.name != "self"]
+        needed = [
+            argument.name for argument in arguments if argument.name != "dataloader_idx" or not _optional(argument)
+        ]
+        fits = any(_binds(signature, names) for names in (needed, [argument.name for argument in arguments]))
+        shown = ", ".join(needed)
+    if not fits or (bound and not first):
+        called = f"with ({shown})" if shown else "without arguments"
+        by_instance = [] if name in vars(owner) else ["self"]  # a function that was set on it gets none
+        how = ", ".join([*by_instance, *([shown] if shown else [])])
+        yield (
+            f"{type(owner).__name__}.{name}{written} does not fit: the trainer calls it {called}. Write "
+            f"`def {name}({how})`"
+        )
+
+
+def _is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == _PACKAGE
+
+
+def _optional(argument: inspect.Parameter) -> bool:
+    return argument.default is not argument.empty
+
+
+def _binds(signature: inspect.Signature, names: list[str]) -> bool:
+    try:
+        signature.bind(*names)
+    except TypeError:
+        return False
+    return True
+
+
+def _step_fits(signature: inspect.Signature, names: tuple[str, ...]) -> bool:
+    """A step takes the batch, and demands nothing but these arguments, by place or by name."""
+    parameters = list(signature.parameters.values())
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and not _optional(p)]
+    open_end = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    takes_batch = bool(by_place) or open_end or "batch" in signature.parameters
+    return takes_batch and sum(not _optional(p) for p in by_place) <= len(names) and set(by_name) <= set(names)
