@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 from espnet3_lite.callbacks.tqdm_bars import takes_colours
-from espnet3_lite.distributed.rank import is_global_zero
+from espnet3_lite.checkpoint.layout_number import own_state
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn
+from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -182,6 +184,23 @@ def told(trainer: Trainer) -> Iterator[None]:
         if trainer.is_global_zero and not silent:
             went_on = earlier_steps > 0 or trainer.ckpt_path is not None
             logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began, went_on=went_on)))
+
+
+def warn_of_no_limit(trainer: Trainer) -> None:
+    """A fit begins of which nobody has said how long it is."""
+    if not trainer.epochs_given and trainer.max_epochs == DEFAULT_EPOCHS:
+        rank_zero_warn(f"`max_epochs` was not set. Setting it to {DEFAULT_EPOCHS} epochs. To train without an epoch "
+                       f"limit, set `max_epochs=-1`.")  # fmt: skip
+
+
+def tell_if_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Say at once that nothing is left to train: optimizers, loaders and the end of the run take some time yet."""
+    epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    counts = {"max_epochs": epochs.get("processed", 0), "max_steps": own_state(checkpoint).get("global_step", 0)}
+    for limit, reached in counts.items():
+        if 0 <= getattr(trainer, limit) <= reached:
+            rank_zero_info("The run of this checkpoint is finished: it has reached %s=%d. Nothing is left to train; "
+                           "raise %s to go on", limit, getattr(trainer, limit), limit)  # fmt: skip
 
 
 def _how_to_go_on(trainer: Trainer) -> str:

@@ -13,7 +13,7 @@ import torch
 from espnet3_lite.checkpoint import configured_values, lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.checkpoint.layout_number import LAYOUT, OUR_STATE, own_state
-from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn, times_restarted
+from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.trainer.states import RunningStage
@@ -174,16 +174,6 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             if state and hasattr(logger, "load_state_dict"):
                 logger.load_state_dict(state)
         trainer.agree_on_log_dir()
-
-
-def tell_if_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Say at once that nothing is left to train: optimizers, loaders and the end of the run take some time yet."""
-    epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-    counts = {"max_epochs": epochs.get("processed", 0), "max_steps": own_state(checkpoint).get("global_step", 0)}
-    for limit, reached in counts.items():
-        if 0 <= getattr(trainer, limit) <= reached:
-            rank_zero_info("The run of this checkpoint is finished: it has reached %s=%d. Nothing is left to train; "
-                           "raise %s to go on", limit, getattr(trainer, limit), limit)  # fmt: skip
 
 
 def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_optimizer: bool) -> None:

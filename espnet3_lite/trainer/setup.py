@@ -14,6 +14,7 @@ import torch
 
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.run_history import run_history_of
+from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
 from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checkpoint.configured_values import settings_of
@@ -32,7 +33,6 @@ from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 from espnet3_lite.trainer import rank_comparison
 from espnet3_lite.trainer.properties import TrainerProperties
-from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
 from espnet3_lite.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     """
     data, fitting = trainer.datamodule, trainer.state.fn == TrainerFn.FITTING
     assert trainer.state.fn is not None
+    if fitting:
+        warn_of_no_limit(trainer)
     if data is not None:
         data.setup(trainer.state.fn.value)
     trainer.call("setup", trainer.state.fn.value)
@@ -166,7 +168,7 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
                    "checkpoint at %s", trainer.ckpt_path)  # fmt: skip
     if fitting:
-        run_state.tell_if_over(trainer, checkpoint)
+        tell_if_over(trainer, checkpoint)
     return checkpoint
 
 
@@ -223,9 +225,6 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
     for method in _NEEDED[fn]:
         if not trainer.is_overridden(method, model) and not (by_hand and method == "configure_optimizers"):
             raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
-    if fn == TrainerFn.FITTING and not trainer.epochs_given and trainer.max_epochs == DEFAULT_EPOCHS:
-        rank_zero_warn(f"`max_epochs` was not set. Setting it to {DEFAULT_EPOCHS} epochs. To train without an epoch "
-                       f"limit, set `max_epochs=-1`.")  # fmt: skip
     if fn != TrainerFn.FITTING or not by_hand:
         return
     for setting, harmless, what, instead in (
