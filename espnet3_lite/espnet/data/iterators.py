@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from espnet3_lite.distributed.rank import world_size
 from espnet3_lite.espnet.data.samplers import AbsSampler
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -21,17 +22,17 @@ class EpochBatchSampler(Sampler[list[Any]]):
     """The batches of one epoch at a time, as lists of keys that the data set is indexed with.
 
     Without `num_iters_per_epoch`, epoch e (from 0) is one pass over the batches, shuffled with seed + e + 1.
-    With it, epochs are windows of that many batches cut from an endless row of passes, of which pass p (from
-    0) is shuffled with seed + p. Both are ESPnet's order.
+    With it, epochs are windows of that many batches (times the ranks) cut from an endless row of passes, of which
+    pass p (from 0) is shuffled with seed + p. Both are ESPnet's order.
 
     Args:
         batches: the sampler, or a list of batches.
-        num_iters_per_epoch: batches an epoch. Default None: all of them.
+        num_iters_per_epoch: steps an epoch, each a batch for every rank. Default None: all batches once.
         seed: added to the epoch or pass. Default 0.
         shuffle: whether the order changes with the epoch. Default False.
         shuffle_within_batch: deal the epoch's utterances out anew, into batches of the first one's size.
         batch_distribution: what several ranks do with a batch: ``per_gpu`` (default) gives it to one of them,
-            ``global`` splits it over all. Not used here: the training loop reads it.
+            ``global`` splits it over all. The training loop does that; here it says how many batches a step takes.
 
     >>> sampler = EpochBatchSampler([["a"], ["b"], ["c"], ["d"]], seed=1, shuffle=True)
     >>> list(sampler)
@@ -82,7 +83,9 @@ class EpochBatchSampler(Sampler[list[Any]]):
             if self.num_iters_per_epoch is None:
                 batches = self._one_pass(self.epoch + 1)
             else:
-                batches = self._window(self.epoch * self.num_iters_per_epoch, self.num_iters_per_epoch)
+                # A step of several ranks takes a batch for each of them, unless they split one.
+                count = self.num_iters_per_epoch * (1 if self.batch_distribution == "global" else world_size())
+                batches = self._window(self.epoch * count, count)
             self._batches = self._dealt_anew(batches) if self.shuffle_within_batch else batches
         return self._batches
 

@@ -53,6 +53,21 @@ def test_windows_pass_over_all_batches_before_any_comes_again(batches):
     assert all(set(seen[i * size : (i + 1) * size]) == set(batches) for i in range(3))
 
 
+@pytest.mark.parametrize(("distribution", "a_step"), [("per_gpu", 3), ("global", 1)])
+def test_three_ranks_take_that_many_steps_an_epoch(batches, monkeypatch, distribution, a_step):
+    settings = {"shuffle": True, "seed": 2, "batch_distribution": distribution}
+    alone = EpochBatchSampler(batches, num_iters_per_epoch=4 * a_step, **settings)
+    expected = []
+    for epoch in range(3):
+        alone.set_epoch(epoch)
+        expected.append(list(alone))
+    monkeypatch.setattr("espnet3_lite.espnet.data.iterators.world_size", lambda: 3)
+    sampler = EpochBatchSampler(batches, num_iters_per_epoch=4, **settings)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == expected[epoch] and len(sampler) == 4 * a_step
+
+
 def test_a_sampler_that_draws_at_random_is_drawn_anew_each_pass():
     class Drawn(AbsSampler):
         def generate(self, seed):
