@@ -77,13 +77,13 @@ def test_who_demands_a_loaders_index_with_one_loader_is_told(name):
         def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
             pass
 
-    def demand(self, *args, dataloader_idx):
+    def at_the_end(self, outputs, batch, batch_idx, dataloader_idx):
         pass
 
     def positional(self, batch, batch_idx, dataloader_idx):
         pass
 
-    setattr(Module, name, demand if name.endswith("end") else positional)
+    setattr(Module, name, at_the_end if name.endswith("end") else positional)
     with pytest.raises(RuntimeError, match=f"one validation loader, but Module.{name} demands `dataloader_idx`"):
         trainer_of(max_epochs=1).fit(Module(), loader(), loader())
 
