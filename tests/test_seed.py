@@ -56,6 +56,16 @@ def test_a_state_comes_back_from_a_file(tmp_path):
     assert draw() == first
 
 
+def test_a_state_of_earlier_versions_comes_back():
+    """They kept Python's 625 numbers as a list, each of which torch saves on its own."""
+    state = collect_random_state()
+    assert len(state["python"][1]) == 625 * 4
+    version, words, gauss = random.getstate()
+    first = draw()
+    restore_random_state({**state, "python": [version, list(words), gauss]})
+    assert draw() == first
+
+
 @pytest.mark.parametrize("number", [np.random.rand, np.random.randn, lambda: np.random.randint(9), random.random])
 def test_a_state_is_taken_anew_where_a_number_was_drawn(number):
     np.random.seed(3)

@@ -66,8 +66,8 @@ class MetricsLogger(Callback):
         self._first_batch: int | None = None  # of the window in work, from 1
         #: What `Metrics.logged_anew` has given.
         self._seen: dict[Any, Any] = {}
-        #: The learning rate of each optimizer's last step, by its name in the log.
-        self._rates_used: dict[str, Any] = {}
+        #: The learning rates of each optimizer's last step, by its `id`.
+        self._rates_used: dict[int, list[Any]] = {}
         self._batch_started = self._backward_started = self._validation_started = 0.0
         self._forward_is_timed = False
         self._valid_time: float | None = None  # of the epoch's last validation
@@ -119,7 +119,7 @@ class MetricsLogger(Callback):
         self, trainer: Trainer, pl_module: LiteModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """By the batch's end the scheduler has set the next step's rate."""
-        self._rates_used.update(_rates_of(trainer, only=optimizer))
+        self._rates_used[id(optimizer)] = _rates_of(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,8 +128,9 @@ class MetricsLogger(Callback):
         add = self._window.add
         for name, value in trainer.metrics.logged_anew(self._seen).items():
             add(name.removeprefix("train/"), value)
-        for name, rate in _rates_of(trainer).items():
-            add(name, rate)
+        for index, optimizer in enumerate(trainer.optimizers):
+            for position, rate in enumerate(_rates_of(optimizer)):
+                add(f"optim{index}_lr{position}", rate)
         add("train_time", time.perf_counter() - self._batch_started)
         every = self.log_every_n_steps
         if every and (batch_idx + 1) % every == 0:
@@ -196,8 +197,13 @@ class MetricsLogger(Callback):
             place_on_screen = place.removeprefix("epoch_summary:").removesuffix("batch").split(":")
             if trainer.state.fn == "fit":  # 20epoch:train:1-5batch
                 place_on_screen[0] = f"epoch {epoch_in_work(trainer)}"
-            used = {name: float(self._rates_used.get(name, value)) for name, value in values.items()}
-            short = f"{' '.join(place_on_screen)}: {screen_values(used, rate_names(trainer))}"
+            used = {
+                f"optim{index}_lr{position}": float(rate)
+                for index, optimizer in enumerate(trainer.optimizers)
+                for position, rate in enumerate(self._rates_used.get(id(optimizer), ()))
+            }
+            shown = {name: used.get(name, value) for name, value in values.items()}
+            short = f"{' '.join(place_on_screen)}: {screen_values(shown, rate_names(trainer))}"
             line = {name: value for name, value in values.items() if name not in left_out}
             logger.info("%s: %s", place, format_values(line), extra={"screen": short})
 
@@ -286,14 +292,10 @@ def format_values(values: dict[str, float]) -> str:
     return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))
 
 
-def _rates_of(trainer: Trainer, only: Optimizer | None = None) -> dict[str, Any]:
-    """The learning rates by their names in the log; a rate that is a tensor, which schedulers write to, is copied."""
-    return {
-        f"optim{index}_lr{position}": rate.clone() if isinstance(rate := group["lr"], torch.Tensor) else rate
-        for index, optimizer in enumerate(trainer.optimizers)
-        if only is None or optimizer is only
-        for position, group in enumerate(optimizer.param_groups)
-    }
+def _rates_of(optimizer: Optimizer) -> list[Any]:
+    """Each group's learning rate; one that is a tensor, which schedulers write to, is copied."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
 
 
 def rate_names(trainer: Trainer) -> dict[str, str]:

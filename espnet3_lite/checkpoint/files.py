@@ -68,10 +68,10 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     path = Path(os.path.expanduser(path))
     checkpoint = cast(dict[str, Any], plain(checkpoint))  # a dict comes back as one
-    moment = checkpoint.get("epoch"), checkpoint.get("global_step")
-    twin, *its_moment = _written.get(path.parent, (path, None, None))
+    moment = checkpoint.get("epoch"), checkpoint.get("global_step"), tuple(checkpoint)
+    twin, its_moment = _written.get(path.parent, (path, None))
     try:
-        if twin != path and None not in moment and moment == tuple(its_moment) and _holds(twin, checkpoint):
+        if twin != path and None not in moment and moment == its_moment and _holds(twin, checkpoint):
             link_or_copy(twin, path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +82,11 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         # torch's writer hides a full disk behind an error of its own, whose context is the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
-    _written[path.parent] = (path, *moment)
+    _written[path.parent] = (path, moment)
 
 
-#: What this process wrote last in each folder: the file, and the epoch and step of its state.
-_written: dict[Path, tuple[Path, object, object]] = {}
+#: What this process wrote last in each folder: the file, and the epoch, the step and the keys of its state.
+_written: dict[Path, tuple[Path, tuple[object, ...]]] = {}
 
 
 class _OtherContentError(Exception):

@@ -191,6 +191,19 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         load_checkpoint("/dev/null")
 
 
+def test_states_of_one_moment_are_compared_only_if_they_have_the_same_keys(tmp_path, monkeypatch):
+    """Weights alone and the whole state, saved one after the other, are not pickled a third time to see that."""
+    pickled, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda *arguments: (pickled.append(1), save(*arguments)))
+    weights = {"epoch": 1, "global_step": 2, "state_dict": {"w": torch.ones(2)}}
+    whole = {**weights, "optimizer_states": []}
+    for name, state, pickles in (("best", weights, 1), ("step", whole, 2), ("last", whole, 3), ("again", weights, 4)):
+        save_checkpoint(state, tmp_path / name)
+        assert len(pickled) == pickles
+    assert (tmp_path / "step").samefile(tmp_path / "last")
+    assert not (tmp_path / "best").samefile(tmp_path / "step")
+
+
 def test_the_first_whole_one_is_taken_and_damaged_ones_are_warned_about(tmp_path, caplog):
     paths = [tmp_path / f"step{step}.ckpt" for step in (9, 6, 3)]
     for path in paths:
