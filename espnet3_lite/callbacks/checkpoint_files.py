@@ -168,12 +168,13 @@ class CheckpointFiles(Checkpoint):
     def _give_up(self, trainer: Trainer, known: Collection[str]) -> None:
         """A run that was cut goes on: files that are newer than its state, and not `known` to it, lose their names."""
         if trainer.auto_resume and trainer.ckpt_path is not None and trainer.is_global_zero:
-            since = os.stat(trainer.ckpt_path).st_mtime_ns
+            state = Path(trainer.ckpt_path)
+            since = 0 if _was_moved(state) else state.stat().st_mtime_ns  # the times of a copied folder say nothing
             for template in (self.CHECKPOINT_NAME_LAST, self.filename or self._default_filename):
                 found = [path for path in self._existing(self._own_folder, template) if str(path) not in known]
                 newer = [path for path in found if path.lstat().st_mtime_ns >= since]
-                step = _step_of(Path(trainer.ckpt_path)) if newer else 0
-                # The times of a copied folder say little: what has fewer steps than the state is another run's.
+                step = _step_of(state) if newer else 0
+                # What has fewer steps than the state is another run's, whatever its time.
                 self._given_up |= {str(path) for path in newer if not 0 <= _step_of(path) < step}
 
     def _note_times(self, trainer: Trainer) -> None:

@@ -21,6 +21,10 @@ _LIKE_A_HOOK = re.compile(
 )
 #: What the steps are called with: as much of it as each takes.
 _OF_A_STEP = ("batch", "batch_idx", "dataloader_idx")
+_INSTEAD_OF_OPTIMIZER_IDX = (
+    "`optimizer_idx` was Lightning 1's: with several optimizers set `self.automatic_optimization = False`, and step "
+    "those that `self.optimizers()` gives"
+)
 _STEPS = {"training_step": 2, "validation_step": 3, "test_step": 3, "predict_step": 3}
 
 
@@ -94,13 +98,15 @@ def _problems(owner: object, name: str, base: Callable[..., Any]) -> Iterator[st
         ]
         fits = any(_binds(signature, names) for names in (needed, [argument.name for argument in arguments]))
         shown = ", ".join(needed)
-    if not fits or (bound and not first):
+    of_lightning_1 = "optimizer_idx" in written.parameters
+    if not fits or of_lightning_1 or (bound and not first):
         called = f"with ({shown})" if shown else "without arguments"
         by_instance = [] if name in vars(owner) else ["self"]  # a function that was set on it gets none
         how = ", ".join([*by_instance, *([shown] if shown else [])])
+        more = f"; {_INSTEAD_OF_OPTIMIZER_IDX}" if of_lightning_1 else ""
         yield (
             f"{type(owner).__name__}.{name}{written} does not fit: the trainer calls it {called}. Write "
-            f"`def {name}({how})`"
+            f"`def {name}({how})`{more}"
         )
 
 

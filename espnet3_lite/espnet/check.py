@@ -27,6 +27,7 @@ from espnet3_lite.espnet.data.organizer import data_sets
 from espnet3_lite.espnet.experiment import build_to_train
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 from espnet3_lite.exceptions import nearest
+from espnet3_lite.loops.nonfinite import returned_nothing
 from espnet3_lite.report.images import RunImages
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _rehearse(config: Config) -> Iterator[Finding]:
     """Two runs: the second goes on from the first one's checkpoint."""
     first, saw = _run(config)  # it ends after its first epoch
     run, module = first.trainer, first.model
-    if any(slot.warned_of_none and not slot.trained for slot in run.plan.slots.values()):
+    if returned_nothing(run):
         yield Finding("problem", f"{type(module).__name__}.training_step returned None for both batches: nothing is "
                                  f"trained; end it with `return loss`")  # fmt: skip
         return

@@ -35,6 +35,7 @@ from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable
 from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, StopTrainingError
+from espnet3_lite.loops.nonfinite import returned_nothing
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.report.images import RunImages
 from espnet3_lite.seed import seed_everything
@@ -140,6 +141,7 @@ def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
 
     Raises:
         SystemExit: a signal or Ctrl-C ended the run (128 plus the signal's number).
+        MisconfigurationException: every training step returned None.
     """
     torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
     trainer = build_to_train(config)
@@ -156,6 +158,11 @@ def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
         if is_global_zero() and last.exists():
             logger.info("the run was cut by a signal; the same command goes on from %s", last)
         raise
+    if returned_nothing(trainer.trainer):  # Lightning's trainer warns; a command that succeeds has trained
+        raise MisconfigurationException(
+            f"nothing was trained: {type(trainer.model).__name__}.training_step returned None for every batch; end it "
+            f"with `return loss`"
+        )
     return trainer
 
 

@@ -74,7 +74,7 @@ class TrainData:
         self.loader = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
         self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
-            rank_zero_warn(f"the training loader gives no batches, so that nothing is trained: {_size_of(loader)}")
+            self._no_batches()
         self._loaded_in_epoch = trainer.current_epoch
 
     def setup_if_due(self) -> None:
@@ -138,9 +138,12 @@ class TrainData:
             if index >= count:
                 return
             asked = time.perf_counter()
-        if index:
-            return
-        if loader.gave_batches:
+        if not index:
+            self._no_batches()
+
+    def _no_batches(self) -> None:
+        """An epoch without any: an error where there were batches before, in this run or in the one that it resumes."""
+        if self.trainer.fit_loop.batches_seen:
             raise MisconfigurationException(cannot_be_iterated_twice(self.given))
         rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {_size_of(self.given)}")
         self.num_batches = 0

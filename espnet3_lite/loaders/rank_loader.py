@@ -158,9 +158,9 @@ class RankLoader:
 def cannot_be_iterated_twice(loader: Any) -> str:
     """What is wrong with a loader that gave batches in one epoch, and none in a later one."""
     return (
-        f"the loader ({type(loader).__name__}) gave no batch in this epoch, though it did before: it cannot be "
-        f"iterated over twice, as a generator or an iterator cannot. Give a DataLoader, a list, or an object whose "
-        f"`__iter__` begins anew"
+        f"the loader ({type(loader).__name__}) gave no batch in this epoch, though there were batches before: "
+        f"it is empty now, or it cannot be iterated over twice, as a generator or an iterator cannot. Give a "
+        f"DataLoader, a list, or an object whose `__iter__` begins anew"
     )
 
 

@@ -8,6 +8,7 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop
+    from espnet3_lite.trainer.trainer import Trainer
 
 #: The 101st skipped batch in a row ends the run.
 MAX_CONSECUTIVE_SKIPS = 100
@@ -68,7 +69,12 @@ def require_training(loop: FitLoop) -> None:
             f"Nothing was trained: all {loop.batches_seen} batches were skipped. Look at the data, or at the losses "
             f"and gradients, that the warnings name."
         )
-    if any(slot.warned_of_none and not slot.trained for slot in loop.trainer.plan.slots.values()):
+    if returned_nothing(loop.trainer):
         rank_zero_warn(
             "Nothing was trained: `training_step` returned `None` for every batch. End it with `return loss`"
         )
+
+
+def returned_nothing(trainer: Trainer) -> bool:
+    """Every training step of the fit returned None: nothing was trained."""
+    return any(slot.warned_of_none and not slot.trained for slot in trainer.plan.slots.values())

@@ -72,12 +72,15 @@ class Metrics:
             entry = self.active[key] = self._new_entry(name, LogArguments(*given))
         elif entry.arguments != given:
             changed = LogArguments(*given)
-            if comparable(name, entry.arguments) != comparable(name, changed):
+            if comparable(name, entry.arguments) == comparable(name, changed):
+                entry.arguments = changed
+            elif entry.times:
                 raise MisconfigurationException(
                     f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
                     f"{entry.arguments} and {changed}"
                 )
-            entry.arguments = changed
+            else:  # of a checkpoint, whose run logged it in another way
+                entry = self.active[key] = self._new_entry(name, changed).following(entry)
         arguments = entry.arguments
         if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return

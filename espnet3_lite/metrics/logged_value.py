@@ -117,6 +117,12 @@ class LoggedValue:
                 self.total = total + value * weight
         self.weight = self.weight + weight
 
+    def following(self, before: LoggedValue) -> LoggedValue:
+        """Go on with an epoch's sum from a checkpoint; one that another `reduce_fx` made says nothing here."""
+        if self.reduce == before.reduce:
+            self.total, self.weight = before.total, before.weight
+        return self
+
     def leave_out(self, finite: torch.Tensor, total: Number | None, weight: Any) -> None:
         """Go back to an earlier total and weight unless `finite`, ``()`` bool, which is not read here."""
         finite = finite.cpu() if finite.is_mps else finite  # as `wide` does

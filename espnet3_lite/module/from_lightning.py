@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 from torch import nn
 
 from espnet3_lite.exceptions import MisconfigurationException, is_lightnings
@@ -27,21 +25,10 @@ _REMOVED = {
     "tbptt_split_batch": "a `training_step` with `self.automatic_optimization = False` that splits the batch itself",
     "get_progress_bar_dict": "`self.log(..., prog_bar=True)`, or a progress bar whose `get_metrics` you override",
 }
-#: Where Lightning 1 handed the number of the optimizer, and how these methods look now.
-_WITH_OPTIMIZER_IDX = {
-    "training_step": "training_step(self, batch, batch_idx), with `self.automatic_optimization = False` and "
-    "`self.optimizers()` for several optimizers",
-    "optimizer_step": "optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)",
-    "optimizer_zero_grad": "optimizer_zero_grad(self, epoch, batch_idx, optimizer)",
-    "configure_gradient_clipping": "configure_gradient_clipping(self, optimizer, gradient_clip_val, "
-    "gradient_clip_algorithm)",
-    "lr_scheduler_step": "lr_scheduler_step(self, scheduler, metric)",
-    "backward": "backward(self, loss)",
-}
 
 
 def refuse_removed_hooks(module: nn.Module) -> None:
-    """Look for methods and arguments of Lightning 1.
+    """Look for methods of Lightning 1. (Its arguments do not fit: `callbacks/users_hooks.py`.)
 
     Raises:
         MisconfigurationException: each of them, and what to write instead.
@@ -52,10 +39,6 @@ def refuse_removed_hooks(module: nn.Module) -> None:
         for method, instead in _REMOVED.items()
         if callable(getattr(module, method, None))
     ]
-    for method, instead in _WITH_OPTIMIZER_IDX.items():
-        step = getattr(module, method, None)  # None on an instance stands for a step that is not there
-        if callable(step) and "optimizer_idx" in inspect.signature(step).parameters:
-            problems.append(f"`{name}.{method}` takes `optimizer_idx`, which was Lightning 1's; write `{instead}`")
     if problems:
         raise MisconfigurationException("; ".join(problems))
 

@@ -556,6 +556,23 @@ def test_a_copied_folder_goes_on_from_its_last_state_whatever_the_files_times(tm
     assert names(tmp_path / "copy") == ["last.ckpt", "step6.ckpt", "step8.ckpt"]
 
 
+def test_a_copied_folder_gives_no_versions_to_what_is_written_again_whatever_the_files_times(tmp_path):
+    """What the run wrote after its last state is known by its steps."""
+
+    def callbacks(folder):
+        best = ModelCheckpoint(folder, "{epoch}", monitor="valid/loss", save_top_k=-1, save_weights_only=True)
+        return states(folder / "full"), best
+
+    fit(*callbacks(tmp_path / "run"), max_epochs=3)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for name in ("full/step6.ckpt", "full/last.ckpt"):
+        (tmp_path / "copy" / name).unlink()  # it was killed before its third state; epoch=2.ckpt is of that moment
+    os.utime(tmp_path / "copy" / "epoch=2.ckpt", times=(1e9, 1e9))
+    trainer = fit(*callbacks(tmp_path / "copy"), module=Line(), auto_resume=True, max_epochs=4)
+    assert Path(trainer.ckpt_path).name == "step4.ckpt"
+    assert names(tmp_path / "copy") == ["epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt", "epoch=3.ckpt"]
+
+
 def test_another_runs_file_in_a_copied_folder_is_not_written_over(tmp_path):
     """Its time says that it is newer than the state; its step, that the run which goes on did not write it."""
 

@@ -176,3 +176,13 @@ def test_find_lr_with_too_few_steps_says_so(recipe, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["find-lr", "train.yaml", "--steps", "3"])
     assert ended.value.code == 2 and "give more --steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["+trainer.fast_dev_run=true"]])
+def test_a_training_that_trained_nothing_does_not_succeed(recipe, capsys, more):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "train.yaml", "model._target_=broken.Forgets", "~scheduler", "~scheduler_interval",
+              "~scheduler_monitor", "trainer.max_epochs=1", *more])  # fmt: skip
+    assert ended.value.code == 2
+    error = "nothing was trained: Forgets.training_step returned None for every batch; end it with `return loss`"
+    assert error in capsys.readouterr().err

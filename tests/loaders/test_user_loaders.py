@@ -224,6 +224,15 @@ def test_a_stream_without_anything_is_warned_about_and_ends_the_fit():
     assert module.seen == []
 
 
+@pytest.mark.parametrize("loader", [[], NoDataLoader(), torch.utils.data.DataLoader(TensorDataset(rows(0)))])
+@pytest.mark.parametrize("epoch_and_batch", [(0, 1), (0, 3)], ids=["within the epoch", "at its end"])
+def test_a_run_that_resumes_without_a_batch_is_an_error(loader, epoch_and_batch, tmp_path):
+    fit(Model, lambda: list(rows(4).split(1)), tmp_path)
+    path = tmp_path / "{}-{}.ckpt".format(*epoch_and_batch)
+    with pytest.raises(MisconfigurationException, match=r"gave no batch in this epoch.*batches before: it is empty"):
+        fit(Model, lambda: loader, path=path, max_epochs=4)
+
+
 class StopsIteration(Dataset):
     def __len__(self):
         return 6

@@ -7,7 +7,7 @@ from metrics_lab import log, metrics_in
 from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule
+from espnet3_lite import Callback, LiteModule, MisconfigurationException
 from espnet3_lite.metrics.collector import batch_size_of
 
 
@@ -134,6 +134,23 @@ def test_sums_go_on_from_a_saved_state():
         log(resumed, name, value, on_epoch=True, reduce_fx=how)
     logged = resumed.end_epoch(resumed.training)
     assert logged == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(4.0)}
+
+
+def test_a_run_that_resumes_may_log_in_another_way():
+    """Such as the counts of named optimizers, which older checkpoints hold as means."""
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0, on_epoch=True)
+    log(metrics, "most", 9.0, on_epoch=True)
+    log(metrics, "update_step", 3.0)
+    resumed = metrics_in()
+    resumed.load_epoch(metrics.state_dict())
+    log(resumed, "loss", 3.0, on_epoch=True, prog_bar=True)
+    log(resumed, "most", 2.0, on_epoch=True, reduce_fx="max")
+    log(resumed, "update_step", 4.0, reduce_fx="max")
+    assert resumed.step_values() == {"loss_step": 3.0, "most_step": 2.0, "update_step": 4.0}
+    assert resumed.end_epoch(resumed.training) == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(2.0)}
+    with pytest.raises(MisconfigurationException, match="twice in `training_step` with different arguments"):
+        log(resumed, "most", 2.0, on_epoch=True, reduce_fx="min")
 
 
 @pytest.mark.parametrize(

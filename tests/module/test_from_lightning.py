@@ -33,13 +33,13 @@ CASES = {
     "on_epoch_end": (lambda self: None, "write `on_train_epoch_end` or `on_validation_epoch_end`"),
     "training_step": (
         lambda self, batch, batch_idx, optimizer_idx: None,
-        r"`Line.training_step` takes `optimizer_idx`.*write `training_step\(self, batch, batch_idx\), with `self.autom",
+        r"Write `def training_step\(self, batch, batch_idx\)`; `optimizer_idx` was Lightning 1's: with.*`self.autom",
     ),
     "optimizer_step": (
         lambda self, epoch, batch_idx, optimizer, optimizer_idx=0, optimizer_closure=None: None,
-        r"write `optimizer_step\(self, epoch, batch_idx, optimizer, optimizer_closure\)`",
+        r"Write `def optimizer_step\(self, epoch, batch_idx, optimizer, optimizer_closure\)`; `optimizer_idx` was",
     ),
-    "lr_scheduler_step": (lambda self, scheduler, optimizer_idx, metric: None, r"`lr_scheduler_step\(self, scheduler"),
+    "lr_scheduler_step": (lambda self, scheduler, optimizer_idx, metric: None, r"`def lr_scheduler_step\(self, sch"),
     "get_progress_bar_dict": (lambda self: {}, "prog_bar=True"),
 }
 
