@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.ema import EMACallback
+from espnet3_lite.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from espnet3_lite.callbacks.weight_averaging import WeightAveraging
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -27,7 +31,10 @@ class OptimizerModes(Callback):
     have some) computes gradients at one point and is judged at another: its ``eval()`` puts the averaged weights into
     the module, and its ``train()`` those that the next step needs. With this callback validation, checkpoints and the
     module after the fit have the averaged ones. A checkpoint keeps the others beside them, so that a run that goes on
-    ends with the same bits; saving takes twice the module's memory.
+    ends with the same bits; saving takes twice the module's memory (with ``strategy='fsdp'``, of each rank's part).
+
+    Raises:
+        MisconfigurationException: at the start of a fit, with a callback that averages the weights too.
 
     Example:
         >>> from espnet3_lite import Trainer
@@ -35,6 +42,18 @@ class OptimizerModes(Callback):
     """
 
     changes_saved_weights = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """Refuse what would put another average into the weights' place, and mix the two."""
+        kinds = (EMACallback, StochasticWeightAveraging, WeightAveraging)
+        averaging = [callback for callback in trainer.callbacks if isinstance(callback, kinds)]
+        if averaging and (optimizers := switchable(trainer)):
+            callback, optimizer = type(averaging[0]).__name__, type(optimizers[0]).__name__
+            raise MisconfigurationException(
+                f"{callback} with OptimizerModes: the eval() of {optimizer} gives an average of the weights already, "
+                f"and each of the two would take the other's average for the weights in training. Leave {callback} "
+                f"out, or train with an optimizer that has no train() and eval()"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Train."""

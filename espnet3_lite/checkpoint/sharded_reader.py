@@ -227,26 +227,22 @@ def nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
     Raises:
         CheckpointError: The places contradict one another.
     """
+    whole = _Built()
     try:
-        return _nested(values, metadata)
+        for name, value in values.items():
+            *parents, last = place_of(metadata, name)
+            place = whole
+            for parent in parents:
+                place = place.setdefault(parent, _Built())
+            place[last] = value
+        checkpoint = _with_lists(whole)
+        (rest,) = checkpoint.pop(PLAIN_ENTRY, ({},))
+        for state in checkpoint.get("optimizer_states", []):
+            numbered = state.setdefault("state", {})
+            state["state"] = {int(key) if str(key).isdigit() else key: item for key, item in numbered.items()}
+        return {**checkpoint, **rest}
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"damaged metadata: its entries do not make a checkpoint: {error}") from error
-
-
-def _nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
-    whole = _Built()
-    for name, value in values.items():
-        *parents, last = place_of(metadata, name)
-        place = whole
-        for parent in parents:
-            place = place.setdefault(parent, _Built())
-        place[last] = value
-    checkpoint = _with_lists(whole)
-    (rest,) = checkpoint.pop(PLAIN_ENTRY, ({},))
-    for state in checkpoint.get("optimizer_states", []):
-        numbered = state.setdefault("state", {})
-        state["state"] = {int(key) if str(key).isdigit() else key: item for key, item in numbered.items()}
-    return {**checkpoint, **rest}
 
 
 def _with_lists(value: object) -> Any:
@@ -261,11 +257,13 @@ def _with_lists(value: object) -> Any:
 def shardable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint as it should be given to `torch.distributed.checkpoint.save`.
 
-    Model and optimizers stay, to be sharded; all else goes as one value under `PLAIN_ENTRY`, since torch
-    would otherwise turn its integer keys into text and lose its empty dicts. `nested` and `read_plain` undo
-    it.
+    Model and optimizers stay, to be sharded, and what else is keyed by the model's names, such as a second set
+    of weights; all other goes as one value under `PLAIN_ENTRY`, since torch would otherwise turn its integer
+    keys into text and lose its empty dicts. `nested` and `read_plain` undo it.
     """
-    sharded: dict[str, Any] = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+    names = checkpoint.get("state_dict", {}).keys()
+    weights = {key for key, value in checkpoint.items() if isinstance(value, dict) and value and value.keys() <= names}
+    sharded: dict[str, Any] = {key: checkpoint[key] for key in checkpoint if key in weights | {"optimizer_states"}}
     plain = {key: value for key, value in checkpoint.items() if key not in sharded}
     return {**sharded, PLAIN_ENTRY: (plain,)}  # a tuple is the one container that torch does not take apart
 

@@ -36,15 +36,15 @@ class ShardedSaver(Saver):
         """Write, or begin to. Collective.
 
         Args:
-            checkpoint: Sharded tensors in ``state_dict`` and ``optimizer_states``; of all else rank zero's is written.
+            checkpoint: Sharded tensors in ``state_dict``, ``optimizer_states``, and what else is keyed by the model's
+                names; of all other rank zero's is written, with whole tensors.
             path: The folder; one that is there is replaced.
         """
         self.finish()
-        checkpoint = {
-            key: value if key in ("state_dict", "optimizer_states") else plain(value, f"checkpoint[{key!r}]")
-            for key, value in checkpoint.items()
-        }
         state = sharded_reader.shardable(checkpoint)
+        (rest,) = state[sharded_reader.PLAIN_ENTRY]
+        rest = {key: map_tensors(plain(value, f"checkpoint[{key!r}]"), _whole) for key, value in rest.items()}
+        state[sharded_reader.PLAIN_ENTRY] = (rest,)
         if dist.get_rank() == 0:
             remove_checkpoint(path)
         else:
@@ -104,13 +104,18 @@ def read_checkpoint(folder: str | Path, module: torch.nn.Module) -> dict[str, An
         top, key, *_ = (*sharded_reader.place_of(metadata, name), None)
         if top == "optimizer_states":
             optimizers.add(int(key))
-        elif top == "state_dict":
+        elif top != sharded_reader.PLAIN_ENTRY:
             template[name] = _empty(entry, own.get(str(key))) if isinstance(entry, TensorStorageMetadata) else None
     _read_into(template, folder)
     checkpoint = {**sharded_reader.nested(template, metadata), **sharded_reader.read_plain(folder)}
     if optimizers:
         checkpoint["optimizer_states"] = [ShardedOptimizerState(folder, metadata, i) for i in sorted(optimizers)]
     return checkpoint
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective, for a tensor of which each rank has a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _empty(entry: TensorStorageMetadata, like: torch.Tensor | None) -> torch.Tensor:

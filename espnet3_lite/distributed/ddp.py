@@ -116,12 +116,11 @@ class DDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's, through DDP. A rank without data runs it too, and puts the buffers back."""
-        wrapped, nothing = self._wrapped, contextlib.nullcontext()
         with (
-            buffers_put_back(self._step.module) if self.trainer.train_data.replaying else nothing,
-            nothing if wrapped is None or self._synchronizing else wrapped.no_sync(),
+            buffers_put_back(self._step.module, wanted=self.trainer.train_data.replaying),
+            contextlib.nullcontext() if self._wrapped is None or self._synchronizing else self._wrapped.no_sync(),
         ):
-            return (wrapped or self._step)(batch, batch_idx)
+            return (self._wrapped or self._step)(batch, batch_idx)
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; then it is known which named optimizers' windows this batch's backward passes close."""

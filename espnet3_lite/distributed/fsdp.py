@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -94,7 +93,10 @@ class FSDPStrategy(SeveralProcesses):
             self.convert_batchnorm(trainer, module)
             self._shard(module, trainer.precision_plugin.autocast_dtype)
             for name in (name for name in _STEPS if trainer.is_overridden(name, module)):
-                _register(module, name)
+                original = getattr(module, name)
+                register_fsdp_forward_method(module, name)  # parameters are gathered for it
+                registered = functools.partial(getattr(module, name))
+                setattr(module, name, functools.update_wrapper(registered, original))  # its signature stays readable
 
     def _shard(self, module: torch.nn.Module, mixed: torch.dtype | None) -> None:
         """Unit by unit: give it memory, rank zero's values, and to each rank its part. Collective.
@@ -141,7 +143,7 @@ class FSDPStrategy(SeveralProcesses):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's. A rank without data runs it too, and puts the buffers back."""
-        with buffers_put_back(self._module) if self.trainer.train_data.replaying else contextlib.nullcontext():
+        with buffers_put_back(self._module, wanted=self.trainer.train_data.replaying):
             return self._step(batch, batch_idx)
 
     # ---- the step --------------------------------------------------------------------------------------------------
@@ -155,12 +157,17 @@ class FSDPStrategy(SeveralProcesses):
         self._reduce_from_now_on(closes or self._sync_each_batch)
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
-        """As ever; a batch that is skipped leaves whole parameters behind, which the next step would make stale."""
+        """As ever; no backward pass follows where the batch is skipped."""
         verdict = super().vote(trainer, steps, is_last)
-        for part in self._module.modules() if verdict.skip else ():
+        if verdict.skip:
+            self.free_gathered()
+        return verdict
+
+    def free_gathered(self) -> None:
+        """Free whole parameters, which the next change of the weights would make stale."""
+        for part in self._module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
-        return verdict
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """The same backward pass as on the other ranks, of a loss that weighs nothing."""
@@ -276,9 +283,7 @@ def units(module: torch.nn.Module) -> list[torch.nn.Module]:
     return [
         item
         for item in dict.fromkeys(items)
-        if any(True for _ in item.children())
-        and all(used[id(parameter)] == 1 for parameter in item.parameters())
-        and any(True for _ in item.parameters())
+        if any(True for _ in item.children()) and {used[id(parameter)] for parameter in item.parameters()} == {1}
     ]
 
 
@@ -307,13 +312,6 @@ def materialize(unit: torch.nn.Module) -> None:
                 made[value] = torch.nn.Parameter(memory, value.requires_grad) if is_parameter else memory
             of[key] = made[value]
         part.reset_parameters()
-
-
-def _register(module: torch.nn.Module, name: str) -> None:
-    """Let FSDP gather parameters for a method, whose signature stays readable."""
-    original = getattr(module, name)
-    register_fsdp_forward_method(module, name)
-    setattr(module, name, functools.update_wrapper(functools.partial(getattr(module, name)), original))
 
 
 def _as(value: Any, like: Any) -> Any:

@@ -345,10 +345,10 @@ class _AllGather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def buffers_put_back(module: torch.nn.Module) -> Iterator[None]:
-    """What a forward pass does to the buffers of `module` is undone."""
-    before = [buffer.clone() for buffer in module.buffers()]
+def buffers_put_back(module: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """What a forward pass does to the buffers of `module` is undone, where that is `wanted`."""
+    before = [buffer.clone() for buffer in module.buffers()] if wanted else []
     yield
     with torch.no_grad():
-        for buffer, value in zip(module.buffers(), before, strict=True):
+        for buffer, value in zip(module.buffers() if wanted else (), before, strict=True):
             buffer.copy_(value)

@@ -123,6 +123,9 @@ class Strategy:
         """A gradient from a checkpoint, as the parameter holds it."""
         return gradient.to(parameter.device)
 
+    def free_gathered(self) -> None:
+        """No backward pass follows the last forward pass; with sharded weights it has left whole ones behind."""
+
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def reduce(self, tensor: torch.Tensor, group: ProcessGroup | None = None, reduce_op: str = "mean") -> torch.Tensor:

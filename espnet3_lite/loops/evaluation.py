@@ -127,6 +127,7 @@ class EvaluationLoop:
                 else:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
             metrics.dataloader_idx = None
+            trainer.strategy.free_gathered()  # first, since the next hooks may change the weights
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation, over=True)  # values that hooks logged outside of any loader
             if in_fit and not sanity_check and trainer.plan.automatic_optimization:

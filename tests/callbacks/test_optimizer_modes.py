@@ -3,44 +3,18 @@
 import pytest
 import torch
 from quiet import quiet_trainer
+from schedule_free import ScheduleFreeSGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteModule
-from espnet3_lite.callbacks import ModelCheckpoint, OptimizerModes
-
-
-class ScheduleFreeSGD(torch.optim.Optimizer):
-    """https://arxiv.org/abs/2405.15682, equations 8 to 10: z is stepped, x is its mean, gradients are taken at y."""
-
-    def __init__(self, parameters, lr=0.1, beta=0.9):
-        super().__init__(parameters, {"lr": lr, "beta": beta, "train_mode": False, "steps": 0})
-
-    def _move(self, from_mode, weight):
-        for group in self.param_groups:
-            if group["train_mode"] is from_mode:
-                for p in group["params"]:
-                    if "z" in self.state[p]:
-                        p.data.lerp_(self.state[p]["z"], weight(group["beta"]))
-                group["train_mode"] = not from_mode
-
-    def train(self):
-        self._move(False, lambda beta: 1 - beta)
-
-    def eval(self):
-        assert self.state, "as SPlus, it has nothing to give before its first step"
-        self._move(True, lambda beta: 1 - 1 / beta)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            assert group["train_mode"], "not in train mode"
-            group["steps"] += 1
-            for p in group["params"]:
-                z = self.state[p].setdefault("z", p.clone())
-                x = p.lerp(z, 1 - 1 / group["beta"])
-                z.sub_(p.grad, alpha=group["lr"])
-                x.lerp_(z, 1 / group["steps"])
-                p.copy_(x.lerp(z, 1 - group["beta"]))
+from espnet3_lite.callbacks import (
+    EMACallback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    OptimizerModes,
+    StochasticWeightAveraging,
+)
+from espnet3_lite.exceptions import MisconfigurationException
 
 
 class Line(LiteModule):
@@ -120,6 +94,27 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, batches):
     trainer.validate(tested := Line(), data(), ckpt_path=tmp_path / f"{batches}.ckpt", verbose=False)
     saved = torch.load(tmp_path / f"{batches}.ckpt", weights_only=True)
     assert torch.equal(tested.validated[0], saved["state_dict"]["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    "averaging", [EMACallback(), EMAWeightAveraging(), StochasticWeightAveraging(0.1)], ids=lambda c: type(c).__name__
+)
+def test_a_second_average_is_refused(averaging):
+    """Each would exchange the other's weights: the module ended with neither average."""
+    for callbacks in ([OptimizerModes(), averaging], [averaging, OptimizerModes()]):
+        told = f"{type(averaging).__name__} with OptimizerModes: the eval\\(\\) of ScheduleFreeSGD gives an average"
+        with pytest.raises(MisconfigurationException, match=told):
+            fit(*callbacks)
+
+
+def test_a_second_average_is_taken_where_there_is_no_first():
+    class Plain(Line):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Plain()
+    quiet_trainer(callbacks=[OptimizerModes(), EMAWeightAveraging(decay=0.5)], max_epochs=1).fit(module, data(), data())
+    assert torch.equal(module.layer.weight, module.validated[-1])
 
 
 def test_one_that_nobody_switches_is_told_of():

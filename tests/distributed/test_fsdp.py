@@ -9,6 +9,7 @@ from espnet3_lite import average_checkpoints
 from espnet3_lite.checkpoint import files as checkpoint_io
 
 CASES = ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_stream", "fsdp_refuses", "fsdp_units"]
+SCHEDULE_FREE = ["fsdp_modes", "fsdp_modes_gathered"]
 MIXED = ["ddp_mixed", "fsdp_mixed", "named_mixed"]
 LATE = ["fsdp_saves_late", "fsdp_damaged"]
 SAVING = ["fsdp_saving", "fsdp_saving_in_background"]
@@ -36,7 +37,8 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def two(folder, alone):
     """Each rank's results of all cases."""
-    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", "fsdp_from_ddp", *LATE)
+    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", "fsdp_from_ddp", *LATE,
+                   *SCHEDULE_FREE, "fsdp_modes_resumed")  # fmt: skip
     assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
 
@@ -49,8 +51,9 @@ def close(parameters):
     return pytest.approx(flat(parameters), abs=1e-12, rel=0)
 
 
-@pytest.mark.parametrize("case", ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_units"])
-def test_two_ranks_reach_the_parameters_of_one_process(two, case):
+@pytest.mark.parametrize("case", ["fsdp", "fsdp_accumulating", "fsdp_nan", "fsdp_units", *SCHEDULE_FREE])
+def test_two_ranks_reach_the_parameters_of_one_process(two, case, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_cases, "FOLDER", tmp_path)
     expected = getattr(rank_cases, case)()
     first, second = (result[case] for result in two)
     assert first["parameters"] == second["parameters"]
@@ -103,6 +106,27 @@ def test_a_sharded_checkpoint_goes_on_bit_for_bit(two, case):
         assert result[case]["on_disk"] == [True]
     together = [result[case]["resumed"]["trained"] for result in two]
     assert len(flat(together[0] + together[1])) == 27 - 16 + 27
+
+
+def test_both_sets_of_a_schedule_free_optimizers_weights_are_saved(two, folder, monkeypatch):
+    """Those to use, which are validated; and those in training, with which two ranks go on, and one process."""
+    for result in two:
+        assert result["fsdp_modes_resumed"]["parameters"] == result["fsdp_modes"]["parameters"]
+        assert result["fsdp_modes_resumed"]["metrics"] == result["fsdp_modes"]["metrics"]
+    monkeypatch.setattr(rank_cases, "FOLDER", folder)
+    alone = rank_cases.fsdp_modes_resumed()
+    assert flat(alone["parameters"]) == close(two[0]["fsdp_modes"]["parameters"])
+    assert alone["saved"] == pytest.approx(two[0]["fsdp_modes_resumed"]["saved"], abs=1e-12)
+    checkpoint_io.consolidate(folder / "modes.ckpt", folder / "modes.consolidated.ckpt")
+    saved = checkpoint_io.load_checkpoint(folder / "modes.consolidated.ckpt")
+    assert {type(value) for value in saved["weights_in_training"].values()} == {torch.Tensor}
+
+
+def test_what_a_callback_keeps_of_sharded_weights_is_saved_whole(two, folder):
+    """Deep in a state, where it is not sharded."""
+    kept = checkpoint_io.load_checkpoint(folder / "modes.ckpt")["callbacks"]["Keeps"]["kept"]["first.weight"]
+    assert two[0]["fsdp_modes"]["kept"] == two[1]["fsdp_modes"]["kept"] == kept.tolist()
+    assert kept.shape == (8, 3)
 
 
 def test_one_process_goes_on_from_a_sharded_checkpoint(two, folder, alone, monkeypatch):

@@ -14,12 +14,19 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of, write_results
+from rank_lab import SINGLE, Model, Module, Note, loader_of, report, several, trainer_of, whole, write_results
 from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite import Callback, LiteModule, get_default_callbacks
-from espnet3_lite.callbacks import AverageCheckpointsCallback, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from espnet3_lite.callbacks import (
+    AverageCheckpointsCallback,
+    ModelCheckpoint,
+    ModelPruning,
+    OptimizerModes,
+    StochasticWeightAveraging,
+)  # fmt: skip
 from espnet3_lite.checkpoint.files import is_intact
+from espnet3_lite.strategies import FSDPStrategy
 
 
 def rank_and_size():
@@ -454,10 +461,14 @@ def collectives():
 # ---- FSDP2 ---------------------------------------------------------------------------------------------------------
 
 
-def fsdp(**settings):
+SCHEDULE_FREE = {"optimizer": {"_target_": "schedule_free.ScheduleFreeSGD"}}
+
+
+def fsdp(module=None, reshard_after_forward=True, **settings):
     """On one process: what it is compared with."""
-    several_ranks = {"strategy": "fsdp"} if rank_and_size()[1] > 1 else {}
-    return fit(Module(Model(), SINGLE), val_count=13, gradient_clip_val=0.05, **several_ranks, **settings)
+    strategy = FSDPStrategy(reshard_after_forward) if rank_and_size()[1] > 1 else "auto"
+    module = Module(Model(), SINGLE) if module is None else module
+    return fit(module, val_count=13, gradient_clip_val=0.05, strategy=strategy, **settings)
 
 
 def fsdp_accumulating():
@@ -570,6 +581,51 @@ def fsdp_units():
     result = fit(module, max_epochs=1, **({"strategy": "fsdp"} if rank_and_size()[1] > 1 else {}))
     result["units"] = [name for name, part in module.named_modules() if isinstance(part, FSDPModule)]
     return result
+
+
+class Keeps(Callback):
+    """Has weights of the first batch in its state."""
+
+    kept = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.kept is None:
+            self.kept = {"first.weight": pl_module.model.first.weight.detach().clone()}
+
+    def state_dict(self):
+        return {"kept": self.kept}
+
+
+def modes_folder():
+    return Path(FOLDER, "modes.ckpt")
+
+
+def fsdp_modes():
+    """A schedule-free optimizer; one process alone is what it is compared with. It saves within its second epoch."""
+
+    def save(trainer, module, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint(modes_folder())
+
+    keeps = Keeps()
+    result = fsdp(Module(Model(), SCHEDULE_FREE), callbacks=[OptimizerModes(), keeps, Note(save)])
+    return {**result, "kept": whole(keeps.kept["first.weight"]).tolist()}
+
+
+def fsdp_modes_gathered():
+    """Whole parameters stay where they are after a forward pass, also after a validation's."""
+    return fsdp(Module(Model(), SCHEDULE_FREE), callbacks=[OptimizerModes()], reshard_after_forward=False)
+
+
+def fsdp_modes_resumed():
+    """What `fsdp_modes` saved: the weights to use, and a run that goes on from the others."""
+    tested, module = Module(Model(), SCHEDULE_FREE), Module(Model(), SCHEDULE_FREE)
+    strategy = "fsdp" if rank_and_size()[1] > 1 else "auto"
+    trainer = trainer_of(strategy=strategy, callbacks=[OptimizerModes()])
+    (valid,) = trainer.validate(tested, loader_of(13, share(6), False), ckpt_path=modes_folder(), verbose=False)
+    trainer = trainer_of(strategy=strategy, callbacks=[OptimizerModes()], gradient_clip_val=0.05)
+    trainer.fit(module, loader_of(25, share(8)), loader_of(13, share(6), False), ckpt_path=modes_folder())
+    return {**report(trainer, module), "saved": valid["valid/loss"]}
 
 
 def sharded_folder(in_background):
