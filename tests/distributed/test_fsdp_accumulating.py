@@ -70,6 +70,14 @@ def test_each_unit_is_reduced_once_a_window(two, case, reductions):
         assert result["each_batch"]["reductions"] == UNITS * BATCHES  # by default
 
 
+def test_how_often_units_are_gathered(two):
+    """Twice a batch; once in a batch that is skipped, and the root twice for the window that it would have closed."""
+    for result in two:
+        assert result["each_batch"]["gathers"] == result["windows"]["fsdp"]["gathers"] == UNITS * BATCHES * 2
+        assert result["closing_batch_skipped"]["fsdp"]["gathers"] == UNITS * (6 * 2 + 2) + 2 * 2
+        assert result["not_freed"]["gathers"] == UNITS * BATCHES
+
+
 def test_a_run_that_was_saved_within_a_window_goes_on_bit_for_bit(two):
     for result in two:
         saved = result["saved"]["fsdp"]

@@ -77,21 +77,22 @@ def trained(strategy, module=None, **settings):
 
 
 def counted(strategy, **settings):
-    """Also how many reductions the fit has sent."""
+    """Also how many reductions and gathers the fit has sent."""
     sent = []
 
     def noting(function):
         def call(*args, **kwargs):
-            sent.append(function)
+            sent.append(function.__name__.split("_")[0])
             return function(*args, **kwargs)
 
         return call
 
-    names = [name for name in ("reduce_scatter_tensor", "reduce_scatter_single") if hasattr(dist, name)]
+    before = ("reduce_scatter_tensor", "all_gather_into_tensor")
+    since_torch_2_13 = ("reduce_scatter_single", "all_gather_single")
     with contextlib.ExitStack() as patches:
-        for name in names:  # since torch 2.13 it is the second one
+        for name in (name for name in (*before, *since_torch_2_13) if hasattr(dist, name)):
             patches.enter_context(patch.object(dist, name, noting(getattr(dist, name))))
-        return {**trained(strategy, **settings), "reductions": len(sent)}
+        return {**trained(strategy, **settings), "reductions": sent.count("reduce"), "gathers": sent.count("all")}
 
 
 def stopped_within_a_window(strategy, bad=()):
@@ -176,6 +177,7 @@ def main(folder, *names):
         if not names or name in names
     }
     found["each_batch"] = counted(FSDPStrategy())
+    found["not_freed"] = counted(FSDPStrategy(reshard_after_forward=False))
     found["different"] = error_of(lambda: trained(FSDPStrategy(sync_each_batch=RANK == 0)))
     with patch.object(FSDPModule, "reset_iter_state"):
         del FSDPModule.reset_iter_state
