@@ -4,6 +4,7 @@ Imports nothing of ours: every room may use it.
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable
 
 
@@ -61,6 +62,31 @@ def parentheses_missing(given: object) -> str:
     ('; pass an instance: add the parentheses', '')
     """
     return "; pass an instance: add the parentheses" if isinstance(given, type) else ""
+
+
+def wrong_arguments(kind: type, given: Iterable[str], wanted: Iterable[str]) -> str:
+    """The end of an error message about an object that cannot be built from a checkpoint, or nothing.
+
+    Args:
+        kind: Its class.
+        given: The names of all arguments that it would be built with.
+        wanted: Those of them that the caller named.
+    """
+    parameters = inspect.signature(kind).parameters
+    if unknown := sorted(set(wanted) - parameters.keys()):
+        called = ", ".join(f"{name}=..." for name in unknown)
+        return f"({called}): {kind.__name__}.__init__ takes no such argument{nearest(unknown[0], parameters)}"
+    needed = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if missing := [name for name in needed if name not in set(given)]:
+        called = ", ".join(f"{name}=..." for name in missing)
+        return (
+            f": {kind.__name__}.__init__ needs {', '.join(map(repr, missing))}, which the checkpoint does not hold. "
+            f"Give it here, load_from_checkpoint(path, {called}); or call self.save_hyperparameters() in __init__ "
+            f"before you train"
+        )
+    return ""
 
 
 def is_lightnings(kind: type) -> bool:

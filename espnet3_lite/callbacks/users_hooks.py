@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -32,9 +34,12 @@ def check_hooks(owner: object) -> None:
     """Look at the hooks of a module or data module.
 
     Raises:
-        MisconfigurationException: hooks that the trainer could not call, each with how to write it.
+        MisconfigurationException: hooks that the trainer could not call, each with how to write it; or a module whose
+            ``__init__`` does not call that of its base.
     """
     ours = _base_of(owner)
+    if isinstance(owner, torch.nn.Module):
+        _check_registered(owner)
     _warn_about_misspelt(owner, ours)
     hooks = (name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name))
     _refuse([problem for name in hooks for problem in _problems(owner, name, getattr(ours, name))])
@@ -63,6 +68,25 @@ def _refuse(problems: list[str]) -> None:
 def _base_of(owner: object) -> type:
     """Our nearest class: what it defines is what the trainer calls."""
     return next((kind for kind in type(owner).__mro__ if _is_ours(kind.__module__)), object)
+
+
+def _check_registered(module: torch.nn.Module) -> None:
+    """What a module is made of is known to torch."""
+    if "_modules" not in vars(module):
+        kind = type(module).__name__
+        raise MisconfigurationException(f"{kind}.__init__ must call super().__init__() before anything else")
+    known = {id(parameter) for parameter in module.parameters()}
+    for place, part in module.named_modules():
+        lists = {name: value for name, value in vars(part).items() if isinstance(value, (list, tuple))}
+        for name, value in lists.items():
+            kept = [one for one in value if isinstance(one, torch.nn.Module)]
+            if any(p.requires_grad and id(p) not in known for one in kept for p in one.parameters()):
+                rank_zero_warn(
+                    f"{'.'.join(filter(None, (type(module).__name__, place, name)))} is a {type(value).__name__} of "
+                    f"modules, in which torch finds none: they are not moved to a device, saved, or given to an "
+                    f"optimizer with self.parameters(). Make it a torch.nn.ModuleList; or, where it is "
+                    f"meant so, freeze them"
+                )
 
 
 def _warn_about_misspelt(owner: object, ours: type) -> None:

@@ -32,7 +32,7 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
         return given
     if (owner := trainer.provider_of(f"{prefix}_dataloader")) is not None:
         return getattr(owner, f"{prefix}_dataloader")()
-    name = type(trainer.lightning_module).__name__
+    name = type(trainer.datamodule or trainer.lightning_module).__name__
     raise MisconfigurationException(
         f"no loader for {trainer.state.fn}: pass {'train_dataloaders=' if prefix == 'train' else 'dataloaders='} to "
         f"Trainer.{trainer.state.fn}(), or define {name}.{prefix}_dataloader()"
@@ -107,7 +107,7 @@ def check_loader(loader: Any, name: str) -> None:
             f"torch.utils.data.DataLoader({kind.lower()}, batch_size=...)"
         )
     if isinstance(loader, (Mapping, str, bytes, torch.Tensor)) or not hasattr(loader, "__iter__"):
-        raise MisconfigurationException(f"{name} must be a loader, an iterable of batches; got {kind}")
+        raise MisconfigurationException(f"{name} must be a loader, an iterable of batches (a DataLoader); got {kind}")
 
 
 # ---- a rank's part of it -------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from espnet3_lite.exceptions import MisconfigurationException, is_lightnings
+from espnet3_lite.exceptions import MisconfigurationException, is_lightnings, parentheses_missing
 
 #: Lightning 1's methods that Lightning 2 no longer calls, and what takes their place.
 _REMOVED = {
@@ -43,13 +43,15 @@ def refuse_removed_hooks(module: nn.Module) -> None:
         raise MisconfigurationException("; ".join(problems))
 
 
-def refuse_lightnings_data(data: object) -> None:
-    """Lightning's own data modules lack what ours have.
+def refuse_other_data(data: object, kind: type) -> None:
+    """A data module is one of ours: Lightning's own lack what ours have, and loaders have a place of their own.
 
     Raises:
-        TypeError: this is one.
+        TypeError: this is none of `kind`, nor None.
     """
-    if hint := hint_for(data, "LightningDataModule"):
+    if data is not None and not isinstance(data, kind):
+        hint = parentheses_missing(data) or hint_for(data, "LightningDataModule")
+        hint = hint or "; give loaders by the arguments of their names, or as the second one"
         raise TypeError(f"`datamodule` must be a `LiteDataModule`, got `{type(data).__qualname__}`{hint}")
 
 

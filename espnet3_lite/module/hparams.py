@@ -16,7 +16,7 @@ import yaml
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.layout_number import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.exceptions import MisconfigurationException, wrong_arguments
 from espnet3_lite.module.hparams_store import restored, storable
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class HyperparametersMixin:
         """Read a checkpoint, and build an object from its saved arguments of ``__init__``, some of them overridden.
 
         Raises:
-            TypeError: ``__init__`` takes no argument of an overridden one's name.
+            TypeError: ``__init__`` takes no argument of an overridden one's name, or needs one that was not saved.
         """
         checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
         checkpoint = checkpoint_io.load_checkpoint(path, map_location=map_location or "cpu")
@@ -133,13 +133,12 @@ class HyperparametersMixin:
             saved = restored(dict(checkpoint.get(f"{prefix}hyper_parameters") or {}), kinds, cls, set(overrides))
         saved.update(overrides)
         name = checkpoint.get(f"{prefix}hparams_name")
-        if name in parameters and name not in overrides:  # one argument that holds them all
-            saved = {name: AttributeDict(saved), **overrides}
-        elif unknown := () if takes_any else sorted(overrides.keys() - parameters.keys()):
-            given = ", ".join(f"{one}=..." for one in unknown)
-            raise TypeError(f"{cls.__name__}.load_from_checkpoint({given}): {cls.__name__}.__init__ takes no such "
-                            f"argument{nearest(unknown[0], parameters)}")  # fmt: skip
-        return cls(**{name: value for name, value in saved.items() if takes_any or name in parameters}), checkpoint
+        of_one = name in parameters and name not in overrides  # one argument that holds them all
+        saved = {name: AttributeDict(saved), **overrides} if of_one else saved
+        given = {name: value for name, value in saved.items() if takes_any or name in parameters}
+        if problem := wrong_arguments(cls, given, () if of_one or takes_any else overrides):
+            raise TypeError(f"{cls.__name__}.load_from_checkpoint{problem}")
+        return cls(**given), checkpoint
 
 
 def _items_of(given: Any) -> dict[str, Any]:

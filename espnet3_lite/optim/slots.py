@@ -278,7 +278,7 @@ def _wrong_plain_output(output: Any) -> str:
             f"`OptimizationStep` is for a configuration with named `optimizers`"
         )
     keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
-    allowed = "a tensor, a dict or dataclass with 'loss', or None"
+    allowed = "a tensor (no number, as from .item()), a dict or dataclass with 'loss', or None"
     return f"the training step must return {allowed}; got {_describe(output)}{keys}"
 
 
@@ -292,7 +292,7 @@ def check_loss(loss: Any, which: str, own_backward: bool = False) -> None:
     if is_tensor and loss.numel() == 1 and not loss.is_complex() and (loss.requires_grad or own_backward):
         return
     found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}" if is_tensor else repr(loss)
-    graph = " without a graph (detached, or computed under no_grad?)" if is_tensor and not loss.requires_grad else ""
+    graph = " without a graph (detached, under no_grad, or frozen?)" if is_tensor and not loss.requires_grad else ""
     raise MisconfigurationException(
         f"{which} must be one real number with a graph to the parameters, got {found}{graph}. Reduce it with .mean() "
         f"or .sum(), and return it as it was computed; where nothing is to be trained, return None, or leave the step "

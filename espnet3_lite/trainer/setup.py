@@ -106,8 +106,8 @@ def check_module(model: Any) -> LiteModule:
     if not isinstance(model, LiteModule):
         hint = parentheses_missing(model) or hint_for(model, "LightningModule")
         raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint}")
-    refuse_removed_hooks(model)
     check_hooks(model)
+    refuse_removed_hooks(model)
     return model
 
 

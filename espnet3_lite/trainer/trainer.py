@@ -33,7 +33,7 @@ from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.module.data_module import LiteDataModule
-from espnet3_lite.module.from_lightning import refuse_lightnings_data
+from espnet3_lite.module.from_lightning import refuse_other_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
 from espnet3_lite.seed import set_backends
@@ -311,7 +311,7 @@ class Trainer(TrainerProperties):
         first, fitting = next(iter(given.values())), fn == TrainerFn.FITTING
         if isinstance(first, LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), first
-        refuse_lightnings_data(datamodule)
+        refuse_other_data(datamodule, LiteDataModule)
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)

@@ -56,7 +56,7 @@ def test_outputs_that_do_not_fit_several_optimizers(output, words):
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (3.0, "must return a tensor, a dict or dataclass with 'loss', or None; got float"),
+        (3.0, "must return a tensor (no number, as from .item()), a dict or dataclass with 'loss', or None; got float"),
         ({"x": 1}, "with the keys ['x']"),
         (OptimizationStep(torch.tensor(1.0), "a"), "`OptimizationStep` is for a configuration with named `optimizers`"),
         ((torch.tensor(1.0),), "must return the loss itself, not tuple of ['Tensor']"),
