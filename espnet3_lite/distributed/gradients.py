@@ -72,11 +72,12 @@ class GradientBucket:
 def gradient_buckets(
     parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES
 ) -> list[GradientBucket]:
-    """The buckets of those parameters that require gradients; one that comes twice counts once.
+    """The buckets of those parameters that require gradients, or have one: they may be frozen within a window. One that
+    comes twice counts once.
 
     The last parameters come first, since a backward pass reaches them first.
     """
-    trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad][::-1]
+    trained = [p for p in dict.fromkeys(parameters) if p.requires_grad or p.grad is not None][::-1]
     if not trained:
         return []
     groups, _ = _compute_bucket_assignment_by_size([*trained], [bucket_bytes])  # of one dtype and device each
@@ -87,7 +88,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: in
     """Replace each gradient by its mean over the ranks. Collective: the same parameters in the same order on all.
 
     Args:
-        parameters: Those that require gradients take part.
+        parameters: Those that require gradients, or have one, take part.
         bucket_bytes: The largest message, unless one parameter is larger.
     """
     under_way = gradient_buckets(parameters, bucket_bytes)

@@ -7,7 +7,8 @@ from rank_lab import results_of, torchrun
 
 EQUAL = [
     "single", "single_float32", "single_accumulating", "single_unused", "named", "named_float32", "named_accumulating",
-    "named_other_order", "plain", "manual", "thawed", "nan_single", "nan_accumulating", "nan_named",
+    "named_other_order", "plain", "manual", "thawed", "thawed_by_batch", "thawed_in_windows",
+    "thaws_itself", "thaws_itself_unused", "thaws_itself_named", "nan_single", "nan_accumulating", "nan_named",
 ]  # fmt: skip
 UNEVEN = ["stream_7_and_5", "stream_7_and_5_accumulating", "stream_sized", "stream_3_and_0", "dealt_by_user"]
 OTHERS = [

@@ -132,6 +132,21 @@ class Thaw(Callback):
         pl_module.model.first.requires_grad_(trainer.current_epoch > 0)
 
 
+class ThawByBatch(Callback):
+    """Freezes the first part in every third batch, whichever of a window that is."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.model.first.requires_grad_(batch_idx % 3 != 1)
+
+
+class ThawsItself(Module):
+    """The same, within the step itself, before the forward pass."""
+
+    def training_step(self, batch, batch_idx):
+        self.model.first.requires_grad_(batch_idx % 3 != 1)
+        return super().training_step(batch, batch_idx)
+
+
 def plain():
     return fit(Plain(), count=24)
 
@@ -142,6 +157,26 @@ def manual():
 
 def thawed():
     return fit(Module(Model(), SINGLE), count=24, callbacks=[Thaw()])
+
+
+def thawed_by_batch():
+    return fit(Module(Model(), SINGLE), count=48, callbacks=[ThawByBatch()])
+
+
+def thawed_in_windows():
+    return fit(Module(Model(), SINGLE), count=48, callbacks=[ThawByBatch()], accumulate_grad_batches=2)
+
+
+def thaws_itself():
+    return fit(ThawsItself(Model(), SINGLE), count=48)
+
+
+def thaws_itself_unused():
+    return fit(ThawsItself(Model(), SINGLE), count=48, strategy="ddp_find_unused_parameters_true")
+
+
+def thaws_itself_named():
+    return fit(ThawsItself(Model([["second", "first"]]), several()), count=48)
 
 
 # ---- batches that are skipped --------------------------------------------------------------------------------------
