@@ -61,11 +61,9 @@ class DDPStrategy(SeveralProcesses):
         super().__init__(timeout)
         self.find_unused_parameters = find_unused_parameters
         self._settings: dict[str, Any] = {
-            "find_unused_parameters": find_unused_parameters,
-            "static_graph": static_graph,
-            "bucket_cap_mb": bucket_cap_mb,
-            "gradient_as_bucket_view": gradient_as_bucket_view,
-        }
+            "find_unused_parameters": find_unused_parameters, "static_graph": static_graph,
+            "bucket_cap_mb": bucket_cap_mb, "gradient_as_bucket_view": gradient_as_bucket_view,
+        }  # fmt: skip
         self._wrapped: DistributedDataParallel | None = None
         self._travelling: TravellingGradients | None = None
         #: The forward pass in work is followed by a backward pass that leaves gradients all ranks share.
@@ -73,9 +71,8 @@ class DDPStrategy(SeveralProcesses):
         #: Named optimizers whose gradients travel during this batch's backward passes.
         self._on_their_way: set[str | None] = set()
         self._parameters: list[torch.nn.Parameter] = []
-        self._required: list[bool] = []
-        #: Something was frozen or unfrozen since the parameters were wrapped.
-        self._outdated = False
+        #: Which of them were trained when they were wrapped; outdated where that has changed since.
+        self._required, self._outdated = list[bool](), False
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
@@ -111,7 +108,7 @@ class DDPStrategy(SeveralProcesses):
     def before_forward(self, closes: bool) -> None:
         """Gradients are to be shared by this batch's backward pass if it closes the window."""
         super().before_forward(closes)
-        if self._outdated and not any(slot.pending for slot in self.trainer.slots.values()):
+        if self._outdated and not self.trainer.plan.pending:
             self._wrap_anew()
         if self._synchronizing and not self._arranged:
             # After the first gradients DDP arranges its buckets, by a message within the next forward pass. Collective:
