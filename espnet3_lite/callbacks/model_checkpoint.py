@@ -308,10 +308,10 @@ class ModelCheckpoint(CheckpointRanking):
         elif self.monitor in candidates:
             self._save_monitor_checkpoint(trainer, candidates)
         else:
+            hint = nearest(self.monitor, candidates).replace(";", ", or", 1) or "?"
             message = (
                 f"`ModelCheckpoint(monitor={self.monitor!r})` could not find the monitored key in the returned "
-                f"metrics: {list(candidates)}. HINT: Did you call `log({self.monitor!r}, value)` in the module"
-                f"{nearest(self.monitor, candidates) or '?'}"
+                f"metrics: {list(candidates)}. HINT: Did you call `log({self.monitor!r}, value)` in the module{hint}"
             )
             if trainer.validation_ran or trainer.validating:
                 raise MisconfigurationException(message)

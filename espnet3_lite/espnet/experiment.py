@@ -146,6 +146,11 @@ def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
     torch.set_float32_matmul_precision("high")  # as ESPnet3's training stage
     trainer = build_to_train(config)
     fit: dict[str, Any] = config.fit.to_container() if config.get("fit") else {}
+    if not trainer.trainer.is_overridden("train_dataloader", trainer.model) and "train_dataloaders" not in fit:
+        raise MisconfigurationException(
+            f"dataloader: is missing, and {type(trainer.model).__name__} has no train_dataloader of its own: nothing "
+            f"says what batches there are; give dataloader.train and dataloader.valid"
+        )
     if override_optimizer:
         fit["override_optimizer"] = True
     if not fit.get("ckpt_path"):

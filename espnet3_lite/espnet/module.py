@@ -6,6 +6,7 @@ building both from a file is `experiment.py`'s.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -134,9 +135,25 @@ class ESPnetModule(LiteModule):
                 f"dataloader.collate_fn set?"
             )
 
+    def _check_arguments(self, batch: Mapping[str, Any]) -> None:
+        """A model's call failed: by its arguments, which are the keys of the samples?"""
+        written = inspect.signature(self.model.forward)
+        try:
+            written.bind(**batch)
+        except TypeError as error:
+            raise MisconfigurationException(
+                f"{type(self.model).__name__}.forward{written} does not fit the batch, whose keys are {list(batch)}: "
+                f"{error}. The keys of the samples, and <key>_lengths of each, become its arguments; rename them in "
+                f"the data set, or let it take **kwargs for those that it does not use"
+            ) from None
+
     def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
         self._check_batch(batch)
-        result = self.model(**batch[1])
+        try:
+            result = self.model(**batch[1])
+        except TypeError:
+            self._check_arguments(batch[1])
+            raise
         if not isinstance(result, tuple) or len(result) != 3:
             raise MisconfigurationException(
                 f"{type(self.model).__name__}.forward must return (loss, stats, weight), got {type(result).__name__}"
@@ -261,8 +278,10 @@ class ESPnetModule(LiteModule):
 
     def _loader(self, dataset: Any, mode: str) -> Any:
         if dataset is None:
+            without = "; to train without validation, set trainer.limit_val_batches: 0" if mode == "valid" else ""
             raise MisconfigurationException(
-                f"dataset: the configuration has `dataloader` but `dataset` gives no {mode!r} data"
+                f"dataset: the configuration has `dataloader` but `dataset` gives no {mode!r} data; name it in "
+                f"dataset.{mode}{without}"
             )
         builder = DataLoaderBuilder(
             dataset=dataset, config=self.config, collate_fn=self._collate_fn(), epoch=self.current_epoch

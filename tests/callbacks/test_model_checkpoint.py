@@ -224,7 +224,7 @@ def test_decisions_use_the_number_that_the_ranks_agree_on(tmp_path):
 
 
 def test_a_missing_metric_is_an_error_after_the_first_validation(tmp_path):
-    message = r"monitor='valid/los'.*could not find the monitored key.*did you mean 'valid/loss'\?"
+    message = r"monitor='valid/los'.*could not find the monitored key.*in the module, or did you mean 'valid/loss'\?"
     for save_on_train_epoch_end in (True, False):
         callback = ModelCheckpoint(tmp_path, monitor="valid/los", save_on_train_epoch_end=save_on_train_epoch_end)
         with pytest.raises(MisconfigurationException, match=message):

@@ -178,6 +178,14 @@ def test_find_lr_with_too_few_steps_says_so(recipe, capsys):
     assert ended.value.code == 2 and "give more --steps" in capsys.readouterr().err
 
 
+def test_a_configuration_without_loaders_is_told_in_its_own_words(recipe, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "train.yaml", "~dataloader"])
+    assert ended.value.code == 2
+    error = "dataloader: is missing, and ESPnetModule has no train_dataloader of its own"
+    assert error in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [[], ["+trainer.fast_dev_run=true"]])
 def test_a_training_that_trained_nothing_does_not_succeed(recipe, capsys, more):
     with pytest.raises(SystemExit) as ended:

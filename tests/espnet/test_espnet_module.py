@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -185,6 +186,28 @@ def test_what_is_no_batch(batch, given, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        (["speech"], "missing a required argument: 'x'"),
+        (["x", "x_lengths"], "got an unexpected keyword argument 'x_lengths'"),
+    ],
+)
+def test_a_batch_whose_keys_are_no_arguments_of_the_model(keys, error, tmp_path):
+    trainer = ESPnetTrainer(ESPnetModule(Model(), {"optimizer": SGD}), tmp_path, {"max_epochs": 1, **QUIET})
+    message = rf"Model.forward\(x\) does not fit the batch, whose keys are {re.escape(str(keys))}: {error}. The keys of"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit([(["a"], dict.fromkeys(keys, torch.ones(1, 1)))])
+
+
+def test_a_type_error_within_a_model_stays_what_it_is(tmp_path):
+    def fails(*result):
+        raise TypeError("of the model's own")
+
+    with pytest.raises(TypeError, match="^of the model's own$"):
+        train(ESPnetModule(Model(fails), {"optimizer": SGD}), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("answer", "message"),
     [
         (lambda *r: r[0], r"Model.forward must return \(loss, stats, weight\), got Tensor"),
@@ -331,8 +354,13 @@ def test_collect_stats_needs_a_place(tmp_path):
 def test_a_dataset_without_data(tmp_path):
     config = {"optimizer": SGD, "dataloader": {"train": {"batch_size": 1}, "valid": {"batch_size": 1}}}
     trainer = ESPnetTrainer(ESPnetModule(Model(), config), tmp_path, {**QUIET, "max_epochs": 1})
-    with pytest.raises(MisconfigurationException, match="`dataloader` but `dataset` gives no 'train' data"):
+    with pytest.raises(
+        MisconfigurationException, match="`dataloader` but `dataset` gives no 'train' data; name it in dataset.train$"
+    ):
         trainer.fit()
+    trainer.model.train_dataset = [1]
+    with pytest.raises(MisconfigurationException, match="dataset.valid; to train without.*limit_val_batches: 0"):
+        trainer.model.val_dataloader()
 
 
 # ---- the trainer ---------------------------------------------------------------------------------------------------

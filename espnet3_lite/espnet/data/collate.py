@@ -101,16 +101,17 @@ def _split(data: Sequence[Sample]) -> tuple[list[str], list[Mapping[str, Any]]]:
 def _as_tensor(uid: str, key: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OUSMm":
         value = torch.from_numpy(value)
-    if not isinstance(value, Tensor):
+    is_number = isinstance(value, (bool, int, float))
+    if not isinstance(value, Tensor) and not is_number:
         kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
             f"{key!r} of sample {uid!r} is {kind}; a batch is made of numeric numpy arrays or tensors: "
             "convert it in the entry's transform or the preprocessor (text to token ids, say)"
         )
-    if value.ndim == 0:
+    if is_number or value.ndim == 0:
         raise ValueError(
             f"{key!r} of sample {uid!r} is a scalar, but a first axis is needed as its length: "
-            "give an array of shape (1,)"
+            f"give an array of shape (1,), such as np.array([{value}])"
         )
     return value
 

@@ -67,6 +67,7 @@ def test_tensors_are_as_good_as_arrays():
         ([("a", {"text": "one"})], TypeError, "'text' of sample 'a' is str; .*preprocessor"),
         ([("a", {"text": np.array(["one"])})], TypeError, "'text' of sample 'a' is an array of <U3"),
         ([("a", {"n": np.array(3)})], ValueError, r"'n' of sample 'a' is a scalar.*shape \(1,\)"),
+        ([("a", {"n": 3})], ValueError, r"'n' of sample 'a' is a scalar.*shape \(1,\), such as np.array\(\[3\]\)"),
         (
             [("a", {"x": np.ones((2, 80))}), ("b", {"x": np.ones((2, 40))})],
             ValueError,
