@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -15,6 +16,24 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 INTERVALS = ("batch", "epoch", "batch_and_epoch")
+
+
+class WriteInterval(str, Enum):
+    """Which of a writer's two methods are called; equal to the strings that `BasePredictionWriter` takes."""
+
+    BATCH = "batch"
+    EPOCH = "epoch"
+    BATCH_AND_EPOCH = "batch_and_epoch"
+
+    @property
+    def on_batch(self) -> bool:
+        """After each batch."""
+        return self != "epoch"
+
+    @property
+    def on_epoch(self) -> bool:
+        """After the last one."""
+        return self != "batch"
 
 
 class BasePredictionWriter(Callback):
@@ -32,7 +51,7 @@ class BasePredictionWriter(Callback):
         >>> class ToFiles(BasePredictionWriter):
         ...     def write_on_batch_end(self, trainer, pl_module, prediction, indices, batch, batch_idx, loader_idx):
         ...         torch.save(prediction, f"{trainer.global_rank}_{batch_idx}.pt")
-        >>> ToFiles().interval
+        >>> ToFiles().interval.value
         'batch'
     """
 
@@ -42,7 +61,7 @@ class BasePredictionWriter(Callback):
                 f"write_interval={write_interval!r} is not one of {', '.join(map(repr, INTERVALS))}"
                 f"{nearest(str(write_interval), INTERVALS)}"
             )
-        self.interval = write_interval
+        self.interval = WriteInterval(write_interval)
         self._predictions: list[list[Any]] = []
         self._indices: list[list[list[int] | None]] = []
 
@@ -84,9 +103,9 @@ class BasePredictionWriter(Callback):
     ) -> None:
         """Write, or keep, one batch's prediction."""
         indices = _indices_of(trainer, batch_idx, dataloader_idx)
-        if self.interval != "epoch":
+        if self.interval.on_batch:
             self.write_on_batch_end(trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx)
-        if self.interval != "batch":
+        if self.interval.on_epoch:
             while len(self._predictions) <= dataloader_idx:
                 self._predictions.append([])
                 self._indices.append([])
@@ -95,7 +114,7 @@ class BasePredictionWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Write all predictions."""
-        if self.interval != "batch":
+        if self.interval.on_epoch:
             several = len(trainer.num_predict_batches) > 1
             predictions = self._predictions if several else (self._predictions or [[]])[0]
             self.write_on_epoch_end(trainer, pl_module, predictions, self._indices)

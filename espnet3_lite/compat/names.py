@@ -7,14 +7,21 @@ table.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from espnet3_lite.espnet.import_aliases import HOMES as _DATA_HOMES
-from espnet3_lite.exceptions import nearest
+from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.version import CHECKPOINT_FORMAT
 
 ROOT = "espnet3_lite.compat"
+#: How Lightning's packages begin; what follows is a path in this package.
+PACKAGES = re.compile(
+    r"(lightning\.pytorch|pytorch_lightning|lightning\.fabric|lightning_fabric|lightning_utilities\.core|lightning)"
+    r"(?=\.|$)"
+)
 
 
 def _of(package: str) -> dict[str, str]:
@@ -32,7 +39,8 @@ _TYPES = {
     for name in (
         "STEP_OUTPUT", "EPOCH_OUTPUT", "TRAIN_DATALOADERS", "EVAL_DATALOADERS", "LRSchedulerTypeUnion",
         "LRSchedulerTypeTuple", "LRSchedulerPLType", "OptimizerConfig", "OptimizerLRScheduler",
-        "OptimizerLRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerConfig",
+        "OptimizerLRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerConfig", "_MAP_LOCATION_TYPE", "_OUT_DICT",
+        "_PATH",
     )
 }  # fmt: skip
 _UTILITIES = {
@@ -44,6 +52,11 @@ _UTILITIES = {
     "grad_norm": "compat.utilities.functions",
     "garbage_collection_cuda": "compat.utilities.functions",
     "isolate_rng": "compat.utilities.functions",
+    "get_filesystem": "compat.utilities.functions",
+    "get_init_args": "compat.utilities.functions",
+    "is_oom_error": "callbacks.batch_size_finder:is_out_of_memory",
+    "_load": "checkpoint.files:load_checkpoint",
+    "HyperparametersMixin": "module.hparams",
     "seed_everything": "seed",
     "AttributeDict": "module.hparams",
     "MisconfigurationException": "exceptions",
@@ -53,6 +66,7 @@ _UTILITIES = {
 #: For each module of this package its names, and where each is: a module of ours, or ``module:name``.
 HOMES: dict[str, dict[str, str]] = {
     "": {
+        "install": "compat.run",
         "Trainer": "trainer.trainer",
         "LightningModule": "module.lite_module:LiteModule",
         "LightningDataModule": "module.data_module:LiteDataModule",
@@ -78,6 +92,7 @@ HOMES: dict[str, dict[str, str]] = {
         "rank_zero_only": "compat.utilities.functions",
     },
     "utilities": {**_UTILITIES, "ModelSummary": "callbacks.model_summary:summarize"},
+    "tuner": {"Tuner": "compat.tuner"},
     "utilities.types": {name: "" for name in _TYPES},
 }
 
@@ -88,6 +103,7 @@ INNER = frozenset(
     "gradient_accumulation_scheduler lambda_function lr_finder lr_monitor model_checkpoint model_summary "
     "prediction_writer progress progress_bar rich_progress tqdm_progress pruning quantization rich_model_summary "
     "stochastic_weight_avg timer weight_averaging csv_logs logger mlflow tensorboard wandb ddp fsdp strategy "
+    "mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result "
     "apply_func data enums exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
 )
 
@@ -111,7 +127,6 @@ LEFT_OUT: dict[str, str] = {
     ),
     "TorchSyncBatchNorm": "use `Trainer(sync_batchnorm=True)`",
     **dict.fromkeys(("profilers", "profiler", "SimpleProfiler", "AdvancedProfiler", "PyTorchProfiler"), _PROFILER),
-    **dict.fromkeys(("tuner", "Tuner"), "use the callbacks `BatchSizeFinder` and `LearningRateFinder`"),
     **dict.fromkeys(
         (
             "DeepSpeedStrategy", "ModelParallelStrategy", "SingleDeviceStrategy", "ParallelStrategy", "XLAStrategy",
@@ -140,6 +155,73 @@ def reason_of(name: str) -> str:
     '`LightningCLI` is left out: use `espnet3-lite train CONFIG`, or `espnet3_lite.load_config` and `instantiate`'
     """
     return f"`{name}` is left out: {LEFT_OUT[name]}" if name in LEFT_OUT else ""
+
+
+def home_of(module: str) -> str | None:
+    """Which module here stands for one of Lightning's: its key in `HOMES`; None where nothing is known of it.
+
+    >>> home_of("pytorch_lightning.callbacks.timer"), home_of("lightning.pytorch"), home_of("lightning.app")
+    ('callbacks', '', None)
+    """
+    if not PACKAGES.match(module):
+        return None
+    home = ""
+    for part in _parts(module):
+        if part in LEFT_OUT:
+            break  # its classes may be imported, and raise when they are used
+        if (deeper := f"{home}.{part}".lstrip(".")) in HOMES:
+            home = deeper
+        elif part not in INNER:
+            return None
+    return home
+
+
+def find(module: str, name: str) -> Any:
+    """What stands for a name of one of Lightning's modules; looked for in the utilities and at the top, too.
+
+    Returns:
+        Ours; for what was left out on purpose a class that raises when it is used, since a package may import what it
+        never uses.
+
+    Raises:
+        AttributeError: there is none; the message names the nearest.
+    """
+    home = home_of(module) or ""
+    if name == "__version__":
+        return CHECKPOINT_FORMAT
+    if name == "__all__":
+        return list(HOMES[home])
+    homes = dict.fromkeys((home, "utilities", ""))
+    reason = next((part for part in (*_parts(module), name) if part in LEFT_OUT), None)
+    if reason is not None and not name.startswith("__"):
+        return LeftOut(name, (), {"__module__": module, "reason": f"`{module}.{name}`: {LEFT_OUT[reason]}"})
+    for home in homes:
+        if name in HOMES[home]:
+            return getattr(importlib.import_module(f"{ROOT}.{home}" if home else ROOT), name)
+    known = [known for home in homes for known in HOMES[home]]
+    raise AttributeError(f"espnet3_lite has no stand-in for {f'{module}.{name}'!r}{nearest(name, known)}")
+
+
+def _parts(module: str) -> list[str]:
+    """The path of one of Lightning's modules below its package."""
+    return [part for part in PACKAGES.sub("", module, count=1).split(".") if part]
+
+
+class LeftOut(type):
+    """The type of a class of Lightning's that is not here: it may be imported and derived from, and raises when used.
+
+    >>> find("lightning.pytorch.plugins", "CheckpointIO")()  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    espnet3_lite.exceptions.MisconfigurationException: `lightning.pytorch.plugins.CheckpointIO`: plugins are ...
+    """
+
+    reason: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise MisconfigurationException(cls.reason)
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(f"{cls.reason}; so it has no {name!r}")
 
 
 def served(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:

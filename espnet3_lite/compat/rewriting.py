@@ -11,14 +11,8 @@ import io
 import re
 from typing import NamedTuple
 
-from espnet3_lite.compat.names import HOMES, LEFT_OUT, ROOT, reason_of
+from espnet3_lite.compat.names import HOMES, LEFT_OUT, PACKAGES, ROOT, reason_of
 from espnet3_lite.exceptions import nearest
-
-#: How Lightning's packages begin; what follows is a path in this package.
-_PACKAGES = re.compile(
-    r"(lightning\.pytorch|pytorch_lightning|lightning\.fabric|lightning_fabric|lightning_utilities\.core|lightning)"
-    r"(?=\.|$)"
-)
 
 
 class Edit(NamedTuple):
@@ -60,10 +54,10 @@ def rewrite(text: str) -> Rewritten:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if _PACKAGES.match(alias.name):
+                if PACKAGES.match(alias.name):
                     edits.append(_plain_import(alias, lines))
                     local_names.add(alias.asname or alias.name.partition(".")[0])
-        elif isinstance(node, ast.ImportFrom) and not node.level and _PACKAGES.match(node.module or ""):
+        elif isinstance(node, ast.ImportFrom) and not node.level and PACKAGES.match(node.module or ""):
             home, missing = _home_of(node.module or "", [alias.name for alias in node.names])
             problems += [(alias.lineno, missing[alias.name]) for alias in node.names if alias.name in missing]
             edit = _from_import(node, home, lines)
@@ -100,7 +94,7 @@ def _column(lines: list[str], line: int, offset: int) -> int:
 
 def _home_of(module: str, names: list[str]) -> tuple[str, dict[str, str]]:
     """The module of this package that has these names of one of Lightning's; and why those are missing that are."""
-    inner = _PACKAGES.sub("", module, count=1).lstrip(".")
+    inner = PACKAGES.sub("", module, count=1).lstrip(".")
     left_out = next((part for part in inner.split(".") if part in LEFT_OUT), None)
     if left_out is not None:
         return "", {name: reason_of(name) or reason_of(left_out) for name in names}

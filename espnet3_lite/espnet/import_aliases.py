@@ -22,7 +22,6 @@ from typing import Any
 
 from espnet3_lite.config import Config, load_config
 from espnet3_lite.config.targets import is_installed
-from espnet3_lite.exceptions import nearest
 
 _NAMES = {
     "espnet.data.contract": "BaseDataset DatasetBuilder DatasetContractError Field KINDS Kind register_kind",
@@ -41,15 +40,6 @@ _NAMES = {
 HOMES: dict[str, str] = {name: home for home, names in _NAMES.items() for name in names.split()}
 """ESPnet's names that the data rooms have, each with its module in ``espnet3_lite.espnet.data``."""
 
-_LIGHTNING = (
-    "core.datamodule core.module loggers.csv_logs loggers.logger loggers.tensorboard strategies trainer.trainer "
-    "utilities.exceptions utilities.rank_zero utilities.seed utilities.types "
-    "callbacks.batch_size_finder callbacks.callback callbacks.device_stats_monitor callbacks.early_stopping "
-    "callbacks.finetuning callbacks.gradient_accumulation_scheduler callbacks.lambda_function callbacks.lr_finder "
-    "callbacks.lr_monitor callbacks.model_checkpoint callbacks.model_summary callbacks.prediction_writer "
-    "callbacks.progress callbacks.pruning callbacks.rich_model_summary callbacks.stochastic_weight_avg callbacks.timer "
-    "callbacks.weight_averaging"
-)
 _MODULES = tuple(
     f"{package}.{name}"
     for package, names in {
@@ -64,12 +54,12 @@ _MODULES = tuple(
         "espnet2.iterators": "sequence_iter_factory",
         "espnet2.samplers": "abs_sampler build_batch_sampler folded_batch_sampler length_batch_sampler "
         "num_elements_batch_sampler sorted_batch_sampler unsorted_batch_sampler",
-        **dict.fromkeys(("lightning.pytorch", "pytorch_lightning"), _LIGHTNING),
     }.items()
     for name in names.split()
 )
-"""Their modules from which recipes import them."""
-_ROOTS = ("espnet2", "espnet3", "lightning", "pytorch_lightning")
+"""Their modules from which recipes import them. (Lightning's are in the tables of `compat`.)"""
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+_ROOTS = ("espnet2", "espnet3", *LIGHTNING)
 
 
 @contextmanager
@@ -94,9 +84,13 @@ def espnet_stand_ins() -> Iterator[None]:
         sys.modules.update(set_aside)
 
 
-def stand_in_for_good() -> _StandInFinder:
-    """The same without an end, for a process that somebody else starts."""
-    finder = _StandInFinder([root for root in _ROOTS if not _is_there(root)])
+def stand_in_for_good(roots: Sequence[str] | None = None) -> _StandInFinder:
+    """The same without an end, for a process that somebody else starts.
+
+    Args:
+        roots: Which packages; by default those that are not there.
+    """
+    finder = _StandInFinder([root for root in _ROOTS if not _is_there(root)] if roots is None else roots)
     sys.meta_path.insert(0, finder)
     return finder
 
@@ -114,14 +108,13 @@ def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
 
 
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty package for each of `_MODULES` and what it is in; attributes come from `compat`."""
+    """Finds an empty package for each module that has a counterpart here; its attributes come from `compat`."""
 
     def __init__(self, roots: Sequence[str]):
         self.roots = roots
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        known = any(f"{module}.".startswith(f"{fullname}.") for module in _MODULES)
-        if known and fullname.partition(".")[0] in self.roots:
+        if fullname.partition(".")[0] in self.roots and _has_counterpart(fullname):
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         return None
 
@@ -134,11 +127,19 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__dict__["__getattr__"] = functools.partial(_ours, module.__name__)
 
 
+def _tables() -> Any:
+    """The tables of names, which import everything that they name, and nothing before it is asked for."""
+    return importlib.import_module("espnet3_lite.compat.names")
+
+
+def _has_counterpart(module: str) -> bool:
+    if module.partition(".")[0] in LIGHTNING:
+        return _tables().home_of(module) is not None
+    return any(f"{known}.".startswith(f"{module}.") for known in _MODULES)
+
+
 def _ours(module: str, name: str) -> Any:
-    everything = importlib.import_module("espnet3_lite.compat")  # `HOMES`, and what models and callbacks need
-    if name in everything.__all__:
-        return getattr(everything, name)
     inner = f"{module}.{name}"  # as in ``import lightning as L; L.pytorch.callbacks.Timer``
-    if any(f"{known}.".startswith(f"{inner}.") for known in _MODULES):
+    if name.islower() and not name.startswith("_") and name not in _tables().HOMES[""] and _has_counterpart(inner):
         return importlib.import_module(inner)
-    raise AttributeError(f"espnet3_lite has no stand-in for {inner!r}{nearest(name, everything.__all__)}")
+    return _tables().find(module, name)

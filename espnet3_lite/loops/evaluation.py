@@ -15,7 +15,14 @@ from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
-from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
+from espnet3_lite.loaders.requests import (
+    check_loader,
+    has_loaders,
+    limited,
+    prepare_loader,
+    request_loaders,
+    several_loaders,
+)
 from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
@@ -83,6 +90,15 @@ class EvaluationLoop:
         trainer.train_data.setup_if_due()
         rank_zero_warn("overfit_batches: validation takes the training's batches instead of its own loader's")
         return trainer.train_data.given
+
+    @property
+    def _data_source(self) -> EvaluationLoop:
+        """What code written for Lightning asks `is_defined` of, to know whether a fit will validate."""
+        return self
+
+    def is_defined(self) -> bool:
+        """There are loaders, given or the module's own."""
+        return has_loaders(self.trainer, self.prefix)
 
     def setup_if_due(self) -> None:
         """The first time, and by ``reload_dataloaders_every_n_epochs``."""

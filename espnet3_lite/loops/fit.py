@@ -43,6 +43,7 @@ from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
 
 if TYPE_CHECKING:
+    from espnet3_lite.loops.evaluation import EvaluationLoop
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -72,6 +73,9 @@ class FitLoop(Progress):
     @max_epochs.setter
     def max_epochs(self, epochs: int) -> None:
         self.trainer.max_epochs = epochs
+
+    def _val_loop(self) -> EvaluationLoop:
+        return self.trainer.evaluation_loops["val"]
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from espnet3_lite.loops.evaluation import EvaluationLoop
 
 
 class EpochStage(str, Enum):
@@ -87,7 +90,10 @@ class Progress:
         under_way = begun + self.batch_is_open  # the hooks of a batch's end are not through with it
         done, seen = self.batches_done + begun, self.batches_seen + begun
         batches = BatchProgress(Counts(done, done - under_way), Counts(seen, seen - under_way), self.is_last_batch)
-        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped)
+        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped, self._val_loop())
+
+    def _val_loop(self) -> EvaluationLoop | None:
+        return None  # a fit has one
 
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
@@ -138,6 +144,7 @@ class EpochLoop(NamedTuple):
         batch_progress: How many batches were begun and are through.
         global_step: Optimizer steps.
         loggers_axis: Lightning calls it `_batches_that_stepped`.
+        val_loop: The fit's validation; None where there is no trainer.
     """
 
     batch_idx: int
@@ -145,6 +152,7 @@ class EpochLoop(NamedTuple):
     batch_progress: BatchProgress
     global_step: int
     loggers_axis: int
+    val_loop: EvaluationLoop | None
 
     @property
     def _batches_that_stepped(self) -> int:

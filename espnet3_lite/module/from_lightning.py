@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, is_lightnings, parentheses_missing
 
-#: Lightning 1's methods that Lightning 2 no longer calls, and what takes their place.
+#: Lightning 1's methods that Lightning 2 refuses, and what takes their place.
 _REMOVED = {
-    **{
-        f"{step}_epoch_end": f"`on_{hook}_epoch_end(self)`, which gets no outputs: keep what you need in "
-        f"`{step}_step`, such as `self.outputs.append(...)`"
-        for step, hook in {"training": "train", "validation": "validation", "test": "test"}.items()
-    },
+    f"{step}_epoch_end": f"`on_{hook}_epoch_end(self)`, which gets no outputs: keep what you need in "
+    f"`{step}_step`, such as `self.outputs.append(...)`"
+    for step, hook in {"training": "train", "validation": "validation", "test": "test"}.items()
+}
+#: Those that Lightning 2 no longer calls; a program may have methods of these names that it calls itself.
+_UNCALLED = {
     **{f"{step}_step_end": f"the end of `{step}_step`" for step in ("training", "validation", "test")},
     "on_epoch_start": "`on_train_epoch_start` or `on_validation_epoch_start`",
     "on_epoch_end": "`on_train_epoch_end` or `on_validation_epoch_end`",
@@ -28,12 +30,20 @@ _REMOVED = {
 
 
 def refuse_removed_hooks(module: nn.Module) -> None:
-    """Look for methods of Lightning 1. (Its arguments do not fit: `callbacks/users_hooks.py`.)
+    """Look for methods of Lightning 1, and warn of those that the program may be calling itself.
+
+    (Arguments that do not fit: `callbacks/users_hooks.py`.)
 
     Raises:
-        MisconfigurationException: each of them, and what to write instead.
+        MisconfigurationException: each of the others, and what to write instead.
     """
     name = type(module).__name__
+    for method, instead in _UNCALLED.items():
+        if callable(getattr(module, method, None)):
+            rank_zero_warn(
+                f"`{name}.{method}` was a hook of Lightning 1's, and the trainer does not call it. Unless your code "
+                f"does, write {instead}"
+            )
     problems = [
         f"`{name}.{method}` is Lightning 1's and is not called; write {instead}"
         for method, instead in _REMOVED.items()

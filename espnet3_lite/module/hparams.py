@@ -51,6 +51,10 @@ class HyperparametersMixin:
         {'width': 8, 'depth': 2}
     """
 
+    #: Where a checkpoint has them, for hooks that read or change it there.
+    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+
     def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
         """Save the arguments of ``__init__``, to be called from it.
 
@@ -81,7 +85,7 @@ class HyperparametersMixin:
             values = {name: values[name] for name in args} if args else values
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         self.hparams.update({name: value for name, value in values.items() if name not in ignored})
-        self._hparams_initial = _copied({k: v for k, v in self.hparams.items() if not hasattr(v, "parameters")})
+        self._hparams_initial = AttributeDict(_copied(self.hparams))
 
     @property
     def hparams(self) -> AttributeDict:
@@ -160,11 +164,11 @@ def _items_of(given: Any) -> dict[str, Any]:
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies, so that later changes do not show; what cannot be copied is the object itself."""
+    """Copies, so that later changes do not show; a module, or what cannot be copied, is the object itself."""
     copies = {}
     for name, value in values.items():
         try:
-            copies[name] = copy.deepcopy(value)
+            copies[name] = value if hasattr(value, "parameters") else copy.deepcopy(value)
         except Exception:  # whatever an object of the user's raises where it cannot be copied
             copies[name] = value
     return copies

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
+import inspect
 import logging
+import os
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -136,6 +140,29 @@ def grad_norm(
         total = torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms.values()]), norm_type)
         norms[f"grad_{norm_type}_norm_total"] = total
     return norms
+
+
+def get_filesystem(path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """fsspec's file system of a path or URL; torch brings fsspec along.
+
+    Args:
+        path: A path, or a URL such as ``memory://runs``.
+        kwargs: What the file system takes.
+    """
+    fsspec = importlib.import_module("fsspec")
+    return fsspec.core.url_to_fs(os.fspath(path), **kwargs)[0]
+
+
+def get_init_args(frame: types.FrameType) -> dict[str, Any]:
+    """The arguments that an ``__init__`` was called with, read from its frame; `self` is none of them.
+
+    Args:
+        frame: Of the call; that of any other function gives an empty dict.
+    """
+    names, _, keywords, values = inspect.getargvalues(frame)
+    if frame.f_code.co_name != "__init__":
+        return {}
+    return {name: values[name] for name in names[1:]} | dict(values[keywords] if keywords else {})
 
 
 def garbage_collection_cuda() -> None:

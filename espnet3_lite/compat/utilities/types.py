@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -15,8 +16,14 @@ __all__ = [
     "EPOCH_OUTPUT", "EVAL_DATALOADERS", "LRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerPLType",
     "LRSchedulerTypeTuple", "LRSchedulerTypeUnion", "OptimizerConfig", "OptimizerLRScheduler",
     "OptimizerLRSchedulerConfig", "STEP_OUTPUT", "TRAIN_DATALOADERS",
+    "_MAP_LOCATION_TYPE", "_OUT_DICT", "_PATH",
 ]  # fmt: skip
 
+#: A file, and where its tensors go.
+_PATH = str | os.PathLike[str]
+_MAP_LOCATION_TYPE = torch.device | str | Callable[[Any, str], Any] | dict[Any, str] | None
+#: One loader's results.
+_OUT_DICT = dict[str, torch.Tensor]
 #: What a step returns.
 STEP_OUTPUT = torch.Tensor | Mapping[str, Any] | None
 #: What Lightning 1's ``..._epoch_end`` hooks were given.

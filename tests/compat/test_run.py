@@ -1,0 +1,198 @@
+"""Programs and packages that import Lightning run as they stand: `espnet3_lite.compat.run` and `install`."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from quiet import quiet_trainer
+
+import espnet3_lite
+from espnet3_lite import LiteModule, callbacks, compat
+from espnet3_lite.compat import names
+from espnet3_lite.exceptions import MisconfigurationException
+
+PROGRAM = """
+import sys
+import lightning.pytorch as pl
+import pytorch_lightning
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from pytorch_lightning.callbacks.early_stopping import EarlyStopping
+from lightning.pytorch.plugins.environments import SLURMEnvironment  # imported, and never used
+
+class Own(SLURMEnvironment): pass
+
+assert pytorch_lightning.LightningModule is pl.LightningModule and pl.callbacks.EarlyStopping is EarlyStopping
+print(pl.__version__, EarlyStopping.__module__, __name__, sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A script beside an installed Lightning that must not be taken; a module of a package that is run with ``-m``."""
+    for package in ("lightning", "pytorch_lightning"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('the installed one')\n")
+    (tmp_path / "theirs").mkdir()
+    for path in ("train.py", "theirs/train.py", "theirs/__init__.py"):
+        (tmp_path / path).write_text("" if path.endswith("__init__.py") else PROGRAM)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "theirs.train"]], ids=" ".join)
+def test_a_program_runs_as_it_stands(program, words):
+    command = [sys.executable, "-m", "espnet3_lite.compat.run", *words, "--lr", "1"]
+    done = subprocess.run(command, cwd=program, capture_output=True, text=True, check=False)
+    expected = f"{compat.__version__} espnet3_lite.callbacks.early_stopping __main__ ['--lr', '1']"
+    assert (done.stdout.strip(), done.returncode) == (expected, 0), done.stderr
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 2), (["-m"], 2), (["--help"], 0)])
+def test_usage(words, status, capsys):
+    from espnet3_lite.compat.run import main
+
+    assert main(words) == status
+    assert "usage: python -m espnet3_lite.compat.run" in capsys.readouterr().err
+
+
+def test_installing_comes_too_late_after_lightnings_import(monkeypatch):
+    there = types.ModuleType("lightning")
+    there.__file__ = "/somewhere/lightning/__init__.py"
+    monkeypatch.setitem(sys.modules, "lightning", there)
+    with pytest.raises(RuntimeError, match="too late: .*lightning.* from /somewhere/lightning"):
+        compat.install()
+
+
+#: What public packages import of Lightning's, beside the most usual names.
+IMPORTED = {
+    "lightning.fabric.utilities.types": ["_PATH", "_MAP_LOCATION_TYPE"],
+    "lightning.pytorch.utilities.parsing": ["get_init_args"],
+    "lightning.pytorch.utilities.memory": ["is_oom_error"],
+    "lightning.fabric.utilities.cloud_io": ["_load", "get_filesystem"],
+    "lightning.pytorch.core.mixins": ["HyperparametersMixin"],
+    "lightning.pytorch.trainer.connectors.logger_connector.result": ["_OUT_DICT"],
+    "pytorch_lightning.tuner": ["Tuner"],
+    "pytorch_lightning.core.saving": ["get_filesystem"],
+}
+
+
+@pytest.mark.parametrize("module", IMPORTED)
+def test_names_that_packages_import(module):
+    assert names.home_of(module) is not None
+    for name in IMPORTED[module]:
+        assert not isinstance(names.find(module, name), names.LeftOut)
+
+
+def test_what_is_left_out_may_be_imported_and_derived_from_and_raises_when_used():
+    left_out = names.find("lightning_fabric.plugins.io.torch_io", "TorchCheckpointIO")
+    derived = type("Own", (left_out,), {})
+    assert not isinstance(3, derived)
+    for use in (left_out, derived):
+        with pytest.raises(MisconfigurationException, match="torch_io.TorchCheckpointIO`: plugins are Lightning's own"):
+            use()
+    with pytest.raises(AttributeError, match="plugins are Lightning's own.*'detect'"):
+        left_out.detect()
+
+
+def test_an_unknown_name_has_the_nearest():
+    with pytest.raises(AttributeError, match="no stand-in for 'lightning.pytorch.Trainr'; did you mean 'Trainer'"):
+        names.find("lightning.pytorch", "Trainr")
+
+
+def test_a_tuner_may_be_made_and_says_what_to_take():
+    tuner = compat.tuner.Tuner(quiet_trainer())
+    with pytest.raises(MisconfigurationException, match=r"callbacks=\[LearningRateFinder"):
+        tuner.lr_find(None)
+    with pytest.raises(MisconfigurationException, match=r"callbacks=\[BatchSizeFinder"):
+        tuner.scale_batch_size(None, mode="power")
+
+
+class Line(LiteModule):
+    def __init__(self, width=1, net=None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(1, width)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+DATA = torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2)
+
+
+def test_a_package_takes_hyperparameters_back_out():
+    """pytorch-forecasting: what no checkpoint can hold goes from both tables, and its key is the class's."""
+    net = torch.nn.Linear(1, 1)
+    model = Line(net=net)
+    assert model.hparams_initial["net"] is net
+    del model._hparams["net"]
+    del model._hparams_initial["net"]
+    assert dict(model.hparams_initial) == {"width": 1}
+    assert (model.CHECKPOINT_HYPER_PARAMS_KEY, model.CHECKPOINT_HYPER_PARAMS_NAME) == (
+        "hyper_parameters",
+        "hparams_name",
+    )
+
+
+def test_a_method_of_a_hooks_old_name_that_the_program_calls_itself(monkeypatch):
+    """pytorch-forecasting's models call their own `on_epoch_end`: a warning, and they train."""
+
+    class Calls(Line):
+        ends = 0
+
+        def on_train_epoch_end(self):
+            self.on_epoch_end([])
+
+        def on_epoch_end(self, outputs):
+            self.ends += 1
+
+    model = Calls()
+    with pytest.warns(UserWarning, match="`Calls.on_epoch_end` was a hook of Lightning 1's.* Unless your code does"):
+        quiet_trainer(max_epochs=2).fit(model, DATA)
+    assert model.ends == 2
+
+
+@pytest.mark.parametrize("validation", [DATA, None])
+def test_a_module_asks_whether_a_fit_will_validate(validation):
+    """GluonTS's models choose their scheduler's metric by it."""
+    found = []
+
+    class Asks(Line):
+        def configure_optimizers(self):
+            found.append(self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+            return super().configure_optimizers()
+
+    quiet_trainer(max_epochs=1).fit(Asks(), DATA, validation)
+    assert found == [validation is not None]
+
+
+@pytest.mark.parametrize(
+    ("interval", "batch", "epoch"), [("batch", True, False), ("epoch", False, True), ("batch_and_epoch", True, True)]
+)
+def test_a_prediction_writers_interval(interval, batch, epoch):
+    """pytorch-forecasting's writers ask ``self.interval.on_epoch``."""
+    found = callbacks.BasePredictionWriter(interval).interval
+    assert (found, found.on_batch, found.on_epoch) == (interval, batch, epoch)
+
+
+def test_arguments_of_an_init_from_its_frame():
+    class Model:
+        def __init__(self, width, *, depth=2, **more):
+            self.found = compat.get_init_args(sys._getframe())
+
+    def build(width):
+        return compat.get_init_args(sys._getframe())
+
+    assert Model(3, lr=1).found == {"width": 3, "depth": 2, "lr": 1}
+    assert build(3) == {}
+
+
+def test_the_version_is_lightnings():
+    assert names.find("pytorch_lightning", "__version__") == compat.__version__ != espnet3_lite.__version__
