@@ -52,6 +52,7 @@ _UTILITIES = {
     "grad_norm": "compat.utilities.functions",
     "garbage_collection_cuda": "compat.utilities.functions",
     "isolate_rng": "compat.utilities.functions",
+    "PossibleUserWarning": "compat.utilities.functions",
     "get_filesystem": "compat.utilities.functions",
     "get_init_args": "compat.utilities.functions",
     "is_oom_error": "callbacks.batch_size_finder:is_out_of_memory",
@@ -103,7 +104,7 @@ INNER = frozenset(
     "gradient_accumulation_scheduler lambda_function lr_finder lr_monitor model_checkpoint model_summary "
     "prediction_writer progress progress_bar rich_progress tqdm_progress pruning quantization rich_model_summary "
     "stochastic_weight_avg timer weight_averaging csv_logs logger mlflow tensorboard wandb ddp fsdp strategy "
-    "mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result "
+    "warnings mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result "
     "apply_func data enums exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
 )
 

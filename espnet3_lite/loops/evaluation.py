@@ -14,15 +14,9 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders import requests
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
-from espnet3_lite.loaders.requests import (
-    check_loader,
-    has_loaders,
-    limited,
-    prepare_loader,
-    request_loaders,
-    several_loaders,
-)
+from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
@@ -98,7 +92,7 @@ class EvaluationLoop:
 
     def is_defined(self) -> bool:
         """There are loaders, given or the module's own."""
-        return has_loaders(self.trainer, self.prefix)
+        return requests.has_loaders(self.trainer, self.prefix)
 
     def setup_if_due(self) -> None:
         """The first time, and by ``reload_dataloaders_every_n_epochs``."""

@@ -73,6 +73,7 @@ IMPORTED = {
     "lightning.pytorch.core.mixins": ["HyperparametersMixin"],
     "lightning.pytorch.trainer.connectors.logger_connector.result": ["_OUT_DICT"],
     "pytorch_lightning.tuner": ["Tuner"],
+    "pytorch_lightning.utilities.warnings": ["PossibleUserWarning"],
     "pytorch_lightning.core.saving": ["get_filesystem"],
 }
 

@@ -142,6 +142,10 @@ def grad_norm(
     return norms
 
 
+class PossibleUserWarning(UserWarning):
+    """A category that programs tell `warnings` to ignore; what is warned about here is a plain `UserWarning`."""
+
+
 def get_filesystem(path: str | os.PathLike[str], **kwargs: Any) -> Any:
     """fsspec's file system of a path or URL; torch brings fsspec along.
 
