@@ -84,7 +84,7 @@ def collect_random_state(own: Mapping[str, Generator] | None = None) -> dict[str
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     if own:
-        state["own"] = {place: state_of(generator) for place, generator in own.items()}
+        state["own"] = states_of(own)
     return state
 
 
@@ -121,10 +121,7 @@ def restore_random_state(state: dict[str, Any], own: Mapping[str, Generator] | N
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-    known = state.get("own", {})
-    for place, generator in (own or {}).items():
-        if place in known:
-            set_state(generator, known[place])
+    set_states(own or {}, state.get("own", {}))
 
 
 def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -144,6 +141,18 @@ def isolated_random_state(own: Mapping[str, Generator] | None = None) -> Iterato
 
 
 # ---- generators that data sets, transforms and modules keep for themselves -------------------------------------------
+
+
+def states_of(own: Mapping[str, Generator]) -> dict[str, Any]:
+    """The states of generators, by the same places."""
+    return {place: state_of(generator) for place, generator in own.items()}
+
+
+def set_states(own: Mapping[str, Generator], states: Mapping[str, Any]) -> None:
+    """Put back what `states_of` gave; a generator whose place is not among them stays as it is."""
+    for place, generator in own.items():
+        if place in states:
+            set_state(generator, states[place])
 
 
 def state_of(generator: Generator) -> Any:

@@ -16,12 +16,13 @@ from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
 from espnet3_lite.seed import (
+    Generator,
     collect_random_state,
     generators_in,
     isolated_random_state,
     restore_random_state,
-    set_state,
-    state_of,
+    set_states,
+    states_of,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class TrainData:
             state = state if over or not state.get("over") else None  # the epoch that was cut is not this one
         drawn_from = self._of_this_rank(state["random"]) if over and state is not None else None
         self._random_state = drawn_from or collect_random_state()
-        self._generator_states = self._states_of_generators()
+        self._generator_states = states_of(self._generators)
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
@@ -181,7 +182,7 @@ class TrainData:
         over = self.trainer.fit_loop.data_is_over
         state = self.loader_state(over)
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
-        begun = self._states_of_generators() if over else self._generator_states
+        begun = states_of(self._generators) if over else self._generator_states
         return {
             "random": strategy.gather_objects(self._random_state), "generators": begun,
             "ahead": strategy.gather_objects(ahead), "loader": own, "over": over,
@@ -205,11 +206,8 @@ class TrainData:
         random_state = self._of_this_rank(state["random"])
         if random_state is not None and not state.get("over"):
             restore_random_state(random_state)
-        known = state["generators"]
-        for place, generator in generators_in({"loader": self.given}).items():
-            before = place.removeprefix("loader.")  # files of earlier versions have some of them so
-            if place in known or before in known:
-                set_state(generator, known[place if place in known else before])
+        known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
+        set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
             if state.get("over"):  # the iteration that was over, which the next one follows
@@ -222,9 +220,10 @@ class TrainData:
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
 
-    def _states_of_generators(self) -> dict[str, Any]:
-        """Of the generators that the loader, its samplers and its data set keep for themselves, by place."""
-        return {place: state_of(generator) for place, generator in generators_in({"loader": self.given}).items()}
+    @property
+    def _generators(self) -> dict[str, Generator]:
+        """The generators that the loader, its samplers and its data set keep for themselves, by place."""
+        return generators_in({"loader": self.given})
 
     def _resumed_loader(self, state: dict[str, Any] | None, loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""

@@ -180,6 +180,8 @@ class FitLoop(Progress):
         if not resumed:
             resuming.restore_random_state(self)  # this run resumes between two epochs
             self.batches_done = 0
+            if None in trainer.plan.slots:
+                trainer.plan.slots[None].open = False  # an epoch that a hook ended may leave a window half full
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed

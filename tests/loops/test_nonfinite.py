@@ -295,3 +295,28 @@ def test_utterances_are_named(tmp_path):
     batches = [(["utt_a", "utt_b"], {"speech": row}) for row in rows(3)]
     with pytest.warns(UserWarning, match=r"batch 1: loss is nan \(utterances utt_a, utt_b\); skipped"):
         fit(tmp_path, Speech({1: NAN}), batches)
+
+
+class LeavesEarly(LiteModule):
+    """Its hook ends the first epoch within a window; the first batch of the second one is skipped."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if (self.current_epoch, batch_idx) == (0, 1) else None
+
+    def training_step(self, batch, batch_idx):
+        return self.weight * (NAN if (self.current_epoch, batch_idx) == (1, 0) else batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def test_a_window_that_an_epochs_early_end_left_is_no_part_of_the_next():
+    module, batches = LeavesEarly(), list(torch.tensor([100.0, 1.0, 2.0, 3.0]))
+    trainer = quiet_trainer(max_epochs=2, accumulate_grad_batches=4)
+    with pytest.warns(UserWarning, match="epoch 1, batch 0: loss is nan"):
+        trainer.fit(module, batches)
+    assert module.weight.item() == -(1 + 2 + 3) / 4  # and not -26.5, with the 100
