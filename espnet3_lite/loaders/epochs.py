@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice, length_of
 from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
-from espnet3_lite.seed import (
-    Generator,
-    collect_random_state,
-    generators_in,
-    isolated_random_state,
-    restore_random_state,
-    set_states,
-    states_of,
-)
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -105,8 +97,8 @@ class TrainData:
             self._restore(state)
             state = state if over or not state.get("over") else None  # the epoch that was cut is not this one
         drawn_from = self._of_this_rank(state["random"]) if over and state is not None else None
-        self._random_state = drawn_from or collect_random_state()
-        self._generator_states = states_of(self._generators)
+        self._random_state = drawn_from or seed.collect_random_state()
+        self._generator_states = seed.states_of(self._generators)
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
@@ -182,7 +174,7 @@ class TrainData:
         over = self.trainer.fit_loop.data_is_over
         state = self.loader_state(over)
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
-        begun = states_of(self._generators) if over else self._generator_states
+        begun = seed.states_of(self._generators) if over else self._generator_states
         return {
             "random": strategy.gather_objects(self._random_state), "generators": begun,
             "ahead": strategy.gather_objects(ahead), "loader": own, "over": over,
@@ -205,13 +197,13 @@ class TrainData:
         """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
         random_state = self._of_this_rank(state["random"])
         if random_state is not None and not state.get("over"):
-            restore_random_state(random_state)
+            seed.restore_random_state(random_state)
         known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
-        set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
+        seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
             if state.get("over"):  # the iteration that was over, which the next one follows
-                with isolated_random_state():
+                with seed.isolated_random_state():
                     iter(self.given)
 
     def _of_this_rank(self, states: list[Any]) -> Any:
@@ -221,9 +213,9 @@ class TrainData:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
 
     @property
-    def _generators(self) -> dict[str, Generator]:
+    def _generators(self) -> dict[str, seed.Generator]:
         """The generators that the loader, its samplers and its data set keep for themselves, by place."""
-        return generators_in({"loader": self.given})
+        return seed.generators_in({"loader": self.given})
 
     def _resumed_loader(self, state: dict[str, Any] | None, loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
