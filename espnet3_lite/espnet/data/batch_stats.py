@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.espnet.import_aliases import espnet_stand_ins
 
 
@@ -79,12 +80,12 @@ class Collector:
     def at_work(self) -> Iterator[Callable[[int], BatchStats]]:
         """A function from a batch's number to its statistics.
 
-        Meanwhile the model is in eval mode and on the GPU if there is one, and torch uses one thread, since
-        some operations round otherwise with more. Afterwards all this, and the random state, is as before.
+        Meanwhile the model is in eval mode and on the GPU if there is one, under torchrun the rank's own, and torch
+        uses one thread, since some operations round otherwise with more. Afterwards all this, and the random state, is as before.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         home = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device("auto")
         threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
             torch.set_num_threads(1)

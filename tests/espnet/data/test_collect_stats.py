@@ -17,6 +17,7 @@ import pytest
 import torch
 from data_parts import LogEnergy, NotANumber, entries_of, write_recipe
 
+from espnet3_lite.espnet.data.batch_stats import Collector
 from espnet3_lite.espnet.data.collate import CommonCollateFn
 from espnet3_lite.espnet.data.collect_stats import collect_stats
 from espnet3_lite.espnet.data.dataset import CombinedDataset
@@ -158,6 +159,24 @@ def test_utterance_ids_of_the_data_set(tmp_path):
     assert (tmp_path / "train" / "feats_shape").read_text() == "first 1,2\nsecond 5,2\n"
     assert (tmp_path / "valid" / "feats_shape").read_text() == "given 3,2\n"
     assert data["train"].use_espnet_collator is False
+
+
+@pytest.mark.parametrize(("local_rank", "device"), [(None, "cuda:0"), ("0", "cuda:0"), ("3", "cuda:3")])
+def test_each_rank_computes_on_a_gpu_of_its_own(local_rank, device, monkeypatch):
+    class Moved(LogEnergy):
+        devices = []
+
+        def to(self, device):
+            self.devices.append(str(device))
+            return self
+
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = Moved()
+    with Collector(model, [], CommonCollateFn(), 1, 0).at_work():
+        assert model.devices == [device]
+    assert model.devices == [device, "cpu"]
 
 
 def test_sums_do_not_lose_what_float32_would(tmp_path):
