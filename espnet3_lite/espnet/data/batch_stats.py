@@ -81,7 +81,8 @@ class Collector:
         """A function from a batch's number to its statistics.
 
         Meanwhile the model is in eval mode and on the GPU if there is one, under torchrun the rank's own, and torch
-        uses one thread, since some operations round otherwise with more. Afterwards all this, and the random state, is as before.
+        uses one thread, since some operations round otherwise with more. Afterwards all this, and the random state,
+        is as before.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         home = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
