@@ -87,7 +87,7 @@ CASES = {
     }, "text"),
     "tts_tacotron2": ("espnet2.tasks.tts.TTSTask", {
         "token_list": TOKENS, "feats_extract": "fbank", "normalize": None,
-        "feats_extract_conf": {"n_fft": 64, "hop_length": 16, "win_length": None, "n_mels": 8, "fs": 16000},
+        "feats_extract_conf": {"n_fft": 256, "hop_length": 128, "win_length": None, "n_mels": 8, "fs": 16000},
         "tts": "tacotron2", "tts_conf": {
             "embed_dim": 8, "econv_layers": 1, "econv_chans": 8, "econv_filts": 5, "eunits": 8, "adim": 8,
             "aconv_chans": 4, "dlayers": 1, "dunits": 8, "prenet_layers": 1, "prenet_units": 8, "postnet_layers": 1,
@@ -96,7 +96,7 @@ CASES = {
     }, "speech text"),
     "tts_transformer": ("espnet2.tasks.tts.TTSTask", {
         "token_list": TOKENS, "feats_extract": "fbank", "normalize": None,
-        "feats_extract_conf": {"n_fft": 64, "hop_length": 16, "win_length": None, "n_mels": 8, "fs": 16000},
+        "feats_extract_conf": {"n_fft": 256, "hop_length": 128, "win_length": None, "n_mels": 8, "fs": 16000},
         "tts": "transformer", "tts_conf": {
             "adim": 8, "aheads": 2, "elayers": 1, "eunits": 8, "dlayers": 1, "dunits": 8, "embed_dim": 8,
             "eprenet_conv_layers": 1, "eprenet_conv_chans": 8, "dprenet_layers": 1, "dprenet_units": 8,
