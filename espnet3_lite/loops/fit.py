@@ -36,14 +36,13 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
 from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
-from espnet3_lite.loops.evaluation import validate_within_fit
+from espnet3_lite.loops.evaluation import EvaluationLoop, validate_within_fit
 from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
 from espnet3_lite.loops.progress import EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
 
 if TYPE_CHECKING:
-    from espnet3_lite.loops.evaluation import EvaluationLoop
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -180,8 +179,7 @@ class FitLoop(Progress):
         if not resumed:
             resuming.restore_random_state(self)  # this run resumes between two epochs
             self.batches_done = 0
-            if None in trainer.plan.slots:
-                trainer.plan.slots[None].open = False  # an epoch that a hook ended may leave a window half full
+            trainer.plan.leave_window()  # an epoch that a hook ended may have left one half full
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed

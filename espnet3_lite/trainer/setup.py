@@ -86,6 +86,11 @@ class RunPlan:
         """Gradients wait in a window, and must not be cleared. (By hand, a validation clears them, as in Lightning.)"""
         return self.automatic_optimization and any(slot.pending for slot in self.slots.values())
 
+    def leave_window(self) -> None:
+        """What comes next belongs to another window of the plain optimizer; a named one's goes on over epochs."""
+        if None in self.slots:
+            self.slots[None].open = False
+
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
         return next(slot for slot in self.slots.values() if optimizer in (slot.optimizer, slot.manual))
