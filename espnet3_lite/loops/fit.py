@@ -36,7 +36,7 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
 from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
-from espnet3_lite.loops.evaluation import EvaluationLoop, validate_within_fit
+from espnet3_lite.loops.evaluation import validate_within_fit
 from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
 from espnet3_lite.loops.progress import EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
@@ -57,6 +57,7 @@ class FitLoop(Progress):
         super().__init__()
         self.trainer = trainer
         self.work = BatchInWork()
+        self.val_loop = trainer.evaluation_loops["val"]
         #: A callback sets it to recompute BatchNorm's statistics: batches run forward, and nothing is trained.
         self.forward_only = False
         #: The random state of each rank, from a checkpoint. It is put back at the batch where the run goes on.
@@ -72,9 +73,6 @@ class FitLoop(Progress):
     @max_epochs.setter
     def max_epochs(self, epochs: int) -> None:
         self.trainer.max_epochs = epochs
-
-    def _val_loop(self) -> EvaluationLoop:
-        return self.trainer.evaluation_loops["val"]
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 

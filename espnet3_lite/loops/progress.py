@@ -63,6 +63,9 @@ class Progress:
     is_last_batch: bool = False
     stage: EpochStage = EpochStage.NOT_BEGUN
 
+    def __post_init__(self) -> None:
+        self.val_loop: EvaluationLoop | None = None  # a fit has one; no checkpoint stores it
+
     @property
     def within_epoch(self) -> bool:
         """An epoch has begun, and its end has not: what a resumed run goes on with."""
@@ -90,10 +93,7 @@ class Progress:
         under_way = begun + self.batch_is_open  # the hooks of a batch's end are not through with it
         done, seen = self.batches_done + begun, self.batches_seen + begun
         batches = BatchProgress(Counts(done, done - under_way), Counts(seen, seen - under_way), self.is_last_batch)
-        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped, self._val_loop())
-
-    def _val_loop(self) -> EvaluationLoop | None:
-        return None  # a fit has one
+        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped, self.val_loop)
 
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""

@@ -135,9 +135,9 @@ class Trainer(TrainerProperties):
     def make_loops(self) -> None:
         """What counts, logs and calls hooks, with nothing counted yet and nobody who listens."""
         self.metrics = Metrics(self)
+        self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.fit_loop = FitLoop(self)
         self.train_data = TrainData(self)
-        self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.plan = setup.RunPlan(ValidationSchedule(self))
         self.callback_handler = CallbackHandler()
         self.hook_calls = HookCalls(self)
