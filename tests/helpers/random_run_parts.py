@@ -134,17 +134,17 @@ class Own:
 
 
 class RandomBatches:
-    """A batch sampler that draws its batches with Python's generator."""
+    """A batch sampler that shuffles a list of its own in place with Python's generator."""
 
     def __init__(self, samples):
-        self.samples = samples
+        self.samples, self.order = samples, list(range(samples))
 
     def __len__(self):
         return -(-self.samples // 3)
 
     def __iter__(self):
-        order = random.sample(range(self.samples), self.samples)
-        yield from (order[start : start + 3] for start in range(0, self.samples, 3))
+        random.shuffle(self.order)
+        yield from (self.order[start : start + 3] for start in range(0, self.samples, 3))
 
 
 def loader_of(run):

@@ -341,3 +341,42 @@ def test_one_that_draws_from_the_global_generators_meanwhile_is_warned_of(tmp_pa
     fit(Model, make, tmp_path, **ENDLESS)
     with pytest.warns(UserWarning, match="Endless has no `__len__` and draws from the global random generators"):
         fit(Model, make, path=tmp_path / "0-9.ckpt", **ENDLESS)
+
+
+class Bucketed(Sampler):
+    """Shuffles lists of its own in place, as bucket samplers do, and counts its epochs."""
+
+    def __init__(self, kind):
+        buckets = [list(range(start, min(start + 3, COUNT))) for start in range(0, COUNT, 3)]
+        self.kind, self.epochs = kind, 0
+        self.batches = {"lists": buckets, "array": np.arange(COUNT), "tensor": torch.arange(COUNT)}.get(kind)
+
+    def __len__(self):
+        return BATCHES if self.kind in ("lists", "count") else COUNT
+
+    def __iter__(self):
+        self.epochs += 1
+        if self.kind == "count":
+            order = random.Random(self.epochs).sample(range(COUNT), COUNT)
+            return iter([order[start : start + SIZE] for start in range(0, COUNT, SIZE)])
+        if self.kind == "tensor":
+            self.batches = self.batches[torch.randperm(COUNT)]
+            return iter(self.batches.tolist())
+        if self.kind == "array":
+            np.random.shuffle(self.batches)
+            return iter(self.batches.tolist())
+        random.shuffle(self.batches)
+        for batch in self.batches:
+            random.shuffle(batch)
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("kind", ["lists", "array", "tensor", "count"])
+def test_what_a_sampler_shuffles_in_place_goes_on(kind, tmp_path):
+    batched = "batch_sampler" if kind in ("lists", "count") else "sampler"
+    size = {} if batched == "batch_sampler" else {"batch_size": SIZE}
+
+    def make():
+        return DataLoader(Noisy(), **{batched: Bucketed(kind)}, **size)
+
+    check_resumed(Model, make, tmp_path, [(0, 2), (1, 0), (1, 7), (2, 3), (2, 7)], max_epochs=4)
