@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders import sampler_state
+from espnet3_lite.loaders import kept_order
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice, length_of
 from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
@@ -45,9 +45,9 @@ class TrainData:
         #: The random state from which this epoch's order was drawn, and the states of the loader's own generators.
         self._random_state: dict[str, Any] | None = None
         self._generator_states: dict[str, Any] = {}
-        #: Which attributes of the loader's samplers an iteration has changed, and all of them when this epoch began.
-        self._changed_by_sampling: set[str] = set()
-        self._kept_by_samplers: dict[str, bytes] = {}
+        #: Which attributes of the loader's parts an iteration has changed, and all of them when this epoch began.
+        self._changed_order: set[str] = set()
+        self._kept_order: dict[str, bytes] = {}
         #: What `state_dict` gave, for a run that resumes within an epoch.
         self.resume_state: dict[str, Any] | None = None
 
@@ -103,7 +103,7 @@ class TrainData:
         drawn_from = self._of_this_rank(state["random"]) if over and state is not None else None
         self._random_state = drawn_from or seed.collect_random_state()
         self._generator_states = seed.states_of(self._generators)
-        self._kept_by_samplers = sampler_state.kept_by_samplers(self.given)
+        self._kept_order = kept_order.kept_order(self.given)
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
@@ -117,9 +117,9 @@ class TrainData:
             loader.start_at(skip * loader.step_size)
         if over:
             return iter(())
-        batches, before = iter(loader), self._kept_by_samplers
-        now = sampler_state.kept_by_samplers(self.given) if before else {}
-        self._changed_by_sampling |= {place for place in before if now.get(place) != before[place]}
+        batches, before = iter(loader), self._kept_order
+        now = kept_order.kept_order(self.given) if before else {}
+        self._changed_order |= {place for place in before if now.get(place) != before[place]}
         return self._until_the_last(loader, batches, time.perf_counter() - began)
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
@@ -185,11 +185,11 @@ class TrainData:
         state = self.loader_state(over)
         own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
         begun = seed.states_of(self._generators) if over else self._generator_states
-        kept = sampler_state.kept_by_samplers(self.given) if over else self._kept_by_samplers
-        samplers = {place: kept[place] for place in sorted(self._changed_by_sampling) if place in kept}
+        kept = kept_order.kept_order(self.given) if over else self._kept_order
+        order = {place: kept[place] for place in sorted(self._changed_order) if place in kept}
         return {
             "random": strategy.gather_objects(self._random_state), "generators": begun,
-            "samplers": sampler_state.plain_values(samplers),
+            "order": kept_order.plain_values(order),
             "ahead": strategy.gather_objects(ahead), "loader": own, "over": over,
             "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
         }  # fmt: skip
@@ -213,8 +213,8 @@ class TrainData:
             seed.restore_random_state(random_state)
         known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
         seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
-        sampler_state.put_back(self.given, state.get("samplers", {}))
-        self._changed_by_sampling.update(state.get("samplers", ()))
+        kept_order.put_back(self.given, state.get("order", {}))
+        self._changed_order.update(state.get("order", ()))
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
             if state.get("over"):  # the iteration that was over, which the next one follows

@@ -380,3 +380,35 @@ def test_what_a_sampler_shuffles_in_place_goes_on(kind, tmp_path):
         return DataLoader(Noisy(), **{batched: Bucketed(kind)}, **size)
 
     check_resumed(Model, make, tmp_path, [(0, 2), (1, 0), (1, 7), (2, 3), (2, 7)], max_epochs=4)
+
+
+class Shards(IterableDataset):
+    """Shuffles its list of shards in place when an epoch begins."""
+
+    def __init__(self):
+        self.shards = [f"shard {number}" for number in range(5)]
+        self.odd = ["text", lambda: None], ["text", torch.nn.Linear(1, 1)]  # which no checkpoint can hold
+
+    def __iter__(self):
+        random.shuffle(self.shards)
+        self.odd[0].reverse()
+        self.odd[1].reverse()
+        for shard in self.shards:
+            yield from (torch.tensor([float(shard[-1]), random.random(), 0.0]) for _ in range(2))
+
+
+class CountsEpochs:
+    """A loader of batches that is no `DataLoader`, and draws from a seed of each epoch."""
+
+    def __init__(self):
+        self.epoch, self.order = 0, list(range(6))
+
+    def __iter__(self):
+        self.epoch += 1
+        random.Random(self.epoch).shuffle(self.order)
+        return (torch.full((SIZE, 3), float(number)) for number in list(self.order))
+
+
+@pytest.mark.parametrize("make", [lambda: DataLoader(Shards(), SIZE), CountsEpochs], ids=["stream", "own"])
+def test_what_a_stream_shuffles_in_place_goes_on(make, tmp_path):
+    check_resumed(Model, make, tmp_path, [(0, 2), (1, 0), (1, 3), (2, 2)], max_epochs=4)
