@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from espnet3_lite.config import environment
+from espnet3_lite.espnet.data.contract import KINDS
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
@@ -41,3 +42,12 @@ def pytest_collection_modifyitems(items):
 def nothing_taken_from_the_environment(monkeypatch):
     """What one test's configuration took from there is not masked in another's messages."""
     monkeypatch.setattr(environment, "_TAKEN", {})
+
+
+@pytest.fixture(autouse=True)
+def no_kind_of_value_stays():
+    """What a recipe of one test registers is not known in another."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)

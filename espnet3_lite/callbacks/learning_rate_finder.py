@@ -34,7 +34,7 @@ class Found:
 
     >>> found = Found({"lr": [0.001, 0.01, 0.1, 1.0], "loss": [4.0, 3.9, 1.0, 1.1]})
     >>> found.suggestion(skip_begin=0, skip_end=0)
-    0.1
+    0.01
     """
 
     def __init__(self, results: dict[str, list[float]]):
@@ -64,15 +64,16 @@ class Found:
     def _lines(self, skip_begin: int = 0, skip_end: int = 0) -> tuple[list[float], torch.Tensor, torch.Tensor]:
         """At each rate the height and slope of the line that fits the losses around it best, weighted by a Gaussian.
 
-        The line looks to both sides, and so the curve follows the loss without delay. A loss that explodes counts as
-        no higher above the median than the lowest loss is below it: it would tilt the lines far away from it, too.
+        The line looks to both sides, and so the curve follows the loss without delay. A loss that explodes behind the
+        lowest one counts as no higher than those before that: it would tilt the lines far away from it, too.
         """
         pairs = list(zip(self.results["lr"], self.results["loss"], strict=True))
         kept = [(rate, loss) for rate, loss in pairs[skip_begin : len(pairs) - skip_end] if math.isfinite(loss)]
         if not kept:
             return [], torch.empty(0), torch.empty(0)
         places, losses = (torch.tensor(values, dtype=torch.float64) for values in zip(*kept, strict=True))
-        losses = losses.clamp(max=float(2 * losses.median() - losses.min()))
+        lowest = int(losses.argmin()) + 1
+        losses[lowest:].clamp_(max=float(losses[:lowest].max()))
         places = places.log10()
         apart = places - places[:, None]
         weights = torch.softmax(-0.5 * (apart / WIDTH) ** 2, dim=1)

@@ -71,7 +71,7 @@ class TrainData:
         self.loader = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
         self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
-            self._no_batches()
+            self._no_batches(had_some=False)
         self._loaded_in_epoch = trainer.current_epoch
 
     def setup_if_due(self) -> None:
@@ -142,11 +142,11 @@ class TrainData:
                 return
             asked = time.perf_counter()
         if not index:
-            self._no_batches()
+            self._no_batches(loader.gave_batches)
 
-    def _no_batches(self) -> None:
-        """An epoch without any: an error where there were batches before, in this run or in the one that it resumes."""
-        if self.trainer.fit_loop.batches_seen:
+    def _no_batches(self, had_some: bool) -> None:
+        """An epoch without any: an error where this loader had some before, here or in the run that is resumed."""
+        if had_some or (self.trainer.ckpt_path is not None and self.trainer.fit_loop.batches_seen):
             raise MisconfigurationException(cannot_be_iterated_twice(self.given))
         rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {_size_of(self.given)}")
         self.num_batches = 0

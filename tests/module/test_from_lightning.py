@@ -29,8 +29,6 @@ CASES = {
     "training_epoch_end": (lambda self, outputs: None, r"write `on_train_epoch_end\(self\)`, which gets no outputs"),
     "validation_epoch_end": (lambda self, outputs: None, r"write `on_validation_epoch_end\(self\)`, which gets no"),
     "test_epoch_end": (lambda self, outputs: None, r"write `on_test_epoch_end\(self\)`"),
-    "validation_step_end": (lambda self, outputs: None, "write the end of `validation_step`"),
-    "on_epoch_end": (lambda self: None, "write `on_train_epoch_end` or `on_validation_epoch_end`"),
     "training_step": (
         lambda self, batch, batch_idx, optimizer_idx: None,
         r"Write `def training_step\(self, batch, batch_idx\)`; `optimizer_idx` was Lightning 1's: with.*`self.autom",
@@ -40,6 +38,11 @@ CASES = {
         r"Write `def optimizer_step\(self, epoch, batch_idx, optimizer, optimizer_closure\)`; `optimizer_idx` was",
     ),
     "lr_scheduler_step": (lambda self, scheduler, optimizer_idx, metric: None, r"`def lr_scheduler_step\(self, sch"),
+}
+#: Which Lightning 2 lets pass: a program may call methods of these names itself.
+UNCALLED = {
+    "validation_step_end": (lambda self, outputs: None, "write the end of `validation_step`"),
+    "on_epoch_end": (lambda self: None, "write `on_train_epoch_end` or `on_validation_epoch_end`"),
     "get_progress_bar_dict": (lambda self: {}, "prog_bar=True"),
 }
 
@@ -49,6 +52,15 @@ def test_lightning_1_is_an_error_before_anything_runs(method):
     function, message = CASES[method]
     with pytest.raises(MisconfigurationException, match=message):
         Trainer(**QUIET).fit(module_with(method, function), [torch.ones(1, 1)])
+
+
+@pytest.mark.parametrize("method", UNCALLED)
+def test_what_lightning_2_does_not_call_is_told(method):
+    function, message = UNCALLED[method]
+    module = module_with(method, function)
+    with pytest.warns(UserWarning, match=message):
+        Trainer(**QUIET).fit(module, [torch.ones(1, 1)])
+    assert module._trainer.global_step == 1
 
 
 def test_all_of_them_are_named_at_once():
