@@ -28,6 +28,7 @@ def test_reads_resume_and_saving_without_a_gpu(tmp_path, capsys):
     assert "| training waits for a save | async_save |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_copies_are_measured_in_their_turn_and_one_ahead(tmp_path):
     sides = [side for row, side in rows(tmp_path, "copies") if row == "a step with copies"]
     assert sides == ["on the device", "from workers", "from workers, pinned", "from workers, pinned, one ahead"]

@@ -5,6 +5,9 @@ import json
 import pytest
 from rank_lab import results_of, torchrun
 
+#: A launch of half a minute; `test_fsdp.py` has a quicker case.
+pytestmark = pytest.mark.slow
+
 UNITS, BATCHES, WINDOWS = 3, 8, 4  # of two epochs
 
 

@@ -4,6 +4,9 @@ import pytest
 import rank_alone_cases
 from rank_lab import results_of, torchrun
 
+#: `test_two_ranks.py` has the quicker cases.
+pytestmark = pytest.mark.slow
+
 CASES = [
     "clipped_by_hand", "stop_errors", "refused_loaders", "metric_objects", "means_of_hooks", "monitored_by_one",
     "monitored_in_validation", "agreed", "grown_buffer",
