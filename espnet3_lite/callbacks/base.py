@@ -110,7 +110,7 @@ class Callback:
         self._trainer.lightning_module.log(name, value, **arguments)
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
-        """`log` each entry, with the same arguments."""
+        """Call `log` for each name and value of `dictionary`, with the same further arguments."""
         for name, value in dictionary.items():
             self.log(name, value, **arguments)
 

@@ -80,7 +80,7 @@ class EMACallback(Callback):
         self._swapped = False
 
     def decay_at(self, step: int) -> float:
-        """The decay of the update after this many optimizer steps, in ESPnet3's precision (torch's default dtype)."""
+        """The decay of the update after optimizer step `step`, in ESPnet3's precision (torch's default dtype)."""
         further = step - self.update_after_step
         if further <= 0:
             return 0.0

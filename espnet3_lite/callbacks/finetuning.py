@@ -59,11 +59,11 @@ class BaseFinetuning(Callback):
     # ---- to override -----------------------------------------------------------------------------------------------
 
     def freeze_before_training(self, pl_module: LiteModule) -> None:
-        """Freeze what shall not be trained from the beginning."""
+        """Freeze what of `pl_module` is not to be trained from the beginning."""
         raise NotImplementedError(f"{type(self).__name__}.freeze_before_training")
 
     def finetune_function(self, pl_module: LiteModule, epoch: int, optimizer: Optimizer) -> None:
-        """Unfreeze what shall be trained from `epoch` (from 0) on; called once for each optimizer."""
+        """Unfreeze what of `pl_module` is to be trained from `epoch` (from 0) on; called once for each `optimizer`."""
         raise NotImplementedError(f"{type(self).__name__}.finetune_function")
 
     # ---- tools -----------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class BaseFinetuning(Callback):
 
     @staticmethod
     def make_trainable(modules: Modules) -> None:
-        """Let all parameters require gradients, and BatchNorm layers track their statistics."""
+        """Let all parameters of `modules` require gradients, and BatchNorm layers track their statistics."""
         for module in BaseFinetuning.flatten_modules(modules):
             if isinstance(module, _BatchNorm):
                 module.track_running_stats = True
@@ -135,7 +135,7 @@ class BaseFinetuning(Callback):
 
     @staticmethod
     def filter_on_optimizer(optimizer: Optimizer, params: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-        """The parameters that the optimizer does not hold yet; a warning names how many it holds."""
+        """Those of `params` that the optimizer does not hold yet; a warning says how many it holds already."""
         # By identity. (Lightning compares values, and loses a layer whose bias happens to equal another's.)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         params = list(params)
@@ -316,7 +316,7 @@ class BackboneFinetuning(BaseFinetuning):
         super().setup(trainer, pl_module, stage)
 
     def freeze_before_training(self, pl_module: LiteModule) -> None:
-        """The backbone, but for its BatchNorm layers."""
+        """Freeze the backbone, except for its BatchNorm layers."""
         self.freeze(pl_module.backbone)
 
     def finetune_function(self, pl_module: LiteModule, epoch: int, optimizer: Optimizer) -> None:

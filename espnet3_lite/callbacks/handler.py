@@ -69,7 +69,7 @@ class CallbackHandler:
         self.rebuild()
 
     def add_callbacks(self, callbacks: Iterable[Callback]) -> None:
-        """Add several, in order."""
+        """Add `callbacks`, in their order."""
         for callback in callbacks:
             self.add_callback(callback)
 
@@ -91,7 +91,7 @@ class CallbackHandler:
             self.trainer.hook_calls.fill()
 
     def begin_call(self, trainer: Trainer, fitting: bool) -> None:
-        """A call begins: callbacks get to know the trainer, and those that another trainer has fitted start afresh.
+        """A call begins: callbacks get to know the trainer; in one that is `fitting`, another trainer's start afresh.
 
         What an early stopping counted in one fold must not end the next one. A test keeps what the fit has found, such
         as the best checkpoint.

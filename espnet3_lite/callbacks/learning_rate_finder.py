@@ -139,7 +139,7 @@ class LearningRateFinder(Callback):
             self.lr_find(trainer, pl_module)
 
     def lr_find(self, trainer: Trainer, pl_module: LiteModule) -> None:
-        """Search, and set what was found."""
+        """Search with a copy of `pl_module`; set the rate that was found in `trainer`'s optimizer and in the module."""
         if trainer.fast_dev_run:
             rank_zero_warn("Skipping learning rate finder since `fast_dev_run` is enabled.")
             return

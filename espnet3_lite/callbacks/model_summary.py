@@ -50,7 +50,7 @@ class ModelSummary(Callback):
                 self.show(trainer, summary)
 
     def show(self, trainer: Trainer, summary: Summary) -> None:
-        """Print `summary`; override it to show it in another way. Rank zero only."""
+        """Print `summary`; override it to show it in another way. Rank zero of `trainer` only."""
         trainer.print(summary)
 
 
@@ -66,7 +66,7 @@ class RichModelSummary(ModelSummary):
     """
 
     def show(self, trainer: Trainer, summary: Summary) -> None:
-        """Print `summary` as a rich table. Rank zero only."""
+        """Print `summary` as a rich table. Rank zero of `trainer` only."""
         if importlib.util.find_spec("rich") is None:
             super().show(trainer, summary)
             return

@@ -85,7 +85,7 @@ class Profiler(Callback):
                 self.calls[label] += 1
 
     def labelled(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
-        """The function within a range."""
+        """The function, whose calls are a range named `label` in the profile."""
 
         @functools.wraps(function)
         def within(*args: Any, **kwargs: Any) -> Any:

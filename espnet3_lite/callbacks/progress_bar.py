@@ -191,7 +191,7 @@ class ProgressBar(Callback):
         return self.trainer.num_predict_batches[self._current_eval_dataloader_idx or 0]
 
     def has_dataloader_changed(self, dataloader_idx: int) -> bool:
-        """Remember the index of the loader in use, and return whether it differs from the one before."""
+        """Remember `dataloader_idx`, the loader in use, and return whether it differs from the one before."""
         before, self._current_eval_dataloader_idx = self._current_eval_dataloader_idx, dataloader_idx
         return before != dataloader_idx
 

@@ -167,14 +167,14 @@ class ModelPruning(Callback):
     # ---- which parameters ------------------------------------------------------------------------------------------
 
     def filter_parameters_to_prune(self, parameters_to_prune: Parameters = ()) -> Parameters:
-        """Override it to choose among the parameters that would be pruned."""
+        """Override it to choose among `parameters_to_prune`: (module, name) pairs of what would be pruned."""
         return parameters_to_prune
 
     @staticmethod
     def sanitize_parameters_to_prune(
         pl_module: nn.Module, parameters_to_prune: Parameters = (), parameter_names: Sequence[str] = ()
     ) -> Parameters:
-        """Check the given pairs; where there are none, find all parameters of those names.
+        """Check `parameters_to_prune`; where there are none, find all of `pl_module` whose names are `parameter_names`.
 
         Raises:
             MisconfigurationException: they are not pairs, or not in the module.

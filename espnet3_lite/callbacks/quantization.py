@@ -139,7 +139,7 @@ class QuantizationAwareTraining(Callback):
                 )
 
     def quantizes_input(self, trainer: Trainer) -> bool:
-        """Whether this forward call quantizes the module's input; see `collect_quantization`."""
+        """Whether a forward call in this state of `trainer` quantizes the input; see `collect_quantization`."""
         wanted = self.collect_quantization
         if wanted is None:
             return True

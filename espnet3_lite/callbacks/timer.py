@@ -64,7 +64,7 @@ class Timer(Callback):
         return self._start.get(RunningStage(stage))
 
     def end_time(self, stage: str = RunningStage.TRAINING) -> float | None:
-        """When it ended, or None."""
+        """When `stage` ended, in seconds of `time.monotonic`; None if it has not."""
         return self._end.get(RunningStage(stage))
 
     def time_elapsed(self, stage: str = RunningStage.TRAINING) -> float:
@@ -76,7 +76,7 @@ class Timer(Callback):
         return (time.monotonic() if end is None else end) - start + offset
 
     def time_remaining(self, stage: str = RunningStage.TRAINING) -> float | None:
-        """Seconds left of `duration`; None without a limit."""
+        """Seconds of `stage` that are left of `duration`; None without a limit."""
         return None if self.duration is None else self.duration - self.time_elapsed(stage)
 
     # ---- measuring ------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ class FSDPStrategy(SeveralProcesses):
         return self._reducing
 
     def average_gradients(self, slot: OptimizerSlot) -> None:
-        """Reduce what earlier backward passes have left to a later one that never came. Collective.
+        """Reduce what earlier backward passes of `slot` left to a later one that never came. Collective.
 
         FSDP2 reduces all that waits when a backward pass through the module ends, whatever that pass went through.
         """

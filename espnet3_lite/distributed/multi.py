@@ -145,7 +145,13 @@ class SeveralProcesses(Strategy):
         return bool(self._statistics)
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
-        """What a rank without data contributes to a step: a loss of zero for each optimizer that the others train."""
+        """What a rank without data contributes to a step: losses of zero for the optimizers that the others train.
+
+        Args:
+            trainer: Whose loop asks.
+            steps: The (loss, optimizer) pairs of the batch that this rank replays.
+            returned: The optimizers that the other ranks train in this step.
+        """
         raise NotImplementedError
 
     def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:

@@ -92,13 +92,19 @@ class Strategy:
         module.to(self.root_device)
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
-        """After the optimizers are made: what the loop calls as the training step."""
+        """What the loop calls as `module`'s training step; `trainer` has made the optimizers before."""
         return training_step_of(module, trainer.compile)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
-        """What all ranks do with this batch."""
+        """What all ranks do with the batch in work.
+
+        Args:
+            trainer: Whose loop asks.
+            steps: This rank's (loss, optimizer) pairs.
+            is_last: This rank's loader has no batch after this one.
+        """
         self.saver.poll()
         return vote_alone(trainer, steps)
 
@@ -106,17 +112,17 @@ class Strategy:
         """The next forward pass comes; it `closes` the plain optimizer's window, or not."""
 
     def synchronizes(self, slot: OptimizerSlot) -> bool:
-        """True when the backward pass that just ran left gradients that all ranks share."""
+        """True when the backward pass that just ran for `slot` left gradients that all ranks share."""
         return True
 
     def settle_gradients(self) -> None:
         """Before a hook that may look at gradients: none of them is on its way to other ranks."""
 
     def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
-        """Average what is about to be stepped and is still each rank's own."""
+        """Average the gradients of `closing`, the optimizers that are about to step, that are still each rank's own."""
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
-        """Pending gradients for a checkpoint: each rank's on rank zero, or one for all where they are `shared`."""
+        """`own`, this rank's pending gradients, for a checkpoint: each rank's on rank zero; one for all if `shared`."""
         return [{name: gradient.clone() for name, gradient in own.items()}]
 
     def local_gradient(self, gradient: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -129,7 +135,13 @@ class Strategy:
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def reduce(self, tensor: torch.Tensor, group: ProcessGroup | None = None, reduce_op: str = "mean") -> torch.Tensor:
-        """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks, or over a group of them."""
+        """`tensor` reduced over the ranks, or over a `group` of them.
+
+        Args:
+            tensor: This rank's; of one shape on all ranks.
+            group: Of the ranks; all of them by default.
+            reduce_op: ``mean`` (or ``avg``), ``sum``, ``min`` or ``max``.
+        """
         return tensor
 
     def all_gather(
@@ -149,48 +161,48 @@ class Strategy:
         return [value]
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """One rank's value, rank zero's by default."""
+        """`obj` of the rank `src`, by default rank zero, on all ranks."""
         return obj
 
     def any(self, flag: bool) -> bool:
-        """True where it is true on any rank."""
+        """True where `flag` is true on any rank."""
         return flag
 
     def agreed_metric(self, name: str, value: Any) -> Any:
-        """One number for a decision, equal on all ranks: the mean of those that have one; None where nobody has."""
+        """The metric `name` for a decision, equal on all ranks: the mean of all `value`s; None where nobody has one."""
         return value
 
     def barrier(self, name: str | None = None) -> None:
-        """Wait for all ranks, however long one of them works before."""
+        """Wait for all ranks, however long one of them works before; `name` is the place that an error names."""
 
     def require_same(self, facts: Mapping[str, str], advice: str) -> None:
-        """Raise one message on all ranks where their facts differ."""
+        """Raise one message on all ranks where their `facts` differ; it ends with `advice`."""
 
     def sync_buffers(self, module: torch.nn.Module) -> None:
-        """Give all ranks rank zero's buffers."""
+        """Give `module`'s buffers rank zero's values on all ranks."""
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def module_state_dict(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The weights, as a checkpoint holds them."""
+        """The weights of `module`, as a checkpoint holds them."""
         return module.state_dict()
 
     def optimizer_state_dict(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state, as a checkpoint holds it."""
+        """The state of `optimizer`, which trains `module`, as a checkpoint holds it."""
         return optimizer.state_dict()
 
     def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
-        """Load what `module_state_dict` gave."""
+        """Load `state`, which `module_state_dict` gave, into `module`; `strict`: all keys must fit."""
         module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(
         self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
-        """Load what `optimizer_state_dict` gave."""
+        """Load `state`, which `optimizer_state_dict` gave, into `optimizer`, which trains `module`."""
         optimizer.load_state_dict(state)
 
     def load_checkpoint(self, path: Any) -> dict[str, Any]:
-        """Read it, whatever wrote it; what is being written is waited for."""
+        """Read the checkpoint `path`, whatever wrote it, after what is still being written is complete."""
         self.saver.finish()
         return checkpoint_io.load_checkpoint(path)
 
@@ -198,7 +210,7 @@ class Strategy:
         """A checkpoint is to be saved: all ranks must have come to it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any) -> None:
-        """Write it, or begin to; all ranks call, rank zero writes."""
+        """Write `checkpoint` to `path`, or begin to; all ranks call, rank zero writes."""
         self.saver.save(checkpoint, path)
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _is_there(package: str) -> bool:
 
 
 def load_config_with_defaults(path: str | Path, resolve: bool = True) -> Config:
-    """ESPnet3's way to read a YAML file; whatever `resolve` says, ``${...}`` is resolved when it is read."""
+    """Read the YAML file `path`, by ESPnet3's name; whatever `resolve` says, ``${...}`` is resolved when it is read."""
     return load_config(path)
 
 

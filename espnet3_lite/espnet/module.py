@@ -289,10 +289,10 @@ class ESPnetModule(LiteModule):
         return builder.build(mode=mode)
 
     def test_loader(self, dataset: Any) -> Any:
-        """A loader over a test set, made as the validation loader is; samples without an id get their index.
+        """A loader over a test set, `dataset`, made as the validation loader is; samples without an id get their index.
 
-        Where that one's batches come from shape files, which know nothing of test sets: the same number of utterances
-        a batch, in order.
+        Where the validation loader's batches come from shape files, which do not list test sets, a batch has the same
+        number of utterances, in the data set's order.
         """
         dataset = self._in_contract(dataset)
         valid = (self.config.get("dataloader") or {}).get("valid")
@@ -335,7 +335,7 @@ class ESPnetModule(LiteModule):
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave."""
+        """Load what `state_dict` gave into the model; `strict` and `assign` as in `torch.nn.Module.load_state_dict`."""
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -344,5 +344,5 @@ class ESPnetModule(LiteModule):
             checkpoint[RUNTIME_STATE] = dump_counters(self.trainer)
 
     def restore_named_optimizers(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the counters that ESPnet3 saved."""
+        """Go on with the named optimizers' counters in `checkpoint`, as ESPnet3 saved them."""
         restore_counters(self.trainer, checkpoint)

@@ -53,11 +53,11 @@ class Logger(ABC):
 
     @abstractmethod
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Record values; `step` counts optimizer steps."""
+        """Record `metrics`, numbers by name; `step` counts optimizer steps."""
 
     @abstractmethod
     def log_hyperparams(self, params: Mapping[str, Any] | argparse.Namespace) -> None:
-        """Record what the run was set up with."""
+        """Record `params`, the hyper-parameters that the run was set up with."""
 
     @property
     def save_dir(self) -> str | None:

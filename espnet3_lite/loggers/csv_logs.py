@@ -124,7 +124,7 @@ class CSVLogger(FolderLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | argparse.Namespace | None = None) -> None:
-        """Write ``hparams.yaml``, with what earlier calls gave."""
+        """Write `params`, with those of earlier calls, to ``hparams.yaml``."""
         writer = self.experiment
         try:
             writer.log_hparams(as_dict(params))

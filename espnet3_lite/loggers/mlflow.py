@@ -139,7 +139,7 @@ class MLFlowLogger(HostedLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add points to curves. Signs that MLflow does not allow in a name become ``_``, with a warning."""
+        """Add `metrics` to their curves at `step`. What MLflow allows in no name becomes ``_``, with a warning."""
         from mlflow.entities import Metric
 
         now, points = int(time.time() * 1000), []
@@ -154,7 +154,7 @@ class MLFlowLogger(HostedLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | argparse.Namespace) -> None:
-        """Record parameters; nested ones as ``outer/inner``, long ones cut at 250 characters."""
+        """Record `params`; nested ones as ``outer/inner``, long ones cut at 250 characters."""
         from mlflow.entities import Param
 
         found = [
@@ -165,7 +165,7 @@ class MLFlowLogger(HostedLogger):
             self.experiment.log_batch(run_id=self.run_id, params=part, **self._options)
 
     def send_checkpoint(self, callback: ModelCheckpoint, path: str) -> None:
-        """Send a file, or the folder of a sharded checkpoint, to a folder of its name."""
+        """Send `callback`'s checkpoint `path`, a file or a sharded checkpoint's folder, to a folder of its name."""
         send = self.experiment.log_artifacts if os.path.isdir(path) else self.experiment.log_artifact
         send(self.run_id, path, f"model/checkpoints/{Path(path).stem}")
 
@@ -187,6 +187,6 @@ class MLFlowLogger(HostedLogger):
         return self._run_id
 
     def go_on_with(self, run_id: str | None) -> None:
-        """Log to the run of this id, if none has begun and no other was asked for."""
+        """Log to the run `run_id`, if none has begun and no other was asked for."""
         if self._client is None:
             self._run_id = self._run_id or run_id

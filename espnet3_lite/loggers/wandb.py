@@ -134,19 +134,26 @@ class WandbLogger(HostedLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add points to curves, at `step` on the axis ``trainer/global_step``."""
+        """Add `metrics` to their curves, at `step` on the axis ``trainer/global_step``."""
         values = dict(with_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR))
         self.experiment.log(values if step is None else {**values, STEP: step})
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | argparse.Namespace) -> None:
-        """Put hyper-parameters into the run's ``config``."""
+        """Put `params`, the hyper-parameters, into the run's ``config``."""
         self.experiment.config.update(plain_values(as_dict(params)), allow_val_change=True)
 
     def watch(
         self, model: torch.nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
     ) -> None:
-        """Log histograms of gradients or parameters each `log_freq` steps; see `wandb.watch`."""
+        """Log histograms of `model`'s gradients or parameters each `log_freq` steps.
+
+        Args:
+            model: The module to watch.
+            log: ``gradients``, ``parameters``, ``all``, or None for the graph alone.
+            log_freq: Steps between two histograms.
+            log_graph: Log the model's graph, too.
+        """
         self.experiment.watch(model, log=log, log_freq=log_freq, log_graph=log_graph)
 
     @rank_zero_only
@@ -158,7 +165,7 @@ class WandbLogger(HostedLogger):
         dataframe: Any = None,
         step: int | None = None,
     ) -> None:
-        """Log a table: `columns` and rows of `data`, or a data frame."""
+        """Log a table as `key` at `step`: `columns` and rows of `data`, or a `dataframe`."""
         import wandb
 
         self.log_metrics({key: wandb.Table(columns=columns, data=data, dataframe=dataframe)}, step)
@@ -166,15 +173,15 @@ class WandbLogger(HostedLogger):
     log_text = log_table
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:
-        """Log images: tensors, arrays, files. `kwargs` are lists with a value for each, such as `caption`."""
+        """Log `images`, tensors, arrays or files, as `key` at `step`. `kwargs`: a list each, such as `caption`."""
         self._log_media("Image", key, images, step, kwargs)
 
     def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:
-        """Log sound: arrays or files. `kwargs` are lists with a value for each, such as `sample_rate` in Hz."""
+        """Log `audios`, arrays or files, as `key` at `step`. `kwargs`: a list each, such as `sample_rate` in Hz."""
         self._log_media("Audio", key, audios, step, kwargs)
 
     def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:
-        """Log films: arrays or files. `kwargs` are lists with a value for each, such as `fps`."""
+        """Log `videos`, arrays or files, as `key` at `step`. `kwargs`: a list each, such as `fps`."""
         self._log_media("Video", key, videos, step, kwargs)
 
     @rank_zero_only
@@ -191,7 +198,7 @@ class WandbLogger(HostedLogger):
         self.log_metrics({key: [make(item, **of_it) for item, of_it in zip(items, each, strict=True)]}, step)
 
     def send_checkpoint(self, callback: ModelCheckpoint, path: str) -> None:
-        """Send a file, or the folder of a sharded checkpoint, as an artifact of the run."""
+        """Send `callback`'s checkpoint `path`, a file or a sharded checkpoint's folder, as an artifact of the run."""
         import wandb
 
         score = {callback.best_model_path: callback.best_model_score, **callback.best_k_models}.get(path)
@@ -224,6 +231,6 @@ class WandbLogger(HostedLogger):
         return self.version
 
     def go_on_with(self, run_id: str | None) -> None:
-        """Log to the run of this id, if none has begun and no other was asked for."""
+        """Log to the run `run_id`, if none has begun and no other was asked for."""
         if self._experiment is None:
             self._init["id"] = self._init["id"] or run_id

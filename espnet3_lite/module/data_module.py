@@ -125,7 +125,7 @@ def _loaders(datasets: Any, shuffle: bool, **arguments: Any) -> Any:
 
 
 def is_overridden(method: str, owner: Any) -> bool:
-    """True where a module or data module really defines a method (None on an instance counts as not defined)."""
+    """True where `owner`, a module or data module, defines the method itself (None on an instance does not count)."""
     if method in owner.__dict__:
         return owner.__dict__[method] is not None
     mine = getattr(type(owner), method, None)

@@ -165,7 +165,7 @@ class ModuleHooks(DataHooks, torch.nn.Module):
         """A checkpoint was read; the weights are loaded after this."""
 
     def restore_named_optimizers(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the counters of named optimizers in another program's file, wherever that keeps them."""
+        """Go on with the named optimizers' counters in `checkpoint`, a file that another program wrote."""
 
     # ---- switching between training and evaluation -----------------------------------------------------------------
 

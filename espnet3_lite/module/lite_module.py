@@ -160,7 +160,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         trainer.metrics.log(name, value, given, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
-        """`log` each entry, with the same arguments."""
+        """Call `log` for each name and value of `dictionary`, with the same further arguments."""
         for name, value in dictionary.items():
             self.log(name, value, **arguments)
 
@@ -232,7 +232,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
                 parameter.requires_grad = parameter.requires_grad and id(parameter) in mine
 
     def untoggle_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Put ``requires_grad`` back as it was."""
+        """Put ``requires_grad`` back as it was before `toggle_optimizer`; `optimizer` may be left out."""
         for parameter, required in self._toggled.values():
             parameter.requires_grad = required
         self._toggled.clear()

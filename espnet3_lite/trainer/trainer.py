@@ -164,7 +164,7 @@ class Trainer(TrainerProperties):
             val_dataloaders: One validation loader, a list of loaders, or a dict whose keys name them.
             datamodule: Provides the loaders instead.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
-            weights_only: Lightning's way to let a checkpoint run code is refused: False is an error.
+            weights_only: Lightning's argument. None or True; False would let a checkpoint run code, and is an error.
             override_optimizer: A run that resumes takes the optimizers' configured values (rate, weight decay, ...),
                 and schedulers go on from the new rate. Default: the checkpoint's, which is told where they differ.
 
@@ -185,7 +185,7 @@ class Trainer(TrainerProperties):
         datamodule: LiteDataModule | None = None,
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
-        """Run one validation.
+        """Run one validation. Returns a list: for each loader a dict of the logged values, means over its batches.
 
         Args:
             model: What to validate; by default the module of the last call, with its best checkpoint's weights.
@@ -193,8 +193,7 @@ class Trainer(TrainerProperties):
             ckpt_path: Load these weights first: a path, ``"last"`` or ``"best"``.
             verbose: Print the results on rank zero.
             datamodule: Provides the loaders instead.
-
-        Returns one dict of the logged values a loader.
+            weights_only: As in `fit`.
         """
         given = {"val": dataloaders}
         with told(self):
@@ -209,7 +208,7 @@ class Trainer(TrainerProperties):
         datamodule: LiteDataModule | None = None,
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
-        """Run one test; as `validate`."""
+        """Run a test; `model`, `dataloaders`, `ckpt_path`, `verbose`, `datamodule`, `weights_only` as in `validate`."""
         given = {"test": dataloaders}
         with told(self):
             return self._run(TrainerFn.TESTING, model, given, datamodule, ckpt_path, weights_only, verbose)
@@ -223,13 +222,13 @@ class Trainer(TrainerProperties):
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
     ) -> list[Any] | None:
-        """Run `predict_step` over loaders; arguments as in `validate`.
+        """Predict: `model`, `dataloaders`, `datamodule`, `ckpt_path` and `weights_only` as in `validate`.
 
         Args:
             return_predictions: False: keep nothing (a callback writes them). Default True.
 
         Returns:
-            The outputs of each batch; for several loaders a list of such lists.
+            What `predict_step` returned for each batch; for several loaders a list of such lists.
         """
         self.return_predictions = return_predictions is not False
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
@@ -263,9 +262,9 @@ class Trainer(TrainerProperties):
     # ---- what callbacks and loops call ------------------------------------------------------------------------------
 
     def log_metrics(self, metrics: dict[str, Any], step: float | None = None, ago: int = 0) -> None:
-        """Hand values to the loggers as numbers: the one place where logging reads from the device.
+        """Hand `metrics`, values by name, to the loggers as numbers: the one place where logging reads from the device.
 
-        They stand at `step` on the loggers' axis; by default at the present one, or `ago` steps before it: an epoch's
+        They stand at `step` on the loggers' axis; by default at the present step, or `ago` steps before it: an epoch's
         means stand at its last step.
         """
         if not metrics or not self.loggers:

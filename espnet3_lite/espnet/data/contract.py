@@ -36,11 +36,18 @@ class Kind:
     """
 
     def check(self, value: Any, field: "Field", model: Any, *, output: bool) -> Any:
-        """ESPnet3's override point: return `value`, or raise `TypeError` where it is not of this kind."""
+        """ESPnet3's override point: return `value`, or raise `TypeError` where it is not of this kind.
+
+        Args:
+            value: What an item of a data set holds under the field's name.
+            field: The field that declares the kind.
+            model: ESPnet3's argument for the model that reads the value; None here.
+            output: ESPnet3's argument, True for what a model gives; False here.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines neither `accepts` nor `check`")
 
     def accepts(self, value: Any, field: "Field") -> bool:
-        """Whether `value` is of this kind; by default, whether `check` takes it."""
+        """Whether `value` of `field` is of this kind; by default, whether `check` takes it."""
         try:
             self.check(value, field, None, output=False)
         except TypeError:

@@ -113,7 +113,7 @@ class CombinedDataset(Dataset):
         return piece
 
     def may_have(self, index: int | str) -> bool:
-        """False where indexing would fail for certain; nothing is loaded."""
+        """False where ``self[index]`` would fail for certain; nothing is loaded."""
         if isinstance(index, str) and not index.isdecimal():
             # A data set that takes integers may take ids as well; only trying would tell.
             return index in self._position_of_key or None in self._keys

@@ -166,7 +166,11 @@ class SequenceIterFactory:
         }
 
     def build_loader(self, batch_distribution: str = "per_gpu") -> DataLoader:
-        """A loader for the whole run; ``loader.batch_sampler.set_epoch(epoch)`` says which epoch is next."""
+        """A loader for the whole run; ``loader.batch_sampler.set_epoch(epoch)`` says which epoch is next.
+
+        Args:
+            batch_distribution: ``per_gpu``: each rank takes whole batches; ``global``: the ranks split each batch.
+        """
         batch_sampler = EpochBatchSampler(**self._order, batch_distribution=batch_distribution)
         return DataLoader(
             self.dataset,

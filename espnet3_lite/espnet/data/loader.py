@@ -66,7 +66,7 @@ class DataLoaderBuilder:
         self.epoch = epoch
 
     def build(self, mode: str) -> DataLoader | FactoryLoader:
-        """Build the loader of ``train`` or ``valid``.
+        """Build the loader of `mode`, which is ``train`` or ``valid``.
 
         Returns:
             Without `iter_factory`, a plain `DataLoader`. With ESPnet's sequence iterator, a `DataLoader`

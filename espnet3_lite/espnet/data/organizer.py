@@ -26,6 +26,13 @@ _SPLITS = ("train", "valid", "test")
 class DatasetConfig:
     """One entry of a split; a mapping with the same keys does as well.
 
+    Args:
+        name: What a test set is called in the results.
+        data_src: ``recipe/task``, or a module's dotted path; by default the data set of `dataset.recipe_dir`.
+        data_src_args: Arguments of the data set.
+        transform: A function of a sample, called before the preprocessor; by default none.
+        split: Not read; older recipes have it.
+
     >>> DatasetConfig(data_src="mini_an4/esp2_asr", data_src_args={"split": "test"}).data_src
     'mini_an4/esp2_asr'
     """
@@ -128,7 +135,7 @@ class DataOrganizer:
         return self.test_sets
 
     def for_statistics(self, train_mode: bool = False) -> dict[str, CombinedDataset]:
-        """``{"train": ..., "valid": ...}`` as collect_stats reads them: without augmentation by default.
+        """``{"train": ..., "valid": ...}`` as collect_stats reads them: with augmentation only if `train_mode` is true.
 
         The data sets are those of the organizer; only the training set's preprocessor is built anew.
         """
@@ -143,7 +150,7 @@ class DataOrganizer:
         return {"train": train, "valid": self.valid}
 
     def log_summary(self, log: logging.Logger | None = None) -> None:
-        """Log, at INFO, a line for each data set: its length, transform and preprocessor; several have a sum."""
+        """Write a line for each data set to `log` at INFO: its length, transform, preprocessor; several have a sum."""
         log = log or logger
         for split, combined in (("train", self.train), ("valid", self.valid)):
             if combined is None:

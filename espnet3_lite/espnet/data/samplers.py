@@ -45,7 +45,7 @@ class AbsSampler(Sampler[Batch]):
         return iter(self.batch_list)
 
     def generate(self, seed: int) -> list[Batch]:
-        """A fresh list of one pass's batches; a sampler that draws its batches at random overrides it."""
+        """A fresh list of one pass's batches; a sampler that draws them at random, from `seed`, overrides it."""
         return list(self)
 
     def __repr__(self) -> str:
