@@ -124,9 +124,9 @@ def _mapped_model(path: Path, scratch_file: Path, wrapper_prefix: str | None) ->
     """The model's state dict in a checkpoint, checked, and mapped from disk: it takes no memory of this process."""
     file = path
     if path.is_dir():
-        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+        from espnet3_lite.checkpoint import sharded  # torch.distributed.checkpoint is slow to import
 
-        save_checkpoint(sharded_reader.load_sharded(path, only="state_dict"), scratch_file)
+        save_checkpoint(sharded.load_sharded(path, only="state_dict"), scratch_file)
         file = scratch_file
     checkpoint = load_checkpoint(file, mmap=True)
     state_dict = checkpoint.get("state_dict", checkpoint)

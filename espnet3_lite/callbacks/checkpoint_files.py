@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 
@@ -241,7 +242,7 @@ class CheckpointFiles(Checkpoint):
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if trainer.is_global_zero:
-            trainer.strategy.saver.behind(lambda: checkpoint_io.link_or_copy(filepath, linkpath))
+            trainer.strategy.saver.behind(lambda: link_or_copy(filepath, linkpath))
 
     def _remove(self, trainer: Trainer, paths: list[str], saved: str) -> None:
         """Remove files whose place another one takes, once that is on disk. Rank zero does it."""
@@ -261,7 +262,7 @@ class CheckpointFiles(Checkpoint):
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         try:
-            checkpoint_io.remove_checkpoint(filepath)
+            remove_checkpoint(filepath)
         except OSError as error:  # what is newer is safe: no reason to end a run
             rank_zero_warn(f"ModelCheckpoint: {filepath} could not be removed: {error}")
 

@@ -1,7 +1,7 @@
 """Bytes on disk: checkpoints are written whole or not at all, and checked before they are trusted.
 
 No policy: which checkpoint is written when, what it holds, which are kept and which ranks take part is decided by the
-trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are read in `sharded_reader`;
+trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded folders are read in `sharded`;
 temporary names, links and removal are in `atomic_files`.
 """
 
@@ -15,21 +15,10 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import torch
 
-from espnet3_lite.checkpoint import zip_integrity
+from espnet3_lite.checkpoint import archives
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
-from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint, replacing
+from espnet3_lite.checkpoint.atomic_files import link_or_copy, replacing
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
-
-__all__ = [
-    "CheckpointError",
-    "consolidate",
-    "is_intact",
-    "link_or_copy",
-    "load_checkpoint",
-    "newest_intact",
-    "remove_checkpoint",
-    "save_checkpoint",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +78,6 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 _written: dict[Path, tuple[Path, tuple[object, ...]]] = {}
 
 
-class _OtherContentError(Exception):
-    """Something else is in the file."""
-
-
 class _Comparison:
     """Takes what torch would write, and compares it with what is in a file. The small values come first."""
 
@@ -102,7 +87,7 @@ class _Comparison:
     def write(self, data: bytes) -> int:
         """Of the next bytes."""
         if self._file.read(len(data)) != data:
-            raise _OtherContentError
+            raise ValueError("something else is in the file")
         return len(data)
 
     def flush(self) -> None:
@@ -116,9 +101,7 @@ def _holds(path: Path, checkpoint: dict[str, Any]) -> bool:
     with open(path, "rb") as file:
         try:
             torch.save(checkpoint, cast(BinaryIO, _Comparison(file)))
-        except RuntimeError as error:  # torch's own, whose context is the reason
-            if not isinstance(error.__context__, _OtherContentError):
-                raise
+        except RuntimeError:  # torch's, of other content; whatever else it is about shows when the file is written
             return False
         return not file.read(1)
 
@@ -146,9 +129,9 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+        from espnet3_lite.checkpoint import sharded  # torch.distributed.checkpoint is slow to import
 
-        return sharded_reader.load_sharded(path)
+        return sharded.load_sharded(path)
     if not path.exists():
         raise CheckpointNotFoundError(f"{path}: does not exist")
     if not path.is_file():
@@ -157,18 +140,10 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
         raise CheckpointError(f"{path}: is empty; its writer was stopped before it began")
     try:
         # A thread looks at the checksums while this one reads: together they take little longer than reading alone.
-        with open(path, "rb") as file, ThreadPoolExecutor(1) as executor:
-            archive = zip_integrity.open_archive(file)
-            pickles = zip_integrity.pickles_of(archive)  # before the thread has it: one reads it at a time
-            checked = executor.submit(zip_integrity.check_checksums, archive)
-            try:
-                zip_integrity.check_pickles(pickles)
-                checkpoint = _unpickle(path, map_location, mmap)
-            finally:
-                checked.result()  # first: it tells why torch could not read
-    except (zip_integrity.DamagedArchiveError, OSError) as error:
+        with open(path, "rb") as file, ThreadPoolExecutor(1) as executor, archives.verified(file, executor):
+            return _unpickle(path, map_location, mmap)
+    except (archives.DamagedArchiveError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return checkpoint
 
 
 def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:
@@ -223,9 +198,9 @@ def _damage(path: str | Path) -> str | None:
     """Say what is wrong with a checkpoint, or None. No checksum covers all that torch reads: only trying it tells."""
     try:
         if os.path.isdir(path):
-            from espnet3_lite.checkpoint import sharded_reader  # torch.distributed.checkpoint is slow to import
+            from espnet3_lite.checkpoint import sharded  # torch.distributed.checkpoint is slow to import
 
-            return sharded_reader.damage(path)
+            return sharded.damage(path)
         load_checkpoint(path, mmap=True)
     except CheckpointError as error:
         return str(error)

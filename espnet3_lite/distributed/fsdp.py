@@ -5,24 +5,29 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from espnet3_lite.checkpoint import files as checkpoint_io
-from espnet3_lite.checkpoint import sharded_reader
-from espnet3_lite.checkpoint.savers import FileSaver
-from espnet3_lite.checkpoint.sharded_writer import ShardedOptimizerState, ShardedSaver, read_checkpoint
+from espnet3_lite.checkpoint import sharded
+from espnet3_lite.checkpoint.allowed_types import plain
+from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
+from espnet3_lite.checkpoint.files import load_checkpoint
+from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
 from espnet3_lite.distributed.single import training_step_of
 from espnet3_lite.distributed.vote import Verdict
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.loaders.transfer import map_tensors
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -219,25 +224,23 @@ class FSDPStrategy(SeveralProcesses):
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """A file as it is; of a sharded checkpoint each rank reads its own parts. Collective."""
         if not Path(path).is_dir():
-            return checkpoint_io.load_checkpoint(path)
+            return load_checkpoint(path)
         # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
-        found = self.gather_objects(sharded_reader.damage(path, self.global_rank, self.world_size))
+        found = self.gather_objects(sharded.damage(path, self.global_rank, self.world_size))
         if damage := next(filter(None, found), None):
             raise CheckpointError(damage)
-        return read_checkpoint(path, self._module)
+        return sharded.load_parts(Path(path), self._module)
 
     def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
         """Whole tensors or parts of them. Collective."""
         own = module.state_dict()
         module.load_state_dict({key: _as(value, own.get(key)) for key, value in state.items()}, strict=strict)
 
-    def load_optimizer_state_dict(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any] | ShardedOptimizerState
-    ) -> None:
+    def load_optimizer_state_dict(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Any) -> None:
         """Whole tensors, or a sharded checkpoint's. Collective."""
-        if isinstance(state, ShardedOptimizerState):
-            state = state.read(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if callable(state):
+            state = state(parameters)
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         whole = {
             number: {key: _as(value, parameter) for key, value in state["state"].get(number, {}).items()}
@@ -264,6 +267,38 @@ class FSDPStrategy(SeveralProcesses):
             if not (self._reducing and all(slot.synchronized for slot in self.trainer.slots.values())):
                 _LEFT_WITH_GRADIENTS.add(self._module)
         super().teardown()
+
+
+class ShardedSaver(Saver):
+    """Writes sharded checkpoints, one at a time. Making one is a collective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of its own, and in main memory: what a background thread exchanges must not mix with the training's.
+        self.group = dist.new_group(backend="gloo")  # collective: all ranks begin the call together
+
+    def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Write, or begin to. Collective.
+
+        Args:
+            checkpoint: Sharded tensors in ``state_dict``, ``optimizer_states``, and what else is keyed by the model's
+                names; of all other rank zero's is written, with whole tensors.
+            path: The folder; one that is there is replaced.
+        """
+        self.finish()
+        state = sharded.shardable(checkpoint)
+        (rest,) = state.pop(sharded.PLAIN_ENTRY)
+        rest = {key: map_tensors(plain(value, f"checkpoint[{key!r}]"), _whole) for key, value in rest.items()}
+        if dist.get_rank() == 0:
+            remove_checkpoint(path)
+            state[sharded.PLAIN_ENTRY] = (rest,)
+        dist.barrier(group=self.group)  # collective: nobody writes into what is being removed
+        if self.in_background:
+            state = map_tensors(state, lambda tensor: tensor.detach().clone())  # training goes on meanwhile
+            under_way = state_dict_saver.async_save(state, checkpoint_id=Path(path), process_group=self.group)
+            self._under_way = cast(Future[Any], under_way)  # not where a stager of its own is given
+        else:
+            state_dict_saver.save(state, checkpoint_id=Path(path), process_group=self.group)
 
 
 def units(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -319,3 +354,8 @@ def _as(value: Any, like: Any) -> Any:
     if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective, for a tensor of which each rank has a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

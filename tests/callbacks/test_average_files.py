@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as distributed_checkpoint
 import espnet3_lite
 from espnet3_lite.callbacks.averaging import average_checkpoints
 from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, save_checkpoint
-from espnet3_lite.checkpoint.sharded_reader import shardable
+from espnet3_lite.checkpoint.sharded import shardable
 
 
 def write(folder, state_dicts, **more):

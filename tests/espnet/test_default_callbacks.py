@@ -12,7 +12,7 @@ from line_model import Line
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteModule, Trainer, get_default_callbacks
-from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, checkpoint_files
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger
@@ -228,7 +228,8 @@ class Crash(BaseException):
 def test_a_run_that_dies_while_it_saves_and_is_resumed_is_the_same_run(moment, after, number, tmp_path, monkeypatch):
     """Four epochs: eight files, four links, four removals. It dies before or after one of them."""
     whole, _ = run(tmp_path / "whole")
-    calls, real = [0], getattr(checkpoint_io, moment)
+    home = checkpoint_io if moment == "save_checkpoint" else checkpoint_files
+    calls, real = [0], getattr(home, moment)
 
     def dying(*arguments):
         calls[0] += 1
@@ -238,10 +239,10 @@ def test_a_run_that_dies_while_it_saves_and_is_resumed_is_the_same_run(moment, a
         if calls[0] == number:
             raise Crash
 
-    monkeypatch.setattr(checkpoint_io, moment, dying)
+    monkeypatch.setattr(home, moment, dying)
     with pytest.raises(Crash):
         run(tmp_path / "cut")
-    monkeypatch.setattr(checkpoint_io, moment, real)
+    monkeypatch.setattr(home, moment, real)
     resumed, _ = run(tmp_path / "cut", auto_resume=True)
     assert outcome(resumed, tmp_path / "cut") == outcome(whole, tmp_path / "whole")
     files = [{path.name for path in (tmp_path / part).glob("*.*") if path.is_file()} for part in ("whole", "cut")]

@@ -2,11 +2,21 @@
 
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from espnet3_lite.checkpoint.zip_integrity import archive_damage
+from espnet3_lite.checkpoint.archives import DamagedArchiveError, verified
+
+
+def archive_damage(file):
+    with ThreadPoolExecutor(1) as executor:
+        try:
+            with verified(file, executor):
+                return None
+        except DamagedArchiveError as error:
+            return str(error)
 
 
 @pytest.fixture

@@ -11,16 +11,7 @@ import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 
 from espnet3_lite.checkpoint.files import consolidate, is_intact, load_checkpoint, save_checkpoint
-from espnet3_lite.checkpoint.sharded_reader import (
-    PlainValuesPlanner,
-    VerifiedReader,
-    damage,
-    nested,
-    read_entries,
-    read_metadata,
-    read_plain,
-    shardable,
-)
+from espnet3_lite.checkpoint.sharded import PLAIN_ENTRY, damage, load_sharded, read_metadata, shardable
 from espnet3_lite.exceptions import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -72,7 +63,9 @@ def test_a_sharded_checkpoint_comes_back_as_it_was(tmp_path):
     assert_equal(load_checkpoint(folder), checkpoint)
     consolidate(folder, tmp_path / "plain.ckpt")
     assert_equal(torch.load(tmp_path / "plain.ckpt", weights_only=True), checkpoint)
-    assert_equal(read_plain(folder), {key: checkpoint[key] for key in ("epoch", "lr_schedulers", "callbacks", "loops")})
+    plain = {key: checkpoint[key] for key in ("epoch", "lr_schedulers", "callbacks", "loops")}
+    assert_equal(load_sharded(folder, only=PLAIN_ENTRY), plain)
+    assert_equal(load_sharded(folder, only="state_dict"), {"state_dict": checkpoint["state_dict"], **plain})
 
 
 def test_one_that_was_saved_without_shardable_keeps_its_lists_and_its_optimizers(tmp_path):
@@ -82,15 +75,14 @@ def test_one_that_was_saved_without_shardable_keeps_its_lists_and_its_optimizers
     read = load_checkpoint(folder)
     assert "callbacks" not in read  # torch does not keep an empty dict
     assert_equal(read, {key: value for key, value in checkpoint.items() if key != "callbacks"})
-    with pytest.raises(CheckpointError, match="no entry 'plain'; it was not saved by espnet3_lite"):
-        read_plain(folder)
+    assert_equal(load_sharded(folder, only="state_dict"), {"state_dict": checkpoint["state_dict"]})
 
 
-def test_some_entries_are_read_alone(tmp_path):
-    folder = save_sharded({"state_dict": {"a.w": torch.ones(2), "b": torch.zeros(1)}, "epoch": 1}, tmp_path / "x")
-    metadata = read_metadata(folder)
-    assert_equal(read_entries(folder, ["state_dict.a.w"], metadata), {"state_dict.a.w": torch.ones(2)})
-    assert_equal(nested({"state_dict.a.w": 7}, metadata), {"state_dict": {"a.w": 7}})
+def test_a_name_may_have_dots_and_one_that_is_not_there_means_all(tmp_path):
+    whole = {"state_dict": {"a.w": torch.ones(2), "b": torch.zeros(1)}, "epoch": 1}
+    folder = save_sharded(whole, tmp_path / "x")
+    assert_equal(load_sharded(folder, only="state_dict"), {"state_dict": whole["state_dict"]})
+    assert_equal(load_sharded(folder, only="weights"), whole)
 
 
 @pytest.mark.slow
@@ -186,14 +178,6 @@ def test_shards_that_would_run_code_are_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="step1.ckpt: its shards cannot be read"):
         load_checkpoint(folder)
     assert not (tmp_path / "run_by_a_shard").exists()
-
-
-def test_the_reader_and_the_planner_serve_torch_s_own_load(tmp_path):
-    model = {"w": torch.arange(4.0), "n": 3, "nested": {"list": [1, (2, 3)]}}
-    folder = save_sharded(model, tmp_path / "x")
-    target = {"w": torch.zeros(4), "n": 0, "nested": {"list": None}}
-    distributed_checkpoint.load(target, storage_reader=VerifiedReader(folder), planner=PlainValuesPlanner())
-    assert_equal(target, model)
 
 
 def test_consolidating_needs_a_sharded_folder(tmp_path):

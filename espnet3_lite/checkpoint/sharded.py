@@ -1,34 +1,42 @@
-"""Reading sharded checkpoints (folders of `torch.distributed.checkpoint`) safely and in one process.
+"""Sharded checkpoints: folders of `torch.distributed.checkpoint`, read whole by one process, or by each rank its parts.
 
-A folder holds `.metadata` and one data file or more a rank. torch's own reader unpickles both without
-restraint; here they pass through lists of allowed names first. `VerifiedReader` and `PlainValuesPlanner` are
-for whoever loads such a folder with `torch.distributed.checkpoint.load`. Nothing here writes. Imported where
-a folder is met, since torch's package is slow to import.
+A folder is whole once its `.metadata` is there, which is written last, and names the data files, one or more a rank.
+torch's own reader unpickles both without restraint; here they pass through lists of allowed names first. Imported where
+a folder is met, since torch's package is slow to import. They are written in `distributed/fsdp.py`.
 """
 
 import io
 import math
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.tensor import DTensor
 
+from espnet3_lite.checkpoint import archives
 from espnet3_lite.checkpoint.allowed_types import harmless_globals, settle
-from espnet3_lite.checkpoint.hash_bombs import hash_bomb
-from espnet3_lite.checkpoint.zip_integrity import archive_damage
 from espnet3_lite.exceptions import CheckpointError
 
 METADATA_FILE = ".metadata"
 
+#: Where in the nested checkpoint an entry belongs, such as ``("state_dict", "encoder.weight")``.
+Place: TypeAlias = tuple[str | int, ...]
 #: The entry that holds, as a tuple of one dict, all of a checkpoint that is not sharded.
 PLAIN_ENTRY = "plain"
 
@@ -65,8 +73,7 @@ def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> 
     path = Path(folder) / name
     try:
         content = path.read_bytes()
-        if bomb := hash_bomb(content, walked=True):
-            raise ValueError(bomb)
+        archives.refuse_hash_bombs(content, walked=True)
         metadata = _MetadataUnpickler(io.BytesIO(content)).load()
         _check_metadata(metadata)
     except FileNotFoundError as error:
@@ -78,7 +85,7 @@ def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> 
 
 
 def _check_metadata(metadata: object) -> None:
-    """Types, places and sizes: nobody who reads them further has to doubt them.
+    """Types, places and sizes: nobody who reads them further has to doubt them. Each entry's `Place` is filled in.
 
     Raises:
         ValueError, TypeError or AttributeError: something is not as torch writes it.
@@ -91,8 +98,9 @@ def _check_metadata(metadata: object) -> None:
             raise ValueError(f"the data file {name!r} is not one of this folder")
         if not all(type(number) is int and number >= 0 for number in (info.offset, info.length)):
             raise ValueError(f"an item of {name} at byte {info.offset!r}, {info.length!r} long")
+    places: dict[str, Place] = {}
     for name, entry in metadata.state_dict_metadata.items():
-        place = place_of(metadata, name)
+        places[name] = place = tuple((metadata.planner_data or {}).get(name, (name,)))
         if not place or not all(isinstance(part, str | int) for part in (name, *place)):
             raise TypeError(f"the entry {name!r}, whose place is {place!r}")
         if isinstance(entry, BytesStorageMetadata):
@@ -100,6 +108,7 @@ def _check_metadata(metadata: object) -> None:
         stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
         if stored != math.prod(entry.size) or not isinstance(entry.properties.dtype, torch.dtype):
             raise ValueError(f"the entry {name!r} has size {tuple(entry.size)}, of which {stored} values are stored")
+    metadata.planner_data = places
 
 
 def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
@@ -129,16 +138,20 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
         if sum(length for _, length in places) > end:
             return f"{folder}: damaged metadata: items of the data file {name} overlap"
     every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
-    for name, offset, length in every[rank::world_size]:
-        with open(Path(folder) / name, "rb") as file:
-            file.seek(offset)
-            reason = archive_damage(io.BytesIO(file.read(length)))
-        if reason:
-            return f"{folder}: the data file {name}, at byte {offset}: {reason}"
+    with ThreadPoolExecutor(1) as executor:
+        for name, offset, length in every[rank::world_size]:
+            with open(Path(folder) / name, "rb") as file:
+                file.seek(offset)
+                item = io.BytesIO(file.read(length))
+            try:
+                with archives.verified(item, executor):
+                    pass
+            except archives.DamagedArchiveError as error:
+                return f"{folder}: the data file {name}, at byte {offset}: {error}"
     return None
 
 
-class VerifiedReader(FileSystemReader):
+class _VerifiedReader(FileSystemReader):
     """torch's reader of sharded checkpoints, with `.metadata` read without running code."""
 
     def read_metadata(self, *_: object, rank: int | None = None, **__: object) -> Metadata:
@@ -149,28 +162,17 @@ class VerifiedReader(FileSystemReader):
         return metadata
 
 
-class PlainValuesPlanner(DefaultLoadPlanner):
-    """torch's planner, which lets only tensors and plain values through.
-
-    The parent unpickles without restraint, so it is handed anew what `weights_only=True` has read.
-    """
+class _PlainValuesPlanner(DefaultLoadPlanner):
+    """torch's planner, which lets only tensors and plain values through. Of entries that are not nested."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         with harmless_globals():
             read = settle(torch.load(value, map_location="cpu", weights_only=True))
-        checked = io.BytesIO()
-        torch.save(read, checked)
-        checked.seek(0)
-        super().load_bytes(read_item, checked)
-
-
-def place_of(metadata: Metadata, name: str) -> tuple[str | int, ...]:
-    """Where in the nested checkpoint an entry belongs, such as ``("state_dict", "encoder.weight")``."""
-    return tuple((metadata.planner_data or {}).get(name, (name,)))
+        self.state_dict[read_item.dest_index.fqn] = read
 
 
 def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
-    """Put a sharded checkpoint together on the CPU.
+    """Put a sharded checkpoint together on the CPU, in this process alone.
 
     Args:
         folder: The sharded checkpoint.
@@ -181,44 +183,73 @@ def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
     """
     if reason := damage(folder):
         raise CheckpointError(reason)
-    metadata = read_metadata(folder)
-    tops = {name: place_of(metadata, name)[0] for name in metadata.state_dict_metadata}
-    wanted = [name for name, top in tops.items() if only not in tops.values() or top in (only, PLAIN_ENTRY)]
-    return nested(read_entries(folder, wanted, metadata), metadata)
+    tops = {place[0] for place in read_metadata(folder).planner_data.values()}
+    return _read(folder, lambda top, *_: only not in tops or top in (only, PLAIN_ENTRY), lambda *_: None, alone=True)
 
 
-def read_entries(folder: str | Path, names: Iterable[str], metadata: Metadata) -> dict[str, object]:
-    """Read some entries of a sharded checkpoint, whole and onto the CPU, without a process group.
+def load_parts(folder: Path, module: torch.nn.Module) -> dict[str, Any]:
+    """A sharded checkpoint, of whose weights each rank has its own parts. Collective.
 
     Args:
-        folder: The sharded checkpoint.
-        names: Keys of ``metadata.state_dict_metadata``.
-        metadata: What `read_metadata` returned for the folder.
+        folder: Whole, as `damage` says.
+        module: Its state dict says who holds which part.
 
-    Raises:
-        CheckpointError: If the data is damaged or holds objects that are not read.
+    Returns:
+        The checkpoint. Of an optimizer it holds a function that reads its state, each rank's own parts of it, from the
+        folder once its parameters are there to say who holds which: collective too.
     """
-    values: dict[str, object] = {}
+    own = module.state_dict()
+    checkpoint = _read(folder, lambda top, *_: top != "optimizer_states", lambda _, key="", *__: own.get(str(key)))
+    places = read_metadata(folder).planner_data.values()
+    if numbers := sorted({place[1] for place in places if place[0] == "optimizer_states"}):
+        checkpoint["optimizer_states"] = [partial(_load_optimizer_parts, folder, number) for number in numbers]
+    return checkpoint
+
+
+def _load_optimizer_parts(folder: Path, number: int, parameters: list[torch.Tensor]) -> dict[str, Any]:
+    def owner(_: str, __: int, kind: str, key: str | int = "", *___: str | int) -> torch.Tensor | None:
+        return parameters[int(key)] if kind == "state" and str(key).isdigit() else None
+
+    checkpoint = _read(folder, lambda *place: place[:2] == ("optimizer_states", number), owner)
+    return checkpoint["optimizer_states"][0]
+
+
+def _read(
+    folder: Path, wanted: Callable[..., bool], owner: Callable[..., torch.Tensor | None], alone: bool = False
+) -> dict[str, Any]:
+    """The entries whose places are `wanted`, nested. Collective, but for one process `alone`.
+
+    A tensor is sharded as its `owner` by its place is, where that is sharded and of its shape; else it is whole.
+    """
+    metadata, values = read_metadata(folder), dict[str, Any]()
     try:
-        for name in names:
-            entry = metadata.state_dict_metadata[name]
-            values[name] = None
-            if not isinstance(entry, BytesStorageMetadata):
-                values[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items():
+            place = metadata.planner_data[name]
+            if wanted(*place):
+                values[name] = None if isinstance(entry, BytesStorageMetadata) else _room_for(entry, owner(*place))
+        reader = _VerifiedReader(folder)
+        planner = _PlainValuesPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         # By its inner name, for `load` of torch 2.6 has no word for reading alone in one of several processes.
-        state_dict_loader._load_state_dict(values, VerifiedReader(folder), planner=PlainValuesPlanner(), no_dist=True)
+        state_dict_loader._load_state_dict(values, reader, planner=planner, no_dist=alone)
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
-    return values
+    return _nested({metadata.planner_data[name]: value for name, value in values.items()})
+
+
+def _room_for(entry: TensorStorageMetadata, owner: torch.Tensor | None) -> torch.Tensor:
+    dtype = entry.properties.dtype
+    if isinstance(owner, DTensor) and owner.shape == entry.size:
+        return torch.empty_like(owner, dtype=dtype, requires_grad=False)
+    return torch.empty(entry.size, dtype=dtype)
 
 
 class _Built(dict[str | int, Any]):
-    """A container that `nested` makes, as opposed to a dict that was stored as a value."""
+    """A container that `_nested` makes, as opposed to a dict that was stored as a value."""
 
 
-def nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
-    """Give entries the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
+def _nested(values: dict[Place, Any]) -> dict[str, Any]:
+    """Give values the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
 
     torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
     dict. An optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs
@@ -229,8 +260,7 @@ def nested(values: Mapping[str, object], metadata: Metadata) -> dict[str, Any]:
     """
     whole = _Built()
     try:
-        for name, value in values.items():
-            *parents, last = place_of(metadata, name)
+        for (*parents, last), value in values.items():
             place = whole
             for parent in parents:
                 place = place.setdefault(parent, _Built())
@@ -259,21 +289,10 @@ def shardable(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
     Model and optimizers stay, to be sharded, and what else is keyed by the model's names, such as a second set
     of weights; all other goes as one value under `PLAIN_ENTRY`, since torch would otherwise turn its integer
-    keys into text and lose its empty dicts. `nested` and `read_plain` undo it.
+    keys into text and lose its empty dicts. Reading undoes it.
     """
     names = checkpoint.get("state_dict", {}).keys()
     weights = {key for key, value in checkpoint.items() if isinstance(value, dict) and value and value.keys() <= names}
     sharded: dict[str, Any] = {key: checkpoint[key] for key in checkpoint if key in weights | {"optimizer_states"}}
     plain = {key: value for key, value in checkpoint.items() if key not in sharded}
     return {**sharded, PLAIN_ENTRY: (plain,)}  # a tuple is the one container that torch does not take apart
-
-
-def read_plain(folder: str | Path) -> dict[str, Any]:
-    """Read what `shardable` put under `PLAIN_ENTRY`: all of a sharded checkpoint but model and optimizers."""
-    metadata = read_metadata(folder)
-    if PLAIN_ENTRY not in metadata.state_dict_metadata:
-        raise CheckpointError(f"{folder}: no entry {PLAIN_ENTRY!r}; it was not saved by espnet3_lite")
-    plain_entry = read_entries(folder, [PLAIN_ENTRY], metadata)[PLAIN_ENTRY]
-    if not isinstance(plain_entry, tuple) or [type(part) for part in plain_entry] != [dict]:
-        raise CheckpointError(f"{folder}: the entry {PLAIN_ENTRY!r} is not as espnet3_lite writes it")
-    return plain_entry[0]
