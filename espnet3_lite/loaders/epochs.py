@@ -13,13 +13,19 @@ from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import kept_order
-from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice, length_of
-from espnet3_lite.loaders.rank_share import SharedLoader, rebuild
+from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, cannot_be_iterated_twice, length_of, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+
+#: What `TrainData.state_dict` gives, where nothing is known.
+_NO_STATE: dict[str, Any] = {
+    "random": [None], "generators": {}, "order": {}, "ahead": [None], "loader": None, "over": False, "position": None,
+    "drawn": True, "seed": None, "ranks": None,
+}  # fmt: skip
 
 
 class TrainData:
@@ -96,11 +102,11 @@ class TrainData:
         """
         assert self.loader is not None  # `setup_if_due`
         began = time.perf_counter()
-        state, self.resume_state = self.resume_state, None
-        if state is not None:
-            self._restore(state)
-            state = state if over or not state.get("over") else None  # the epoch that was cut is not this one
-        drawn_from = self._of_this_rank(state["random"]) if over and state is not None else None
+        state, self.resume_state = {**_NO_STATE, **(self.resume_state or {})}, None
+        self._restore(state)
+        if state["over"] and not over:
+            state = _NO_STATE  # the epoch that was cut is not this one
+        drawn_from = self._of_this_rank(state["random"]) if over else None
         self._random_state = drawn_from or seed.collect_random_state()
         self._generator_states = seed.states_of(self._generators)
         self._kept_order = kept_order.kept_order(self.given)
@@ -108,12 +114,11 @@ class TrainData:
         self._in_use = loader = self._resumed_loader(state, self.loader)
         loader.set_epoch(epoch)
         loader.look_ahead(self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed_random_state = None if state is None else self._of_this_rank(state["ahead"])
+        loader.resumed_random_state = self._of_this_rank(state["ahead"])
         if skip and is_dealt_out(loader):
-            position = None if state is None else state["position"]
-            loader.start_at(skip * loader.step_size if position is None else position)
+            loader.start_at(skip * loader.step_size if state["position"] is None else state["position"])
             self.first_batch = self._index_of(loader)
-        elif skip and not over and (state is None or not self._knows_its_position(state)):
+        elif skip and not over and not self._knows_its_position(state):
             loader.start_at(skip * loader.step_size)
         if over:
             return iter(())
@@ -201,23 +206,20 @@ class TrainData:
 
     def resume_from_loader_state(self, state: dict[str, Any]) -> None:
         """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""
-        self.resume_state = {
-            "random": [None], "generators": {}, "ahead": [None], "loader": [state], "position": None, "drawn": True,
-            "seed": None, "ranks": self.trainer.world_size,
-        }  # fmt: skip
+        self.resume_state = {"loader": [state]}
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
         random_state = self._of_this_rank(state["random"])
-        if random_state is not None and not state.get("over"):
+        if random_state is not None and not state["over"]:
             seed.restore_random_state(random_state)
         known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
         seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
-        kept_order.put_back(self.given, state.get("order", {}))
-        self._changed_order.update(state.get("order", ()))
+        kept_order.put_back(self.given, state["order"])
+        self._changed_order.update(state["order"])
         if self._knows_its_position(state):
             self.given.load_state_dict(self._of_this_rank(state["loader"]))
-            if state.get("over"):  # the iteration that was over, which the next one follows
+            if state["over"]:  # the iteration that was over, which the next one follows
                 with seed.isolated_random_state():
                     iter(self.given)
 
@@ -232,13 +234,11 @@ class TrainData:
         """The generators that the loader, its samplers and its data set keep for themselves, by place."""
         return seed.generators_in({"loader": self.given})
 
-    def _resumed_loader(self, state: dict[str, Any] | None, loader: RankLoader) -> RankLoader:
+    def _resumed_loader(self, state: dict[str, Any], loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
         strategy = self.trainer.strategy
-        if state is None:
-            return loader
         if not is_dealt_out(loader):
-            if state["ranks"] != strategy.world_size:
+            if state["ranks"] not in (None, strategy.world_size):
                 rank_zero_warn(
                     f"the checkpoint was written by {state['ranks']} processes, this run has {strategy.world_size}: a "
                     f"loader without indices skips the same number of batches on each, so the rest of this epoch may "

@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders.rank_loader import RankLoader, length_of
-from espnet3_lite.loaders.rank_share import SharedLoader, StreamLoader, goes_its_own_way, how_dealt, is_map_style
+from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, StreamLoader, check_same_epochs, is_map_style
 
 if TYPE_CHECKING:
     from espnet3_lite.distributed.single import Strategy
@@ -125,38 +124,14 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
     deal_out = deal_out and strategy.deals_out
     if deal_out and isinstance(loader, (list, tuple)):
         batches: Any = loader
-        loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+        loader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
     has_indices = is_map_style(loader)
     if deal_out and has_indices and not isinstance(loader.sampler, DistributedSampler):
         check_same_epochs(loader, strategy)
         return SharedLoader(loader, strategy, stand_ins=training or strategy.equal_batches)
-    as_it_is = not has_indices or goes_its_own_way(loader)
-    own = StreamLoader(loader, ahead=training) if as_it_is else SharedLoader(loader, strategy, alone=True)
+    # What iterates as its own class says, or keeps its own position, is left to do so.
+    has_indices = has_indices and type(loader).__iter__ is DataLoader.__iter__ and not hasattr(loader, "state_dict")
+    own = SharedLoader(loader, strategy, alone=True) if has_indices else StreamLoader(loader, ahead=training)
     if strategy.deals_out:
         own.wait_for(strategy, training)
     return own
-
-
-def check_same_epochs(loader: DataLoader[Any], strategy: Strategy) -> None:
-    """An epoch has an end, and is the same one on all ranks. Collective.
-
-    Raises:
-        MisconfigurationException: on all ranks.
-    """
-    items, step_size, split = how_dealt(loader)
-    kind = "samples" if split == "samples" else "batches"
-    length = length_of(items)
-    strategy.require_same(  # collective: all ranks prepare it together
-        {"the loader": f"{length} {kind}, {step_size} a step"},
-        "Each rank must give the same loader, over all samples, which is then dealt out; where each rank has data of "
-        "its own, set Trainer(use_distributed_sampler=False)",
-    )
-    if length == math.inf:
-        raise MisconfigurationException(
-            f"a loader's {type(items).__name__} has no `__len__`, and so an epoch of it cannot be dealt out to the "
-            f"ranks. Define `__len__`, or let each rank draw its own with Trainer(use_distributed_sampler=False)"
-        )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -1,7 +1,7 @@
 """Which sample is when in an epoch, and which part of each step's samples is whose. No process group is needed here.
 
 The order of an epoch is the same on all ranks; a step takes the next few of it, and each rank its share of them. How a
-user's loader is rebuilt around this is in `rank_share.py`.
+user's loader is rebuilt around this is in `rank_loader.py`.
 """
 
 from __future__ import annotations
@@ -128,8 +128,7 @@ class ShareSampler(Sampler[Any]):
     marks: deque[tuple[bool, bool]] = field(default_factory=deque, init=False)
     _items: Iterator[Any] = field(default=iter(()), init=False)
     _is_drawn: bool = field(default=True, init=False)
-    _left: Iterator[tuple[int, Any]] = field(default=iter(()), init=False)
-    _following: list[tuple[int, Any]] = field(default_factory=list, init=False)
+    _following: list[Any] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
         remaining = max(0, len(self.source) - self.position)
@@ -154,8 +153,8 @@ class ShareSampler(Sampler[Any]):
             items = list(self._items)
             self._items = iter(items if self.agree is None else self.agree(items))
         before = collect_random_state() if is_open and self.position else None
-        self._left = itertools.islice(self._with_places(self._items), self.position, None)
-        self._following = self._step_of(self._left)
+        self._items = itertools.islice(self._with_places(self._items), self.position, None)
+        self._following = self._next_step()
         if before is not None and not same_random_state(before, collect_random_state()):
             rank_zero_warn(
                 f"{type(self.source).__name__} has no `__len__` and draws from the global random generators while the "
@@ -165,33 +164,28 @@ class ShareSampler(Sampler[Any]):
 
     def _give(self) -> Iterator[Any]:
         self.draw()
-        following = self._following
-        while following:
-            taken, following = following, self._step_of(self._left)
-            stands_in = self.rank >= len(taken[0][1] if self.split == "batch" else taken)
+        while step := self._following:
+            self._following = self._next_step()
+            stands_in = self.rank >= len(step[0] if self.split == "batch" else step)
             if self.stand_ins or not stands_in:
-                self.marks.append((stands_in, not following))
-                yield self._part(taken, 0 if stands_in else self.rank)
+                self.marks.append((stands_in, not self._following))
+                yield self._part(step, 0 if stands_in else self.rank)
 
-    def _with_places(self, items: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """Each item with the place of its first sample."""
-        place, (factor, offset) = 0, self.places
-        holds_several = self.placed and self.split in ("batches", "batch")
-        for item in items:
-            yield place * factor + offset, item
-            place += len(item) if holds_several else 1
+    def _with_places(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, in which each index stands with its place where that is wanted."""
+        if not self.placed:
+            return items
+        factor, offset = self.places
+        places = itertools.count(offset, factor)
+        if self.split in ("batches", "batch"):
+            return ([(next(places), index) for index in batch] for batch in items)
+        return ((next(places), index) for index in items)
 
-    def _step_of(self, left: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
-        step = list(itertools.islice(left, self.step_size))
+    def _next_step(self) -> list[Any]:
+        step = list(itertools.islice(self._items, self.step_size))
         return step if len(step) == self.step_size or not self.drop_last else []
 
-    def _part(self, taken: list[tuple[int, Any]], rank: int) -> Any:
+    def _part(self, step: list[Any], rank: int) -> Any:
         if self.split == "samples":
-            mine = share_of(taken, self.world_size, rank)
-            return mine if self.placed else [index for _, index in mine]
-        place, item = taken[0 if self.split == "batch" else rank]
-        if self.split == "single":
-            return (place, item) if self.placed else item
-        if self.placed:
-            item = [(place + number * self.places[0], index) for number, index in enumerate(item)]
-        return item[rank :: self.world_size] if self.split == "batch" else item
+            return share_of(step, self.world_size, rank)
+        return step[0][rank :: self.world_size] if self.split == "batch" else step[rank]

@@ -95,19 +95,18 @@ def batch_size_of(batch: Any) -> int:
     >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
     2
     """
-    return 1 if (size := _first_size(batch)) is None else size
+    return next(_sizes_in(batch), 1)
 
 
-def _first_size(data: Any) -> int | None:
-    """The same, or None without a tensor."""
+def _sizes_in(data: Any) -> Iterator[int]:
+    """The same of each tensor and packed sequence, one after another."""
     if isinstance(data, torch.Tensor):
-        return data.shape[0] if data.dim() else 1
-    if isinstance(data, PackedSequence):
-        return int(data.batch_sizes[0])
-    for value in _take_apart(data)[0]:
-        if (size := _first_size(value)) is not None:
-            return size
-    return None
+        yield data.shape[0] if data.dim() else 1
+    elif isinstance(data, PackedSequence):
+        yield int(data.batch_sizes[0])
+    else:
+        for value in _take_apart(data)[0]:
+            yield from _sizes_in(value)
 
 
 def loss_of(output: Any, otherwise: Any = None) -> Any:

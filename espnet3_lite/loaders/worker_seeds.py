@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,21 +98,12 @@ def _seed_of(*what: Any) -> int:
     return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "little")
 
 
-class WorkerStart:
-    """A loader's `worker_init_fn`: the user's own one, and ``get_worker_info().dataset``, find the user's data set.
-
-    Args:
-        user_function: The loader's own `worker_init_fn`, or None.
-    """
-
-    def __init__(self, user_function: Callable[[int], None] | None):
-        self.user_function = user_function
-
-    def __call__(self, worker_id: int) -> None:
-        info: Any = get_worker_info()
-        object.__setattr__(info, "dataset", info.dataset.dataset)
-        if self.user_function is not None:
-            self.user_function(worker_id)
+def _start_worker(user_function: Callable[[int], None] | None, worker_id: int) -> None:
+    """The user's `worker_init_fn`, if there is one, and ``get_worker_info().dataset`` find the user's data set."""
+    info: Any = get_worker_info()
+    object.__setattr__(info, "dataset", info.dataset.dataset)
+    if user_function is not None:
+        user_function(worker_id)
 
 
 def seeded_in_workers(loader: DataLoader[Any], seed: int | None = None) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def seeded_in_workers(loader: DataLoader[Any], seed: int | None = None) -> dict[
     if loader.num_workers == 0:
         return {}
     dataset = SeededInWorkers(loader.dataset, seed, loader.collate_fn)
-    return {"dataset": dataset, "worker_init_fn": WorkerStart(loader.worker_init_fn)}
+    return {"dataset": dataset, "worker_init_fn": partial(_start_worker, loader.worker_init_fn)}
 
 
 def fetches_batches(dataset: Any) -> bool:
@@ -129,21 +121,19 @@ def fetches_batches(dataset: Any) -> bool:
     return fetches_batches(owner.dataset) if isinstance(owner, Subset) else callable(method)
 
 
-def tell_epoch(part: Any, epoch: int, told: set[int] | None = None) -> None:
+def tell_epoch(loader: Any, epoch: int) -> None:
     """Tell every part of a loader that wants to know the epoch, once: samplers, data sets, data sets within others.
 
     A data set with a `set_epoch` of its own tells those inside it itself.
     """
-    told = set() if told is None else told
-    if part is None or id(part) in told:
-        return
-    told.add(id(part))
-    knows = callable(getattr(part, "set_epoch", None))
-    if knows:
-        part.set_epoch(epoch)
-    inner = [getattr(part, name, None) for name in ("sampler", "batch_sampler")]
-    if not knows:
-        several = getattr(part, "datasets", ())  # of a `ConcatDataset`
-        inner += [getattr(part, "dataset", None), *(several if isinstance(several, (list, tuple)) else ())]
-    for each in inner:
-        tell_epoch(each, epoch, told)
+    parts, told = [loader], {id(None)}
+    for part in parts:
+        if id(part) in told:
+            continue
+        told.add(id(part))
+        parts += [getattr(part, "sampler", None), getattr(part, "batch_sampler", None)]
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+        else:
+            several = getattr(part, "datasets", ())  # of a `ConcatDataset`
+            parts += [getattr(part, "dataset", None), *(several if isinstance(several, (list, tuple)) else ())]

@@ -131,7 +131,7 @@ def their_share(count, block, epoch, ranks):
 def our_share(count, block, epoch, ranks):
     """The same by ours, as the training loop deals them out: for each batch whether it is a stand-in, too."""
     from espnet3_lite.espnet.data.loader import DataLoaderBuilder
-    from espnet3_lite.loaders.rank_share import SharedLoader
+    from espnet3_lite.loaders.rank_loader import SharedLoader
 
     def share(rank):
         loader = DataLoaderBuilder(range(count), {"dataloader": {"train": block}}, epoch=epoch).build("train")

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from espnet3_lite.distributed.single import Strategy
-from espnet3_lite.loaders.rank_share import SharedLoader, StreamLoader
+from espnet3_lite.loaders.rank_loader import SharedLoader, StreamLoader
 from espnet3_lite.loaders.samplers import EpochSampler
 from espnet3_lite.loaders.worker_seeds import tell_epoch
 

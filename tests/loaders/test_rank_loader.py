@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from espnet3_lite import Callback
 from espnet3_lite.distributed.single import Strategy
-from espnet3_lite.loaders.rank_share import SharedLoader, is_map_style, rebuild
+from espnet3_lite.loaders.rank_loader import SharedLoader, is_map_style, rebuild
 from espnet3_lite.loaders.requests import prepare_loader
 
 ALONE = Strategy(torch.device("cpu"))
