@@ -285,7 +285,7 @@ class FitLoop(Progress):
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
         if trainer.hook_calls.listeners["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
-        if math.isfinite(norm := slot.clipping.clip(slot.optimizer)):
+        if math.isfinite(norm := slot.clip()):
             return True
         trainer.metrics.discard_since(logged)  # only what this step logged: other optimizers may step
         self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))

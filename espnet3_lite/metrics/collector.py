@@ -5,7 +5,6 @@ Nothing here reads a value from the device; whoever looks at ``callback_metrics`
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,8 @@ import torch
 
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.transfer import batch_size_of
-from espnet3_lite.metrics.logged_value import (
-    Key,
-    LogArguments,
-    LoggedValue,
-    Number,
-    as_number,
-    check_weight,
-    comparable,
-    reduce_over_ranks,
-)  # fmt: skip
+from espnet3_lite.metrics import logged_value
+from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
 
@@ -68,30 +59,19 @@ class Metrics:
         """See `LiteModule.log`; `given` are the `LogArguments`, in their order."""
         key = (self.hook or "", name, self.dataloader_idx)
         entry = self.active.get(key)
-        if entry is None:
-            entry = self.active[key] = self._new_entry(name, LogArguments(*given))
-        elif entry.arguments != given:
-            changed = LogArguments(*given)
-            if comparable(name, entry.arguments) == comparable(name, changed):
-                entry.arguments = changed
-            elif entry.times:
-                raise MisconfigurationException(
-                    f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
-                    f"{entry.arguments} and {changed}"
-                )
-            else:  # of a checkpoint, whose run logged it in another way
-                entry = self.active[key] = self._new_entry(name, changed).following(entry)
+        if entry is None or entry.given != given:
+            entry = self.active[key] = self._entry(name, entry, given)
         arguments = entry.arguments
         if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return
         if is_metric_object(value):
             entry.take_metric(value)
             return
-        number, dtype = as_number(name, value, arguments.enable_graph, own=entry.on_step)
+        number, dtype = logged_value.as_number(name, value, arguments.enable_graph, own=entry.on_step)
         if batch_size is not None:
             module = self.trainer.lightning_module
             if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
-                check_weight(name, batch_size)
+                logged_value.check_weight(name, batch_size)
         elif entry.on_epoch and entry.reduce == "mean":
             batch_size = self.batch_size
         if arguments.sync_dist and entry.on_step and self.active is self.training:
@@ -100,7 +80,17 @@ class Metrics:
         self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh, entry.times))
         entry.update(number, 1 if batch_size is None else batch_size, dtype)
 
-    def _new_entry(self, name: str, arguments: LogArguments) -> LoggedValue:
+    def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
+        """A new value; or one that is `known` by the same arguments, in other words."""
+        arguments = logged_value.normalized(name, given)
+        if known is not None and known.arguments == arguments:
+            known.given = given
+            return known
+        if known is not None and known.times:  # else it is of a checkpoint, whose run logged it in another way
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
+                f"{known.arguments} and {arguments}"
+            )
         if self.hook not in LOG_DEFAULTS:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
@@ -110,25 +100,27 @@ class Metrics:
                 f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of "
                 f"the name, or use `add_dataloader_idx=False` with names of your own"
             )
-        for hook, logged, index in self.active:
-            same = (hook, logged) == (self.hook, name) and index != self.dataloader_idx
-            if same and not arguments.add_dataloader_idx:
-                raise MisconfigurationException(
-                    f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
-                    f"loaders {index} and {self.dataloader_idx}. Give each loader a name of its own"
-                )
+        others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
+        if others and known is None and not arguments.add_dataloader_idx:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
+                f"loaders {others[0]} and {self.dataloader_idx}. Give each loader a name of its own"
+            )
         on_step, on_epoch, step_possible = LOG_DEFAULTS[self.hook]
-        for argument, given, wrong in (("on_step", arguments.on_step, True), ("on_epoch", arguments.on_epoch, False)):
-            if given is not None and bool(given) is wrong and not step_possible:
-                raise MisconfigurationException(
-                    f"You can't `self.log({name!r}, ..., {argument}={wrong})` inside `{self.hook}`; must be one of "
-                    f"({not wrong},)."
-                )
         on_step = on_step if arguments.on_step is None else bool(arguments.on_step)
         on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
+        if not step_possible and (on_step or not on_epoch):
+            wrong = "on_step=True" if on_step else "on_epoch=False"
+            raise MisconfigurationException(
+                f"You can't `self.log({name!r}, ..., {wrong})` inside `{self.hook}`; must be one of ({not on_step},)."
+            )
         if not on_step and not on_epoch:
             raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
-        return LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
+        entry = LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
+        entry.given = given
+        if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on
+            entry.total, entry.weight = known.total, known.weight
+        return entry
 
     @property
     def loader_suffix(self) -> str:
@@ -206,7 +198,7 @@ class Metrics:
         loader = self.dataloader_idx
         chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
-            reduce_over_ranks(chosen, self.trainer)
+            logged_value.reduce_over_ranks(chosen, self.trainer)
             entries.update(chosen)  # another rank may have logged what this one did not
         logged = {}
         for entry in chosen.values():
@@ -320,15 +312,13 @@ class Metrics:
             within_evaluation: Who resumes here begins the evaluation in work anew.
         """
         self._publish()
-        places = {id(metric): place for place, metric in metric_objects(self.trainer.lightning_module).items()}
-        epoch = [
-            {"key": list(key), "arguments": comparable(key[1], e.arguments), "on_step": e.on_step,
-             "on_epoch": e.on_epoch, **e.state_dict(), "metric": places.get(id(e.metric))}
-            for key, e in sorted(self.training.items(), key=lambda item: str(item[0]))
-            if e.metric is None or (e.weight and id(e.metric) in places)
-        ]  # fmt: skip
+        rows = []
+        for key, entry in sorted(self.training.items(), key=lambda item: str(item[0])):
+            last, row = entry.last, entry.row(self.trainer.lightning_module)
+            if row["metric"] is None or (row["metric"] and entry.weight):
+                rows.append({"key": list(key), "last": None if last is None else entry.as_tensor(last), **row})
         objects = self._objects_before if within_evaluation else self._objects()
-        return {"epoch": epoch, "objects": objects, **self.published()}
+        return {"epoch": rows, "objects": objects, **self.published()}
 
     def _objects(self) -> dict[str, Any]:
         """The state of each metric object of the module, by place; `logged`: it is reset when the epoch ends."""
@@ -356,21 +346,11 @@ class Metrics:
 
     def load_epoch(self, state: dict[str, Any]) -> None:
         """Continue its epoch's sums; a second state, another rank's, is added to the first."""
-        for saved in state["epoch"]:
-            hook, name, _ = key = tuple(saved["key"])
-            entry = self.training.get(key)
-            if entry is None:
-                arguments = LogArguments(*saved["arguments"])
-                entry = LoggedValue(name, hook, arguments, saved["on_step"], saved["on_epoch"])
-                self.training[key] = entry
-            if saved.get("metric") is not None:
-                entry.take_metric(operator.attrgetter(saved["metric"])(self.trainer.lightning_module))
-                entry.fresh = False
-            entry.last = saved["last"]
-            if saved["total"] is not None:
-                total = float(saved["total"])
-                entry.total = total if entry.total is None else entry.combined(entry.total, total)
-                entry.weight = entry.weight + saved["weight"]
+        for row in state["epoch"]:
+            key = tuple(row["key"])
+            entry = self.training.get(key) or LoggedValue.of_row(key, row)
+            entry.add(row, self.trainer.lightning_module)
+            entry.last, entry.fresh, self.training[key] = row["last"], False, entry
 
 
 def keep_out_of_graphs() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,8 +18,6 @@ from espnet3_lite.metrics.metric_objects import place_of_metric
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
-
-_REDUCTIONS = ("mean", "sum", "min", "max")
 
 #: What tells one logged value from another: the hook, the name, the loader's index.
 Key: TypeAlias = tuple[str, str, int | None]
@@ -33,7 +31,7 @@ STARTS = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
 class LogArguments(NamedTuple):
-    """What `log` was called with, but name, value and weight; see `LiteModule.log`."""
+    """What `log` was called with, but name, value and weight; see `LiteModule.log` and `normalized`."""
 
     prog_bar: bool
     logger: bool
@@ -53,7 +51,9 @@ class LoggedValue:
         self, name: str, hook: str, arguments: LogArguments, on_step: bool, on_epoch: bool, loader_suffix: str = ""
     ):
         self.hook, self.arguments, self.on_step, self.on_epoch = hook, arguments, on_step, on_epoch
-        self.reduce = _reduction(name, arguments.reduce_fx)
+        #: The arguments as they were given, in whose place others may say the same.
+        self.given: tuple[Any, ...] = arguments
+        self.reduce: str = arguments.reduce_fx
         suffix = loader_suffix if arguments.add_dataloader_idx else ""
         forked = on_step and on_epoch
         self.name = name + suffix
@@ -117,12 +117,6 @@ class LoggedValue:
                 self.total = total + value * weight
         self.weight = self.weight + weight
 
-    def following(self, before: LoggedValue) -> LoggedValue:
-        """Go on with an epoch's sum from a checkpoint; one that another `reduce_fx` made says nothing here."""
-        if self.reduce == before.reduce:
-            self.total, self.weight = before.total, before.weight
-        return self
-
     def leave_out(self, finite: torch.Tensor, total: Number | None, weight: Any) -> None:
         """Go back to an earlier total and weight unless `finite`, ``()`` bool, which is not read here."""
         finite = finite.cpu() if finite.is_mps else finite  # as `wide` does
@@ -132,11 +126,27 @@ class LoggedValue:
             if self.reduce == "mean":
                 self.weight = torch.where(finite, torch.as_tensor(self.weight), torch.as_tensor(weight))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as tensors ``()``."""
-        last, total = self.last, self.total
-        kept = {"last": None if last is None else self.as_tensor(last), "total": None if total is None else wide(total)}
-        return {**kept, "weight": self.weight}
+    def row(self, module: torch.nn.Module) -> dict[str, Any]:
+        """What another rank, or a run that goes on, needs to know of the epoch so far; read from the device here."""
+        return {
+            "arguments": list(self.arguments), "on_step": self.on_step, "on_epoch": self.on_epoch,
+            "total": None if self.total is None else float(self.total), "weight": float(self.weight),
+            "metric": None if self.metric is None else place_of_metric(module, self.metric),
+        }  # fmt: skip
+
+    @classmethod
+    def of_row(cls, key: Key, row: dict[str, Any], loader_suffix: str = "") -> LoggedValue:
+        """One that has logged nothing yet, for `add`."""
+        return cls(key[1], key[0], LogArguments(*row["arguments"]), row["on_step"], row["on_epoch"], loader_suffix)
+
+    def add(self, row: dict[str, Any], module: torch.nn.Module) -> None:
+        """Add what `row` gave to what is here."""
+        if row.get("metric") is not None:
+            self.take_metric(operator.attrgetter(row["metric"])(module) if self.metric is None else self.metric)
+        elif row["total"] is not None:
+            total = float(row["total"])  # a tensor in files of earlier versions
+            self.total = total if self.total is None else self.combined(self.total, total)
+            self.weight = self.weight + row["weight"]
 
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
@@ -173,36 +183,26 @@ def reduce_over_ranks(entries: dict[Key, LoggedValue], trainer: Trainer) -> None
     A metric that computes its value itself exchanges it between the ranks then, and so must be there on all of them.
     """
     strategy, module = trainer.strategy, trainer.lightning_module
-    mine: dict[Key, tuple[float, float, LogArguments, bool, str | None]] = {}
+    mine = {}
     for key, entry in entries.items():
-        if not entry.on_epoch or entry.arguments.rank_zero_only:
-            continue
-        if entry.metric is not None and entry.weight:
-            mine[key] = (0.0, 0.0, entry.arguments, entry.on_step, place_of_metric(module, entry.metric))
-        elif entry.total is not None:
-            mine[key] = (float(entry.total), float(entry.weight), entry.arguments, entry.on_step, None)
+        has_value = entry.total is not None if entry.metric is None else entry.weight
+        if has_value and entry.on_epoch and not entry.arguments.rank_zero_only:
+            mine[key] = entry.row(module)
+            entry.total, entry.weight = None, 0
     parts = strategy.gather_objects(mine)  # collective: all ranks
     for key in dict.fromkeys(key for part in parts for key in part):
-        found = [part[key] for part in parts if key in part]
-        _, _, arguments, on_step, place = found[0]
-        hook, name, _ = key
-        if place == "" and len(found) < len(parts):
+        rows = [part[key] for part in parts if key in part]
+        if rows[0]["metric"] == "" and len(rows) < len(parts):
             raise MisconfigurationException(
-                f"`self.log({name!r}, ...)` was given a metric object in `{hook}` on {len(found)} of {len(parts)} "
+                f"`self.log({key[1]!r}, ...)` was given a metric object in `{key[0]}` on {len(rows)} of {len(parts)} "
                 f"ranks, and the others do not find it. Make it an attribute of the module: all ranks compute together"
             )
-        suffix = trainer.metrics.loader_suffix
-        known = entries.pop(key) if key in entries else None
-        # In the order in which all ranks compute.
-        entries[key] = entry = known or LoggedValue(name, hook, arguments, on_step, True, suffix)
-        if place is not None:
-            entry.take_metric(operator.attrgetter(place)(module) if entry.metric is None else entry.metric)
-            continue
-        totals = torch.tensor([total for total, *_ in found], dtype=torch.float64)
-        entry.total = getattr(totals, entry.reduce if entry.reduce in ("min", "max") else "sum")().to(
-            strategy.root_device
-        )
-        entry.weight = sum(weight for _, weight, *_ in found)
+        known = entries.pop(key) if key in entries else None  # to stand in the order in which all ranks compute
+        entries[key] = entry = known or LoggedValue.of_row(key, rows[0], trainer.metrics.loader_suffix)
+        for row in rows if rows[0]["metric"] is None else rows[:1]:
+            entry.add(row, module)
+        if entry.total is not None:
+            entry.total = wide(entry.total).to(strategy.root_device)
 
 
 def one_number(name: str, metric: Any, value: Any) -> Any:
@@ -287,17 +287,18 @@ def wide(number: Number) -> torch.Tensor:
     return number.to(torch.float64 if number.is_floating_point() else torch.int64)
 
 
-def _reduction(name: str, reduce: str | Callable[..., Any]) -> str:
-    """``mean``, ``sum``, ``min`` or ``max``, from the name or from torch's or Python's function of that name."""
-    given = reduce.lower() if isinstance(reduce, str) else getattr(reduce, "__name__", str(reduce))
-    given = {"avg": "mean", "amin": "min", "amax": "max"}.get(given, given)
-    if given not in _REDUCTIONS:
+def normalized(name: str, given: tuple[Any, ...]) -> LogArguments:
+    """Arguments of `log` with `reduce_fx` as ``mean``, ``sum``, ``min`` or ``max``, which a function may be named too.
+
+    Raises:
+        MisconfigurationException: it is something else.
+    """
+    arguments = LogArguments(*given)
+    reduce = arguments.reduce_fx
+    how = reduce.lower() if isinstance(reduce, str) else getattr(reduce, "__name__", str(reduce))
+    how = {"avg": "mean", "amin": "min", "amax": "max"}.get(how, how)
+    if how not in STARTS:
         raise MisconfigurationException(
             f"`self.log({name!r}, ..., reduce_fx={reduce!r})`: only {{min,max,mean,sum}} are supported"
         )
-    return given
-
-
-def comparable(name: str, arguments: LogArguments) -> list[Any]:
-    """Arguments of `log` as plain values: ``reduce_fx=torch.mean`` and ``"mean"`` are the same."""
-    return list(arguments._replace(reduce_fx=_reduction(name, arguments.reduce_fx)))
+    return arguments._replace(reduce_fx=how)

@@ -1,10 +1,9 @@
-"""Clipping, and whether a gradient is finite: what happens between backward and step, decided once an optimizer."""
+"""Clipping, and whether a gradient is finite: what happens between backward and step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,41 +13,6 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """How one optimizer's gradients are clipped before each step.
-
-    Args:
-        value: The largest total norm, or the largest absolute value; None or 0: nothing is clipped.
-        algorithm: ``norm`` (also None) or ``value``.
-        by_module: The module's own `configure_gradient_clipping`; None where it has none.
-        checked: Somebody wants to know the norm, whether or not anything is clipped.
-    """
-
-    value: float | None = None
-    algorithm: str | None = "norm"
-    by_module: Callable[[Optimizer, float | None, str | None], None] | None = None
-    checked: bool = False
-
-    def clip(self, optimizer: Optimizer) -> float:
-        """Clip the gradients in place.
-
-        Returns:
-            A number that is finite where the step is to be made: their total norm before, where they are clipped by
-            it, else the largest of them; 0.0 where nobody wants to know.
-        """
-        norm = None
-        by_value = bool(self.value) and self.algorithm == "value"
-        if by_value or (self.checked and (not self.value or self.by_module is not None)):
-            norm = largest_gradient(parameters_of(optimizer))
-        if self.by_module is not None:
-            self.by_module(optimizer, self.value, self.algorithm)
-        else:
-            clipped = clip_gradients(optimizer, self.value, self.algorithm)
-            norm = clipped if clipped is not None else norm
-        return 0.0 if norm is None else float(norm)  # a CPU-GPU sync point
 
 
 def parameters_of(optimizer: Optimizer) -> list[torch.nn.Parameter]:

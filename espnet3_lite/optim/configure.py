@@ -85,7 +85,8 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     if config.frequency < 1:
         raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
-    takes_metric = plateau or step_takes_metric(config.scheduler)
+    metric = _metric_of_step(config.scheduler)
+    takes_metric = plateau or metric is not None
     needs_none = steps_by_hand or (steps_its_way and not plateau)
     if takes_metric and config.monitor is None and not needs_none:
         raise MisconfigurationException(
@@ -95,7 +96,7 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     if not takes_metric:
         config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
     config.reduce_on_plateau = config.monitor is not None
-    config.steps_both_ways = config.reduce_on_plateau and steps_both_ways(config.scheduler)
+    config.steps_both_ways = config.reduce_on_plateau and metric is not None and metric.default is not metric.empty
     return config
 
 
@@ -108,20 +109,14 @@ def step_takes_metric(scheduler: Any) -> bool:
     >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
     False
     """
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    arguments = [argument for argument in _arguments_of_step(scheduler) if argument.kind in positional]
-    return any(argument.default is argument.empty or argument.name == "metrics" for argument in arguments)
+    return _metric_of_step(scheduler) is not None
 
 
-def steps_both_ways(scheduler: Any) -> bool:
-    """True where ``step()`` follows an update and ``step(metrics)`` a validation: `WarmupReduceLROnPlateau`."""
-    arguments = _arguments_of_step(scheduler)
-    return any(argument.name == "metrics" and argument.default is not argument.empty for argument in arguments)
-
-
-def _arguments_of_step(scheduler: Any) -> list[inspect.Parameter]:
+def _metric_of_step(scheduler: Any) -> inspect.Parameter | None:
     step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
-    return [] if step is None else list(inspect.signature(step).parameters.values())[1:]
+    arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
+    places = [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
+    return next((one for one in places if one.default is one.empty or one.name == "metrics"), None)
 
 
 def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot], owner: str) -> None:

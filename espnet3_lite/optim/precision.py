@@ -59,8 +59,7 @@ class Precision:
         """Convert the module in place and, for ``16-mixed``, make the one scaler that all optimizers share."""
         self.device_type = device.type
         if self.true_dtype is not None:
-            convert = {torch.float64: module.double, torch.bfloat16: module.bfloat16, torch.float16: module.half}
-            convert[self.true_dtype]()
+            getattr(module, {"64-true": "double", "bf16-true": "bfloat16", "16-true": "half"}[self.name])()
         if self.name == "16-mixed" and self.scaler is None:
             self.scaler = torch.amp.GradScaler(device.type)
 

@@ -6,7 +6,7 @@ configuration file names optimizers `espnet/module.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.transfer import loss_of, map_tensors
-from espnet3_lite.optim.clipping import Clipping, parameters_of
+from espnet3_lite.optim.clipping import clip_gradients, largest_gradient, parameters_of
 
 
 class OptimizationStep(NamedTuple):
@@ -88,10 +88,13 @@ class OptimizerSlot:
     optimizer: Optimizer
     name: str | None = None
     window: int = 1
+    #: The largest total norm (or absolute value, with the algorithm ``value``); None or 0: nothing is clipped.
     gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str = "norm"
-    #: What is done before each step.
-    clipping: Clipping = Clipping()
+    gradient_clip_algorithm: str | None = "norm"
+    #: The module's own `configure_gradient_clipping`, where it has one.
+    clips_by: Callable[[Optimizer, float | None, str | None], torch.Tensor | None] | None = None
+    #: Somebody wants to know whether the gradients are finite, though nothing is clipped.
+    checks_gradients: bool = False
     #: Successful updates so far.
     update_step: int = 0
     #: Backward passes in the open window.
@@ -161,6 +164,21 @@ class OptimizerSlot:
             self.warned_of_none = True
             rank_zero_warn("`training_step` returned `None`: the batch trains nothing. If this was on purpose, ignore "
                            "this warning; else return the loss")  # fmt: skip
+
+    def clip(self) -> float:
+        """Clip the gradients in place, before a step.
+
+        Returns:
+            A number that is finite where the step is to be made: their total norm before, where they are clipped by
+            it, else the largest of them; 0.0 where nobody wants to know.
+        """
+        value, algorithm, largest = self.gradient_clip_val, self.gradient_clip_algorithm, None
+        gives_norm = value and algorithm != "value" and self.clips_by is None
+        if (self.checks_gradients and not gives_norm) or (value and algorithm == "value"):
+            largest = largest_gradient(self.parameters)
+        norm = (self.clips_by or clip_gradients)(self.optimizer, value, algorithm)
+        found = largest if norm is None else norm
+        return 0.0 if found is None else float(found)  # a CPU-GPU sync point
 
     def open_window(self) -> None:
         """Its gradients were cleared."""
@@ -255,20 +273,17 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
 
     By hand what is no tensor is handed on as it was returned.
     """
-    if isinstance(output, torch.Tensor) and steps:  # asked first: nearly always so
-        return {"loss": steps[0][0].detach()}
-    if output is None:
-        return {}
-    if not steps:  # manual optimization: whatever the module likes
-        return {"loss": output.detach()} if isinstance(output, torch.Tensor) else output
-    if steps[0][1].name is None:
-        loss = None if steps[0][0] is None else steps[0][0].detach()
-        if isinstance(output, Mapping):
-            return {**output, "loss": loss}
-        own = loss_of(output)
-        return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
-    named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
-    return {"loss": torch.stack(list(named.values())).sum(), **named}
+    if isinstance(output, torch.Tensor):  # asked first: nearly always so
+        return {"loss": (steps[0][0] if steps else output).detach()}
+    if output is None or not steps:  # manual optimization: whatever the module likes
+        return {} if output is None else output
+    if steps[0][1].name is not None:
+        named = {f"{slot.name}/loss": loss.detach() for loss, slot in steps}
+        return {"loss": torch.stack(list(named.values())).sum(), **named}
+    loss, own = None if steps[0][0] is None else steps[0][0].detach(), loss_of(output)
+    if isinstance(output, Mapping):
+        return {**output, "loss": loss}
+    return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
 
 
 def _wrong_plain_output(output: Any) -> str:

@@ -27,7 +27,6 @@ from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.clipping import Clipping
 from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
 from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
@@ -312,7 +311,9 @@ def configure_optimizers(
         slots = {None: OptimizerSlot(optimizers[0])}
     for slot in slots.values():
         slot.manual = ManualOptimizer(slot.optimizer, trainer)
-        slot.clipping = _decide_clipping(trainer, model, slot)
+        if slot.name is None:
+            _clip_as_told(trainer, model, slot)
+        slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
         slot.own_backward = "backward" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     check_parameters(slots.values(), model)
@@ -320,18 +321,16 @@ def configure_optimizers(
     return slots, schedulers
 
 
-def _decide_clipping(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> Clipping:
-    """A named optimizer is clipped by its own settings, a plain one by the trainer's or by the module."""
+def _clip_as_told(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> None:
+    """A plain optimizer is clipped by the trainer's settings or by the module, a named one by its own settings."""
 
     def by_module(optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
         trainer.metrics.hook = "configure_gradient_clipping"
         model.configure_gradient_clipping(optimizer, value, algorithm)
 
-    settings: OptimizerSlot | Trainer = trainer if slot.name is None else slot
-    clips_itself = "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization
-    own = by_module if clips_itself and slot.name is None else None
-    checked = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
-    return Clipping(settings.gradient_clip_val, settings.gradient_clip_algorithm, own, checked)
+    slot.gradient_clip_val, slot.gradient_clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
+        slot.clips_by = by_module
 
 
 class _NoOptimizer(torch.optim.Optimizer):

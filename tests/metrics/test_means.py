@@ -115,7 +115,8 @@ def test_ranks_are_reduced_alike_in_any_order(how, expected, nan_at):
         totals[nan_at] = math.nan
     key = ("training_step", "x", None)
     arguments = LogArguments(False, True, False, True, how, False, False, True, False)
-    parts = [{key: (total, 1 + rank % 2, arguments, False, None)} for rank, total in enumerate(totals)]
+    row = {"arguments": arguments, "on_step": False, "on_epoch": True, "metric": None}
+    parts = [{key: {**row, "total": total, "weight": 1 + rank % 2}} for rank, total in enumerate(totals)]
     strategy = SimpleNamespace(gather_objects=lambda mine: parts, root_device=torch.device("cpu"))
     entries = {key: LoggedValue("x", "training_step", arguments, False, True)}
     metrics = SimpleNamespace(loader_suffix="")
