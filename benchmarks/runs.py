@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.files import save_by_hand
@@ -93,8 +96,8 @@ def _epochs(options: Options) -> Samples:
 
     Both sides write the same files with the same care. In each epoch: a row of the table, the state to go on from, and
     the weights where they are among the best three; each file is written beside its name, flushed to the disk and
-    renamed, and the folder flushed. The trainer also checks each loss for NaN, and its state holds all that a run goes
-    on from: random states, counters, callbacks.
+    renamed, and the folder flushed. Both check each loss for NaN, and their states hold the random generators' states;
+    the trainer's also holds its counters and what its callbacks keep.
     """
     train, valid, epochs = make_batches(options.count(300)), make_batches(options.count(60)), options.count(30)
 
@@ -108,6 +111,8 @@ def _epochs(options: Options) -> Samples:
                 for epoch in range(epochs):
                     for x, y in train:
                         loss = torch.nn.functional.mse_loss(layer(x), y)
+                        if not math.isfinite(loss.item()):
+                            continue
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
@@ -118,6 +123,7 @@ def _epochs(options: Options) -> Samples:
                     table.writerow({"epoch": epoch, "loss": mean})
                     file.flush()
                     state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+                    state["random"] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
                     save_by_hand(state, f"{folder}/last.ckpt")
                     worst = max(scores, key=scores.__getitem__)
                     if len(scores) <= 3 or worst != path:

@@ -41,7 +41,7 @@ def load_parameters(model: nn.Module, description: str, ignore_mismatch: bool = 
     if description.count(":") > 3 or not path:
         raise MisconfigurationException(f"init_param: {description!r} is not path:source:destination:excludes")
     state = load_checkpoint(path)
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state.get("module", state))  # Lightning's and ESPnet3's files; DeepSpeed's
     for excluded in filter(None, excludes.split(",")):
         state = {name: value for name, value in state.items() if not f"{name}.".startswith(f"{excluded}.")}
     if source:
@@ -68,7 +68,8 @@ def load_parameters(model: nn.Module, description: str, ignore_mismatch: bool = 
         )
     taken = {name: value for name, value in state.items() if name not in misfits}
     part.load_state_dict({**own, **taken})
-    logger.info("init_param: %d of %d parameters and buffers are those of %s", len(taken), len(own), path)
+    level = logging.INFO if taken else logging.WARNING
+    logger.log(level, "init_param: %d of %d parameters and buffers are those of %s", len(taken), len(own), path)
 
 
 def freeze_parameters(model: nn.Module, selectors: Iterable[str], place: str) -> None:

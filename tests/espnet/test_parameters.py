@@ -56,6 +56,21 @@ def test_what_is_taken_from_a_file(rest, taken, file):
     assert {name for name, value in values(model).items() if value == 7.0} == taken
 
 
+@pytest.mark.parametrize("key", ["state_dict", "module"])  # as Lightning, and as DeepSpeed wrap them
+def test_a_file_may_hold_the_parameters_under_a_key(key, file):
+    torch.save({key: torch.load(file)}, file)
+    model = Model()
+    load_parameters(model, f"{file}:encoder:encoder")
+    assert values(model) == {"encoder.0.weight": 7.0, "encoder.0.bias": 7.0, "decoder.weight": 0.0, "decoder.bias": 0.0}
+
+
+def test_a_file_of_which_nothing_fits_is_told(file, caplog):
+    load_parameters(Model(), f"{file}::decoder", ignore_mismatch=True)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == f"init_param: 0 of 2 parameters and buffers are those of {file}"
+
+
 @pytest.mark.parametrize(
     ("rest", "error", "words"),
     [
