@@ -18,13 +18,36 @@ from espnet3_lite.trainer.settings import REFUSED, SETTINGS
 DOCS = Path(__file__).parent
 
 
+SETTINGS_PAGE = """
+# The trainer's settings
+
+This page is for looking things up: each argument of `Trainer`, which is also a key of `trainer:` in a configuration.
+A setting that is `None`, in YAML `null`, has its default. (This page is written from
+`espnet3_lite/trainer/settings.py`, which also checks the values.)
+
+<!-- run: quick -->
+```python
+from espnet3_lite import Trainer
+
+trainer = Trainer(max_epochs=3, limit_train_batches=0.5, gradient_clip_val=1.0, logger=False)
+```
+
+In YAML:
+
+```yaml
+trainer:
+  max_epochs: 3
+  limit_train_batches: 0.5
+  gradient_clip_val: 1.0
+  logger: false
+```
+""".strip()
+
+
 def settings() -> str:
     """The table of `Trainer`'s arguments, from `trainer/settings.py`."""
     lines = [
-        "# The trainer's settings",
-        "",
-        "Each argument of `Trainer`, and each key of `trainer:` in a configuration. `None`, in YAML `null`, is the",
-        "default. (This page is written from `espnet3_lite/trainer/settings.py`, which also checks them.)",
+        SETTINGS_PAGE,
         "",
         "| setting | what it does | what it may be | default |",
         "|---|---|---|---|",
@@ -32,7 +55,7 @@ def settings() -> str:
     for name, setting in SETTINGS.items():
         meaning = setting.meaning.replace("``", "`")
         lines.append(f"| `{name}` | {meaning} | {setting.kind.words} | `{setting.default!r}` |")
-    lines += ["", "## Lightning's that are not here", "", "| setting | instead |", "|---|---|"]
+    lines += ["", "## Lightning's settings that are not here", "", "| setting | instead |", "|---|---|"]
     lines += [f"| `{name}` | {instead} |" for name, instead in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
@@ -47,11 +70,28 @@ STEPS = {
 HOOKS_PAGE = """
 # Hooks and their order
 
-Each hook is called on the callbacks in their order, then on the module. Two kinds of callback come after the module: in
-`on_train_batch_end` and `on_train_epoch_end` those that save checkpoints, and in `on_train_epoch_end` those that decide
-by a metric (early stopping), since the module may log it there. The list shows an epoch whose last batch is followed by
-a validation. `espnet3-lite hooks conf.yaml` prints it for your own configuration, with who listens. (This page is
-written from `espnet3_lite/trainer/hook_table.py` and the docstrings.)
+This page is for those who write callbacks or override methods of a module. A hook is a method that the trainer calls
+at a certain moment. (This page is written from `espnet3_lite/trainer/hook_table.py` and the docstrings.)
+
+<!-- run: quick -->
+```python
+from espnet3_lite import Callback, Trainer
+
+
+class Counter(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        print(trainer.global_step, float(outputs["loss"]))
+
+
+trainer = Trainer(max_epochs=1, callbacks=[Counter()], logger=False)
+```
+
+Each hook is called on the callbacks in their order, then on the module. Two kinds of callback come after the module.
+Those that save checkpoints come last in `on_train_batch_end` and `on_train_epoch_end`. Those that decide by a metric
+(early stopping) come after the module in `on_train_epoch_end`, since the module may log the metric there.
+
+The list shows an epoch whose last batch is followed by a validation. `espnet3-lite hooks conf.yaml` prints the list
+for your own configuration, with the callbacks that listen to each hook.
 
 <!-- hooks -->
 ```
@@ -100,16 +140,53 @@ def hooks() -> str:
     return "\n".join(lines)
 
 
+CALLBACKS_PAGE = """
+A callback reacts to what happens in a run: it saves checkpoints, stops the run, shows progress. This page lists all
+of `espnet3_lite.callbacks`. [Hooks and their order](../hooks.md) says when each hook is called.
+
+In Python, give callbacks to the trainer:
+
+<!-- run: quick -->
+```python
+from espnet3_lite import Trainer
+from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint
+
+trainer = Trainer(callbacks=[ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss")], logger=False)
+```
+
+In YAML a callback is a mapping with `_target_`:
+
+```yaml
+trainer:
+  callbacks:
+    - {_target_: espnet3_lite.callbacks.EarlyStopping, monitor: valid/loss, patience: 5}
+```
+""".strip()
+
+LOGGERS_PAGE = """
+A logger writes what `self.log` was given to a file or to a platform. `Trainer(logger=...)` takes a name (`csv`,
+`tensorboard`, `wandb`, `mlflow`), an object of these classes, or a list of them. The default is a `CSVLogger`.
+""".strip()
+
+STRATEGIES_PAGE = """
+A strategy says how several processes train together ([several GPUs](../gpus.md)). A name does for the defaults,
+`Trainer(strategy="ddp")`; an object takes arguments, `Trainer(strategy=DDPStrategy(static_graph=True))`.
+""".strip()
+
+
 def reference(title: str, words: str, objects: list[object], members: dict[str, list[str]]) -> str:
     """A page of the reference: a directive for each object, which mkdocs turns into its documentation.
 
     Args:
         title: The page's title.
-        words: What stands below it.
+        words: What stands below it, before a table of the objects, each with its docstring's first sentence.
         objects: Classes and functions.
         members: Of a class by its name, the methods that are shown; by default all public ones.
     """
-    lines = [f"# {title}", "", words]
+    lines = [f"# {title}", "", words, "", "| name | what it is for |", "|---|---|"]
+    for one in objects:
+        summary = " ".join((inspect.getdoc(one) or "").split("\n\n")[0].split()).replace("``", "`").replace("|", "\\|")
+        lines.append(f"| `{one.__name__}` | {summary} |")
     for one in objects:
         lines += ["", f"::: {one.__module__}.{one.__qualname__}"]
         if one.__qualname__ in members:
@@ -126,17 +203,19 @@ def pages() -> dict[Path, str]:
         DOCS / "settings.md": settings(),
         DOCS / "hooks.md": hooks(),
         DOCS / "api" / "main.md": reference(
-            "espnet3_lite", "What `import espnet3_lite` gives. The trainer's arguments have a [page](../settings.md).",
+            "espnet3_lite",
+            "What `import espnet3_lite` gives. The trainer's arguments have a [page](../settings.md) of their own.",
             [*top, TrainerProperties, ModuleHooks], calls,
         ),
         DOCS / "api" / "callbacks.md": reference(
-            "Callbacks", "`espnet3_lite.callbacks`. The hooks are those of `Callback`.", list(reactions.values()), {},
+            "Callbacks", CALLBACKS_PAGE, list(reactions.values()), {},
         ),
         DOCS / "api" / "loggers.md": reference(
-            "Loggers", "`espnet3_lite.loggers`.", [getattr(loggers, name) for name in loggers.__all__], {},
+            "Loggers", LOGGERS_PAGE, [getattr(loggers, name) for name in loggers.__all__], {},
         ),
         DOCS / "api" / "strategies.md": reference(
-            "Strategies", "`espnet3_lite.strategies`.", [getattr(strategies, name) for name in strategies.__all__], {},
+            "Strategies", STRATEGIES_PAGE, [getattr(strategies, name) for name in strategies.__all__],
+            {"Strategy": ["barrier", "broadcast", "reduce", "all_gather"]},
         ),
     }  # fmt: skip
 

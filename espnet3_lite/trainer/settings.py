@@ -96,7 +96,7 @@ class Setting:
     """One argument of `Trainer`.
 
     Attributes:
-        default: What it is where it is not given, or given as None (but where its kind has a meaning for None).
+        default: Its value where it is not given, or given as None (unless None has a meaning of its own).
         kind: What it may be.
         meaning: What it does, for the documentation.
     """
@@ -121,33 +121,33 @@ class Settings:
     accelerator: str = _setting(
         "auto", one_of("auto", "cpu", "gpu", "cuda", "mps"), "Where to compute; ``auto`` is a GPU where there is one."
     )
-    devices: int | str | list[int] = _setting("auto", DEVICES, "Processes per machine; torchrun is what starts them.")
-    num_nodes: int = _setting(1, whole(1), "Machines.")
+    devices: int | str | list[int] = _setting("auto", DEVICES, "Processes on each machine; torchrun starts them.")
+    num_nodes: int = _setting(1, whole(1), "How many machines train together.")
     strategy: Strategy = _setting("auto", STRATEGY, "How processes train together; ``auto`` is DDP under torchrun.")
     dist_timeout: timedelta = _setting(
         timedelta(minutes=30), number(1) | DURATION,
         "How long a collective waits for other ranks: seconds, or a duration. Rank 0's long work does not count.",
     )  # fmt: skip
     signal_grace: int | float = _setting(
-        30, number(0), "Seconds after SIGTERM after which a rank ends that still waits for the other ranks."
+        30, number(0), "Seconds that a rank may still wait for the other ranks after SIGTERM; then it ends."
     )
     sync_batchnorm: bool = _setting(
         False, FLAG, "On GPUs, batch norm takes its statistics from all ranks' batches (`torch.nn.SyncBatchNorm`)."
     )
     precision: str = _setting("32-true", PRECISION, "The number format; 32, 64, bf16, 16 are short for the first four.")
     logger: Logger | None = _setting(
-        True, LOGGERS, "True: a `CSVLogger` in `default_root_dir`, a name: that kind; False: none; a logger; a list."
+        True, LOGGERS, "Where logged values go. True: a `CSVLogger` in `default_root_dir`; False: nowhere."
     )
     callbacks: list[Callback] = _setting(
-        None, CALLBACKS, "What reacts to the run's events; the defaults that they do not replace are added."
+        None, CALLBACKS, "The callbacks. The default ones are added, unless one of their kind is given."
     )
     max_epochs: int = _setting(
         None, whole(-1, "no limit"),
-        "Stop after this many. Where neither it nor `max_steps` nor `max_time` is given: 1000.",
+        "Stop after this many epochs; 1000 if neither this nor `max_steps` nor `max_time` is given.",
     )  # fmt: skip
-    min_epochs: int = _setting(None, whole(0), "Do not stop early before.")
+    min_epochs: int = _setting(None, whole(0), "Do not stop early before this many epochs.")
     max_steps: int = _setting(-1, whole(-1, "no limit"), "Stop after this many optimizer steps.")
-    min_steps: int | None = _setting(None, whole(0), "Do not stop early before.")
+    min_steps: int | None = _setting(None, whole(0), "Do not stop early before this many optimizer steps.")
     max_time: timedelta | None = _setting(
         None, DURATION, 'Stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.'
     )
@@ -168,7 +168,7 @@ class Settings:
     enable_checkpointing: bool = _setting(True, FLAG, "Add a `ModelCheckpoint` where there is none.")
     enable_progress_bar: bool = _setting(True, FLAG, "Add a `TQDMProgressBar` where there is none.")
     enable_model_summary: bool = _setting(True, FLAG, "Add a `ModelSummary` where there is none.")
-    accumulate_grad_batches: int = _setting(1, whole(1), "Batches that make one step.")
+    accumulate_grad_batches: int = _setting(1, whole(1), "How many batches' gradients make one optimizer step.")
     gradient_clip_val: float | None = _setting(None, number(0), "Largest gradient norm (or value); None: no clipping.")
     gradient_clip_algorithm: str | None = _setting(
         None, one_of("norm", "value"), "Clip the norm of all gradients together (None too), or each value."
@@ -188,7 +188,7 @@ class Settings:
     detect_anomaly: bool = _setting(False, FLAG, "``torch.autograd.set_detect_anomaly``; a NaN raises then.")
     reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
     default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
-    check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, without clipping too.")
+    check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, also without clipping.")
     log_grad_norm: bool = _setting(False, FLAG, "Log `grad_norm`, the gradient's total norm before it is clipped.")
     async_save: bool = _setting(False, FLAG, "Write checkpoints in the background, from a copy of the state.")
     auto_resume: bool = _setting(
@@ -218,7 +218,7 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def documented(trainer: _Class) -> _Class:
-    """Decorate a class whose docstring has ``{settings}``: there the table's text is put, one line an argument."""
+    """Decorate a class whose docstring has ``{settings}``: the table's text is put there, one line an argument."""
     lines = [
         f"{name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}"
         for name, setting in SETTINGS.items()
