@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: `docs/settings.md`, `docs/hooks.md` and what is below `docs/api/`.
+"""Writes the pages that follow from the code: `settings.md`, `keys.md`, `hooks.md` and what is below `api/`.
 
 Run it after a setting or a public name has come, gone or changed: ``python docs/generated_pages.py``. What stands in a
 page of ``api/`` is filled in by mkdocs, from the docstrings.
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import espnet3_lite
 from espnet3_lite import Callback, LiteDataModule, LiteModule, callbacks, loggers, strategies
+from espnet3_lite.config.fields import BATCH_SAMPLER, FIELDS
+from espnet3_lite.config.fields import REFUSED as REFUSED_KEYS
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS
 from espnet3_lite.trainer.properties import TrainerProperties
@@ -57,6 +59,154 @@ def settings() -> str:
         lines.append(f"| `{name}` | {meaning} | {setting.kind.words} | `{setting.default!r}` |")
     lines += ["", "## Lightning's settings that are not here", "", "| setting | instead |", "|---|---|"]
     lines += [f"| `{name}` | {instead} |" for name, instead in REFUSED.items()]
+    return "\n".join(lines) + "\n"
+
+
+KEYS_PAGE = """
+# The keys of a configuration
+
+This page is for looking things up: each key that `espnet3-lite` knows in a training configuration. (It is written from
+`espnet3_lite/config/fields.py`, which also checks the values.) [The configuration language](configuration.md) says how
+files are merged and how values refer to others. `trainer` has a [page](settings.md) of its own.
+
+A small configuration:
+
+```yaml
+exp_dir: exp/mine
+seed: 0
+dataset:
+  train: {_target_: data.Digits, split: train}
+  valid: {_target_: data.Digits, split: valid}
+dataloader:
+  train: {batch_size: 32, shuffle: true}
+  valid: {batch_size: 300}
+model: {_target_: model.DigitClassifier}
+optimizer: {_target_: torch.optim.AdamW, lr: 3e-3}
+best_model_criterion:
+  - [valid/acc, 3, max]
+trainer: {max_epochs: 12}
+```
+
+Keys of your own may stand at the top, for `${...}` to refer to. Below `trainer`, `dataloader`, `optimizers.<name>`,
+`schedulers.<name>`, `parallel` and `fit` an unknown key is a mistake. `null` means the same as leaving a key out.
+""".strip()
+
+#: What each key of a configuration does; those of `trainer` are in the table of settings.
+MEANINGS = {
+    "num_device": "A number for `${num_device}`, as ESPnet3's recipes write it; `trainer.devices` is what counts.",
+    "num_nodes": "The same for `${num_nodes}`; `trainer.num_nodes` is what counts.",
+    "task": "ESPnet2's task that builds the model, such as `espnet2.tasks.asr.ASRTask`; needs espnet.",
+    "recipe_dir": "The recipe's folder, whose `src` and `dataset` can be imported.",
+    "data_dir": "Where the data are; for `${data_dir}`.",
+    "exp_tag": "A run's name; for `${exp_tag}`.",
+    "exp_dir": "The folder of the run. Default: `exp`.",
+    "stats_dir": "The folder of `collect-stats`; shape files and normalisation are read from there.",
+    "dataset_dir": "Where espnet3's stage `create_dataset` writes; read by espnet3 alone.",
+    "create_dataset": "Arguments of that stage; read by espnet3 alone.",
+    "dataset": "The data sets `train`, `valid` and `test`, each by its `_target_`; or a `DataOrganizer` of them.",
+    "tokenizer": "Arguments of espnet3's stage `train_tokenizer`, and a place for `${...}`.",
+    "model": "The model by its `_target_`: a `LiteModule`, or one in ESPnet's contract. With `task`: its arguments.",
+    "model.freeze_param": "As `freeze_param`, where ESPnet2 has it.",
+    "freeze_param": "Parameters that are not trained: their names, or whole dotted beginnings of them.",
+    "init_param": "Weights to begin with: `path:source:destination:excludes` each, as in ESPnet2.",
+    "ignore_init_mismatch": "Leave out what of `init_param` the model lacks or has in another shape. Default: an error.",
+    "optimizer": "The optimizer by its `_target_`; its parameters are added. Left out: the module's own.",
+    "scheduler": "The learning rate's schedule by its `_target_`; the optimizer is added. Default: none.",
+    "scheduler_interval": "When it steps: after each optimizer step (default), or each epoch.",
+    "scheduler_monitor": "The metric that a plateau scheduler looks at.",
+    "accumulate_by_weight": "Accumulated gradients are means by weight: [several batches for one step](optimizers.md).",
+    "optimizers": "Several optimizers by name: [several optimizers](optimizers.md).",
+    "optimizers.*": "One of them.",
+    "optimizers.*.optimizer": "The optimizer by its `_target_`.",
+    "optimizers.*.params": "The part of the parameters' names that it trains.",
+    "optimizers.*.accum_grad_steps": "Backward passes for one step.",
+    "optimizers.*.step_every_n_iters": "Batches with a loss for it for one step.",
+    "optimizers.*.gradient_clip_val": "The largest gradient norm (or value). Default: no clipping.",
+    "optimizers.*.gradient_clip_algorithm": "Clip the norm (default), or each value.",
+    "schedulers": "A scheduler for each of `optimizers`, by the same names.",
+    "schedulers.*": "One of them.",
+    "schedulers.*.scheduler": "The scheduler by its `_target_`.",
+    "schedulers.*.interval": "When it steps: after each step of its optimizer (default), or each epoch.",
+    "schedulers.*.monitor": "The metric that a plateau scheduler looks at.",
+    "best_model_criterion": "Which checkpoints are kept and averaged: a list of `[metric, how many, min or max]`. "
+    "Default: `[[valid/loss, 3, min]]`.",
+    "seed": "The seed of all random generators. Default: none is set.",
+    "init": "How the model's weights are initialised. Default: as the model does it.",
+    "parallel": "How `collect-stats` is shared among processes.",
+    "parallel.env": "Where they run: on this machine.",
+    "parallel.n_workers": "How many there are.",
+    "parallel.options": "Read by espnet3's own stages alone.",
+    "parallel.allow_overwrite_lock": "Read by espnet3's own stages alone.",
+    "collect_stats_batch_size": "Samples in a batch of `collect-stats`.",
+    "collect_stats_train_mode": "Collect with the training set's augmentation. Default: without.",
+    "dataloader": "How batches are made.",
+    "dataloader.collate_fn": "The collate function of all splits. Default: torch's own.",
+    "dataloader.train": "The training loader: the arguments of `torch.utils.data.DataLoader`, and the keys below.",
+    "dataloader.valid": "The validation loader, likewise; test sets are loaded in the same way.",
+    "sampler": "A sampler by its `_target_`, for a plain `DataLoader`.",
+    "batch_sampler": "A batch sampler by its `_target_`, likewise.",
+    "fit": "Arguments of `fit`.",
+    "fit.ckpt_path": "The checkpoint to go on from. Default: `last.ckpt` in `exp_dir`, if there is one.",
+    "fit.override_optimizer": "A run that goes on takes the configured rate, weight decay and the like.",
+    "fit.train_dataloaders": "A training loader by its `_target_`, instead of `dataloader.train`.",
+    "fit.val_dataloaders": "The same for validation.",
+    "fit.datamodule": "A `LiteDataModule` by its `_target_`, instead of both.",
+    "trainer": "The settings of the trainer: [their table](settings.md).",
+    "trainer.gan": "Trains ESPnet2's adversarial models: [two turns a batch](espnet-recipes.md).",
+    "trainer.gan.generator_first": "The generator's turn comes first. Default: the discriminator's.",
+    "trainer.gan.skip_discriminator_prob": "The probability that a batch has no turn of the discriminator. Default: 0.",
+    "trainer.gan.no_forward_run": "Load the batches and train nothing.",
+    "iter_factory": "ESPnet's iterator by its `_target_`; left out: a plain `DataLoader`.",
+    "iter_factory.batches": "Its batch sampler (the table below), or one of your own by its `_target_`.",
+    "iter_factory.collate_fn": "Its collate function; default: `dataloader.collate_fn`.",
+    "collate_fn": "This loader's collate function; default: `dataloader.collate_fn`.",
+    "iter_factory.num_iters_per_epoch": "Steps of an epoch, if an epoch is not to be a whole pass over the data.",
+    "iter_factory.shuffle": "Shuffle the batches in each epoch.",
+    "batch_distribution": "Each rank takes whole batches (default), or all ranks split each batch.",
+    "total_shards": "How many shards a sharded data set has.",
+    "num_shards": "Only 1: `total_shards` and `dist_world_size` say how many shards there are.",
+    "dist_world_size": "How many shards an epoch takes.",
+    "batch_size": "Samples in a batch of each process.",
+    "num_workers": "Processes that load samples. Default: 0, the main process loads.",
+    "shuffle": "Shuffle the samples in each epoch.",
+    "drop_last": "Leave out an epoch's last batch if it is not full.",
+}
+
+#: What each key of ``iter_factory.batches`` does.
+SAMPLER_MEANINGS = {
+    "type": "How utterances are put into batches.",
+    "shape_files": "Files that `collect-stats` wrote, with each utterance's shape.",
+    "batch_size": "Utterances in a batch: `unsorted`, `sorted`, `folded`.",
+    "batch_bins": "The size of a batch, padding included: in frames (or samples, tokens) for `length`, in numbers for `numel`.",
+    "min_batch_size": "No batch has fewer utterances: `folded`, `length`, `numel`. Default: 1.",
+    "sort_in_batch": "The order of lengths within a batch. Default: `descending`.",
+    "sort_batch": "The order of lengths among the batches. Default: `ascending`.",
+    "drop_last": "Leave out what does not fill a batch.",
+    "padding": "Count each utterance as long as the longest of its batch (default): `length`, `numel`.",
+    "fold_lengths": "A length for each shape file, beyond which a batch gets smaller: `folded`.",
+    "utt2category_file": "Lines `utterance category`; a batch has utterances of one category: `folded`.",
+}
+
+
+def keys() -> str:
+    """The table of a configuration's keys, from `config/fields.py`."""
+    lines = [KEYS_PAGE, "", "| key | what it does | what it may be |", "|---|---|---|"]
+    splits, loader = ("dataloader.train.", "dataloader.valid."), []
+    for key, kind in FIELDS.items():
+        if key.startswith(splits):
+            row = (key.split(".", 2)[2], kind)
+            loader += [row] if row[0] not in dict(loader) else []
+        elif not key.startswith("trainer.") or key.startswith("trainer.gan"):
+            lines.append(f"| `{key}` | {MEANINGS[key]} | {kind.words} |")
+    for title, rows, meanings in (
+        ("Keys of `dataloader.train` and `dataloader.valid`", loader, MEANINGS),
+        ("Keys of `iter_factory.batches`", BATCH_SAMPLER.items(), SAMPLER_MEANINGS),
+    ):
+        lines += ["", f"## {title}", "", "| key | what it does | what it may be |", "|---|---|---|"]
+        lines += [f"| `{key}` | {meanings[key]} | {kind.words} |" for key, kind in rows]
+    lines += ["", "## Keys of Lightning and ESPnet that are not here", "", "| key | instead |", "|---|---|"]
+    refused = {key: words for key, words in REFUSED_KEYS.items() if key.removeprefix("trainer.") not in REFUSED}
+    lines += [f"| `{key}` | {words} |" for key, words in refused.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -201,6 +351,7 @@ def pages() -> dict[Path, str]:
     reactions = {id(one): one for name in callbacks.__all__ if (one := getattr(callbacks, name)) not in top}
     return {
         DOCS / "settings.md": settings(),
+        DOCS / "keys.md": keys(),
         DOCS / "hooks.md": hooks(),
         DOCS / "api" / "main.md": reference(
             "espnet3_lite",
