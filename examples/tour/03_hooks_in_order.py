@@ -34,7 +34,7 @@ class Line(LiteModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-#: `HOOKS` has every hook in the order in which a run calls it; these two are pytorch-accelerated's and an alarm.
+#: `HOOKS` has every hook in the order in which a run calls it. These two are left out: they are called only on errors.
 hooks = [hook for hook in HOOKS if hook not in ("on_stop_training_error", "on_exception")]
 listener = LambdaCallback(**{hook: note(hook) for hook in hooks})
 trainer = Trainer(

@@ -43,6 +43,6 @@ with tempfile.TemporaryDirectory() as folder:
     gan.fit(batches)
 
 metrics = gan.trainer.callback_metrics
-print("batches in which somebody stepped:", gan.trainer.global_step)
+print("batches in which an optimizer stepped:", gan.trainer.global_step)
 print("updates of the generator:", int(metrics["train/generator/update_step"]))
 print("updates of the discriminator:", int(metrics["train/discriminator/update_step"]))

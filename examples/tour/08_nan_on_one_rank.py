@@ -46,7 +46,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 def by_hand(rank):
-    """DDP, and nobody who asks."""
+    """DDP without a vote."""
     line = Line()
     model, optimizer = DistributedDataParallel(line), torch.optim.SGD(line.parameters(), lr=0.1)
     for index in range(rank, 8, 2):
