@@ -46,9 +46,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
     if not weights_only:
         states = ((callback.state_key, callback.state_dict()) for callback in trainer.callbacks)
         checkpoint["callbacks"] = {key: state for key, state in states if state}
-        checkpoint["optimizer_states"] = [
-            trainer.strategy.optimizer_state_dict(module, optimizer) for optimizer in trainer.optimizers
-        ]
+        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
         checkpoint["lr_schedulers"] = [config.state_dict() for config in trainer.lr_scheduler_configs]
         if trainer.precision_plugin.scaler is not None:
             checkpoint["MixedPrecision"] = trainer.precision_plugin.scaler.state_dict()  # Lightning's key

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from espnet3_lite.distributed.ballot import Place
 from espnet3_lite.distributed.gradients import TravellingGradients
-from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
-from espnet3_lite.distributed.single import training_step_of
-from espnet3_lite.distributed.vote import Verdict
+from espnet3_lite.distributed.multi import SeveralProcesses
+from espnet3_lite.distributed.vote import Place, Verdict
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -76,7 +74,7 @@ class DDPStrategy(SeveralProcesses):
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
-        self._step = _TrainingStep(module, training_step_of(module, trainer.compile))
+        self._step = _TrainingStep(module, super().wrap(trainer, module))
         self._parameters = list(module.parameters())
         self._wrap_anew()
         for slot in trainer.slots.values():
@@ -118,12 +116,11 @@ class DDPStrategy(SeveralProcesses):
         self._synchronizing = closes and self._wrapped is not None
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The module's, through DDP. A rank without data runs it too, and puts the buffers back."""
-        with (
-            buffers_put_back(self._step.module, wanted=self.trainer.train_data.replaying),
-            contextlib.nullcontext() if self._wrapped is None or self._synchronizing else self._wrapped.no_sync(),
-        ):
-            return (self._wrapped or self._step)(batch, batch_idx)
+        """The module's, through DDP."""
+        if self._wrapped is None:
+            return self._step(batch, batch_idx)
+        with contextlib.nullcontext() if self._synchronizing else self._wrapped.no_sync():
+            return self._wrapped(batch, batch_idx)
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """As ever; then it is known which named optimizers' windows this batch's backward passes close.

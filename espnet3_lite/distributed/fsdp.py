@@ -23,9 +23,7 @@ from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
-from espnet3_lite.distributed.multi import SeveralProcesses, buffers_put_back
-from espnet3_lite.distributed.single import training_step_of
-from espnet3_lite.distributed.vote import Verdict
+from espnet3_lite.distributed.multi import SeveralProcesses
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.loaders.transfer import map_tensors
 
@@ -143,13 +141,7 @@ class FSDPStrategy(SeveralProcesses):
             if unfit:
                 raise MisconfigurationException(f"strategy='fsdp' {why}")
         self._reducing = True  # so every fit leaves its module
-        self._step = training_step_of(module, trainer.compile)
-        return self.training_step
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The module's. A rank without data runs it too, and puts the buffers back."""
-        with buffers_put_back(self._module, wanted=self.trainer.train_data.replaying):
-            return self._step(batch, batch_idx)
+        return super().wrap(trainer, module)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
@@ -160,13 +152,6 @@ class FSDPStrategy(SeveralProcesses):
             # What an earlier window has left, for which no step was made, must not come into this one.
             self.share_gradients(self.trainer.slots.values())
         self._reduce_from_now_on(closes or self._sync_each_batch)
-
-    def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
-        """As ever; no backward pass follows where the batch is skipped."""
-        verdict = super().vote(trainer, steps, is_last)
-        if verdict.skip:
-            self.free_gathered()
-        return verdict
 
     def free_gathered(self) -> None:
         """Free whole parameters, which the next change of the weights would make stale."""

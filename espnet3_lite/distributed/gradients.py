@@ -5,7 +5,7 @@ DDP does this by itself for one optimizer; here it is for several named optimize
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -30,43 +30,38 @@ class GradientBucket:
         self.parameters = parameters
         self._sizes = [*(parameter.numel() for parameter in parameters), len(parameters)]
         self._all_there = torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
-        self._message: torch.Tensor | None = None
-        self._work: dist.Work | None = None
-        self._missing: list[int] = []
 
-    def send(self) -> None:
-        """Begin to average. Collective: all ranks send the same buckets in the same order."""
+    def send(self) -> Callable[[], None]:
+        """Begin to average; the returned function waits for the means.
+
+        Collective: all ranks send the same buckets in the same order.
+        """
         gradients = [parameter.grad for parameter in self.parameters]
-        self._missing = [index for index, gradient in enumerate(gradients) if gradient is None]
+        missing = [index for index, gradient in enumerate(gradients) if gradient is None]
         flags = self._all_there
-        if self._missing:
+        if missing:
             flags = torch.tensor([0.0 if gradient is None else 1.0 for gradient in gradients]).to(flags)
         parts = [
             (torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).reshape(-1)
             for parameter, gradient in zip(self.parameters, gradients, strict=True)
         ]
-        self._message = torch.cat([*parts, flags])
-        self._message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
-        for gradient, parameter, mean in zip(gradients, self.parameters, self._means(), strict=True):
+        message = torch.cat([*parts, flags])
+        message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
+        *flat, flags = torch.split(message, self._sizes)
+        means = [mean.view_as(parameter) for mean, parameter in zip(flat, self.parameters, strict=True)]
+        for gradient, parameter, mean in zip(gradients, self.parameters, means, strict=True):
             if gradient is not None:
                 parameter.grad = mean
-        self._work = dist.all_reduce(self._message, async_op=True)  # collective: see the docstring
+        work = dist.all_reduce(message, async_op=True)  # collective: see the docstring
 
-    def receive(self) -> None:
-        """Wait for the means."""
-        assert self._work is not None and self._message is not None, "it was sent before"
-        self._work.wait()
-        if self._missing:
-            used, means = self._message[-len(self.parameters) :].tolist(), self._means()  # a CPU-GPU sync point
-            for index in self._missing:
+        def receive() -> None:
+            work.wait()
+            used = flags.tolist() if missing else []  # a CPU-GPU sync point
+            for index in missing:
                 if used[index]:
                     self.parameters[index].grad = means[index]
-        self._message = self._work = None
 
-    def _means(self) -> list[torch.Tensor]:
-        assert self._message is not None, "it is made by `send`"
-        *means, _ = torch.split(self._message, self._sizes)
-        return [mean.view_as(parameter) for mean, parameter in zip(means, self.parameters, strict=True)]
+        return receive
 
 
 def gradient_buckets(
@@ -91,11 +86,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: in
         parameters: Those that require gradients, or have one, take part.
         bucket_bytes: The largest message, unless one parameter is larger.
     """
-    under_way = gradient_buckets(parameters, bucket_bytes)
-    for bucket in under_way:
-        bucket.send()
-    for bucket in under_way:
-        bucket.receive()
+    for receive in [bucket.send() for bucket in gradient_buckets(parameters, bucket_bytes)]:
+        receive()
 
 
 class TravellingGradients:
@@ -111,7 +103,7 @@ class TravellingGradients:
     def __init__(self, optimizers: Mapping[str | None, Iterable[torch.nn.Parameter]]):
         self._buckets = {name: gradient_buckets(parameters) for name, parameters in optimizers.items()}
         self._waiting: list[GradientBucket] = []  # in the order in which they are sent
-        self._sent: list[GradientBucket] = []
+        self._sent: list[Callable[[], None]] = []
         self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
@@ -132,24 +124,18 @@ class TravellingGradients:
         if bucket in self._lacking:
             self._lacking[bucket] -= 1
             while self._waiting and not self._lacking[self._waiting[0]]:
-                self._send_next()
-
-    def _send_next(self) -> None:
-        bucket = self._waiting.pop(0)
-        bucket.send()
-        self._sent.append(bucket)
+                self._sent.append(self._waiting.pop(0).send())
 
     def finish(self) -> None:
         """Send what got no gradient, and wait for all. Collective."""
-        while self._waiting:
-            self._send_next()
+        self._sent += [bucket.send() for bucket in self._waiting]
+        self._waiting, self._lacking = [], {}
         self.settle()
-        self._lacking = {}
 
     def settle(self) -> None:
         """Wait for what is under way; what has not been sent stays this rank's own until `finish`."""
-        for bucket in self._sent:
-            bucket.receive()
+        for receive in self._sent:
+            receive()
         self._sent = []
 
     def close(self) -> None:

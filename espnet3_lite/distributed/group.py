@@ -135,28 +135,22 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
         store = PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
         _joined = RankStore(store, rank, world_size)
         if not dist.is_initialized():
-            _init_process_group(device, store, rank, world_size, timeout)
+            on_gpu = device.type == "cuda"
+            if on_gpu:
+                torch.cuda.set_device(device)
+            dist.init_process_group(
+                # Objects and checkpoints are exchanged from main memory; gradients and the vote from the device.
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                store=PrefixStore("group", store),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+                device_id=device if on_gpu else None,
+            )
+            atexit.register(leave_process_group)
     elif timeout is not None:
         dist.distributed_c10d._set_pg_timeout(timeout)
     return _joined
-
-
-def _init_process_group(
-    device: torch.device, store: Store, rank: int, world_size: int, timeout: timedelta | None
-) -> None:
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        # Objects and checkpoints are exchanged from main memory; gradients and the vote from the device.
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=device if on_gpu else None,
-    )
-    atexit.register(leave_process_group)
 
 
 #: How long a thread of gloo is given at the end; it needs microseconds, on a busy machine milliseconds.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from espnet3_lite.distributed.ballot import NOTHING, Ballot, Place, Says
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
 from espnet3_lite.distributed.group import OtherRankError, RankStore, is_lost_connection, is_timeout, join_process_group
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.sigterm_watch import SigtermWatch
 from espnet3_lite.distributed.single import Strategy
-from espnet3_lite.distributed.vote import Verdict, vote_together
+from espnet3_lite.distributed.vote import NOTHING, Ballot, Place, Says, Verdict, vote_together
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.optim.slots import OptimizerSlot, Steps
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -82,6 +82,16 @@ class SeveralProcesses(Strategy):
         super().setup(trainer, module)
         self.take_over_from_rank_zero(module)
 
+    def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
+        """As ever. A rank without data runs the training step too, and puts the buffers back."""
+        step = super().wrap(trainer, module)
+
+        def training_step(batch: Any, batch_idx: int) -> Any:
+            with _buffers_put_back(module, wanted=trainer.train_data.replaying):
+                return step(batch, batch_idx)
+
+        return training_step
+
     def convert_batchnorm(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """``Trainer(sync_batchnorm=True)``: batch norm takes its statistics from all ranks' batches."""
         if trainer.sync_batchnorm and self.root_device.type == "cpu":
@@ -122,20 +132,27 @@ class SeveralProcesses(Strategy):
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """The one exchange of each training batch, besides the gradients. Collective."""
         self.saver.poll()
-        return vote_together(self, trainer, steps, is_last)
+        verdict = vote_together(self, trainer, steps, is_last)
+        if verdict.skip:
+            self.free_gathered()  # no backward pass follows
+        return verdict
 
     def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[Says]:
         """See `Ballot.cast`. Collective."""
+        if self.failed:
+            return [says]
         self.store.await_writer()
         try:
             return self._ballot.cast(place, says, bad)
         except RuntimeError as error:
-            if not is_timeout(error):
+            if is_timeout(error):
+                given = self._timeout or "torch.distributed default"
+                why = f"has waited for the other ranks for longer than Trainer(dist_timeout=...) allows ({given})"
+            elif is_lost_connection(error):
+                why = "another rank has ended. All ranks must make the same calls, also where rank 0 alone writes"
+            else:
                 raise
-            raise OtherRankError(
-                f"rank {self.global_rank} {place.value}, and has waited for the other ranks for longer than "
-                f"Trainer(dist_timeout=...) allows ({self._timeout or 'torch.distributed default'})"
-            ) from error
+            raise OtherRankError(f"rank {self.global_rank} {place.value}, and {why}") from error
 
     def put_back_shared_statistics(self) -> bool:
         """Undo what the forward pass did to SyncBatchNorm's statistics; False where the module has none."""
@@ -183,18 +200,9 @@ class SeveralProcesses(Strategy):
         Raises:
             MisconfigurationException: on all ranks, where some of them do something else.
         """
-        if self.failed:
-            return
-        self.store.begin_save()
-        try:
+        if not self.failed:
+            self.store.begin_save()
             self.cast(Place.SAVE)
-        except RuntimeError as error:
-            if isinstance(error, OtherRankError) or not is_lost_connection(error):
-                raise
-            raise OtherRankError(
-                f"rank {self.global_rank} {Place.SAVE.value}, which all ranks must do together, and another rank has "
-                f"ended meanwhile. Call it on all ranks: rank 0 alone writes"
-            ) from error
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Rank zero writes; the others go on, and wait for it before the next collective, however long it takes."""
@@ -222,16 +230,13 @@ class SeveralProcesses(Strategy):
         tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.root_device)
         return _AllGather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch's
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any, place: Place = Place.GATHER) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""
         if self.failed:
             return [value]
-        self.cast(Place.GATHER)
-        return self._gather(value)
-
-    def _gather(self, value: Any) -> list[Any]:
+        self.cast(place)
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)  # collective: whoever calls this has announced it
+        dist.all_gather_object(gathered, value)
         return gathered
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
@@ -245,7 +250,7 @@ class SeveralProcesses(Strategy):
 
     def any(self, flag: bool) -> bool:
         """True where it is true on any rank. Collective."""
-        return flag if self.failed else any(said.stop for said in self.cast(Place.FLAG, Says(stop=flag)))
+        return any(said.stop for said in self.cast(Place.FLAG, Says(stop=flag)))
 
     def agreed_metric(self, name: str, value: Any) -> Any:
         """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.
@@ -288,11 +293,10 @@ class SeveralProcesses(Strategy):
         Raises:
             MisconfigurationException: naming each difference.
         """
-        self.cast(place)
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
-        if len(set(self._gather(digest))) == 1:
+        if len(set(self.gather_objects(digest, place))) == 1:
             return
-        everyone = self._gather(dict(facts))  # collective: all ranks have seen that they differ
+        everyone = self.gather_objects(dict(facts))  # collective: all ranks have seen that they differ
         names = dict.fromkeys(name for found in everyone for name in found)
         differ = [name for name in names if len({found.get(name) for found in everyone}) > 1]
         told = [
@@ -315,7 +319,8 @@ class SeveralProcesses(Strategy):
             return exception
         own = "".join(traceback.format_exception(exception))
         first = self.store.report_failure(f"rank {self.global_rank} ended by an exception:\n{own}")
-        if is_lost_connection(exception) and not first.startswith(f"rank {self.global_rank} "):
+        cause = exception.__cause__ if isinstance(exception, OtherRankError) else exception
+        if cause is not None and is_lost_connection(cause) and not first.startswith(f"rank {self.global_rank} "):
             exception = OtherRankError(f"{first}\nRank {self.global_rank} ends with it.").with_traceback(
                 exception.__traceback__
             )
@@ -351,7 +356,7 @@ class _AllGather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def buffers_put_back(module: torch.nn.Module, wanted: bool) -> Iterator[None]:
+def _buffers_put_back(module: torch.nn.Module, wanted: bool) -> Iterator[None]:
     """What a forward pass does to the buffers of `module` is undone, where that is `wanted`."""
     before = [buffer.clone() for buffer in module.buffers()] if wanted else []
     yield

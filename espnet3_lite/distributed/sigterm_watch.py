@@ -70,9 +70,7 @@ class SigtermWatch:
             self._pipe = None
 
     def _watch(self, pipe: int) -> None:
-        while number := os.read(pipe, 1):
-            if number == _ENOUGH:
-                return
+        for number in iter(lambda: os.read(pipe, 1), _ENOUGH):
             if number[0] == signal.SIGTERM:
                 break
         else:

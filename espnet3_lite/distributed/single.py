@@ -187,10 +187,6 @@ class Strategy:
         """The weights of `module`, as a checkpoint holds them."""
         return module.state_dict()
 
-    def optimizer_state_dict(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of `optimizer`, which trains `module`, as a checkpoint holds it."""
-        return optimizer.state_dict()
-
     def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
         """Load `state`, which `module_state_dict` gave, into `module`; `strict`: all keys must fit."""
         module.load_state_dict(state, strict=strict)
