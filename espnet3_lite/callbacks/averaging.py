@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from espnet3_lite.checkpoint.files import load_checkpoint, save_checkpoint
-from espnet3_lite.checkpoint.layout_number import own_state
+from espnet3_lite.checkpoint.lightning_format import own_state
 from espnet3_lite.exceptions import CheckpointError
 
 logger = logging.getLogger(__name__)

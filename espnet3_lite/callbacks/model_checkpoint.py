@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
-from espnet3_lite.checkpoint.layout_number import OUR_STATE
+from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.value_kinds import parse_duration

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 from espnet3_lite.callbacks.tqdm_bars import takes_colours
-from espnet3_lite.checkpoint.layout_number import own_state
+from espnet3_lite.checkpoint.lightning_format import own_state
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn
 from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
 

@@ -1,19 +1,65 @@
-"""Lightning's way of counting, written and read: the ``loops`` of a checkpoint, so that either side goes on with it.
+"""The ``loops`` of a checkpoint: Lightning's way of counting, so that either side goes on with it, and what is ours.
 
 Lightning counts how often a thing was ready, started, processed and completed; all of it follows from our few counters.
+What a checkpoint keeps beyond Lightning's keys is in `run_state.py`; here is where it stands, and its layout's number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.checkpoint import configured_values
-from espnet3_lite.checkpoint.layout_number import own_state
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+#: The key inside ``loops`` under which what is ours alone stands.
+OUR_STATE = "espnet3_lite"
+#: The layout that is written. Layout 1, which had no number, kept flags where 2 has the ``stage``.
+LAYOUT = 2
+
+
+def own_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint is ours, in the present layout, whichever it was written in; empty in other people's files.
+
+    Raises:
+        CheckpointError: a later version of this package wrote it.
+    """
+    ours = dict((checkpoint.get("loops") or {}).get(OUR_STATE) or {})
+    layout = ours.get("layout", 1)
+    if layout not in (1, LAYOUT):
+        number = layout if isinstance(layout, int) else type(layout).__name__  # a forged one may have no end
+        raise CheckpointError(
+            f"the checkpoint keeps its training state in layout {number}; this version of espnet3_lite reads layouts "
+            f"1 to {LAYOUT}. Resume with the version that wrote it, or load its weights alone with "
+            f"LiteModule.load_from_checkpoint"
+        )
+    if layout == 1 and "batches_done" in ours:  # a file with weights alone has no counters
+        ours["stage"] = _stage_of_layout_1(ours)
+        ours.setdefault("gradient_failed", False)
+        ours["train_data"] = _position_of_layout_1(ours["train_data"])
+    return ours
+
+
+def _stage_of_layout_1(ours: Mapping[str, Any]) -> str:
+    if ours["epoch_ended"]:
+        return "schedulers due" if ours["schedulers_due"] else "end hooks"
+    if not ours["epoch_begun"]:
+        return "not begun"
+    if ours["batches_done"] and not ours["validated"]:
+        return "batch open"
+    return "batches over" if ours["is_last_batch"] else "batches"
+
+
+def _position_of_layout_1(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One random state, that of rank zero, and one generator: the loader's or its sampler's."""
+    if data is None or "generator" not in data:
+        return data
+    generator = data["generator"]
+    names = () if generator is None else ("loader.generator", "sampler.generator")
+    return {**data, "random": [data["random"]], "generators": dict.fromkeys(names, generator), "ahead": [None]}
 
 
 def _counts(total: int, current: int, *more: str) -> dict[str, Any]:
@@ -84,31 +130,6 @@ def _dump_validation(trainer: Trainer) -> dict[str, Any]:
     """A validation is over, or has not begun."""
     count = sum(count for count in trainer.num_val_batches if count != math.inf) if trainer.validation_ran else 0
     return _batch_progress(int(count), int(count), is_last_batch=bool(count))
-
-
-def restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Load optimizers and schedulers; the schedulers of named optimizers by name where the checkpoint knows it.
-
-    Raises:
-        MisconfigurationException: their numbers differ.
-    """
-    states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-    configs = list(trainer.lr_scheduler_configs)
-    for kind, saved, here in (("optimizers", states, trainer.optimizers), ("schedulers", schedulers, configs)):
-        if len(saved) != len(here):
-            raise MisconfigurationException(
-                f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its configuration"
-            )
-    for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
-    names = own_state(checkpoint).get("scheduler_names")
-    if names and len(set(names)) == len(names):  # ours: schedulers are matched by optimizer
-        by_name = {config.slot.name if config.slot else None: config for config in configs}
-        configs = [by_name[name] for name in names]
-    for config, state in zip(configs, schedulers, strict=True):
-        configured = configured_values.numbers_of(config.scheduler)
-        config.scheduler.load_state_dict(state)
-        configured_values.warn_of_scheduler(trainer, config.scheduler, configured)
 
 
 def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

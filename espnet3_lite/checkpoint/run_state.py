@@ -6,14 +6,17 @@ callbacks'.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 
-from espnet3_lite.checkpoint import configured_values, lightning_format
+from espnet3_lite.checkpoint import lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
-from espnet3_lite.checkpoint.layout_number import LAYOUT, OUR_STATE, own_state
-from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
+from espnet3_lite.checkpoint.lightning_format import LAYOUT, OUR_STATE, own_state
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.trainer.states import RunningStage
@@ -191,8 +194,8 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_opti
             "`ModelCheckpoint.save_weights_only` being set to `True`. Resume from a full checkpoint (last.ckpt), or "
             "load the weights alone with LiteModule.load_from_checkpoint"
         )
-    lightning_format.restore_optimizers(trainer, checkpoint)
-    configured_values.compare(trainer, own_state(checkpoint).get("configured", []), override_optimizer)
+    _restore_optimizers(trainer, checkpoint)
+    _compare_configured(trainer, own_state(checkpoint).get("configured", []), override_optimizer)
     if trainer.precision_plugin.scaler is not None and "MixedPrecision" in checkpoint:
         scaler = trainer.precision_plugin.scaler
         scaler.load_state_dict(checkpoint["MixedPrecision"])
@@ -202,6 +205,31 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_opti
         _restore_ours(trainer, ours)
     else:
         lightning_format.restore_loops(trainer, checkpoint)
+
+
+def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Load optimizers and schedulers; the schedulers of named optimizers by name where the checkpoint knows it.
+
+    Raises:
+        MisconfigurationException: their numbers differ.
+    """
+    states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    configs = list(trainer.lr_scheduler_configs)
+    for kind, saved, here in (("optimizers", states, trainer.optimizers), ("schedulers", schedulers, configs)):
+        if len(saved) != len(here):
+            raise MisconfigurationException(
+                f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its configuration"
+            )
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
+    names = own_state(checkpoint).get("scheduler_names")
+    if names and len(set(names)) == len(names):  # ours: schedulers are matched by optimizer
+        by_name = {config.slot.name if config.slot else None: config for config in configs}
+        configs = [by_name[name] for name in names]
+    for config, state in zip(configs, schedulers, strict=True):
+        configured = _numbers_of(config.scheduler)
+        config.scheduler.load_state_dict(state)
+        _warn_of_kept(trainer, config.scheduler, _numbers_of(config.scheduler), configured)
 
 
 def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
@@ -242,3 +270,80 @@ def _restore_gradients(trainer: Trainer, slot: Any, parts: list[dict[str, torch.
         gradients = [part[name] for part in mine if name in part]
         gradient = gradients[0] if len(mine) == 1 else torch.stack(gradients).sum(0) / len(mine)
         parameters[name].grad = trainer.strategy.local_gradient(gradient, parameters[name])
+
+
+# ---- what is configured, beside what a resumed run goes on with ----------------------------------------------------
+#
+# A checkpoint holds both: what was configured, and what had become of it. Only where the configuration itself has
+# changed is there something to tell: a rate that a scheduler or a callback has changed is none of the user's doing.
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each parameter group; of a rate that a scheduler changes, the one that it began with."""
+    settings = []
+    for group in optimizer.param_groups:
+        numbers = {name: value for name, value in group.items() if isinstance(value, (int, float, tuple))}
+        if "initial_lr" in numbers:
+            numbers["lr"] = numbers.pop("initial_lr")
+        settings.append(numbers)
+    return settings
+
+
+def _compare_configured(trainer: Trainer, before: list[list[dict[str, Any]]], override: bool) -> None:
+    """After the optimizers were restored: warn of configured values that are not taken, or take them.
+
+    Args:
+        trainer: Its plan holds what is configured now.
+        before: What was configured when the checkpoint was saved; empty in Lightning's files, where what the optimizers
+            hold must do.
+        override: Take what is configured now.
+    """
+    for number, (optimizer, configured) in enumerate(zip(trainer.optimizers, trainer.plan.configured, strict=True)):
+        known = before[number] if before else settings_of(optimizer)
+        groups = zip(optimizer.param_groups, known, configured, strict=False)
+        for index, (group, was, now) in enumerate(groups):
+            if override:
+                _take(group, now)
+                continue
+            steered = ("momentum", "betas") if not before and "initial_lr" in group else ()
+            now = {name: value for name, value in now.items() if name not in steered}
+            _warn_of_kept(trainer, optimizer, was, now, f" in parameter group {index}" if index else "")
+        if not override:
+            trainer.plan.configured[number] = [*known]
+    if override:
+        for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+            groups = scheduler.optimizer.param_groups  # it keeps the rates that they began with, and the last ones
+            if hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            scheduler._last_lr = [group["lr"] for group in groups]
+        rank_zero_info("The optimizers take their configured values, not the checkpoint's (override_optimizer)")
+
+
+def _take(group: dict[str, Any], configured: dict[str, Any]) -> None:
+    """Give a parameter group its configured values; of a rate that a scheduler has changed, as much of the new one."""
+    values = dict(configured)
+    if "initial_lr" in group and "lr" in values:
+        before, group["initial_lr"] = group["initial_lr"], values.pop("lr")
+        group["lr"] = group["lr"] * group["initial_lr"] / before if before else group["initial_lr"]
+    group.update(values)
+
+
+def _numbers_of(scheduler: Any) -> dict[str, int | float]:
+    """What a scheduler's constructor was given, as far as its state tells: not what it counts."""
+    given = inspect.signature(type(scheduler)).parameters.keys() - {"last_epoch"}
+    return {name: v for name, v in scheduler.state_dict().items() if name in given and isinstance(v, (int, float))}
+
+
+def _warn_of_kept(
+    trainer: Trainer, owner: object, kept: Mapping[str, Any], configured: Mapping[str, Any], where: str = ""
+) -> None:
+    """Say which of the values that are configured for an optimizer or scheduler it does not take."""
+    is_optimizer = isinstance(owner, Optimizer)
+    for name, value in configured.items():
+        if kept.get(name, value) != value:
+            trainer.plan.not_taken.add("optimizer" if is_optimizer else "scheduler")
+            rank_zero_warn(
+                f"{type(owner).__name__} goes on with the checkpoint's {name}={kept[name]}{where}; for the configured "
+                f"{name}={value} begin a new run (--fresh)"
+                + (", or fit(..., override_optimizer=True) (--override-optimizer)" if is_optimizer else "")
+            )

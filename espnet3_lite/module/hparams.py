@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from espnet3_lite.checkpoint import files as checkpoint_io
-from espnet3_lite.checkpoint.layout_number import OUR_STATE
+from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, wrong_arguments
 from espnet3_lite.module.hparams_store import restored, storable

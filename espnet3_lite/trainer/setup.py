@@ -17,7 +17,6 @@ from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
 from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.checkpoint import run_state
-from espnet3_lite.checkpoint.configured_values import settings_of
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, parentheses_missing
 from espnet3_lite.loaders.transfer import OnItsWay, side_stream
@@ -181,7 +180,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     plan, of_module = trainer.plan, trainer.hook_calls.of_module
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
     warn_of_modes(trainer)
-    plan.configured, plan.not_taken = [settings_of(slot.optimizer) for slot in plan.slots.values()], set()
+    plan.configured, plan.not_taken = [run_state.settings_of(slot.optimizer) for slot in plan.slots.values()], set()
     rank_comparison.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in of_module)

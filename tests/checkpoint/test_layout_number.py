@@ -8,7 +8,7 @@ import torch
 from first_layout_run import Line, loaders, weights_of
 from quiet import quiet_trainer
 
-from espnet3_lite.checkpoint.layout_number import LAYOUT, own_state
+from espnet3_lite.checkpoint.lightning_format import LAYOUT, own_state
 from espnet3_lite.exceptions import CheckpointError
 
 FOLDER = Path(__file__).parents[1] / "golden" / "first_layout"
