@@ -53,6 +53,15 @@ def plain(value: object, where: str = "checkpoint") -> object:
         raise TypeError(f"{where} is nested too deeply, or contains itself: a checkpoint cannot hold it") from error
 
 
+def is_plain(value: object) -> bool:
+    """Whether `plain` finds nothing wrong with a value."""
+    try:
+        plain(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
     """`seen` as in `_settle`: what is shared stays shared, and is looked through once."""
     if type(value) in _ATOMS or isinstance(value, torch.Tensor):

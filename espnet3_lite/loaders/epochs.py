@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-#: What `TrainData.state_dict` gives, where nothing is known.
+#: What one rank has of `TrainData.state_dict`, where nothing is known.
 _NO_STATE: dict[str, Any] = {
-    "random": [None], "generators": {}, "order": {}, "ahead": [None], "loader": None, "over": False, "position": None,
-    "drawn": True, "seed": None, "ranks": None,
+    "random": None, "generators": {}, "order": {}, "ahead": None, "loader": None,
+    "over": False, "position": None, "drawn": True, "seed": None, "ranks": None,
 }  # fmt: skip
 
 
@@ -48,12 +48,10 @@ class TrainData:
         self._warned_of_length = False
         #: What iterates over the epoch in work.
         self._in_use: RankLoader | None = None
-        #: The random state from which this epoch's order was drawn, and the states of the loader's own generators.
-        self._random_state: dict[str, Any] | None = None
-        self._generator_states: dict[str, Any] = {}
-        #: Which attributes of the loader's parts an iteration has changed, and all of them when this epoch began.
+        #: What this epoch's order was drawn from: `random`, the global generators' state, and what `_kept` gives.
+        self._begun: dict[str, Any] = {"random": None, "generators": {}, "order": {}}
+        #: Which attributes of the loader's parts an iteration has changed.
         self._changed_order: set[str] = set()
-        self._kept_order: dict[str, bytes] = {}
         #: What `state_dict` gave, for a run that resumes within an epoch.
         self.resume_state: dict[str, Any] | None = None
 
@@ -102,27 +100,28 @@ class TrainData:
         """
         assert self.loader is not None  # `setup_if_due`
         began = time.perf_counter()
-        state, self.resume_state = {**_NO_STATE, **(self.resume_state or {})}, None
+        saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
+        mine = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
+        state = {**_NO_STATE, **mine}
         self._restore(state)
         if state["over"] and not over:
             state = _NO_STATE  # the epoch that was cut is not this one
-        drawn_from = self._of_this_rank(state["random"]) if over else None
-        self._random_state = drawn_from or seed.collect_random_state()
-        self._generator_states = seed.states_of(self._generators)
-        self._kept_order = kept_order.kept_order(self.given)
+        drawn_from = state["random"] if over else None
+        self._begun = {"random": drawn_from or seed.collect_random_state(), **self._kept()}
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
-        loader.set_epoch(epoch)
-        loader.look_ahead(self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed_random_state = self._of_this_rank(state["ahead"])
+        loader.set_epoch(epoch, self.num_batches - skip, self.trainer.plan.copy)
+        loader.resumed_random_state = state["ahead"]
         if skip and is_dealt_out(loader):
             loader.start_at(skip * loader.step_size if state["position"] is None else state["position"])
-            self.first_batch = self._index_of(loader)
+            self.first_batch = loader.sampler.position // loader.step_size
+            if (remaining := length_of(loader.sampler)) != math.inf:  # the last batch's index stays what it was
+                self.first_batch = int(max(self.num_batches - remaining, min(self.num_batches, self.first_batch)))
         elif skip and not over and not self._knows_its_position(state):
             loader.start_at(skip * loader.step_size)
         if over:
             return iter(())
-        batches, before = iter(loader), self._kept_order
+        batches, before = iter(loader), self._begun["order"]
         now = kept_order.kept_order(self.given) if before else {}
         self._changed_order |= {place for place in before if now.get(place) != before[place]}
         return self._until_the_last(loader, batches, time.perf_counter() - began)
@@ -153,15 +152,12 @@ class TrainData:
         """An epoch without any: an error where this loader had some before, here or in the run that is resumed."""
         if had_some or (self.trainer.ckpt_path is not None and self.trainer.fit_loop.batches_seen):
             raise MisconfigurationException(cannot_be_iterated_twice(self.given))
-        rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {_size_of(self.given)}")
+        given, says = self.given, [type(self.given).__name__]
+        if hasattr(getattr(given, "dataset", None), "__len__"):
+            says.append(f"samples={len(given.dataset)}")
+        says += [f"{name}={getattr(given, name)}" for name in ("batch_size", "drop_last") if hasattr(given, name)]
+        rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {', '.join(says)}")
         self.num_batches = 0
-
-    def _index_of(self, loader: SharedLoader) -> int:
-        """The index of the batch at which a loader starts, such that the last one's index stays what it was."""
-        index, remaining = loader.sampler.position // loader.step_size, length_of(loader.sampler)
-        if remaining == math.inf:
-            return index
-        return int(max(self.num_batches - remaining, min(self.num_batches, index)))
 
     @property
     def replaying(self) -> bool:
@@ -181,22 +177,19 @@ class TrainData:
         All ranks call it. `position` counts samples over all ranks (whole batches where batches are dealt out), and is
         None for a loader without indices.
         """
-        loader, strategy = self._in_use, self.trainer.strategy
-        position, drawn, ahead = None, False, None if loader is None else loader.random_state
+        loader, fit_loop = self._in_use, self.trainer.fit_loop
+        position, drawn, over = None, False, fit_loop.data_is_over
         if is_dealt_out(loader):
-            done = self.trainer.fit_loop.batches_done - self.first_batch
+            done = fit_loop.batches_done - self.first_batch
             position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
-        over = self.trainer.fit_loop.data_is_over
-        state = self.loader_state(over)
-        own = strategy.gather_objects(state) if state is not None else None  # collective: all ranks save together
-        begun = seed.states_of(self._generators) if over else self._generator_states
-        kept = kept_order.kept_order(self.given) if over else self._kept_order
-        order = {place: kept[place] for place in sorted(self._changed_order) if place in kept}
+        mine = {**self._begun, **(self._kept() if over else {}), "loader": self.loader_state(over)}
+        changed = {place: kept for place, kept in mine["order"].items() if place in self._changed_order}
+        mine["order"] = kept_order.plain_values(changed)
+        mine["ahead"] = None if loader is None else loader.random_state
+        ranks = self.trainer.strategy.gather_objects(mine)  # collective: all ranks save together
         return {
-            "random": strategy.gather_objects(self._random_state), "generators": begun,
-            "order": kept_order.plain_values(order),
-            "ahead": strategy.gather_objects(ahead), "loader": own, "over": over,
-            "position": position, "drawn": drawn, "seed": global_seed(), "ranks": strategy.world_size,
+            **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position, "drawn": drawn,
+            "seed": global_seed(), "ranks": len(ranks),
         }  # fmt: skip
 
     def loader_state(self, over: bool = False) -> Any:
@@ -204,35 +197,30 @@ class TrainData:
         loader = self._in_use or self.loader
         return None if loader is None else loader.state_dict(over)
 
-    def resume_from_loader_state(self, state: dict[str, Any]) -> None:
-        """Let the loader go on from its own `state_dict`, which is all that a file of Lightning's has of the data."""
-        self.resume_state = {"loader": [state]}
-
     def _restore(self, state: dict[str, Any]) -> None:
         """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
-        random_state = self._of_this_rank(state["random"])
-        if random_state is not None and not state["over"]:
-            seed.restore_random_state(random_state)
+        if state["random"] is not None and not state["over"]:
+            seed.restore_random_state(state["random"])
         known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
         seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
         kept_order.put_back(self.given, state["order"])
         self._changed_order.update(state["order"])
         if self._knows_its_position(state):
-            self.given.load_state_dict(self._of_this_rank(state["loader"]))
+            self.given.load_state_dict(state["loader"])
             if state["over"]:  # the iteration that was over, which the next one follows
                 with seed.isolated_random_state():
                     iter(self.given)
-
-    def _of_this_rank(self, states: list[Any]) -> Any:
-        return states[self.trainer.global_rank % len(states)]
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state["loader"] is not None and hasattr(self.given, "load_state_dict")
 
     @property
     def _generators(self) -> dict[str, seed.Generator]:
-        """The generators that the loader, its samplers and its data set keep for themselves, by place."""
         return seed.generators_in({"loader": self.given})
+
+    def _kept(self) -> dict[str, Any]:
+        """What the loader, its samplers and its data set keep, by place: generators, lists and counts."""
+        return {"generators": seed.states_of(self._generators), "order": kept_order.kept_order(self.given)}
 
     def _resumed_loader(self, state: dict[str, Any], loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
@@ -253,14 +241,6 @@ class TrainData:
 def is_dealt_out(loader: RankLoader | None) -> TypeGuard[SharedLoader]:
     """True where an epoch is one row of samples over all ranks, in which there is a position."""
     return isinstance(loader, SharedLoader) and loader.others is None
-
-
-def _size_of(loader: Any) -> str:
-    """Why it may be empty: what it says of itself."""
-    dataset: Any = getattr(loader, "dataset", None)
-    known = {"samples": len(dataset)} if hasattr(dataset, "__len__") else {}
-    known.update({name: getattr(loader, name) for name in ("batch_size", "drop_last") if hasattr(loader, name)})
-    return ", ".join([type(loader).__name__, *(f"{name}={value}" for name, value in known.items())])
 
 
 def without_shuffling(loader: Any) -> Any:

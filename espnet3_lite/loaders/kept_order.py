@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch.utils.data import IterableDataset
 
-from espnet3_lite.checkpoint.allowed_types import plain
+from espnet3_lite.checkpoint.allowed_types import is_plain, plain
 
 #: A longer list is not looked at.
 _MOST_ITEMS = 2_000_000
@@ -41,10 +41,9 @@ def plain_values(kept: Mapping[str, bytes]) -> dict[str, Any]:
     values = {}
     for place, content in kept.items():
         value = pickle.loads(content)
-        try:
-            values[place] = value.tolist() if isinstance(value, numpy.ndarray) else plain(value)
-        except TypeError:
-            continue
+        value = value.tolist() if isinstance(value, numpy.ndarray) else value
+        if is_plain(value):
+            values[place] = plain(value)
     return values
 
 

@@ -69,14 +69,17 @@ class RankLoader:
         self._seeded: SeededInWorkers | None = None
         self._state: Any = None
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is for this epoch, counted from 0."""
+    def set_epoch(self, epoch: int, limit: float = math.inf, copy: Callable[[Any], OnItsWay] | None = None) -> None:
+        """The next iteration is for this epoch, counted from 0; `copy` counts where workers make batches.
+
+        Args:
+            epoch: From 0.
+            limit: See the class.
+            copy: See the class.
+        """
         tell_epoch(self.given, epoch)
         if self._seeded is not None:
             self._seeded.set_epoch(epoch)
-
-    def look_ahead(self, limit: int | float, copy: Callable[[Any], OnItsWay] | None) -> None:
-        """Say how far the next epoch may be read ahead, and how its batches are copied ahead, if workers make them."""
         self.limit, self.copy = limit, copy if getattr(self.given, "num_workers", 0) else None
 
     def start_at(self, position: int) -> None:
@@ -214,9 +217,9 @@ class SharedLoader(RankLoader):
         self.length = length_of(self.sampler)
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is for this epoch, counted from 0."""
-        super().set_epoch(epoch)
+    def set_epoch(self, epoch: int, *ahead: Any) -> None:
+        """As every loader's."""
+        super().set_epoch(epoch, *ahead)
         if isinstance(self.order, EpochSampler):
             self.order.set_epoch(epoch)
         self.sampler.position = 0

@@ -171,8 +171,7 @@ class EvaluationLoop:
         breaks_off = fitting and not sanity_check and trainer.world_size == 1
         keep = self.prefix == "predict" and trainer.return_predictions
         self.batches_done = 0
-        loader.set_epoch(trainer.current_epoch)
-        loader.look_ahead(count, trainer.plan.copy)
+        loader.set_epoch(trainer.current_epoch, count, trainer.plan.copy)
         if count == 0:
             return outputs
         batch_idx = -1

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from espnet3_lite.checkpoint.allowed_types import is_plain
 from espnet3_lite.distributed.rank import rank_zero_warn
 
 #: What torch keeps in a module beside its attributes.
@@ -68,7 +69,7 @@ def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
         changed = {
             key: value
             for key, value in _attributes(part).items()
-            if _is_plain(value) and not (key in unset and _same(value, unset[key]))
+            if is_plain(value) and not (key in unset and _same(value, unset[key]))
         }
         if changed:
             state[name] = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), changed)
@@ -94,21 +95,9 @@ def _attributes(part: Any) -> dict[str, Any]:
     return {**own, **dict(part.named_buffers(recurse=False))}
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a checkpoint can hold it."""
-    if isinstance(value, dict):
-        return all(_is_plain(part) for part in (*value.keys(), *value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (torch.Tensor, bool, int, float, str))
-
-
 def _same(one: Any, other: Any) -> bool:
     (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
-    return form == other_form and all(map(_same_leaf, leaves, others))
-
-
-def _same_leaf(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return type(one) is type(other) and one.dtype == other.dtype and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+    return form == other_form and all(
+        type(a) is type(b) and (torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )

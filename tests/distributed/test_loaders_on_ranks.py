@@ -4,7 +4,10 @@ import loader_rank_cases as cases
 import pytest
 from rank_lab import results_of, torchrun
 
-NAMES = ("augmented", "augmented_corpora", "noisy_stream", "used_up_on_one_rank", "shorter_than_it_says")
+NAMES = (
+    "augmented", "augmented_corpora", "noisy_stream", "orders_of_their_own", "used_up_on_one_rank",
+    "shorter_than_it_says",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,13 @@ def test_a_resumed_run_sees_the_same_rest(two):
         assert rest == streamed[len(streamed) // 2 + 1 :]
     first, second = ({row[1] for row in rank["noisy_stream"][0]} for rank in two)
     assert not first & second  # each rank draws numbers of its own
+
+
+def test_a_resumed_rank_goes_on_in_the_order_that_it_keeps_for_itself(two):
+    for rank in two:
+        whole, rest = rank["orders_of_their_own"]
+        assert sorted(whole[12:]) == list(range(12)) and rest == whole[16:]
+    assert two[0]["orders_of_their_own"] != two[1]["orders_of_their_own"]
 
 
 def test_a_loader_that_one_rank_has_used_up_is_an_error_on_both(two):

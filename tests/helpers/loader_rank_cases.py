@@ -10,7 +10,7 @@ import warnings
 import torch
 from loader_lab import quiet, seed
 from rank_lab import write_results
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
 from espnet3_lite import Callback, LiteModule
 from espnet3_lite.loaders.samplers import EpochSampler
@@ -89,6 +89,30 @@ def noisy_stream():
         loader = DataLoader(Stream(), batch_size=None, num_workers=1, persistent_workers=True)
         trainer.fit(module, loader, ckpt_path=path)
         results.append(module.seen)
+    return results
+
+
+class InPlace(Sampler):
+    """Shuffles a list of its own, by a generator of its own, which differ from rank to rank."""
+
+    def __init__(self):
+        self.order, self.generator = list(range(12)), torch.Generator().manual_seed(5 + rank_and_size()[0])
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        self.order[:] = [self.order[i] for i in torch.randperm(12, generator=self.generator)]
+        return iter(self.order)
+
+
+def orders_of_their_own():
+    """What each rank deals out to itself goes on in its own order; as a whole run, then from the second epoch."""
+    results, data = [], torch.ones(12, 2) * torch.arange(12)[:, None]
+    for path in (None, os.path.join(FOLDER, f"{CASE}.ckpt")):
+        trainer, module = quiet(max_epochs=2, use_distributed_sampler=False, callbacks=[Save()]), Model()
+        trainer.fit(module, DataLoader(data, 4, sampler=InPlace()), ckpt_path=path)
+        results.append([int(row[1]) for row in module.seen])
     return results
 
 
