@@ -20,7 +20,7 @@ from espnet3_lite.callbacks.finetuning import BaseFinetuning
 from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, is_averaged, update_average
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optim.slots import LRSchedulerConfig, scheduler_state
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, scheduler_state
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule

@@ -29,7 +29,7 @@ from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, dump_counters,
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.configure import step_takes_metric
+from espnet3_lite.optim.lr_stepping import step_takes_metric
 from espnet3_lite.optim.slots import named_steps
 
 logger = logging.getLogger(__name__)

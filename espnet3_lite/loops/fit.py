@@ -150,9 +150,8 @@ class FitLoop(Progress):
                         finite = self.prepare_step(slot)
                         if finite:
                             slot.optimizer.step()
-                    slot.close_window()
+                    slot.close_window(finite)
                     if finite:
-                        slot.update_step += 1
                         work.stepped.append(slot)
                 if precision.scaler is not None:
                     precision.update_scaler(plan.slots.values(), failed=bool(work.failed))

@@ -1,17 +1,140 @@
-"""When learning rates change: each scheduler after its optimizer's update, or with the epoch, or by its metric."""
+"""Schedulers: what `configure_optimizers` may say of them, and when each steps: with an update, an epoch, a metric."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
+
+#: What may stand in a scheduler's dict; the first one must.
+_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+
+
+@dataclass(eq=False)
+class LRSchedulerConfig:
+    """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    reduce_on_plateau: bool = False
+    #: It steps without a metric after each update, and with one after validations (`WarmupReduceLROnPlateau`).
+    steps_both_ways: bool = False
+    #: The optimizer's slot, for one optimizer and for many; and how many parameter groups the scheduler knows.
+    slot: OptimizerSlot | None = field(default=None, repr=False)
+    own_groups: int | None = field(default=None, repr=False)
+    #: How often the metric had been logged when this scheduler stepped last.
+    seen_version: int = 0
+    #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
+    waits: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own state, as a checkpoint holds it."""
+        return scheduler_state(self.scheduler)
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
+    return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
+
+
+# ---- configuring -----------------------------------------------------------------------------------------------------
+
+
+def known_keys(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    """A dict that holds nothing but documented keys, and the first of them."""
+    needed, unknown = keys[0], [key for key in part if key not in keys]
+    if unknown or needed not in part:
+        wrong = f"lacks {needed!r}" if needed not in part else f"has the unknown key {unknown[0]!r} beside {needed!r}"
+        hint = nearest(unknown[0], keys) if unknown else ""
+        raise MisconfigurationException(
+            f"{where}: the dict with the keys {list(part)} {wrong}; known are {list(keys)}{hint}"
+        )
+    return part
+
+
+def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: bool) -> LRSchedulerConfig:
+    """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
+    settings = given if isinstance(given, Mapping) else {"scheduler": given}
+    config = LRSchedulerConfig(**known_keys(settings, _KEYS, where))
+    if not hasattr(config.scheduler, "step"):
+        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
+    if config.interval not in ("step", "epoch"):
+        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
+    if config.frequency < 1:
+        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
+    plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
+    metric = _metric_of_step(config.scheduler)
+    takes_metric = plateau or metric is not None
+    needs_none = steps_by_hand or (steps_its_way and not plateau)
+    if takes_metric and config.monitor is None and not needs_none:
+        raise MisconfigurationException(
+            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
+            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
+        )
+    if not takes_metric:
+        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
+    config.reduce_on_plateau = config.monitor is not None
+    config.steps_both_ways = config.reduce_on_plateau and metric is not None and metric.default is not metric.empty
+    return config
+
+
+def step_takes_metric(scheduler: Any) -> bool:
+    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` has an argument for a metric.
+
+    That is one which it demands, or one named ``metrics``.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    False
+    """
+    return _metric_of_step(scheduler) is not None
+
+
+def _metric_of_step(scheduler: Any) -> inspect.Parameter | None:
+    step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
+    arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
+    places = [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
+    return next((one for one in places if one.default is one.empty or one.name == "metrics"), None)
+
+
+def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot], owner: str) -> None:
+    """Give each scheduler the slot whose optimizer it changes: by the object, whatever the order.
+
+    One that does not say which optimizer it changes belongs to the only one.
+
+    Raises:
+        MisconfigurationException: a scheduler of an optimizer that was not returned.
+    """
+    slots = list(slots)
+    by_optimizer = {id(slot.optimizer): slot for slot in slots}
+    for config in configs:
+        optimizer = getattr(config.scheduler, "optimizer", slots[0].optimizer if len(slots) == 1 else None)
+        config.slot = by_optimizer.get(id(optimizer))
+        if config.slot is None and optimizer is not None:
+            raise MisconfigurationException(
+                f"{owner}.configure_optimizers() returned a {type(config.scheduler).__name__} for a "
+                f"{type(optimizer).__name__} that it did not return, and whose rates would change nothing. Return that "
+                f"optimizer too, or make the scheduler for one of those returned"
+            )
+        config.own_groups = len(config.slot.optimizer.param_groups) if config.slot is not None else None
+
+
+# ---- stepping --------------------------------------------------------------------------------------------------------
 
 
 def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx: int) -> None:
@@ -95,13 +218,8 @@ def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Ten
     joined, before = groups[own:], groups[0]["lr"] if groups else 0.0
     del groups[own:]
     try:
-        if "lr_scheduler_step" in trainer.hook_calls.of_module:
-            trainer.metrics.hook = "lr_scheduler_step"
-            trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
-        elif metric is None:
-            config.scheduler.step()
-        else:
-            config.scheduler.step(metric)
+        trainer.metrics.hook = "lr_scheduler_step"
+        trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
     finally:
         groups.extend(joined)
     for group in joined:

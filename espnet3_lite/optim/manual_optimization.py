@@ -94,9 +94,8 @@ class ManualOptimizer:
             return finite
 
         result, stepped = self._step_prepared(closure and partial(agreed, closure), prepare, kwargs)
-        slot.close_window()
+        slot.close_window(stepped)
         if stepped:
-            slot.update_step += 1
             loop.global_step += 1
             loop.work.stepped_by_hand, loop.gradient_failed = True, False
         return result

@@ -6,7 +6,7 @@ configuration file names optimizers `espnet/module.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,6 +17,7 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.transfer import loss_of, map_tensors
 from espnet3_lite.optim.clipping import clip_gradients, largest_gradient, parameters_of
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, known_keys, parse_scheduler
 
 
 class OptimizationStep(NamedTuple):
@@ -49,32 +50,6 @@ def named_steps(output: object) -> list[OptimizationStep] | None:
     if is_step(output):
         output = [output]
     return list(output) if isinstance(output, (list, tuple)) and all(map(is_step, output)) else None
-
-
-@dataclass(eq=False)
-class LRSchedulerConfig:
-    """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
-
-    scheduler: Any
-    name: str | None = None
-    interval: str = "epoch"
-    frequency: int = 1
-    monitor: str | None = None
-    strict: bool = True
-    reduce_on_plateau: bool = False
-    #: It steps without a metric after each update, and with one after validations (`WarmupReduceLROnPlateau`).
-    steps_both_ways: bool = False
-    #: The optimizer's slot, for one optimizer and for many; and how many parameter groups the scheduler knows.
-    slot: OptimizerSlot | None = field(default=None, repr=False)
-    own_groups: int | None = field(default=None, repr=False)
-    #: How often the metric had been logged when this scheduler stepped last.
-    seen_version: int = 0
-    #: `interval: step`: it was due at the last update, and its metric had not been logged anew.
-    waits: bool = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state, as a checkpoint holds it."""
-        return scheduler_state(self.scheduler)
 
 
 @dataclass(eq=False)
@@ -196,9 +171,10 @@ class OptimizerSlot:
                 parameter.grad.div_(self.weight)
         self.weight = 0.0
 
-    def close_window(self) -> None:
+    def close_window(self, stepped: bool) -> None:
         """Its step was made or left out: what comes next is another window's."""
         self.open, self.pending = False, 0
+        self.update_step += stepped
         if self.scaling == "true":
             self.scaling = "stepped"
 
@@ -211,6 +187,69 @@ class OptimizerSlot:
         self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
         self.weight = float(state.get("weight", 0.0))
         self.open = self.pending > 0
+
+
+#: What may stand in a dict; the first one must.
+_OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
+
+
+def parse_optimizers(
+    returned: Any, owner: str, steps_by_hand: bool = False, steps_its_way: bool = False
+) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Read the seven documented shapes of `configure_optimizers`.
+
+    Args:
+        returned: What it returned.
+        owner: The module's class, for messages.
+        steps_by_hand: The module steps its schedulers itself (manual optimization): none needs a `monitor`.
+        steps_its_way: It overrides `lr_scheduler_step`: only `ReduceLROnPlateau` needs one.
+
+    Returns:
+        The optimizers, and the scheduler configurations (their `slot` is filled in later).
+
+    Raises:
+        MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
+    """
+    where = f"{owner}.configure_optimizers()"
+    if returned is None or isinstance(returned, (Optimizer, Mapping)):
+        returned = [] if returned is None else [returned]
+    if not isinstance(returned, (list, tuple)):
+        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
+                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
+    match returned:
+        case [[*optimizers], [*schedulers]]:
+            pass
+        case [[*optimizers], {**scheduler}]:
+            schedulers = [scheduler]
+        case _:
+            entries = [part if isinstance(part, Mapping) else {"optimizer": part} for part in returned]
+            optimizers = [known_keys(part, _OPTIMIZER_KEYS, where)["optimizer"] for part in entries]
+            schedulers = [
+                # Beside a bare scheduler `monitor` may stand, as Lightning allows.
+                given if isinstance(given, Mapping) else {"scheduler": given, "monitor": part.get("monitor")}
+                for part in entries
+                if (given := part.get("lr_scheduler")) is not None
+            ]
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
+    return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
+
+
+def check_parameters(slots: Iterable[OptimizerSlot], module: torch.nn.Module) -> None:
+    """Refuse an optimizer whose parameters are none of the module's: it would train nothing, without a word.
+
+    Raises:
+        MisconfigurationException: naming the optimizer.
+    """
+    own = {id(parameter) for parameter in module.parameters()}
+    for slot in slots:
+        if slot.parameters and not any(id(parameter) in own for parameter in slot.parameters):
+            raise MisconfigurationException(
+                f"{type(module).__name__}.configure_optimizers(): none of the parameters of "
+                f"{type(slot.optimizer).__name__} is one of the module's. Was it made for another model, for a copy, "
+                f"or before the parameters were replaced? Make it in configure_optimizers, from self.parameters()"
+            )
 
 
 #: What a training step comes to: each loss, ``()``, and what it trains; None where there is nothing to train.
@@ -236,7 +275,16 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
             plain.warn_of_none()
             return [(None, plain)]
         if not isinstance(loss, torch.Tensor) or (loss is not output and is_step(output)):
-            raise MisconfigurationException(_wrong_plain_output(output))
+            if is_step(output) or (isinstance(output, (list, tuple)) and output):
+                raise MisconfigurationException(
+                    f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
+                    f"`OptimizationStep` is for a configuration with named `optimizers`"
+                )
+            keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
+            raise MisconfigurationException(
+                f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with "
+                f"'loss', or None; got {_describe(output)}{keys}"
+            )
         check_loss(loss, "the loss that training_step returned", plain.own_backward)
         return [(loss if divisor == 1 else loss / divisor, plain)]
     steps = named_steps(output)
@@ -286,17 +334,6 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
     return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
 
 
-def _wrong_plain_output(output: Any) -> str:
-    if is_step(output) or (isinstance(output, (list, tuple)) and output):
-        return (
-            f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
-            f"`OptimizationStep` is for a configuration with named `optimizers`"
-        )
-    keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
-    allowed = "a tensor (no number, as from .item()), a dict or dataclass with 'loss', or None"
-    return f"the training step must return {allowed}; got {_describe(output)}{keys}"
-
-
 def check_loss(loss: Any, which: str, own_backward: bool = False) -> None:
     """A loss is one number from which a backward pass can begin; not with a `backward` of the module's own.
 
@@ -319,8 +356,3 @@ def _describe(output: Any) -> str:
     if isinstance(output, (list, tuple)) and not is_step(output):
         return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
     return f"{type(output).__name__}"
-
-
-def scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
-    return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}

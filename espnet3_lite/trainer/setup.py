@@ -26,9 +26,9 @@ from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.configure import attach_schedulers, check_parameters, parse_optimizers
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, attach_schedulers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
-from espnet3_lite.optim.slots import LRSchedulerConfig, OptimizerSlot
+from espnet3_lite.optim.slots import OptimizerSlot, check_parameters, parse_optimizers
 from espnet3_lite.trainer import rank_comparison
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.states import TrainerFn

@@ -6,8 +6,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import MisconfigurationException, OptimizationStep
 from espnet3_lite.optim.clipping import clip_gradients
-from espnet3_lite.optim.configure import parse_optimizers, step_takes_metric
-from espnet3_lite.optim.slots import OptimizerSlot, route, scheduler_state
+from espnet3_lite.optim.lr_stepping import scheduler_state, step_takes_metric
+from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers, route
 
 
 def sgd(value=1.0):

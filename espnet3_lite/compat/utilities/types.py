@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from espnet3_lite.optim.slots import LRSchedulerConfig
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig
 
 __all__ = [
     "EPOCH_OUTPUT", "EVAL_DATALOADERS", "LRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerPLType",
