@@ -20,7 +20,7 @@ from espnet3_lite.callbacks.finetuning import BaseFinetuning
 from espnet3_lite.callbacks.weight_averaging import AverageFunction, averaged_model, is_averaged, update_average
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, scheduler_state
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -300,7 +300,7 @@ class StochasticWeightAveraging(Callback):
         return {
             "n_averaged": int(self._average.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
-            "scheduler_state": None if scheduler is None else scheduler_state(scheduler),
+            "scheduler_state": None if scheduler is None else LRSchedulerConfig(scheduler).state_dict(),
             "average_model_state": self._average.module.state_dict(),
         }
 

@@ -110,15 +110,17 @@ class TrainData:
         self._begun = {"random": drawn_from or seed.collect_random_state(), **self._kept()}
         self.first_batch = skip
         self._in_use = loader = self._resumed_loader(state, self.loader)
-        loader.set_epoch(epoch, self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed_random_state = state["ahead"]
+        position = skip * loader.step_size
         if skip and is_dealt_out(loader):
-            loader.start_at(skip * loader.step_size if state["position"] is None else state["position"])
-            self.first_batch = loader.sampler.position // loader.step_size
-            if (remaining := length_of(loader.sampler)) != math.inf:  # the last batch's index stays what it was
-                self.first_batch = int(max(self.num_batches - remaining, min(self.num_batches, self.first_batch)))
-        elif skip and not over and not self._knows_its_position(state):
-            loader.start_at(skip * loader.step_size)
+            position = position if state["position"] is None else state["position"]
+            self.first_batch = position // loader.step_size
+            if loader.length != math.inf:  # the last batch's index stays what it was
+                first = self.num_batches - loader.sampler.steps_after(position)
+                self.first_batch = int(max(first, min(self.num_batches, self.first_batch)))
+        elif self._knows_its_position(state):
+            position = 0
+        loader.set_epoch(epoch, position, self.num_batches - skip, self.trainer.plan.copy)
+        loader.resumed_random_state = state["ahead"]
         if over:
             return iter(())
         batches, before = iter(loader), self._begun["order"]
@@ -181,7 +183,7 @@ class TrainData:
         position, drawn, over = None, False, fit_loop.data_is_over
         if is_dealt_out(loader):
             done = fit_loop.batches_done - self.first_batch
-            position, drawn = loader.sampler.position + done * loader.step_size, loader.is_drawn
+            position, drawn = loader.position + done * loader.step_size, loader.is_drawn
         mine = {**self._begun, **(self._kept() if over else {}), "loader": self.loader_state(over)}
         changed = {place: kept for place, kept in mine["order"].items() if place in self._changed_order}
         mine["order"] = kept_order.plain_values(changed)

@@ -49,7 +49,8 @@ class RankLoader:
         gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
         length: Batches an epoch; infinity where that is not known.
         step_size: Items (samples, or whole batches) of a step over all ranks.
-        limit: No batch after so many of the next epoch is read ahead.
+        position: How many of the epoch's items are left out.
+        limit: No batch after so many of the epoch is read ahead.
         copy: Begins to copy a batch to the device, one ahead of the step; None: batches are given as they were read.
         random_state: What this process's generators were like before the batch that was read ahead; None where no
             batch is.
@@ -61,30 +62,31 @@ class RankLoader:
         self.others: Strategy | None = None
         self._until_the_vote = False
         self.replaying = self.ended = self.gave_batches = False
-        self.limit: int | float = math.inf
+        self.position, self.limit = 0, math.inf
         self.copy: Callable[[Any], OnItsWay] | None = None
         self.length = length_of(given)
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
-        self._seeded: SeededInWorkers | None = None
         self._state: Any = None
+        #: What is told the epoch beside the user's own parts.
+        self._told: list[SeededInWorkers | EpochSampler] = []
 
-    def set_epoch(self, epoch: int, limit: float = math.inf, copy: Callable[[Any], OnItsWay] | None = None) -> None:
-        """The next iteration is for this epoch, counted from 0; `copy` counts where workers make batches.
+    def set_epoch(
+        self, epoch: int, position: int = 0, limit: float = math.inf, copy: Callable[[Any], OnItsWay] | None = None
+    ) -> None:
+        """Say what the next iteration is for.
 
         Args:
-            epoch: From 0.
-            limit: See the class.
-            copy: See the class.
+            epoch: Counted from 0.
+            position: See the class, as for the others. What has indices is not loaded to be left out.
+            limit: How many batches.
+            copy: It counts where workers make the batches.
         """
         tell_epoch(self.given, epoch)
-        if self._seeded is not None:
-            self._seeded.set_epoch(epoch)
-        self.limit, self.copy = limit, copy if getattr(self.given, "num_workers", 0) else None
-
-    def start_at(self, position: int) -> None:
-        """Leave out so many of the next epoch's items."""
-        raise NotImplementedError
+        for part in self._told:
+            part.set_epoch(epoch)
+        self.position, self.limit = position, limit
+        self.copy = copy if getattr(self.given, "num_workers", 0) else None
 
     def state_dict(self, over: bool = False) -> Any:
         """The user's loader's own position behind the batch that was given last, or behind all that were read where the
@@ -202,12 +204,13 @@ class SharedLoader(RankLoader):
         self.order, own_step, split = how_dealt(loader)
         if _is_plain_shuffle(self.order) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
             self.order = EpochSampler(self.order.data_source, seed=seed)
+            self._told.append(self.order)
         #: Its order is drawn from the random state, and not from seed and epoch.
         by_epoch_alone = (EpochSampler, SequentialSampler)  # and ours of batches: all ranks know such an order
         self.is_drawn = not (isinstance(self.order, by_epoch_alone) or hasattr(self.order, "batch_distribution"))
         self.step_size = own_step if split == "batch" else own_step * ranks
         seeded = seeded_in_workers(loader, seed)
-        self._seeded = seeded.get("dataset")
+        self._told += [seeded["dataset"]] if seeded else []
         self.sampler = ShareSampler(
             self.order, self.step_size, ranks, rank, split,
             drop_last=split == "samples" and getattr(loader.batch_sampler, "drop_last", False),
@@ -217,19 +220,9 @@ class SharedLoader(RankLoader):
         self.length = length_of(self.sampler)
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
 
-    def set_epoch(self, epoch: int, *ahead: Any) -> None:
-        """As every loader's."""
-        super().set_epoch(epoch, *ahead)
-        if isinstance(self.order, EpochSampler):
-            self.order.set_epoch(epoch)
-        self.sampler.position = 0
-
-    def start_at(self, position: int) -> None:
-        """Leave out the first `position` items of the next epoch; none of them is loaded."""
-        self.sampler.position = position
-
     def _begin(self) -> Iterator[Any]:
         """The epoch's order is drawn now, no sample is fetched in this process."""
+        self.sampler.position = self.position
         batches = begin(self.loader)
         self.sampler.draw()
         return self._marked(batches)
@@ -262,7 +255,6 @@ class StreamLoader(RankLoader):
     def __init__(self, loader: Any, ahead: bool):
         super().__init__(loader)
         self.loader, self.ahead = loader, ahead
-        self._skip = 0
         #: It is read in this process, and may draw from its generators.
         self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
         self._own: dict[str, Generator] = {}  # that the loader, its data set and the like keep for themselves
@@ -270,18 +262,14 @@ class StreamLoader(RankLoader):
         they_stay = isinstance(loader, DataLoader) and loader.persistent_workers
         if they_stay and not isinstance(loader.dataset, IterDataPipe):
             changes = seeded_in_workers(loader)
-            self._seeded, self.loader = changes["dataset"], rebuild(loader, **changes)
-
-    def start_at(self, position: int) -> None:
-        """Leave out the first `position` batches of the next epoch; they must be read."""
-        self._skip = position
+            self._told, self.loader = [changes["dataset"]], rebuild(loader, **changes)
 
     def _begin(self) -> Iterator[Any]:
         """What is left out, and the first batch, are read now."""
-        skip, self._skip, self._state = self._skip, 0, None
+        self._state = None
         self._own = generators_in({"loader": self.given}) if self._may_draw else {}
         batches = begin(self.loader)
-        collections.deque(itertools.islice(batches, skip), maxlen=0)
+        collections.deque(itertools.islice(batches, self.position), maxlen=0)
         state, self.resumed_random_state = self.resumed_random_state, None
         if state is not None:
             restore_random_state(state, self._own)

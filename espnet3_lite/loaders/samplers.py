@@ -131,7 +131,11 @@ class ShareSampler(Sampler[Any]):
     _following: list[Any] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
-        remaining = max(0, len(self.source) - self.position)
+        return self.steps_after(self.position)
+
+    def steps_after(self, position: int) -> int:
+        """How many steps are left in an epoch behind so many of its items."""
+        remaining = max(0, len(self.source) - position)
         return remaining // self.step_size if self.drop_last else -(-remaining // self.step_size)
 
     def __iter__(self) -> Iterator[Any]:

@@ -46,8 +46,8 @@ class EvaluationLoop:
         self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
         self.given: Any = None
         self.loaders: list[RankLoader] = []
-        #: The keys of a dict of several loaders; None where they are known by their number.
-        self.names: list[str] | None = None
+        #: What is appended to the names of what several loaders log: the keys of a dict, or their number.
+        self.suffixes: list[str] = []
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # of the loader that runs now
         self._loaded_in_epoch: int | float = 0
@@ -70,7 +70,7 @@ class EvaluationLoop:
         share = trainer.use_distributed_sampler
         loaders = [prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
         self.num_batches = [limited(loader.length, limit, name) for loader in loaders]
-        self.names = list(map(str, several)) if isinstance(several, dict) else None
+        self.suffixes = [f"/{key}" if isinstance(several, dict) else f"/dataloader_idx_{key}" for key in named]
         self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
         counts = not trainer.sanity_checking or trainer.plan.validation.epoch_validates
@@ -129,14 +129,14 @@ class EvaluationLoop:
             limits = self.limits  # a callback may have changed them
             call(f"on_{word}_epoch_start")
             for index, loader in enumerate(self.loaders):
-                metrics.dataloader_idx = index if len(self.loaders) > 1 else None
-                metrics.loader_name = self.names[index] if self.names else None
+                if len(self.loaders) > 1:
+                    metrics.dataloader_idx, metrics.loader_suffix = index, self.suffixes[index]
                 outputs.append(self._run_loader(loader, index, limits[index]))
                 if sanity_check and len(self.loaders) > 1:
                     metrics.forget()
                 else:
                     by_loader.append(metrics.end_epoch(metrics.evaluation))
-            metrics.dataloader_idx = None
+            metrics.dataloader_idx, metrics.loader_suffix = None, ""
             trainer.strategy.free_gathered()  # first, since the next hooks may change the weights
             call(f"on_{word}_epoch_end")
             at_end = metrics.end_epoch(metrics.evaluation, over=True)  # values that hooks logged outside of any loader
@@ -171,7 +171,7 @@ class EvaluationLoop:
         breaks_off = fitting and not sanity_check and trainer.world_size == 1
         keep = self.prefix == "predict" and trainer.return_predictions
         self.batches_done = 0
-        loader.set_epoch(trainer.current_epoch, count, trainer.plan.copy)
+        loader.set_epoch(trainer.current_epoch, limit=count, copy=trainer.plan.copy)
         if count == 0:
             return outputs
         batch_idx = -1

@@ -35,7 +35,6 @@ class Metrics:
         self.trainer = trainer
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
         self.hook: str | None = None
-        self.loader_name: str | None = None  # its key, where several loaders were given as a dict
         self.clear()
 
     def clear(self) -> None:
@@ -43,7 +42,9 @@ class Metrics:
         self.training: dict[Key, LoggedValue] = {}
         self.evaluation: dict[Key, LoggedValue] = {}
         self.active = self.training
+        #: Which of several loaders is in work, and what is appended to names meanwhile.
         self.dataloader_idx: int | None = None
+        self.loader_suffix = ""
         self._callback: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
@@ -121,13 +122,6 @@ class Metrics:
         if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on
             entry.total, entry.weight = known.total, known.weight
         return entry
-
-    @property
-    def loader_suffix(self) -> str:
-        """What is appended to names while one of several loaders is in work: its key, else its number."""
-        if self.dataloader_idx is None:
-            return ""
-        return f"/dataloader_idx_{self.dataloader_idx}" if self.loader_name is None else f"/{self.loader_name}"
 
     def start_evaluation(self) -> None:
         """From now on an evaluation's values are logged; the training's last ones can be seen meanwhile."""
@@ -218,7 +212,7 @@ class Metrics:
         for entry in self.evaluation.values():
             entry.reset()
         self.evaluation.clear()
-        self.active, self.dataloader_idx = self.training, None
+        self.active, self.dataloader_idx, self.loader_suffix = self.training, None, ""
 
     def forget(self) -> None:
         """Begin the epoch's values anew, those of the loader in work where there are several.

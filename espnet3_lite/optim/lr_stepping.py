@@ -43,13 +43,8 @@ class LRSchedulerConfig:
     waits: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state, as a checkpoint holds it."""
-        return scheduler_state(self.scheduler)
-
-
-def scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's state without functions (torch 2.6 puts one of SWALR's in there): each scheduler makes its own."""
-    return {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
+        """The scheduler's own state without functions: torch 2.6 puts one of SWALR's in there; each makes its own."""
+        return {name: value for name, value in self.scheduler.state_dict().items() if not callable(value)}
 
 
 # ---- configuring -----------------------------------------------------------------------------------------------------

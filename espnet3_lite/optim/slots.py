@@ -270,7 +270,7 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        loss = None if output is None else loss_of(output, _MISSING)
+        loss = None if output is None else loss_of(output, otherwise="none at all")
         if loss is None:
             plain.warn_of_none()
             return [(None, plain)]
@@ -311,9 +311,6 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         check_loss(loss, f"the loss of OptimizationStep(name={name!r})")
         losses[name] = loss if slots[name].window == 1 else loss / slots[name].window
     return [(loss, slots[name]) for name, loss in losses.items()]
-
-
-_MISSING = object()
 
 
 def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:

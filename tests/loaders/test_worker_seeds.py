@@ -47,9 +47,7 @@ def epoch_of(strategy=ALONE, data=None, epoch=0, start=0, loader=None, **argumen
     if loader is None:
         settings = {"batch_size": 3, "num_workers": 2, **arguments}
         loader = SharedLoader(DataLoader(Noisy() if data is None else data, **settings), strategy, seed=5)
-    loader.set_epoch(epoch)
-    if start:
-        loader.start_at(start)
+    loader.set_epoch(epoch, start)
     return torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in loader])
 
 

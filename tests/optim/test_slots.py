@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import MisconfigurationException, OptimizationStep
 from espnet3_lite.optim.clipping import clip_gradients
-from espnet3_lite.optim.lr_stepping import scheduler_state, step_takes_metric
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, step_takes_metric
 from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers, route
 
 
@@ -165,7 +165,7 @@ def test_a_schedulers_state_holds_no_function():
 
     scheduler = Annealing(sgd())
     scheduler.step()
-    state = scheduler_state(scheduler)
+    state = LRSchedulerConfig(scheduler).state_dict()
     assert "anneal" not in state and state["last_epoch"] == 1
     resumed = Annealing(sgd())
     resumed.load_state_dict(state)
