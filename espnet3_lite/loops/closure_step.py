@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optim.manual_optimization import PreparingOptimizer, takes_closure
+from espnet3_lite.optim.manual_optimization import ManualOptimizer, takes_closure
 from espnet3_lite.optim.slots import OptimizerSlot, route
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         return finite
 
     trainer.metrics.hook = "optimizer_step"
-    optimizer = cast(Optimizer, PreparingOptimizer(slot.optimizer, trainer, prepare))  # has all that is one's
+    optimizer = cast(Optimizer, ManualOptimizer(slot.optimizer, trainer, prepare))  # has all that is one's
     module.optimizer_step(loop.epoch, work.index, optimizer, closure)
     if not calls:
         raise MisconfigurationException(

@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 class ManualOptimizer:
     """What ``self.optimizers()`` gives: the optimizer, whose `step` calls the hooks and counts.
 
-    It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``.
+    It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``. An
+    overridden `optimizer_step` gets one too.
+
+    Args:
+        optimizer: The one that it stands for.
+        trainer: Whose hooks and gradient scaler; None for a copy in another process.
+        prepare: For `optimizer_step`: called between the closure and the step, each time; False where the gradient is
+            not finite. The loop counts these steps.
     """
 
-    def __init__(self, optimizer: Optimizer, trainer: Trainer | None):
-        self.__dict__.update({"optimizer": optimizer, "_trainer": trainer})
+    def __init__(self, optimizer: Optimizer, trainer: Trainer | None, prepare: Callable[[], bool] | None = None):
+        self.__dict__.update({"optimizer": optimizer, "_trainer": trainer, "_prepare": prepare})
 
     @property  # type: ignore[misc]  # for isinstance; nobody sets it
     def __class__(self) -> type:
@@ -78,6 +85,8 @@ class ManualOptimizer:
         Returns:
             What the closure returned.
         """
+        if self._prepare is not None:
+            return self._step_prepared(closure, self._prepare, kwargs)[0]
         slot, trainer = self._slot, self._trainer
         loop, strategy = trainer.fit_loop, trainer.strategy
 
@@ -140,24 +149,6 @@ class ManualOptimizer:
             yield
         finally:
             module.untoggle_optimizer()
-
-
-class PreparingOptimizer(ManualOptimizer):
-    """What an overridden `optimizer_step` gets: its `step` calls `on_before_optimizer_step` and clips, then steps.
-
-    Args:
-        optimizer: The one that it stands for.
-        trainer: For its gradient scaler.
-        prepare: Called between the closure and the step, each time; False where the gradient is not finite.
-    """
-
-    def __init__(self, optimizer: Optimizer, trainer: Trainer, prepare: Callable[[], bool]):
-        super().__init__(optimizer, trainer)
-        self.__dict__["_prepare"] = prepare
-
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """As the optimizer's own; the loop counts."""
-        return self._step_prepared(closure, self._prepare, kwargs)[0]
 
 
 def _marks(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:

@@ -89,6 +89,7 @@ def test_a_metric_object_that_two_loaders_share_begins_anew_with_the_second():
     metrics, accuracy = metrics_in("validation_step"), Accuracy()
     metrics.start_evaluation()
     for metrics.dataloader_idx, right in enumerate((1, 3)):
+        metrics.loader_suffix = f"/dataloader_idx_{metrics.dataloader_idx}"
         accuracy.add(right, 4)
         log(metrics, "acc", accuracy)
         assert metrics.end_epoch(metrics.evaluation)[f"acc/dataloader_idx_{metrics.dataloader_idx}"] == right / 4
