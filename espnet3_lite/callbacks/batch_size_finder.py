@@ -90,7 +90,9 @@ class BatchSizeFinder(Callback):
         """Check that there is something to change, and loaders that follow it."""
         self._found = False
         if trainer.world_size > 1:
-            raise MisconfigurationException("The Batch size finder is not supported with distributed strategies.")
+            raise MisconfigurationException(
+                "The Batch size finder is not supported with distributed strategies: search with one process"
+            )
         if any(loader is not None for loader in trainer.given_loaders.values()):
             raise MisconfigurationException(
                 f"The Batch size finder cannot be used with dataloaders passed directly to `.{stage}()`. Please "

@@ -206,10 +206,13 @@ class GPUStatsMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """There must be a logger, and a GPU."""
         if not trainer.loggers and not trainer.fast_dev_run:
-            raise MisconfigurationException("Cannot use GPUStatsMonitor callback with Trainer that has no logger.")
+            raise MisconfigurationException(
+                "Cannot use GPUStatsMonitor callback with Trainer that has no logger; give one, or remove it"
+            )
         if trainer.device.type != "cuda":
             raise MisconfigurationException(
-                f"You are using GPUStatsMonitor but are not running on GPU: the Trainer's device is {trainer.device}"
+                f"You are using GPUStatsMonitor but are not running on GPU: the Trainer's device is {trainer.device}. "
+                f"Use DeviceStatsMonitor, or a GPU"
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LiteModule) -> None:

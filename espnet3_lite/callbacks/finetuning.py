@@ -60,11 +60,11 @@ class BaseFinetuning(Callback):
 
     def freeze_before_training(self, pl_module: LiteModule) -> None:
         """Freeze what of `pl_module` is not to be trained from the beginning."""
-        raise NotImplementedError(f"{type(self).__name__}.freeze_before_training")
+        raise NotImplementedError(f"define {type(self).__name__}.freeze_before_training(pl_module)")
 
     def finetune_function(self, pl_module: LiteModule, epoch: int, optimizer: Optimizer) -> None:
         """Unfreeze what of `pl_module` is to be trained from `epoch` (from 0) on; called once for each `optimizer`."""
-        raise NotImplementedError(f"{type(self).__name__}.finetune_function")
+        raise NotImplementedError(f"define {type(self).__name__}.finetune_function(pl_module, epoch, optimizer)")
 
     # ---- tools -----------------------------------------------------------------------------------------------------
 

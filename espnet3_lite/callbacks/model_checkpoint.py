@@ -208,7 +208,7 @@ class ModelCheckpoint(CheckpointRanking):
         if not self._should_save_on_exception(trainer):
             return
         if trainer.world_size > 1:  # saving is collective, and the other ranks may not have failed
-            rank_zero_warn("ModelCheckpoint(save_on_exception=True) does nothing with several processes")
+            rank_zero_warn("ModelCheckpoint(save_on_exception=True) does nothing: of several ranks none can save alone")
             return
         candidates = self._monitor_candidates(trainer)
         path = self.format_checkpoint_name(candidates)

@@ -235,7 +235,7 @@ class Profiler(Callback):
         Args:
             whole: Seconds of the whole call.
         """
-        lines = [f"where {whole:.4g} seconds went (what runs within something else counts in both):"]
+        lines = [f"where {whole:.4g} seconds went (a part within another one counts for both):"]
         lines.append(f"{'seconds':>9} {'share':>6} {'calls':>7} {'ms/call':>9}  what")
         for name, calls, seconds in self.rows():
             lines.append(f"{seconds:9.3f} {seconds / whole:6.1%} {calls:7d} {1000 * seconds / calls:9.3f}  {name}")

@@ -98,8 +98,8 @@ class ProgressBar(Callback):
             TypeError: before the first call.
         """
         if self._trainer is None:
-            raise TypeError(f"`{type(self).__name__}.trainer` is not set yet: it is, once the trainer's fit (or "
-                            "validate, test, predict) has begun")  # fmt: skip
+            raise TypeError(f"`{type(self).__name__}.trainer` is not set yet: it is set when fit, validate, test or "
+                            "predict begins")  # fmt: skip
         return self._trainer
 
     def get_metrics(self, trainer: Trainer, pl_module: LiteModule) -> dict[str, int | str | float]:

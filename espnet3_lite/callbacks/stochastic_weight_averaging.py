@@ -318,7 +318,7 @@ def _check_arguments(swa_lrs: Any, swa_epoch_start: Any, annealing_strategy: str
     rates = swa_lrs if isinstance(swa_lrs, Sequence) else [swa_lrs]
     if not all(isinstance(rate, float) and 0 < rate < math.inf for rate in rates):
         raise MisconfigurationException(
-            f"The `swa_lrs` should a positive float, or a list of positive floats; got {swa_lrs!r} (a plain YAML "
+            f"The `swa_lrs` should be a positive float, or a list of positive floats; got {swa_lrs!r} (a plain YAML "
             f"reader takes 1e-3 for a string: write 1.0e-3 there)"
         )
     if annealing_strategy not in ("cos", "linear"):

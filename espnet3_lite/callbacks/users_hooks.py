@@ -84,8 +84,8 @@ def _check_registered(module: torch.nn.Module) -> None:
                 rank_zero_warn(
                     f"{'.'.join(filter(None, (type(module).__name__, place, name)))} is a {type(value).__name__} of "
                     f"modules, in which torch finds none: they are not moved to a device, saved, or given to an "
-                    f"optimizer with self.parameters(). Make it a torch.nn.ModuleList; or, where it is "
-                    f"meant so, freeze them"
+                    f"optimizer with self.parameters(). Make it a torch.nn.ModuleList; or freeze them, if they "
+                    f"are not to be trained"
                 )
 
 

@@ -13,7 +13,7 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 logger = logging.getLogger(__name__)
 
-OVERRIDES = """several files are merged in order; key.path=value changes a key, +key=value adds one, ~key removes one"""
+OVERRIDES = "Several files are merged in order. key.path=value changes a key, +key=value adds one, ~key removes one."
 
 
 def tell(*lines: object) -> None:
@@ -31,10 +31,13 @@ def tell(*lines: object) -> None:
 def add_command(commands: Any, name: str, function: Any, summary: str, details: str = "", config: bool = True) -> Any:
     """One command: what all have in common."""
     parser = commands.add_parser(
-        name, help=summary, description=f"{summary}. {details}".strip(), epilog=OVERRIDES if config else None
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {details}".strip(),
+        epilog=OVERRIDES if config else None,
     )
     parser.set_defaults(command=function)
-    parser.add_argument("--quiet", action="store_true", help="log warnings only")
+    parser.add_argument("--quiet", action="store_true", help="show warnings, but no other log lines")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     if config:
         parser.add_argument(

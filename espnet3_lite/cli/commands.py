@@ -24,6 +24,8 @@ _EPILOG = """examples:
   espnet3-lite train conf/training.yaml trainer.max_epochs=3 optimizer.lr=1e-3 +trainer.limit_train_batches=100
   torchrun --nproc-per-node 2 -m espnet3_lite train conf/training.yaml
   espnet3-lite average exp/train
+
+espnet3-lite COMMAND --help tells the options of a command.
 """
 
 
@@ -113,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_init(commands: Any) -> None:
     parser = add_command(
         commands, "init", _init, "write a small recipe to make your own", config=False,
-        details="Trains on handwritten digits: a data set, a model and a configuration, each a short file.",
+        details="It trains on handwritten digits: a data set, a model and a configuration, each a short file.",
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the recipe's folder; it is made, or is empty")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the recipe's folder, new or empty")
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -130,12 +132,12 @@ def _init(parsed: argparse.Namespace) -> None:
 def _add_train(commands: Any) -> None:
     parser = add_command(
         commands, "train", _train, "train a model",
-        "Goes on from exp_dir/last.ckpt when there is one, and says so. Ctrl-C once ends the run in order.",
+        "Goes on from exp_dir/last.ckpt if there is one, and says so. Ctrl-C ends the run in order: it saves first.",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="put an old run in exp_dir aside, and start anew")
     parser.add_argument(
         "--override-optimizer", action="store_true",
-        help="a run that goes on takes the configured rate, weight decay, ... instead of the checkpoint's",
+        help="where a run goes on, take the configured learning rate, weight decay, ... and not the checkpoint's",
     )  # fmt: skip
 
 
@@ -156,9 +158,9 @@ def _add_evaluations(commands: Any) -> None:
     for name, what in (("validate", "validation data"), ("test", "test sets")):
         parser = add_command(
             commands, name, _evaluate, f"evaluate weights on the {what}",
-            "Without --checkpoint: the newest average in exp_dir, else its last checkpoint.",
+            "Without --checkpoint it takes the newest average in exp_dir, else the last checkpoint.",
         )  # fmt: skip
-        parser.add_argument("--checkpoint", help="a .ckpt, or an averaged .pth")
+        parser.add_argument("--checkpoint", help="the weights: a .ckpt, or an averaged .pth")
         parser.set_defaults(test=name == "test")
 
 
@@ -177,9 +179,13 @@ def _add_average(commands: Any) -> None:
         commands, "average", _average, "average the best checkpoints of a run", config=False,
         details="Writes {monitor}.ave_{K}best.pth for each list of best checkpoints found in the folder.",
     )  # fmt: skip
-    parser.add_argument("exp_dir", type=Path, help="the run's folder")
+    parser.add_argument(
+        "exp_dir", type=Path, metavar="EXP_DIR", help="the run's folder, or the configuration file that names it"
+    )
     parser.add_argument("--checkpoints", nargs="+", type=Path, help="average these files instead")
-    parser.add_argument("--output", type=Path, help="where to write the average of --checkpoints")
+    parser.add_argument(
+        "--output", type=Path, help="the file for the average of --checkpoints (default: EXP_DIR/ave_N.pth)"
+    )
 
 
 def _average(parsed: argparse.Namespace) -> None:
@@ -187,7 +193,7 @@ def _average(parsed: argparse.Namespace) -> None:
     from espnet3_lite.espnet.run_folder import average_files, average_run
 
     if parsed.output and not parsed.checkpoints:
-        raise MisconfigurationException("--output: names where the average of --checkpoints goes; give both, or none")
+        raise MisconfigurationException("--output names the file for the average of --checkpoints; give both, or none")
     if not is_global_zero():  # it is no work to share
         return
     if parsed.checkpoints:
@@ -202,7 +208,7 @@ def _add_consolidate(commands: Any) -> None:
         commands, "consolidate", _consolidate, "turn a sharded checkpoint into a plain one", config=False,
         details="Sharded checkpoints are the folders that training with strategy: fsdp writes.",
     )  # fmt: skip
-    parser.add_argument("sharded", type=Path, help="the folder")
+    parser.add_argument("sharded", type=Path, help="the checkpoint's folder")
     parser.add_argument("output", type=Path, help="the file to write")
 
 
@@ -220,8 +226,8 @@ def _consolidate(parsed: argparse.Namespace) -> None:
 
 def _add_collect_stats(commands: Any) -> None:
     add_command(
-        commands, "collect-stats", _collect_stats, "write shapes and statistics of the features below stats_dir",
-        "Runs the model's collect_feats over the training and validation data; `parallel.n_workers` processes.",
+        commands, "collect-stats", _collect_stats, "write shapes and statistics of the features to stats_dir",
+        "Runs the model's collect_feats over the training and validation data, in `parallel.n_workers` processes.",
     )  # fmt: skip
 
 
@@ -237,9 +243,11 @@ def _collect_stats(parsed: argparse.Namespace) -> None:
 def _add_stage(commands: Any) -> None:
     parser = add_command(
         commands, "stage", _stage, "run one of espnet3's stages before training, by espnet3's own code", config=False,
-        details="Needs espnet, not Lightning. create_dataset, train_tokenizer or collect_stats; run it in the recipe.",
+        details="It needs espnet, not Lightning. Run it in the recipe's folder.",
     )  # fmt: skip
-    parser.add_argument("stage", choices=("create_dataset", "train_tokenizer", "collect_stats"))
+    parser.add_argument(
+        "stage", choices=("create_dataset", "train_tokenizer", "collect_stats"), help="which stage of espnet3's"
+    )
     parser.add_argument(
         "config", metavar="CONFIG", help="the recipe's training configuration, such as conf/training.yaml"
     )

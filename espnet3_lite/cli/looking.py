@@ -14,9 +14,9 @@ from espnet3_lite.exceptions import MisconfigurationException
 
 def add_check(commands: Any) -> None:
     parser = add_command(
-        commands, "check", _check, "rehearse a training: find what would break or surprise",
-        "Loads samples, trains two batches, validates one, saves and resumes, all in a temporary folder. Status 1: "
-        "there is a problem.",
+        commands, "check", _check, "try out a training, and report what would fail or surprise",
+        "Loads samples, trains two batches, validates one, saves and resumes, all in a temporary folder. The exit "
+        "status is 1 if there is a problem.",
     )  # fmt: skip
     parser.set_defaults(quiet=True)
 
@@ -37,10 +37,10 @@ def add_find_lr(commands: Any) -> None:
         commands, "find-lr", _find_lr, "suggest a learning rate, with a picture",
         "Trains a copy of the model for some steps with a rate that grows; nothing is saved but the picture.",
     )  # fmt: skip
-    parser.add_argument("--min", type=float, default=1e-8, metavar="RATE", help="the first rate (1e-8)")
-    parser.add_argument("--max", type=float, default=1.0, metavar="RATE", help="the last rate (1)")
-    parser.add_argument("--steps", type=int, default=100, help="how many steps it takes (100)")
-    parser.add_argument("--output", type=Path, help="the picture (EXP_DIR/images/find_lr.png)")
+    parser.add_argument("--min", type=float, default=1e-8, metavar="RATE", help="the first rate (default: 1e-8)")
+    parser.add_argument("--max", type=float, default=1.0, metavar="RATE", help="the last rate (default: 1)")
+    parser.add_argument("--steps", type=int, default=100, help="the number of steps (default: 100)")
+    parser.add_argument("--output", type=Path, help="the picture's file (default: EXP_DIR/images/find_lr.png)")
 
 
 def _find_lr(parsed: argparse.Namespace) -> None:
@@ -75,10 +75,12 @@ def run_folder(path: Path) -> Path:
 def add_plot(commands: Any) -> None:
     parser = add_command(
         commands, "plot", _plot, "draw a run's curves, or those of several runs together", config=False,
-        details="Loss, metrics, learning rates, gradient norm and seconds, from the run's metrics.csv.",
+        details="Draws loss, metrics, learning rates, gradient norm and seconds, from the run's metrics.csv.",
     )  # fmt: skip
     parser.add_argument("exp_dir", nargs="+", type=Path, metavar="EXP_DIR", help=f"the runs' folders{_OR_FILE}")
-    parser.add_argument("--output", type=Path, help="the pictures' folder (EXP_DIR/images; of several runs: images)")
+    parser.add_argument(
+        "--output", type=Path, help="the pictures' folder (default: EXP_DIR/images; of several runs: images)"
+    )
 
 
 def _plot(parsed: argparse.Namespace) -> None:
@@ -90,10 +92,11 @@ def _plot(parsed: argparse.Namespace) -> None:
 def add_report(commands: Any) -> None:
     parser = add_command(
         commands, "report", _report, "write one HTML page about a run", config=False,
-        details="Curves, checkpoints, skipped batches, where the time went, the configuration. It needs no network.",
+        details="It has curves, checkpoints, skipped batches, where the time went, and the configuration. It needs no "
+        "network.",
     )  # fmt: skip
     parser.add_argument("exp_dir", type=Path, metavar="EXP_DIR", help=f"the run's folder{_OR_FILE}")
-    parser.add_argument("--output", type=Path, help="the file to write (EXP_DIR/report.html)")
+    parser.add_argument("--output", type=Path, help="the file to write (default: EXP_DIR/report.html)")
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -107,7 +110,7 @@ def _report(parsed: argparse.Namespace) -> None:
 
 def add_hooks(commands: Any) -> None:
     add_command(
-        commands, "hooks", _hooks, "print the order of the hooks, and who listens to each",
+        commands, "hooks", _hooks, "print the order of the hooks, and which callbacks listen to each",
         "Builds the configuration's model and callbacks; trains nothing.",
     )  # fmt: skip
 

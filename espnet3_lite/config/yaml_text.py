@@ -212,7 +212,7 @@ def _check_aliases(root: yaml.Node) -> None:
 
     repeated = size_of(root) - len(sizes)
     if repeated > _MOST_REPEATED:
-        raise yaml.YAMLError(f"its aliases stand for {repeated} values more; at most {_MOST_REPEATED} are read")
+        raise yaml.YAMLError(f"its aliases repeat {repeated} values; at most {_MOST_REPEATED} are read")
 
 
 def _record_positions(node: yaml.Node, path: KeyPath, name: str, positions: dict, enclosing: tuple) -> None:

@@ -63,7 +63,7 @@ def check(config: Config) -> Iterator[Finding]:
         ConfigError: every mistake in the configuration, in one message.
     """
     check_config(config)
-    yield Finding("ok", "the configuration names nothing unknown")
+    yield Finding("ok", "the configuration has no unknown key and no value that is not allowed")
     sound = True
     for finding in _look_at_data(config):
         sound = sound and finding.kind != "problem"

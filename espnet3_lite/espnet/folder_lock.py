@@ -52,7 +52,7 @@ def locked(exp_dir: Path) -> Iterator[None]:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:  # a disk that became read-only: what ended the run is what must be seen
-            rank_zero_warn(f"{path}: could not be removed, and locks nothing any more: {error}")
+            rank_zero_warn(f"{path}: could not be removed: {error}. It locks nothing any more")
         file.close()
         _held.discard(path)
 
@@ -65,7 +65,7 @@ def _acquired(path: Path) -> TextIO | None:
         try:
             file = open(path, "a+", encoding="utf-8")
         except OSError as error:
-            rank_zero_warn(f"{path.parent}: takes no lock ({error}): see that no other run uses this folder")
+            rank_zero_warn(f"{path.parent}: takes no lock ({error}): make sure that no other run uses this folder")
             return None
         try:
             if fcntl is None:
@@ -77,7 +77,7 @@ def _acquired(path: Path) -> TextIO | None:
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _at_work(path.parent, holder) from None
-            rank_zero_warn(f"{path.parent}: cannot be locked ({error}): see that no other run uses this folder")
+            rank_zero_warn(f"{path.parent}: cannot be locked ({error}): make sure that no other run uses this folder")
             return None
         if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             file.truncate(0)

@@ -141,7 +141,7 @@ class TrainData:
                 self._warned_of_length = True
                 rank_zero_warn(
                     f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "
-                    f"{length}: its epochs end where it ends. Let `__len__` say what it gives"
+                    f"{length}: its epochs end where it ends. Make `__len__` return the number of batches"
                 )
             yield batch, index >= count or (loader.ended and loader.others is None)
             if index >= count:

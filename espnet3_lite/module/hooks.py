@@ -30,19 +30,19 @@ class DataHooks:
 
     def train_dataloader(self) -> Any:
         """Return the training loader."""
-        raise NotImplementedError("train_dataloader")
+        raise NotImplementedError(f"{type(self).__name__} does not define train_dataloader")
 
     def val_dataloader(self) -> Any:
         """Return the validation loader, or a list of them."""
-        raise NotImplementedError("val_dataloader")
+        raise NotImplementedError(f"{type(self).__name__} does not define val_dataloader")
 
     def test_dataloader(self) -> Any:
         """Return the test loader, or a list of them."""
-        raise NotImplementedError("test_dataloader")
+        raise NotImplementedError(f"{type(self).__name__} does not define test_dataloader")
 
     def predict_dataloader(self) -> Any:
         """Return the loader for predictions, or a list of them."""
-        raise NotImplementedError("predict_dataloader")
+        raise NotImplementedError(f"{type(self).__name__} does not define predict_dataloader")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch, changed or not, while it is still where the loader left it."""

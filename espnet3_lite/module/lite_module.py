@@ -70,7 +70,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             args: ``batch``, what the loader gave, on this process's device; ``batch_idx``, its index within the epoch.
             kwargs: The same by name.
         """
-        raise NotImplementedError("training_step")
+        raise NotImplementedError(f"{type(self).__name__} does not define training_step")
 
     def training_turns(self) -> Sequence[str]:
         """The turns of the coming batch, by names of your own; one, unless this is overridden.
@@ -87,11 +87,11 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute and `log` metrics of one validation batch. With several loaders ``dataloader_idx`` is given too."""
-        raise NotImplementedError("validation_step")
+        raise NotImplementedError(f"{type(self).__name__} does not define validation_step")
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute and `log` metrics of one test batch."""
-        raise NotImplementedError("test_step")
+        raise NotImplementedError(f"{type(self).__name__} does not define test_step")
 
     def predict_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Return predictions; calls the module itself by default."""
@@ -104,7 +104,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         A scheduler is itself or a dict with `scheduler`, `interval` (``"epoch"`` by default, or ``"step"``),
         `frequency` (1), `monitor`, `strict` (True) and `name`.
         """
-        raise NotImplementedError("configure_optimizers")
+        raise NotImplementedError(f"{type(self).__name__} does not define configure_optimizers")
 
     def configure_callbacks(self) -> Any:
         """Return callbacks that this model wants; one of a type replaces the trainer's own of that type."""

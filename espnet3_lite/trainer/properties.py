@@ -200,7 +200,7 @@ class TrainerProperties(Settings):
     def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
         if len(optimizers) != len(self.slots):
             raise MisconfigurationException(
-                f"{len(optimizers)} optimizers for {len(self.slots)} slots; replace one by one"
+                f"trainer.optimizers: {len(optimizers)} are given, there are {len(self.slots)}; replace each by one"
             )
         for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
             slot.optimizer = optimizer

@@ -79,7 +79,9 @@ def test_the_call_and_its_loaders(two):
 @pytest.mark.parametrize("hook", rank_differ_cases.SAVING_HOOKS)
 def test_a_save_on_one_rank_alone_is_told(two, hook):
     error = two["saving_alone"][hook]
-    assert "MisconfigurationException: the ranks have parted: rank 0 saves a checkpoint (trainer.save_ch" in error
+    assert (
+        "MisconfigurationException: the ranks do different things: rank 0 saves a checkpoint (trainer.save_ch" in error
+    )
     assert "; rank 1 " in error and "Call it on all ranks" in error
 
 

@@ -109,7 +109,9 @@ def test_a_data_set_is_no_loader():
     with pytest.raises(MisconfigurationException, match="the training loader is a data set .*DataLoader"):
         quiet(max_epochs=1).fit(Model(), data)
     prepared = type("DataLoaderShard", (DataLoader,), {"__module__": "accelerate.data_loader"})(data)
-    with pytest.raises(MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*as it was"):
+    with pytest.raises(
+        MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*that accelerate was given"
+    ):
         quiet(max_epochs=1).fit(Model(), prepared)
     with pytest.raises(MisconfigurationException, match=r"val_dataloader\['other'\] must be a loader.*got int"):
         quiet(max_epochs=1).fit(Model(), numbers(1), {"clean": numbers(1), "other": 3})

@@ -78,7 +78,7 @@ class CombinedDataset(Dataset):
         ]
         if len(self.datasets) != len(self.transforms):
             raise MisconfigurationException(
-                "CombinedDataset needs one (transform, preprocessor) pair a data set, "
+                "CombinedDataset needs a (transform, preprocessor) pair for each data set, "
                 f"got {len(self.datasets)} data sets and {len(self.transforms)} pairs"
             )
         self.use_espnet_preprocessor = use_espnet_preprocessor
