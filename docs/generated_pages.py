@@ -333,6 +333,7 @@ def reference(title: str, words: str, objects: list[object], members: dict[str, 
         objects: Classes and functions.
         members: Of a class by its name, the methods that are shown; by default all public ones.
     """
+    quiet = "['!^_', '!^on_', '!^(setup|teardown|state_dict|load_state_dict|state_key)$']"
     lines = [f"# {title}", "", words, "", "| name | what it is for |", "|---|---|"]
     for one in objects:
         summary = " ".join((inspect.getdoc(one) or "").split("\n\n")[0].split()).replace("``", "`").replace("|", "\\|")
@@ -341,6 +342,8 @@ def reference(title: str, words: str, objects: list[object], members: dict[str, 
         lines += ["", f"::: {one.__module__}.{one.__qualname__}"]
         if one.__qualname__ in members:
             lines += ["    options:", f"      members: [{', '.join(members[one.__qualname__])}]"]
+        elif isinstance(one, type) and issubclass(one, Callback) and one not in (Callback, callbacks.TrainerCallback):
+            lines += ["    options:", f"      filters: {quiet}"]  # which hooks it overrides is its own business
     return "\n".join(lines) + "\n"
 
 
@@ -366,7 +369,7 @@ def pages() -> dict[Path, str]:
         ),
         DOCS / "api" / "strategies.md": reference(
             "Strategies", STRATEGIES_PAGE, [getattr(strategies, name) for name in strategies.__all__],
-            {"Strategy": ["barrier", "broadcast", "reduce", "all_gather"]},
+            {"Strategy": ["barrier", "broadcast", "reduce", "all_gather"], "DDPStrategy": [], "FSDPStrategy": []},
         ),
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ class TerminateOnNaNCallback(TrainerCallback):
     """Ends the run with `StopTrainingError` at the first loss that is NaN or infinite, in training or evaluation.
 
     Without it such a training batch is skipped, and only the 101st in a row ends the run. All ranks decide alike. The
-    training loss was looked at by the loop already; of an evaluation one flag is read from the device, at its end.
+    loop has checked the training loss already. In an evaluation one flag is read from the device, at its end.
 
     Attributes:
         triggered: It ended a run.

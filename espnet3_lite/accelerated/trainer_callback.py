@@ -19,10 +19,10 @@ class TrainerCallback(Callback):
     """Base class with pytorch-accelerated's events: a callback that was written for it moves over by its import.
 
     Every event gets the trainer; `on_train_step_end` and `on_eval_step_end` also ``batch`` and ``batch_output``, by
-    keyword. All hooks of `Callback` may be used beside them; and these names in any `Callback`, but for the three that
-    both have (`on_train_epoch_start`, `on_train_epoch_end`, `on_stop_training_error`), which get the module too there.
+    keyword. All hooks of `Callback` may be used beside them. Any `Callback` may use these names too; there the three
+    that both have (`on_train_epoch_start`, `on_train_epoch_end`, `on_stop_training_error`) get the module as well.
     Two events differ from pytorch-accelerated's: validation runs with an epoch's last batch, so `on_train_epoch_end`
-    comes after it; and sanity checks are not told of.
+    comes after it; and a sanity check calls no event.
 
     ``trainer.run_history`` is recorded wherever a `TrainerCallback` is among the callbacks.
 

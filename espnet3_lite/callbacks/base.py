@@ -52,7 +52,7 @@ class Callback:
 
     @property
     def state_key(self) -> str:
-        """Under which the state stands in a checkpoint. Override it where several instances of a class keep state."""
+        """The key of the callback's state in a checkpoint. Override it if several instances of a class keep state."""
         return type(self).__qualname__
 
     def _generate_state_key(self, **arguments: Any) -> str:

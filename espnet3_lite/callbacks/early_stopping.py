@@ -60,7 +60,7 @@ class EarlyStopping(MonitoringCallback):
     A run that was stopped stays so when it is resumed: it ends again at once, as one that had reached ``max_epochs``.
 
     Raises:
-        MisconfigurationException: another mode, NaN, a negative `patience`.
+        MisconfigurationException: an unknown `mode`, a threshold that is NaN, a negative `patience`.
         MisconfigurationRuntimeError: the metric was not logged, with `strict`.
 
     Example:

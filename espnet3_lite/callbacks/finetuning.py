@@ -258,7 +258,7 @@ class BackboneFinetuning(BaseFinetuning):
         rounding: Digits of the logged rates.
 
     Raises:
-        MisconfigurationException: an epoch or rate that is none; at the start, the module has no `backbone`.
+        MisconfigurationException: an epoch or a rate that is not allowed; at the start, the module has no `backbone`.
 
     Example:
         >>> class Model(torch.nn.Module):

@@ -23,7 +23,7 @@ class GradientAccumulationScheduler(Callback):
 
     Raises:
         TypeError: `scheduling` is empty.
-        MisconfigurationException: an epoch or a number that is none; at the start, several named optimizers.
+        MisconfigurationException: an epoch or a number that is not allowed; at the start, several named optimizers.
         RuntimeError: at the start, manual optimization.
         ValueError: at the start, ``Trainer(accumulate_grad_batches=...)`` is set as well.
 

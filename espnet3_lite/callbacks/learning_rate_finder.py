@@ -99,9 +99,9 @@ class LearningRateFinder(Callback):
         attr_name: The attribute or hyperparameter; by default ``lr`` or ``learning_rate``.
 
     Raises:
-        ValueError: another mode.
-        MisconfigurationException: rates that do not rise from above 0, no steps; at the start of a fit,
-            several processes or optimizers, or there is no such attribute.
+        ValueError: an unknown `mode`.
+        MisconfigurationException: not ``0 < min_lr < max_lr``, or no steps; at the start of a fit, several
+            processes or optimizers, or no such attribute.
 
     Example:
         >>> LearningRateFinder(num_training_steps=50).optimal_lr is None

@@ -33,7 +33,7 @@ class LearningRateMonitor(Callback):
         log_weight_decay: Log ``<name>-weight_decay`` too.
 
     Raises:
-        MisconfigurationException: another interval; at the start, no logger, or groups of one name.
+        MisconfigurationException: an unknown `logging_interval`; at the start, no logger, or two groups of one name.
 
     Example:
         >>> monitor = LearningRateMonitor(logging_interval="step", log_momentum=True)

@@ -45,7 +45,7 @@ class BasePredictionWriter(Callback):
         write_interval: ``batch`` (default), ``epoch`` or ``batch_and_epoch``: which of the two is called.
 
     Raises:
-        MisconfigurationException: another interval.
+        MisconfigurationException: an unknown `write_interval`.
 
     Example:
         >>> class ToFiles(BasePredictionWriter):

@@ -44,7 +44,7 @@ class Profiler(Callback):
         folder: Where ``profile/`` is made. Default: the working folder.
 
     Raises:
-        MisconfigurationException: another kind.
+        MisconfigurationException: an unknown `kind`.
 
     Example:
         >>> Profiler("simple").rows()

@@ -53,10 +53,10 @@ class ModelPruning(Callback):
             derived from ``torch.nn.utils.prune.BasePruningMethod`` (with `use_global_unstructured`).
         parameters_to_prune: Pairs (module, parameter's name); by default all floating ones of the names below, in all
             modules. Modules that share a parameter share its mask.
-        parameter_names: Of ``weight`` and ``bias``, which ones; both by default.
+        parameter_names: ``weight``, ``bias`` or both (the default).
         use_global_unstructured: Compare the parameters with each other, instead of pruning a share of each.
         amount: How much: a float is a share, an int a number of values; or a function of the epoch.
-        apply_pruning: Whether at all; or a function of the epoch.
+        apply_pruning: Prune, or not; or a function of the epoch that says so.
         make_pruning_permanent: See above.
         use_lottery_ticket_hypothesis: After pruning, put the remaining values back to what they were before training
             (https://arxiv.org/abs/1803.03635); or a function of the epoch.

@@ -33,7 +33,7 @@ class Timer(Callback):
         verbose: Log that the limit was reached.
 
     Raises:
-        MisconfigurationException: a duration or an interval that is none.
+        MisconfigurationException: `duration` is not a duration, or `interval` is unknown.
 
     Example:
         >>> timer = Timer(duration="00:12:00:00")

@@ -249,7 +249,7 @@ class EMAWeightAveraging(WeightAveraging):
         kwargs: Further arguments of ``AveragedModel``.
 
     Raises:
-        MisconfigurationException: another `decay`.
+        MisconfigurationException: `decay` is not between 0 and 1.
 
     Example:
         >>> ema = EMAWeightAveraging(decay=0.99, update_every_n_steps=2, update_starting_at_step=4)

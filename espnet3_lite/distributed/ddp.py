@@ -27,7 +27,7 @@ _REQUIRES_GRAD = operator.attrgetter("requires_grad")
 
 
 class DDPStrategy(SeveralProcesses):
-    """Data parallel training.
+    """Data parallel training: each process has the whole model, and gradients are averaged.
 
     One plain optimizer: torch's `DistributedDataParallel` around the training step, which sends gradients in buckets
     while the backward pass still runs, and only in the batch that closes an accumulation window. Several named

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Strategy:
-    """One process. The others override what they do otherwise.
+    """How processes train together. This base class is for one process; DDP and FSDP override it.
 
     Users reach it as ``trainer.strategy``: `root_device`, `model`, `is_global_zero`, `global_rank`, `local_rank`,
     `world_size`, `barrier`, `broadcast`, `reduce` and `all_gather` are as in Lightning.

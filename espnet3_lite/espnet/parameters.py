@@ -89,7 +89,7 @@ class PretrainedParametersCallback(Callback):
 
     Args:
         init_param: Descriptions as `load_parameters` takes them.
-        ignore_init_mismatch: See there.
+        ignore_init_mismatch: Skip what the model lacks or has in another shape. Default False: an error.
     """
 
     def __init__(self, init_param: Sequence[str], ignore_init_mismatch: bool = False):
@@ -102,7 +102,7 @@ class PretrainedParametersCallback(Callback):
 
 
 class ParameterFreezeCallback(Callback):
-    """Leaves parameters as they are in a fit.
+    """Freezes parameters: a fit does not train them.
 
     Args:
         freeze_param: Names of parameters, or dotted beginnings of some.

@@ -32,14 +32,14 @@ class MLFlowLogger(HostedLogger):
     Args:
         experiment_name: The experiment, which is made where there is none. Default: ``"lightning_logs"``.
         run_name: The run's name. Default: MLflow makes one up.
-        tracking_uri: The server or data base, such as ``"sqlite:///mlflow.db"``. Default: ``MLFLOW_TRACKING_URI`` in
-            the environment, else a data base ``mlflow.db`` in `save_dir` (MLflow 3 writes no plain files any more).
-        tags: Of the run.
+        tracking_uri: The server or database, such as ``"sqlite:///mlflow.db"``. Default: ``MLFLOW_TRACKING_URI`` in
+            the environment, else a database ``mlflow.db`` in `save_dir` (MLflow 3 writes no plain files any more).
+        tags: The run's tags, by name.
         save_dir: The folder of the default `tracking_uri` and of its files. Default: ``"./mlruns"``.
         log_model: Send checkpoints too: True those that are left at the end, ``"all"`` each one as it is saved.
         prefix: Put before every metric's name, with a ``-`` between. Default: none.
         artifact_location: Where a new experiment keeps its files. Default: MLflow decides.
-        run_id: A run to go on with. Default: a new one.
+        run_id: The id of a run to go on with. Default: a new run.
         synchronous: Wait for each call to MLflow. Default: None, as MLflow is set up.
 
     Raises:

@@ -56,7 +56,7 @@ class LiteDataModule(DataHooks, HyperparametersMixin):
             checkpoint_path: A file that we or Lightning wrote.
             map_location: Where to put tensors; the CPU by default.
             hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
-            weights_only: As torch has it. No file is read in another way here: False is an error.
+            weights_only: Lightning's argument. None or True; False would let a checkpoint run code, and is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         prefix = "datamodule_"

@@ -277,7 +277,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         """The trainer that runs this module.
 
         Raises:
-            RuntimeError: none does.
+            RuntimeError: no trainer runs it.
         """
         if self._trainer is None:
             raise RuntimeError(f"{type(self).__qualname__} is not attached to a `Trainer`.")
@@ -352,7 +352,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             map_location: Where to put the tensors; the CPU by default.
             hparams_file: A YAML file with the arguments, instead of those in the checkpoint.
             strict: Whether keys must match; the module's `strict_loading` by default.
-            weights_only: As torch has it. No file is read in another way here: False is an error.
+            weights_only: Lightning's argument. None or True; False would let a checkpoint run code, and is an error.
             kwargs: Arguments of ``__init__``, instead of saved ones.
         """
         module, checkpoint = cls._built_from(checkpoint_path, map_location, weights_only, "", hparams_file, kwargs)

@@ -101,17 +101,19 @@ class TrainerProperties(Settings):
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 
-    current_epoch = _Tells(lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run their number.")
+    current_epoch = _Tells(
+        lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run, how many were done."
+    )
     global_step = _Tells(lambda self: self.fit_loop.global_step, "Batches in which at least one optimizer stepped.")
     is_last_batch = _Tells(lambda self: self.fit_loop.is_last_batch, "The training batch in work is its epoch's last.")
     logging_step = _Tells(lambda self: self.fit_loop.batches_stepped, "The loggers' axis: batches that stepped before.")
-    validation_ran = _Tells(lambda self: self.fit_loop.validation_ran, "There has been a validation within a fit.")
+    validation_ran = _Tells(lambda self: self.fit_loop.validation_ran, "A validation has run within this fit.")
     stopped_by_signal = _Tells(lambda self: self.stopping.by_signal, "A signal, on any rank, ends the run.")
     stop_error = _Tells(lambda self: self.stopping.error, "The `StopTrainingError` that ended the run, or None.")
     training = _in_stage(RunningStage.TRAINING, "A fit is training (not validating).")
-    validating = _in_stage(RunningStage.VALIDATING, "A validation is on, within a fit or alone.")
-    testing = _in_stage(RunningStage.TESTING, "A test is on.")
-    predicting = _in_stage(RunningStage.PREDICTING, "A prediction is on.")
+    validating = _in_stage(RunningStage.VALIDATING, "A validation runs, within a fit or alone.")
+    testing = _in_stage(RunningStage.TESTING, "A test runs.")
+    predicting = _in_stage(RunningStage.PREDICTING, "A prediction runs.")
     sanity_checking = _in_stage(RunningStage.SANITY_CHECKING, "The first few validation batches are tried out.")
     interrupted = _Tells(lambda self: self.state.status == "interrupted", "A signal or an exception ended the call.")
 
@@ -141,13 +143,14 @@ class TrainerProperties(Settings):
     is_global_zero = _Tells(lambda self: self.strategy.global_rank == 0, "True on the process that writes and prints.")
     global_rank = _Tells(lambda self: self.strategy.global_rank, "This process's number over all machines.")
     local_rank = _Tells(lambda self: local_rank(), "This process's number on its machine.")
-    node_rank = _Tells(lambda self: node_rank(), "This process's machine, by its number.")
+    node_rank = _Tells(lambda self: node_rank(), "The number of this process's machine.")
     world_size = _Tells(lambda self: self.strategy.world_size, "Processes that train together.")
     num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
     device = _Tells(lambda self: self.strategy.root_device, "Where this process computes.")
     received_sigterm = _Tells(lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come.")
     device_ids = _Tells(
-        lambda self: [self.strategy.root_device.index or 0], "This process's GPU's number; [0] on a CPU."
+        lambda self: [self.strategy.root_device.index or 0],
+        "The number of this process's GPU, in a list; [0] on a CPU.",
     )
 
     @property
@@ -163,7 +166,7 @@ class TrainerProperties(Settings):
     # ---- what runs -------------------------------------------------------------------------------------------------
 
     model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
-    slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; one plain one's is None.")
+    slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; a plain one's is None.")
     lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
     automatic_optimization = _Tells(
         lambda self: self.plan.automatic_optimization, "The loop steps the optimizers; False: the module does."
@@ -238,9 +241,13 @@ class TrainerProperties(Settings):
     test_dataloaders = _Tells(lambda self: self.evaluation_loops["test"].given, "The test loader or loaders.")
     predict_dataloaders = _Tells(lambda self: self.evaluation_loops["predict"].given, "The loaders of `predict`.")
     num_training_batches = _Tells(lambda self: self.train_data.num_batches, "Training batches an epoch, on this rank.")
-    num_val_batches = _Tells(lambda self: self.evaluation_loops["val"].num_batches, "Of each validation loader.")
-    num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "Of each test loader.")
-    num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "Of each of `predict`.")
+    num_val_batches = _Tells(
+        lambda self: self.evaluation_loops["val"].num_batches, "Batches of each validation loader."
+    )
+    num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "Batches of each test loader.")
+    num_predict_batches = _Tells(
+        lambda self: self.evaluation_loops["predict"].num_batches, "Batches of each loader of `predict`."
+    )
 
     def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
         """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
@@ -298,8 +305,10 @@ class TrainerProperties(Settings):
 
     # ---- what pytorch-accelerated's callbacks ask for ---------------------------------------------------------------
 
-    run_history = _Tells(run_history_of, "Each metric's values, one an epoch, from the first look on.")
-    run_config = _Tells(run_config_of, "How the run is set up, by other names. In a fit it asks for the loaders.")
+    run_history = _Tells(run_history_of, "Each metric's values, one for each epoch, recorded from the first use on.")
+    run_config = _Tells(
+        run_config_of, "The run's settings by pytorch-accelerated's names. In a fit it asks for the loaders."
+    )
     _accelerator = _Tells(lambda self: AcceleratorStandIn(self.strategy), "As much of Accelerate's object as they use.")
 
     def gather(self, tensor: Any) -> Any:

@@ -428,7 +428,7 @@ def test_help_of_a_command_is_enough_to_use_it(command, capsys):
         "train": ["--fresh", "last.ckpt", "Ctrl-C"],
         "validate": ["--checkpoint", "newest average"],
         "test": ["--checkpoint", "newest average"],
-        "average": ["exp_dir", "--checkpoints", "--output", "{monitor}.ave_{K}best.pth"],
+        "average": ["EXP_DIR", "--checkpoints", "--output", "{monitor}.ave_{K}best.pth"],
         "hooks": ["trains nothing"],
         "collect-stats": ["stats_dir", "collect_feats", "n_workers"],
         "consolidate": ["sharded", "output", "strategy: fsdp"],

@@ -34,7 +34,7 @@ def test_nine_levels_of_aliases(tmp_path, merge):
 def test_aliases_in_an_override_and_inside_of_an_interpolation():
     text = "[" + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 1}]" for n in range(9)) + "]"
     for inside in (False, True):
-        with pytest.raises(MisconfigurationException, match="its aliases stand for"):
+        with pytest.raises(MisconfigurationException, match="its aliases repeat"):
             parse_value(text, in_interpolation=inside)
 
 
