@@ -218,7 +218,7 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     for kind, saved, here in (("optimizers", states, trainer.optimizers), ("schedulers", schedulers, configs)):
         if len(saved) != len(here):
             raise MisconfigurationException(
-                f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its configuration"
+                f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its own configuration"
             )
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)

@@ -121,9 +121,9 @@ class Ballot:
 def _different_places(places: Sequence[float]) -> str:
     each = "; ".join(f"rank {rank} {_PLACES[int(place)].value}" for rank, place in enumerate(places))
     return (
-        f"the ranks have parted: {each}. All ranks must make the same calls in the same order; what only one of them "
-        f"does, such as `if trainer.is_global_zero: trainer.save_checkpoint(...)`, the others would wait for in vain. "
-        f"Call it on all ranks: rank 0 alone writes"
+        f"the ranks do different things: {each}. All ranks must make the same calls in the same order. A call that "
+        f"only one of them makes, such as `if trainer.is_global_zero: trainer.save_checkpoint(...)`, would wait for "
+        f"the others for ever. Call it on all ranks: rank 0 alone writes"
     )
 
 
