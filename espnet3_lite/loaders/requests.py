@@ -99,9 +99,7 @@ def check_loader(loader: Any, name: str) -> None:
     """
     kind = type(loader).__name__
     if type(loader).__module__.startswith("accelerate."):
-        raise MisconfigurationException(
-            f"{name} was prepared by accelerate ({kind}): give the loader that accelerate was given"
-        )
+        raise MisconfigurationException(f"{name} was prepared by accelerate ({kind}): give the loader it was given")
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise MisconfigurationException(
             f"{name} is a data set ({kind}), which gives samples and not batches: wrap it in a DataLoader, "

@@ -101,9 +101,7 @@ class TrainerProperties(Settings):
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 
-    current_epoch = _Tells(
-        lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run, how many were done."
-    )
+    current_epoch = _Tells(lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run, their number.")
     global_step = _Tells(lambda self: self.fit_loop.global_step, "Batches in which at least one optimizer stepped.")
     is_last_batch = _Tells(lambda self: self.fit_loop.is_last_batch, "The training batch in work is its epoch's last.")
     logging_step = _Tells(lambda self: self.fit_loop.batches_stepped, "The loggers' axis: batches that stepped before.")
@@ -149,8 +147,7 @@ class TrainerProperties(Settings):
     device = _Tells(lambda self: self.strategy.root_device, "Where this process computes.")
     received_sigterm = _Tells(lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come.")
     device_ids = _Tells(
-        lambda self: [self.strategy.root_device.index or 0],
-        "The number of this process's GPU, in a list; [0] on a CPU.",
+        lambda self: [self.strategy.root_device.index or 0], "This process's GPU by its number; [0] on a CPU."
     )
 
     @property
@@ -241,13 +238,9 @@ class TrainerProperties(Settings):
     test_dataloaders = _Tells(lambda self: self.evaluation_loops["test"].given, "The test loader or loaders.")
     predict_dataloaders = _Tells(lambda self: self.evaluation_loops["predict"].given, "The loaders of `predict`.")
     num_training_batches = _Tells(lambda self: self.train_data.num_batches, "Training batches an epoch, on this rank.")
-    num_val_batches = _Tells(
-        lambda self: self.evaluation_loops["val"].num_batches, "Batches of each validation loader."
-    )
-    num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "Batches of each test loader.")
-    num_predict_batches = _Tells(
-        lambda self: self.evaluation_loops["predict"].num_batches, "Batches of each loader of `predict`."
-    )
+    num_val_batches = _Tells(lambda self: self.evaluation_loops["val"].num_batches, "For each validation loader.")
+    num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "For each test loader.")
+    num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "For each of `predict`.")
 
     def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
         """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
@@ -306,9 +299,7 @@ class TrainerProperties(Settings):
     # ---- what pytorch-accelerated's callbacks ask for ---------------------------------------------------------------
 
     run_history = _Tells(run_history_of, "Each metric's values, one for each epoch, recorded from the first use on.")
-    run_config = _Tells(
-        run_config_of, "The run's settings by pytorch-accelerated's names. In a fit it asks for the loaders."
-    )
+    run_config = _Tells(run_config_of, "The settings by pytorch-accelerated's names. In a fit it asks for the loaders.")
     _accelerator = _Tells(lambda self: AcceleratorStandIn(self.strategy), "As much of Accelerate's object as they use.")
 
     def gather(self, tensor: Any) -> Any:

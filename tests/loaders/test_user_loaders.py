@@ -110,7 +110,7 @@ def test_a_data_set_is_no_loader():
         quiet(max_epochs=1).fit(Model(), data)
     prepared = type("DataLoaderShard", (DataLoader,), {"__module__": "accelerate.data_loader"})(data)
     with pytest.raises(
-        MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*that accelerate was given"
+        MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*the loader it was given"
     ):
         quiet(max_epochs=1).fit(Model(), prepared)
     with pytest.raises(MisconfigurationException, match=r"val_dataloader\['other'\] must be a loader.*got int"):
