@@ -22,7 +22,7 @@ class ExamplesAreCode(griffe.Extension):
             obj.value, obj.labels = None, {"property"}
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
-            text = re.sub(r"Args:\n *\{settings\}\n", "Its arguments have a [page](../settings.md).\n", text)
+            text = text.replace("the settings: ``help(Trainer.__init__)``", "the [settings](../settings.md)")
             obj.docstring.value = re.sub(r"(?:^>>> .*\n?)(?:^\S.*\n?|^ .*\n?)*", _fenced, text, flags=re.MULTILINE)
 
 

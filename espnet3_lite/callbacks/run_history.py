@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from espnet3_lite.metrics.collector import Metrics
     from espnet3_lite.metrics.logged_value import Key, LoggedValue
     from espnet3_lite.module.lite_module import LiteModule
-    from espnet3_lite.trainer.properties import TrainerProperties
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -44,7 +43,7 @@ class RunHistory:
         (0.75, [0.5, 0.75])
     """
 
-    def __init__(self, trainer: TrainerProperties | None = None):
+    def __init__(self, trainer: Trainer | None = None):
         self._trainer = trainer
         self._values: dict[str, list[Any]] = {}
         self.current_epoch = 1
@@ -211,7 +210,7 @@ class RunConfig:
         return settings[name]
 
 
-def run_history_of(trainer: TrainerProperties) -> RunHistory:
+def run_history_of(trainer: Trainer) -> RunHistory:
     """The history of a trainer's run. Recording begins with the first look."""
     for callback in trainer.callbacks:
         if isinstance(callback, RunHistoryRecorder):
@@ -221,7 +220,7 @@ def run_history_of(trainer: TrainerProperties) -> RunHistory:
     return recorder.history
 
 
-def run_config_of(trainer: TrainerProperties) -> RunConfig:
+def run_config_of(trainer: Trainer) -> RunConfig:
     """How a trainer's run is set up. In a fit it asks for the loaders."""
     validation = trainer.evaluation_loops["val"]
     if trainer.state.fn == "fit":

@@ -85,14 +85,12 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         calls += 1
         if calls > 1 and not work.verdict.skip:
             accumulate = trainer.accumulate_grad_batches
-            if trainer.plan.accumulates_by_weight:
+            by_weight = trainer.plan.accumulates_by_weight
+            if by_weight or (accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS)):
+                setting = "accumulate_by_weight" if by_weight else f"accumulate_grad_batches={accumulate}"
                 raise MisconfigurationException(
-                    f"{kind} evaluates the loss several times a step, which accumulate_by_weight forbids; leave it out"
-                )
-            if accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS):
-                raise MisconfigurationException(
-                    f"{kind} evaluates the loss several times a step, and with accumulate_grad_batches={accumulate} "
-                    f"only the window's last batch could be evaluated again. Use accumulate_grad_batches=1"
+                    f"{kind} evaluates the loss several times a step, and with {setting} only the window's last batch "
+                    f"could be evaluated again. Leave it out: accumulate_grad_batches=1"
                 )
             trainer.metrics.hook = "training_step"
             with torch.enable_grad():

@@ -1,4 +1,7 @@
-"""Validation (inside a fit or alone), test and prediction: one loop over one or several loaders."""
+"""Validation (inside a fit or alone), test and prediction: one loop over one or several loaders.
+
+When a fit validates is here too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import requests
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
-from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
@@ -50,6 +52,8 @@ class EvaluationLoop:
         self.suffixes: list[str] = []
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # of the loader that runs now
+        #: What code written for Lightning asks `is_defined` of, to know whether a fit will validate.
+        self._data_source = self
         self._loaded_in_epoch: int | float = 0
         self._modes: dict[torch.nn.Module, bool] = {}
         #: How many batches of each loader all runs have seen: the loggers' axis for what is logged on steps.
@@ -63,13 +67,13 @@ class EvaluationLoop:
             self.given, self.loaders, self.num_batches = None, [], []
             return
         self.given = given = self._request()
-        several = several_loaders(given)
+        several = requests.several_loaders(given)
         named = several if isinstance(several, dict) else dict(enumerate([given] if several is None else several))
         for key, loader in named.items():
-            check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
+            requests.check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
         share = trainer.use_distributed_sampler
-        loaders = [prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
-        self.num_batches = [limited(loader.length, limit, name) for loader in loaders]
+        loaders = [requests.prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
+        self.num_batches = [requests.limited(loader.length, limit, name) for loader in loaders]
         self.suffixes = [f"/{key}" if isinstance(several, dict) else f"/dataloader_idx_{key}" for key in named]
         self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
@@ -80,15 +84,10 @@ class EvaluationLoop:
         """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""
         trainer = self.trainer
         if not (trainer.overfit_batches and trainer.state.fn == TrainerFn.FITTING):
-            return request_loaders(trainer, self.prefix)
+            return requests.request_loaders(trainer, self.prefix)
         trainer.train_data.setup_if_due()
         rank_zero_warn("overfit_batches: validation takes the training's batches instead of its own loader's")
         return trainer.train_data.given
-
-    @property
-    def _data_source(self) -> EvaluationLoop:
-        """What code written for Lightning asks `is_defined` of, to know whether a fit will validate."""
-        return self
 
     def is_defined(self) -> bool:
         """There are loaders, given or the module's own."""
@@ -244,6 +243,114 @@ class EvaluationLoop:
         self._modes.clear()
 
 
+def _losses_of(output: Any) -> list[torch.Tensor]:
+    """The losses among what a step returned; none where it returned something else."""
+    if not isinstance(output, torch.Tensor):  # asked first: nearly always it is one
+        if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
+            return [step.loss for step in steps]
+        output = loss_of(output)
+    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+    return [output] if is_loss else []
+
+
+def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:
+    """One read from the device for the whole loader: which batches had a loss that is not finite, on which rank?"""
+    flags = torch.stack([flag for _, flag in finite]).tolist() if finite else []
+    bad = [str(batch_idx) for (batch_idx, _), good in zip(finite, flags, strict=True) if not good]
+    by_rank = strategy.gather_objects(bad)  # collective: all ranks end a loader together
+    for rank, batches in enumerate(by_rank):
+        where = f" of rank {rank}" if len(by_rank) > 1 else ""
+        if batches:
+            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite, or a weight "
+                           f"that is negative or not finite; they are left out of the means")  # fmt: skip
+
+
+# ---- within a fit --------------------------------------------------------------------------------------------------
+
+
+class ValidationIntervalError(MisconfigurationException, ValueError):
+    """`val_check_interval` does not fit the data. It is a ValueError too, which is what Lightning raises."""
+
+
+class ValidationSchedule:
+    """After which training batches a fit validates.
+
+    Args:
+        trainer: Its settings decide: `limit_val_batches`, `val_check_interval`, `check_val_every_n_epoch`.
+
+    Attributes:
+        enabled: The fit validates at all: there are a `validation_step`, loaders, and a limit above 0.
+        every_n_batches: Validate after so many training batches; infinity: with the epoch's last one.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.enabled = False
+        self.every_n_batches: int | float = math.inf
+
+    def prepare(self) -> None:
+        """Find out whether this fit validates; warn where half of what that needs is there."""
+        trainer, has_data = self.trainer, self.trainer.evaluation_loops["val"].is_defined()
+        self.enabled = trainer.enable_validation and has_data
+        if self.enabled or trainer.limit_val_batches == 0:
+            return
+        if has_data:
+            rank_zero_warn("You passed in a `val_dataloader` but have no `validation_step`. Skipping val loop.")
+        elif trainer.enable_validation:
+            rank_zero_warn("You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.")
+
+    def count_batches(self) -> None:
+        """Turn `val_check_interval` into a number of batches, now that their number in an epoch is known.
+
+        Raises:
+            ValidationIntervalError: it is larger than the epoch.
+            MisconfigurationException: it is a fraction, of a number that is not known.
+        """
+        trainer, batches, interval = self.trainer, self.trainer.num_training_batches, self.trainer.val_check_interval
+        if isinstance(interval, int):
+            self.every_n_batches = interval
+            if interval > batches and trainer.check_val_every_n_epoch is not None and self.enabled:
+                raise ValidationIntervalError(
+                    f"`val_check_interval` ({interval}) must be less than or equal to the number of the training "
+                    f"batches ({batches}). If you want to disable validation set `limit_val_batches` to 0.0 instead. "
+                    f"If you want to validate based on the total training batches, set `check_val_every_n_epoch=None`."
+                )
+        elif batches == math.inf:
+            if interval != 1.0:
+                raise MisconfigurationException(
+                    "When using an IterableDataset for `train_dataloader`, `Trainer(val_check_interval)` must be `1.0` "
+                    "or an int. An int k specifies checking validation every k training batches."
+                )
+            self.every_n_batches = math.inf
+        else:
+            self.every_n_batches = max(1, int(batches * interval))
+
+    @property
+    def epoch_validates(self) -> bool:
+        """The epoch in work is one in which `check_val_every_n_epoch` allows validation."""
+        every = self.trainer.check_val_every_n_epoch
+        return every is None or (self.trainer.current_epoch + 1) % every == 0
+
+    def is_due(self, batch_idx: int, is_last: bool) -> bool:
+        """Whether to validate after this training batch.
+
+        Args:
+            batch_idx: Its index within the epoch.
+            is_last: It is the epoch's last.
+        """
+        trainer = self.trainer
+        every_n_epochs = trainer.check_val_every_n_epoch
+        if not self.enabled or not self.epoch_validates:
+            return False
+        if trainer.stopping.agreed and trainer.stopping.allowed:
+            return True
+        unknown = self.every_n_batches == math.inf
+        if is_last and (unknown or every_n_epochs is not None) and batch_idx + 1 < self.every_n_batches:
+            return True  # the number of batches is not known, or there are fewer than the loader said
+        batches = trainer.fit_loop.batches_seen if every_n_epochs is None else batch_idx + 1
+        return batches % self.every_n_batches == 0
+
+
 def validate_within_fit(trainer: Trainer) -> None:
     """A validation between two training batches. A signal breaks it off: the resumed run validates anew."""
     loop, fit_loop, metrics = trainer.evaluation_loops["val"], trainer.fit_loop, trainer.metrics
@@ -279,25 +386,3 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.metrics.clear()
     trainer.metrics.put_back(published)
     trainer.state.stage = RunningStage.TRAINING
-
-
-def _losses_of(output: Any) -> list[torch.Tensor]:
-    """The losses among what a step returned; none where it returned something else."""
-    if not isinstance(output, torch.Tensor):  # asked first: nearly always it is one
-        if steps := named_steps(output.get("loss") if isinstance(output, Mapping) else output):
-            return [step.loss for step in steps]
-        output = loss_of(output)
-    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
-    return [output] if is_loss else []
-
-
-def _warn_about_left_out(strategy: Any, finite: list[tuple[int, torch.Tensor]], word: str) -> None:
-    """One read from the device for the whole loader: which batches had a loss that is not finite, on which rank?"""
-    flags = torch.stack([flag for _, flag in finite]).tolist() if finite else []
-    bad = [str(batch_idx) for (batch_idx, _), good in zip(finite, flags, strict=True) if not good]
-    by_rank = strategy.gather_objects(bad)  # collective: all ranks end a loader together
-    for rank, batches in enumerate(by_rank):
-        where = f" of rank {rank}" if len(by_rank) > 1 else ""
-        if batches:
-            rank_zero_warn(f"{word} batches {', '.join(batches)}{where} have a loss that is not finite, or a weight "
-                           f"that is negative or not finite; they are left out of the means")  # fmt: skip

@@ -34,11 +34,10 @@ import torch
 from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
-from espnet3_lite.loops.batch_in_work import BatchInWork
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
 from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
-from espnet3_lite.loops.progress import EpochStage, Progress
+from espnet3_lite.loops.progress import BatchInWork, EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
 
@@ -102,8 +101,8 @@ class FitLoop(Progress):
 
     def train_epoch(self) -> None:
         """One epoch, or what is left of it after a resume: each batch from the loader to its validation."""
-        trainer, plan, work = self.trainer, self.trainer.plan, self.work
-        call, hooks = trainer.hook_calls.call, trainer.hook_calls.listeners
+        trainer, plan, work, turns = self.trainer, self.trainer.plan, self.work, self.trainer.model.training_turns
+        call, hooks, of_module = trainer.call, trainer.hook_calls.listeners, trainer.hook_calls.of_module
         metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
         batches, precision = self.begin_epoch(), trainer.precision_plugin
         optimizes = plan.automatic_optimization and not self.forward_only
@@ -116,14 +115,15 @@ class FitLoop(Progress):
             metrics.start_batch(work.batch)
             if hooks["on_train_batch_start"]:
                 response = call("on_train_batch_start", work.batch, batch_idx)
-                if trainer.hook_calls.ends_epoch(response):  # the module's hook returned -1
+                # Collective, and all ranks reach it: they define the same hook. -1 on any of them ends the epoch.
+                if "on_train_batch_start" in of_module and strategy.any(bool(response == -1)):
                     self.is_last_batch = True
                     self.count_batch()
                     self.stage = EpochStage.BATCHES_OVER
                     break
 
             accumulate = trainer.accumulate_grad_batches
-            for work.turn in plan.turns():  # mostly one; each has a forward pass and steps of its own
+            for work.turn in turns():  # mostly one; each has a forward pass and steps of its own
                 # ---- Forward.
                 work.begin_turn(metrics)
                 work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0

@@ -1,14 +1,22 @@
-"""How far a fit has come: its counters, and where its epoch stands. A checkpoint stores exactly this."""
+"""How far a fit has come: its counters, where its epoch stands, and the batch in work.
+
+A checkpoint stores the counters, and where the epoch stands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.optim.slots import OptimizerSlot
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.evaluation import EvaluationLoop
+    from espnet3_lite.metrics.collector import Metrics
 
 
 class EpochStage(str, Enum):
@@ -87,13 +95,18 @@ class Progress:
         return self.epoch_ended or (self.is_last_batch and self.within_epoch and self.stage is not EpochStage.BATCHES)
 
     @property
-    def epoch_loop(self) -> EpochLoop:
-        """The same counters under Lightning's names, as they are now."""
+    def epoch_loop(self) -> SimpleNamespace:
+        """The same counters under Lightning's names, as they are now: what code written for it reads."""
         begun = self.stage is EpochStage.BATCHES  # a batch is in work, and is not counted yet
         under_way = begun + self.batch_is_open  # the hooks of a batch's end are not through with it
         done, seen = self.batches_done + begun, self.batches_seen + begun
-        batches = BatchProgress(Counts(done, done - under_way), Counts(seen, seen - under_way), self.is_last_batch)
-        return EpochLoop(done - 1, seen - 1, batches, self.global_step, self.batches_stepped, self.val_loop)
+        current = SimpleNamespace(ready=done, completed=done - under_way)
+        total = SimpleNamespace(ready=seen, completed=seen - under_way)
+        return SimpleNamespace(
+            batch_idx=done - 1, total_batch_idx=seen - 1, val_loop=self.val_loop, global_step=self.global_step,
+            batch_progress=SimpleNamespace(current=current, total=total, is_last_batch=self.is_last_batch),
+            _batches_that_stepped=self.batches_stepped,
+        )  # fmt: skip
 
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
@@ -120,40 +133,46 @@ class Progress:
             setattr(self, entry.name, kind(state[entry.name]))
 
 
-class Counts(NamedTuple):
-    """Batches that were begun, and those that are through."""
-
-    ready: int
-    completed: int
-
-
-class BatchProgress(NamedTuple):
-    """Batches of this epoch and of all, and whether the one in work is the epoch's last."""
-
-    current: Counts
-    total: Counts
-    is_last_batch: bool
-
-
-class EpochLoop(NamedTuple):
-    """What code written for Lightning reads from ``trainer.fit_loop.epoch_loop``.
+class BatchInWork:
+    """All that belongs to one batch. It is cleared when the batch is over: nothing outlives its use.
 
     Attributes:
-        batch_idx: The index of the batch in work, or of the last one, in its epoch.
-        total_batch_idx: The same over all epochs.
-        batch_progress: How many batches were begun and are through.
-        global_step: Optimizer steps.
-        loggers_axis: Lightning calls it `_batches_that_stepped`.
-        val_loop: The fit's validation; None where there is no trainer.
+        batch: What the training step gets.
+        index: Within the epoch.
+        turn: Which of the batch's turns is in work, by the name that `LiteModule.training_turns` gives it.
+        logged: How much the turns before it have logged.
+        earlier: What those have trained, without graphs: (loss, slot) pairs.
+        output: What the training step returned.
+        steps: (loss, slot) pairs: what the output trains. Empty with manual optimization.
+        losses: The same with this rank's weight, as they are propagated; none in a skipped batch.
+        verdict: What all ranks agreed on.
+        closes: The plain optimizer's window is full with this batch.
+        closing: The slots whose window is full.
+        stepped: Those that have stepped.
+        stepped_by_hand: With manual optimization, one has.
+        failed: Those that have not: whose gradient it was, for a message, and its norm.
     """
 
-    batch_idx: int
-    total_batch_idx: int
-    batch_progress: BatchProgress
-    global_step: int
-    loggers_axis: int
-    val_loop: EvaluationLoop | None
+    def __init__(self) -> None:
+        self.clear()
 
-    @property
-    def _batches_that_stepped(self) -> int:
-        return self.loggers_axis
+    def clear(self) -> None:
+        """Let go of the batch, its graph and its losses."""
+        self.batch: Any = None
+        self.output: Any = None
+        self.index, self.turn, self.logged, self.closes = 0, "", 0, False
+        self.earlier: list[tuple[Any, OptimizerSlot]] = []
+        self.verdict: Verdict = GO_ON
+        self.steps: list[tuple[Any, OptimizerSlot]] = []
+        self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
+        self.closing: list[OptimizerSlot] = []
+        self.stepped: list[OptimizerSlot] = []
+        self.stepped_by_hand = False
+        self.failed: list[tuple[str, float]] = []
+
+    def begin_turn(self, metrics: Metrics) -> None:
+        """A further forward pass of the same batch, for other optimizers; nothing to do for the first one."""
+        if self.steps:
+            self.logged = metrics.mark()
+            self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
+            self.steps, self.losses, self.closing = [], [], []

@@ -38,17 +38,17 @@ def refuse_removed_hooks(module: nn.Module) -> None:
         MisconfigurationException: each of the others, and what to write instead.
     """
     name = type(module).__name__
-    for method, instead in _UNCALLED.items():
-        if callable(getattr(module, method, None)):
+    problems = []
+    for method, instead in {**_UNCALLED, **_REMOVED}.items():
+        if not callable(getattr(module, method, None)):
+            continue
+        if method in _REMOVED:
+            problems.append(f"`{name}.{method}` is Lightning 1's and is not called; write {instead}")
+        else:
             rank_zero_warn(
                 f"`{name}.{method}` was a hook of Lightning 1's, and the trainer does not call it. Unless your code "
                 f"does, write {instead}"
             )
-    problems = [
-        f"`{name}.{method}` is Lightning 1's and is not called; write {instead}"
-        for method, instead in _REMOVED.items()
-        if callable(getattr(module, method, None))
-    ]
     if problems:
         raise MisconfigurationException("; ".join(problems))
 

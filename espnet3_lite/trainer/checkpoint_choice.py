@@ -34,8 +34,7 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 
 
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
-    assert trainer.state.fn is not None
-    fn = trainer.state.fn.value
+    fn = str(trainer.state.fn)
     given = None if ckpt_path is None else os.path.expanduser(os.fspath(ckpt_path))
     if fn == "fit" and times_restarted():
         return newest_checkpoint(trainer) or given  # torchrun started this run anew after a failure
@@ -50,20 +49,19 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
             f"`.{fn}(ckpt_path=None)` was called without a model. The best model of the previous `fit` call will be "
             f"used. Pass `ckpt_path='best'` to say so, or the model to use its present weights."
         )
-        ckpt_path = "best"
-    if ckpt_path == "best":
-        if callback is None:
-            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` is not configured.')
-        if not best:
-            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` has saved no best model yet.')
         return str(best)
-    if ckpt_path == "last":
-        path = newest_checkpoint(trainer)
-        if path is None:
-            folders = [getattr(callback, "dirpath", None) or "a folder of each run's own (version_N)"
-                       for callback in trainer.checkpoint_callbacks]  # fmt: skip
-            rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
-                           f"will be loaded. Looked in: {', '.join(map(str, folders)) or 'no folder'}. Name the file, "
-                           f"or give all runs one folder: ModelCheckpoint(dirpath=..., save_last=True)")  # fmt: skip
-        return path
-    return given
+    if ckpt_path == "best":
+        if not best:
+            problem = "is not configured" if callback is None else "has saved no best model yet"
+            raise ValueError(f'`.{fn}(ckpt_path="best")` is set but `ModelCheckpoint` {problem}.')
+        return str(best)
+    if ckpt_path != "last":
+        return given
+    path = newest_checkpoint(trainer)
+    if path is None:
+        folders = [getattr(callback, "dirpath", None) or "a folder of each run's own (version_N)"
+                   for callback in trainer.checkpoint_callbacks]  # fmt: skip
+        rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
+                       f"will be loaded. Looked in: {', '.join(map(str, folders)) or 'no folder'}. Name the file, "
+                       f"or give all runs one folder: ModelCheckpoint(dirpath=..., save_last=True)")  # fmt: skip
+    return path

@@ -74,9 +74,3 @@ class HookCalls:
         outer, trainer.metrics.hook = trainer.metrics.hook, event
         trainer.callback_handler.call_event(event, trainer, trainer.lightning_module, *args)
         trainer.metrics.hook = outer
-
-    def ends_epoch(self, response: Any) -> bool:
-        """Whether the module's `on_train_batch_start` returned -1, on any rank."""
-        if "on_train_batch_start" not in self.of_module:
-            return False
-        return self.trainer.strategy.any(bool(response == -1))  # collective: all ranks define the same hook

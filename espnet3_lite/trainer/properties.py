@@ -1,4 +1,4 @@
-"""What can be asked of a trainer: its parts, and what they tell. How they are made and run is in `trainer.py`."""
+"""What can be asked of a trainer, beside its settings. Its parts are made in `trainer.py`, where it is run."""
 
 from __future__ import annotations
 
@@ -16,27 +16,16 @@ from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccum
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.callbacks.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.distributed.rank import local_rank, node_rank
-from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.data_module import is_overridden
 from espnet3_lite.seed import Generator, generators_in
 from espnet3_lite.trainer.settings import SETTINGS, Settings
 from espnet3_lite.trainer.states import RunningStage
 
 if TYPE_CHECKING:
-    from espnet3_lite.callbacks.handler import CallbackHandler
-    from espnet3_lite.distributed.single import Strategy
-    from espnet3_lite.loaders.epochs import TrainData
-    from espnet3_lite.loggers.base import Logger
     from espnet3_lite.loops.evaluation import EvaluationLoop
     from espnet3_lite.loops.fit import FitLoop
-    from espnet3_lite.metrics.collector import Metrics
-    from espnet3_lite.module.data_module import LiteDataModule
-    from espnet3_lite.module.lite_module import LiteModule
-    from espnet3_lite.optim.precision import Precision
-    from espnet3_lite.trainer.hook_calls import HookCalls
     from espnet3_lite.trainer.setup import RunPlan
-    from espnet3_lite.trainer.states import TrainerState
-    from espnet3_lite.trainer.stopping import Stopping
+    from espnet3_lite.trainer.trainer import Trainer
 
 _Value = TypeVar("_Value")
 _Kind = TypeVar("_Kind", bound=Callback)
@@ -46,7 +35,7 @@ if TYPE_CHECKING:
     class _Tells(Generic[_Value]):
         """A read-only property of a trainer, which has the type of what it tells."""
 
-        def __init__(self, read: Callable[[TrainerProperties], _Value], doc: str) -> None: ...
+        def __init__(self, read: Callable[[Trainer], _Value], doc: str) -> None: ...
         def __get__(self, trainer: object, owner: type) -> _Value: ...
         def __set__(self, trainer: object, value: NoReturn) -> None: ...
 
@@ -61,35 +50,71 @@ def _in_stage(stage: RunningStage, doc: str) -> _Tells[bool]:
     return _Tells(lambda self: self.state.stage == stage, doc)
 
 
-class TrainerProperties(Settings):
-    """The parts of a `Trainer`, which `Trainer.__init__` makes, and its public state."""
+def _of_type(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
 
-    #: What the trainer is doing: method, stage, status.
-    state: TrainerState
-    #: `max_epochs` was given.
-    epochs_given: bool
+
+def _first_of_type(trainer: Trainer, kind: type[_Kind]) -> _Kind | None:
+    return next(iter(_of_type(trainer, kind)), None)
+
+
+def _evaluation_loop(trainer: Trainer) -> EvaluationLoop:
+    assert trainer.state.stage is not None, "no call is running"
+    return trainer.evaluation_loops[trainer.state.stage.dataloader_prefix]
+
+
+def _should_log_step(trainer: Trainer) -> bool:
+    every, stopping = trainer.log_every_n_steps, trainer.stopping
+    due = every > 0 and (trainer.fit_loop.batches_stepped + 1) % every == 0
+    return due or (every > 0 and stopping.wanted and stopping.allowed)
+
+
+def _log_dir(trainer: Trainer) -> str | None:
+    if trainer.log_dir_of_rank_zero is not None:
+        return trainer.log_dir_of_rank_zero
+    directory = getattr(trainer.logger, "log_dir", None) or getattr(trainer.logger, "save_dir", None)
+    return directory or trainer.default_root_dir
+
+
+def _sampler_kwargs(trainer: Trainer) -> dict[str, int]:
+    return {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+
+
+def _own_generators(trainer: Trainer) -> dict[str, Generator]:
+    loaders = {"train": trainer.train_data.given, "val": trainer.evaluation_loops["val"].given}
+    owners = {"module": trainer.lightning_module, "datamodule": trainer.datamodule, "given": trainer.given_loaders}
+    return generators_in({**owners, **loaders})
+
+
+def _num_sanity_val_batches(trainer: Trainer) -> list[int | float]:
+    steps = math.inf if trainer.num_sanity_val_steps == -1 else trainer.num_sanity_val_steps
+    return [min(steps, count) for count in trainer.num_val_batches]
+
+
+def _enable_validation(trainer: Trainer) -> bool:
+    module = trainer.lightning_module
+    return trainer.limit_val_batches != 0 and module is not None and trainer.is_overridden("validation_step", module)
+
+
+def _estimated_stepping_batches(trainer: Trainer) -> int | float:
+    if trainer.max_epochs == -1:
+        return math.inf if trainer.max_steps == -1 else trainer.max_steps
+    if trainer.limit_train_batches != 0:
+        trainer.train_data.setup_if_due()
+    if trainer.num_training_batches == math.inf:
+        return trainer.stopping.max_steps
+    schedule = _first_of_type(trainer, GradientAccumulationScheduler)
+    window = schedule.get_accumulate_grad_batches if schedule else lambda epoch: trainer.accumulate_grad_batches
+    total = sum(math.ceil(trainer.num_training_batches / window(epoch)) for epoch in range(max(trainer.max_epochs, 1)))
+    return min(total, trainer.stopping.max_steps)
+
+
+class TrainerProperties(Settings):
+    """What a trainer tells: where it is, in which process, what runs, its data and values."""
+
     #: What the present or last call has prepared.
     plan: RunPlan
-    strategy: Strategy
-    precision_plugin: Precision
-    callback_handler: CallbackHandler
-    hook_calls: HookCalls
-    #: `hook_calls.call`: calls a hook of the callbacks and the module.
-    call: Callable[..., Any]
-    stopping: Stopping
-    metrics: Metrics
-    loggers: list[Logger]
     fit_loop: FitLoop
-    #: By ``val``, ``test`` and ``predict``.
-    evaluation_loops: dict[str, EvaluationLoop]
-    train_data: TrainData
-    #: The module of the present or last call; there is none before the first.
-    lightning_module: LiteModule
-    datamodule: LiteDataModule | None
-    #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
-    given_loaders: dict[str, Any]
-    ckpt_path: str | None
-    return_predictions: bool
     #: True where a module or data module (the second argument) really defines a method (the first).
     is_overridden = staticmethod(is_overridden)
 
@@ -113,28 +138,9 @@ class TrainerProperties(Settings):
     testing = _in_stage(RunningStage.TESTING, "A test runs.")
     predicting = _in_stage(RunningStage.PREDICTING, "A prediction runs.")
     sanity_checking = _in_stage(RunningStage.SANITY_CHECKING, "The first few validation batches are tried out.")
+    evaluating = _Tells(lambda self: bool(self.state.stage and self.state.stage.evaluating), "In a validation or test.")
     interrupted = _Tells(lambda self: self.state.status == "interrupted", "A signal or an exception ended the call.")
-
-    @property
-    def evaluating(self) -> bool:
-        """Validation, test or sanity check."""
-        return self.state.stage is not None and self.state.stage.evaluating
-
-    @property
-    def should_log_step(self) -> bool:
-        """True on each `log_every_n_steps`-th step, and where the run is about to stop (no `min_epochs` holds it)."""
-        every, stopping = self.log_every_n_steps, self.stopping
-        due = every > 0 and (self.fit_loop.batches_stepped + 1) % every == 0
-        return due or (every > 0 and stopping.wanted and stopping.allowed)
-
-    @property
-    def should_stop(self) -> bool:
-        """Somebody wants the run to end in order. Set it to True in any hook, on any rank."""
-        return self.stopping.wanted
-
-    @should_stop.setter
-    def should_stop(self, wanted: bool) -> None:
-        self.stopping.wanted = wanted
+    should_log_step = _Tells(_should_log_step, "True on each `log_every_n_steps`-th step, and before the run stops.")
 
     # ---- which process ---------------------------------------------------------------------------------------------
 
@@ -146,89 +152,26 @@ class TrainerProperties(Settings):
     num_devices = _Tells(lambda self: max(1, self.world_size // self.num_nodes), "Processes on each machine.")
     device = _Tells(lambda self: self.strategy.root_device, "Where this process computes.")
     received_sigterm = _Tells(lambda self: self.stopping.signals.received == signal.SIGTERM, "SIGTERM has come.")
-    device_ids = _Tells(
-        lambda self: [self.strategy.root_device.index or 0], "This process's GPU by its number; [0] on a CPU."
-    )
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """What `torch.utils.data.DistributedSampler` is to be told."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    @property
-    def _accelerator_connector(self) -> SimpleNamespace:
-        """Optuna's pruning callback, made for Lightning, asks it whether there are several processes."""
-        return SimpleNamespace(is_distributed=self.world_size > 1)
+    device_ids = _Tells(lambda self: [self.device.index or 0], "This process's GPU by its number; [0] on a CPU.")
+    distributed_sampler_kwargs = _Tells(_sampler_kwargs, "What `torch.utils.data.DistributedSampler` is to be told.")
+    # Optuna's pruning callback, made for Lightning, asks it.
+    _accelerator_connector = _Tells(lambda self: SimpleNamespace(is_distributed=self.world_size > 1), "Of the ranks.")
 
     # ---- what runs -------------------------------------------------------------------------------------------------
 
     model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
     slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; a plain one's is None.")
     lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
-    automatic_optimization = _Tells(
-        lambda self: self.plan.automatic_optimization, "The loop steps the optimizers; False: the module does."
-    )
+    automatic_optimization = _Tells(lambda self: self.plan.automatic_optimization, "False: the module makes the steps.")
 
-    @property
-    def callbacks(self) -> list[Callback]:
-        """All callbacks, in the order in which they are called."""
-        return self.callback_handler.callbacks
-
-    @callbacks.setter
-    def callbacks(self, callbacks: list[Callback]) -> None:
-        self.callback_handler.callbacks = []
-        self.callback_handler.add_callbacks(callbacks)
-
-    def _of_type(self, kind: type[_Kind]) -> list[_Kind]:
-        return [callback for callback in self.callbacks if isinstance(callback, kind)]
-
-    def _first_of_type(self, kind: type[_Kind]) -> _Kind | None:
-        return next(iter(self._of_type(kind)), None)
-
-    checkpoint_callbacks = _Tells(lambda self: self._of_type(Checkpoint), "The callbacks that save checkpoints.")
-    checkpoint_callback = _Tells(lambda self: self._first_of_type(Checkpoint), "The first of them, or None.")
-    early_stopping_callbacks = _Tells(lambda self: self._of_type(EarlyStopping), "The `EarlyStopping` callbacks.")
-    early_stopping_callback = _Tells(lambda self: self._first_of_type(EarlyStopping), "The first of them, or None.")
-    progress_bar_callback = _Tells(lambda self: self._first_of_type(ProgressBar), "The progress bar, or None.")
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers, in the order of the configuration."""
-        return [slot.optimizer for slot in self.slots.values()]
-
-    @optimizers.setter
-    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        if len(optimizers) != len(self.slots):
-            raise MisconfigurationException(
-                f"trainer.optimizers: {len(optimizers)} are given, there are {len(self.slots)}; replace each by one"
-            )
-        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
-            slot.optimizer = optimizer
-
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger, or None."""
-        return self.loggers[0] if self.loggers else None
-
-    @logger.setter
-    def logger(self, logger: Logger | None) -> None:
-        self.loggers = [logger] if logger else []
-
-    @property
-    def log_dir(self) -> str | None:
-        """Where rank zero's first logger writes, else `default_root_dir`. Other ranks know it once a call has begun."""
-        if self._log_dir_of_rank_zero is not None:
-            return self._log_dir_of_rank_zero
-        directory = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
-        return directory or self.default_root_dir
-
-    _log_dir_of_rank_zero: str | None = None
-
-    def agree_on_log_dir(self) -> None:
-        """At the start of a call: let all ranks know where rank zero logs."""
-        if self.world_size > 1:
-            self._log_dir_of_rank_zero = None
-            self._log_dir_of_rank_zero = self.strategy.broadcast(self.log_dir)  # collective: all ranks
+    checkpoint_callbacks = _Tells(lambda self: _of_type(self, Checkpoint), "The callbacks that save checkpoints.")
+    checkpoint_callback = _Tells(lambda self: _first_of_type(self, Checkpoint), "The first of them, or None.")
+    early_stopping_callbacks = _Tells(lambda self: _of_type(self, EarlyStopping), "The `EarlyStopping` callbacks.")
+    early_stopping_callback = _Tells(lambda self: _first_of_type(self, EarlyStopping), "The first of them, or None.")
+    enable_validation = _Tells(_enable_validation, "A fit has validation: a step for it, and a limit above 0.")
+    evaluation_loop = _Tells(_evaluation_loop, "The loop of the evaluation that is on.")
+    log_dir = _Tells(_log_dir, "Where rank zero's first logger writes, else `default_root_dir`; known in a call.")
+    progress_bar_callback = _Tells(lambda self: _first_of_type(self, ProgressBar), "The progress bar, or None.")
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
@@ -241,53 +184,10 @@ class TrainerProperties(Settings):
     num_val_batches = _Tells(lambda self: self.evaluation_loops["val"].num_batches, "For each validation loader.")
     num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "For each test loader.")
     num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "For each of `predict`.")
-
-    def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
-        """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
-        owners = [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
-        return next((owner for owner in owners if self.is_overridden(method, owner)), None)
-
-    @property
-    def own_generators(self) -> dict[str, Generator]:
-        """The random generators that module, data module and loaders keep for themselves, by place."""
-        loaders = {"train": self.train_data.given, "val": self.evaluation_loops["val"].given}
-        owners = {"module": self.lightning_module, "datamodule": self.datamodule, "given": self.given_loaders}
-        return generators_in({**owners, **loaders})
-
-    @property
-    def num_sanity_val_batches(self) -> list[int | float]:
-        """Batches of each validation loader in the sanity check."""
-        steps = math.inf if self.num_sanity_val_steps == -1 else self.num_sanity_val_steps
-        return [min(steps, count) for count in self.num_val_batches]
-
-    @property
-    def evaluation_loop(self) -> EvaluationLoop:
-        """The loop of the evaluation that is on."""
-        assert self.state.stage is not None, "no call is running"
-        return self.evaluation_loops[self.state.stage.dataloader_prefix]
-
-    @property
-    def enable_validation(self) -> bool:
-        """A fit has validation: a step for it, and a limit above 0."""
-        module = self.lightning_module
-        return self.limit_val_batches != 0 and module is not None and self.is_overridden("validation_step", module)
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps that this fit will make in all; for schedulers that must know. Asks for the training loader.
-
-        With named optimizers: the batches that will step, as `global_step` counts them.
-        """
-        if self.max_epochs == -1:
-            return math.inf if self.max_steps == -1 else self.max_steps
-        if self.limit_train_batches != 0:
-            self.train_data.setup_if_due()
-        if self.num_training_batches == math.inf:
-            return self.stopping.max_steps
-        schedule = self._first_of_type(GradientAccumulationScheduler)
-        window = schedule.get_accumulate_grad_batches if schedule else lambda epoch: self.accumulate_grad_batches
-        total = sum(math.ceil(self.num_training_batches / window(epoch)) for epoch in range(max(self.max_epochs, 1)))
-        return min(total, self.stopping.max_steps)
+    num_sanity_val_batches = _Tells(_num_sanity_val_batches, "Of each validation loader in the sanity check.")
+    own_generators = _Tells(_own_generators, "The generators that module, data module and loaders keep, by place.")
+    # With named optimizers: the batches that will step, as `global_step` counts them.
+    estimated_stepping_batches = _Tells(_estimated_stepping_batches, "Steps of a whole fit. Asks for its loader.")
 
     # ---- values ----------------------------------------------------------------------------------------------------
 

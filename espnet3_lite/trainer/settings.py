@@ -7,11 +7,12 @@ no torch. What several settings imply together is here too; what is built from t
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Generic
 
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.value_kinds import (
@@ -34,10 +35,19 @@ from espnet3_lite.value_kinds import (
 
 if TYPE_CHECKING:
     from torch.profiler import profile as Profile
+    from typing_extensions import TypeVar, dataclass_transform
 
     from espnet3_lite.callbacks.base import Callback
     from espnet3_lite.distributed.single import Strategy
     from espnet3_lite.loggers.base import Logger
+
+    _Given = TypeVar("_Given", default=None)
+else:
+    from typing import TypeVar
+
+    _Given = TypeVar("_Given")
+_Held = TypeVar("_Held")
+_Class = TypeVar("_Class", bound=type)
 
 # ---- what a value may be -------------------------------------------------------------------------------------------
 
@@ -92,8 +102,10 @@ STRATEGY = one_of(
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One argument of `Trainer`.
+class Setting(Generic[_Held, _Given]):
+    """One argument of `Trainer`, and the trainer's attribute of the same name.
+
+    ``Setting[Strategy, str]``: the attribute has the first type. The argument may have either, or be None.
 
     Attributes:
         default: Its value where it is not given, or given as None (unless None has a meaning of its own).
@@ -105,104 +117,119 @@ class Setting:
     kind: Kind
     meaning: str
 
+    if TYPE_CHECKING:  # when it runs, a trainer's own attribute stands before this one
 
-def _setting(default: Any, kind: Kind, meaning: str) -> Any:
-    """A `Setting`, as a type checker sees it: of the type that the attribute has on a trainer."""
-    return Setting(default, kind, meaning)
+        def __get__(self, trainer: object, owner: type) -> _Held: ...
+        def __set__(self, trainer: object, value: _Held | _Given | None) -> None: ...
 
 
 #: Where neither epochs nor steps nor time are limited; a fit warns of it.
 DEFAULT_EPOCHS = 1000
 
 
-class Settings:
-    """Each argument of `Trainer` by its name; annotated is the type that the trainer's attribute of this name has."""
+if TYPE_CHECKING:
 
-    accelerator: str = _setting(
+    @dataclass_transform(kw_only_default=True)
+    def _with_constructor(table: _Class) -> _Class: ...
+
+else:
+
+    def _with_constructor(table):
+        """Give the table a constructor of its entries, as `dataclass` would: what runs, and what `help` shows."""
+
+        def __init__(self, **given):
+            self.__post_init__(resolve(given), epochs_given=given.get("max_epochs") is not None)
+
+        parameters, lines = [Parameter("self", Parameter.POSITIONAL_ONLY)], ["Make a trainer.", "", "Args:"]
+        for name in table.__annotations__:
+            setting = vars(table)[name]
+            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=setting.default))
+            lines.append(f"    {name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}")
+        __init__.__signature__, __init__.__doc__ = Signature(parameters), "\n".join(lines)
+        table.__init__ = __init__
+        return table
+
+
+@_with_constructor
+class Settings:
+    """The arguments of `Trainer`, in the order of its signature. As in a dataclass, the constructor comes from them."""
+
+    accelerator: Setting[str] = Setting(
         "auto", one_of("auto", "cpu", "gpu", "cuda", "mps"), "Where to compute; ``auto`` is a GPU where there is one."
     )
-    devices: int | str | list[int] = _setting("auto", DEVICES, "Processes on each machine; torchrun starts them.")
-    num_nodes: int = _setting(1, whole(1), "How many machines train together.")
-    strategy: Strategy = _setting("auto", STRATEGY, "How processes train together; ``auto`` is DDP under torchrun.")
-    dist_timeout: timedelta = _setting(
+    devices: Setting[int | str | list[int]] = Setting("auto", DEVICES, "Processes per machine; torchrun starts them.")
+    num_nodes: Setting[int] = Setting(1, whole(1), "How many machines train together.")
+    strategy: Setting[Strategy, str] = Setting("auto", STRATEGY, "How processes train together; under torchrun by DDP.")
+    dist_timeout: Setting[timedelta, float | str | dict[str, float]] = Setting(
         timedelta(minutes=30), number(1) | DURATION,
         "How long a collective waits for other ranks: seconds, or a duration. Rank 0's long work does not count.",
     )  # fmt: skip
-    signal_grace: int | float = _setting(
-        30, number(0), "Seconds that a rank may still wait for the other ranks after SIGTERM; then it ends."
-    )
-    sync_batchnorm: bool = _setting(
-        False, FLAG, "On GPUs, batch norm takes its statistics from all ranks' batches (`torch.nn.SyncBatchNorm`)."
-    )
-    precision: str = _setting("32-true", PRECISION, "The number format; 32, 64, bf16, 16 are short for the first four.")
-    logger: Logger | None = _setting(
+    signal_grace: Setting[int | float] = Setting(30, number(0), "Seconds from SIGTERM to the end of a rank that waits.")
+    sync_batchnorm: Setting[bool] = Setting(False, FLAG, "On GPUs: batch norm over all ranks (`SyncBatchNorm`).")
+    precision: Setting[str, int] = Setting("32-true", PRECISION, "Number format; 32, 64, bf16, 16 mean the first four.")
+    logger: Setting[Logger | None, str | bool | Sequence[Logger | str]] = Setting(
         True, LOGGERS, "Where logged values go. True: a `CSVLogger` in `default_root_dir`; False: nowhere."
     )
-    callbacks: list[Callback] = _setting(
+    callbacks: Setting[list[Callback], Callback | Sequence[Callback]] = Setting(
         None, CALLBACKS, "The callbacks. The default ones are added, unless one of their kind is given."
     )
-    max_epochs: int = _setting(
+    max_epochs: Setting[int] = Setting(
         None, whole(-1, "no limit"),
         "Stop after this many epochs; 1000 if neither this nor `max_steps` nor `max_time` is given.",
     )  # fmt: skip
-    min_epochs: int = _setting(None, whole(0), "Do not stop early before this many epochs.")
-    max_steps: int = _setting(-1, whole(-1, "no limit"), "Stop after this many optimizer steps.")
-    min_steps: int | None = _setting(None, whole(0), "Do not stop early before this many optimizer steps.")
-    max_time: timedelta | None = _setting(
+    min_epochs: Setting[int] = Setting(None, whole(0), "Do not stop early before this many epochs.")
+    max_steps: Setting[int] = Setting(-1, whole(-1, "no limit"), "Stop after this many optimizer steps.")
+    min_steps: Setting[int | None] = Setting(None, whole(0), "Do not stop early before this many optimizer steps.")
+    max_time: Setting[timedelta | None, str | dict[str, float]] = Setting(
         None, DURATION, 'Stop after this time: ``"DD:HH:MM:SS"``, a timedelta, or a dict of its arguments.'
     )
-    limit_train_batches: int | float = _setting(1.0, LIMIT, "Batches (int) or fraction (float) of each training epoch.")
-    limit_val_batches: int | float = _setting(1.0, LIMIT, "The same for validation; 0 leaves it out.")
-    limit_test_batches: int | float = _setting(1.0, LIMIT, "The same for `test`.")
-    limit_predict_batches: int | float = _setting(1.0, LIMIT, "The same for `predict`.")
-    fast_dev_run: bool | int = _setting(
-        False, FLAG | number(0), "One batch (or N) of everything; no logs or checkpoints."
-    )
-    overfit_batches: int | float = _setting(0.0, LIMIT, "Train and validate on the same few batches (or fraction).")
-    val_check_interval: int | float = _setting(1.0, INTERVAL, "How often to validate: batches, or a part of an epoch.")
-    check_val_every_n_epoch: int | None = _setting(
+    limit_train_batches: Setting[int | float] = Setting(1.0, LIMIT, "Batches (int) or fraction (float) of each epoch.")
+    limit_val_batches: Setting[int | float] = Setting(1.0, LIMIT, "The same for validation; 0 leaves it out.")
+    limit_test_batches: Setting[int | float] = Setting(1.0, LIMIT, "The same for `test`.")
+    limit_predict_batches: Setting[int | float] = Setting(1.0, LIMIT, "The same for `predict`.")
+    fast_dev_run: Setting[bool | int] = Setting(False, FLAG | number(0), "One batch (or N) of each loader; no files.")
+    overfit_batches: Setting[int | float] = Setting(0.0, LIMIT, "Train and validate on the same few batches (or part).")
+    val_check_interval: Setting[int | float] = Setting(1.0, INTERVAL, "When to validate: batches, or part of an epoch.")
+    check_val_every_n_epoch: Setting[int | None] = Setting(
         1, whole(1) | NONE, "Validate in each n-th epoch; None: `val_check_interval` counts over epochs."
     )
-    num_sanity_val_steps: int = _setting(2, whole(-1, "all batches"), "Validation batches to try out before training.")
-    log_every_n_steps: int = _setting(50, whole(0, "never"), "Hand training metrics to the loggers on each n-th step.")
-    enable_checkpointing: bool = _setting(True, FLAG, "Add a `ModelCheckpoint` where there is none.")
-    enable_progress_bar: bool = _setting(True, FLAG, "Add a `TQDMProgressBar` where there is none.")
-    enable_model_summary: bool = _setting(True, FLAG, "Add a `ModelSummary` where there is none.")
-    accumulate_grad_batches: int = _setting(1, whole(1), "How many batches' gradients make one optimizer step.")
-    gradient_clip_val: float | None = _setting(None, number(0), "Largest gradient norm (or value); None: no clipping.")
-    gradient_clip_algorithm: str | None = _setting(
+    num_sanity_val_steps: Setting[int] = Setting(2, whole(-1, "all batches"), "Validation batches tried beforehand.")
+    log_every_n_steps: Setting[int] = Setting(50, whole(0, "never"), "Log training metrics on each n-th step.")
+    enable_checkpointing: Setting[bool] = Setting(True, FLAG, "Add a `ModelCheckpoint` where there is none.")
+    enable_progress_bar: Setting[bool] = Setting(True, FLAG, "Add a `TQDMProgressBar` where there is none.")
+    enable_model_summary: Setting[bool] = Setting(True, FLAG, "Add a `ModelSummary` where there is none.")
+    accumulate_grad_batches: Setting[int] = Setting(1, whole(1), "How many batches' gradients make one optimizer step.")
+    gradient_clip_val: Setting[float | None] = Setting(None, number(0), "Largest gradient norm (or value); None: any.")
+    gradient_clip_algorithm: Setting[str | None] = Setting(
         None, one_of("norm", "value"), "Clip the norm of all gradients together (None too), or each value."
     )
-    deterministic: bool | str | None = _setting(
+    deterministic: Setting[bool | str | None] = Setting(
         None, FLAG | one_of("warn"),
         "True: torch's deterministic algorithms; ``\"warn\"``: warn where there are none; None: leave torch as it is.",
     )  # fmt: skip
-    benchmark: bool | None = _setting(None, FLAG, "``torch.backends.cudnn.benchmark``; None: leave it as it is.")
-    inference_mode: bool = _setting(True, FLAG, "Evaluate in `torch.inference_mode` (else ``no_grad``).")
-    use_distributed_sampler: bool = _setting(True, FLAG, "Under torchrun, share each loader's samples among the ranks.")
-    prefetch_to_device: bool = _setting(True, FLAG, "Copy workers' next batch to a GPU while a step computes.")
-    profiler: str | Profile | None = _setting(
+    benchmark: Setting[bool | None] = Setting(None, FLAG, "``torch.backends.cudnn.benchmark``; None: as it is.")
+    inference_mode: Setting[bool] = Setting(True, FLAG, "Evaluate in `torch.inference_mode` (else ``no_grad``).")
+    use_distributed_sampler: Setting[bool] = Setting(True, FLAG, "The ranks share each loader's samples.")
+    prefetch_to_device: Setting[bool] = Setting(True, FLAG, "Copy workers' next batch to a GPU while a step computes.")
+    profiler: Setting[str | Profile | None] = Setting(
         None, one_of("simple", "pytorch") | OBJECT,
         "Tell where the seconds go, as a table; ``pytorch``: with a trace; or a `torch.profiler.profile`.",
     )  # fmt: skip
-    detect_anomaly: bool = _setting(False, FLAG, "``torch.autograd.set_detect_anomaly``; a NaN raises then.")
-    reload_dataloaders_every_n_epochs: int = _setting(0, whole(0, "never"), "Ask for the loaders anew each n-th epoch.")
-    default_root_dir: str = _setting(None, PATH, "Where logs and checkpoints go by default; None: the current folder.")
-    check_grad_finite: bool = _setting(False, FLAG, "Skip a step whose gradient is not finite, also without clipping.")
-    log_grad_norm: bool = _setting(False, FLAG, "Log `grad_norm`, the gradient's total norm before it is clipped.")
-    async_save: bool = _setting(False, FLAG, "Write checkpoints in the background, from a copy of the state.")
-    auto_resume: bool = _setting(
-        False, FLAG,
-        "`fit` without `ckpt_path` goes on from the newest intact checkpoint of its checkpoint callbacks.",
-    )  # fmt: skip
-    compile: bool | str | dict[str, Any] = _setting(
+    detect_anomaly: Setting[bool] = Setting(False, FLAG, "``torch.autograd.set_detect_anomaly``; a NaN raises then.")
+    reload_dataloaders_every_n_epochs: Setting[int] = Setting(0, whole(0, "never"), "New loaders after so many epochs.")
+    default_root_dir: Setting[str, os.PathLike[str]] = Setting(None, PATH, "Where to write; None: the current folder.")
+    check_grad_finite: Setting[bool] = Setting(False, FLAG, "Skip steps with non-finite gradients, clipped or not.")
+    log_grad_norm: Setting[bool] = Setting(False, FLAG, "Log `grad_norm`: the gradient's norm before clipping.")
+    async_save: Setting[bool] = Setting(False, FLAG, "Write checkpoints in the background, from a copy of the state.")
+    auto_resume: Setting[bool] = Setting(False, FLAG, "`fit` without `ckpt_path` goes on from the newest checkpoint.")
+    compile: Setting[bool | str | dict[str, Any]] = Setting(
         False,
         FLAG | MAPPING | one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         "Compile the training step (an ESPnet model itself): True, a mode, or keyword arguments of ``torch.compile``.",
     )
 
 
-SETTINGS: dict[str, Setting] = {
+SETTINGS: dict[str, Setting[Any, Any]] = {
     name: setting for name, setting in vars(Settings).items() if isinstance(setting, Setting)
 }
 
@@ -214,30 +241,12 @@ REFUSED: dict[str, str] = {
 }
 """Arguments of Lightning's trainer that ours has not, with what to do instead. Empty, false and None are let pass."""
 
-_Class = TypeVar("_Class", bound=type)
-
-
-def documented(trainer: _Class) -> _Class:
-    """Decorate a class whose docstring has ``{settings}``: the table's text is put there, one line an argument."""
-    lines = [
-        f"{name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}"
-        for name, setting in SETTINGS.items()
-    ]
-    trainer.__doc__ = re.sub(  # newer Pythons have taken the indentation away
-        r"( *)\{settings\}", lambda found: "\n".join(found[1] + line for line in lines), trainer.__doc__ or ""
-    )
-    return trainer
-
 
 # ---- from what was given to what holds -----------------------------------------------------------------------------
 
 
-def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
+def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """Check what the constructor was given, all mistakes in one message, and fill in what was not.
-
-    Args:
-        given: Each argument of the table.
-        unknown: Further ones.
 
     Returns:
         A value for each setting.
@@ -247,19 +256,18 @@ def resolve(given: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
         MisconfigurationException: each value that is not allowed, and what would be.
     """
     problems = []
-    for name, value in unknown.items():
+    for name in (name for name in given if name not in SETTINGS):
         if name not in REFUSED:
             raise TypeError(f"Trainer() takes no argument {name!r}, only {[*SETTINGS]}{nearest(name, SETTINGS)}")
-        if value not in (None, False, [], ()):
-            problems.append(f"{name}={value!r} is not supported; {REFUSED[name]}")
+        if given[name] not in (None, False, [], ()):
+            problems.append(f"{name}={given[name]!r} is not supported; {REFUSED[name]}")
     settings = {}
     for name, setting in SETTINGS.items():
-        value = _plain(given[name])
+        settings[name] = value = _plain(given.get(name, setting.default))
         if value is None and not setting.kind.accepts(None):
             settings[name] = setting.default
-        else:
-            settings[name] = value
-            problems += [f"{name}={problem}"] if (problem := setting.kind.problem(value)) else []
+        elif problem := setting.kind.problem(value):
+            problems.append(f"{name}={problem}")
     interval = settings["val_check_interval"]
     if settings["check_val_every_n_epoch"] is None and isinstance(interval, float) and interval != 1.0:
         problems.append("`val_check_interval` should be an integer when `check_val_every_n_epoch=None`, "

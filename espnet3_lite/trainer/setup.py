@@ -21,8 +21,7 @@ from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_
 from espnet3_lite.exceptions import MisconfigurationException, parentheses_missing
 from espnet3_lite.loaders.transfer import OnItsWay, side_stream
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
-from espnet3_lite.loops.evaluation import sanity_check
-from espnet3_lite.loops.validation_schedule import ValidationSchedule
+from espnet3_lite.loops.evaluation import ValidationSchedule, sanity_check
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
 from espnet3_lite.module.lite_module import LiteModule
@@ -58,7 +57,6 @@ class RunPlan:
             `accumulate_by_weight`).
         module_step: (batch, batch_idx) to its output: the module's training step, by way of the strategy.
         training_step: The same in the trainer's precision: what the loop calls.
-        turns: The names of the coming batch's turns: `LiteModule.training_turns`.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
         configured: Of each optimizer the numbers of each parameter group that this run was configured with.
         not_taken: What goes on with a checkpoint's values although it is configured otherwise now: ``optimizer``,
@@ -73,7 +71,6 @@ class RunPlan:
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     module_step: Callable[[Any, int], Any] = _no_training_step
     training_step: Callable[[Any, int], Any] = _no_training_step
-    turns: Callable[[], Sequence[str]] = tuple
     closure_wanted: bool = False
     accumulates_by_weight: bool = False
     configured: list[list[dict[str, Any]]] = field(default_factory=list)
@@ -154,13 +151,12 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     Returns:
         The checkpoint to start from, its weights and callback states already restored; or None.
     """
-    data, fitting = trainer.datamodule, trainer.state.fn == TrainerFn.FITTING
-    assert trainer.state.fn is not None
+    data, fn, fitting = trainer.datamodule, str(trainer.state.fn), trainer.state.fn == TrainerFn.FITTING
     if fitting:
         warn_of_no_limit(trainer)
     if data is not None:
-        data.setup(trainer.state.fn.value)
-    trainer.call("setup", trainer.state.fn.value)
+        data.setup(fn)
+    trainer.call("setup", fn)
     module.configure_model()
     trainer.precision_plugin.setup(module, trainer.device)  # before loading: 64-true must not round the weights
     trainer.strategy.setup(trainer, module)  # before loading: a rank of a sharded model loads its part only
@@ -191,7 +187,6 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
     step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
     plan.training_step = precision.wrap(step, cache=plan.automatic_optimization)
-    plan.turns = module.training_turns
     plan.validation.prepare()
 
 
@@ -199,22 +194,11 @@ def _add_model_callbacks(trainer: Trainer, model: LiteModule) -> None:
     """`configure_callbacks`: one of a type replaces the trainer's of that type."""
     wanted = model.configure_callbacks()
     wanted = list(wanted) if isinstance(wanted, Sequence) else [wanted]
+    types = set(map(type, wanted))
+    if replaced := [type(callback).__name__ for callback in trainer.callbacks if type(callback) in types]:
+        rank_zero_info("callbacks of the model replace the trainer's: %s", ", ".join(replaced))
     if wanted:
-        types = {type(callback) for callback in wanted}
-        kept = [callback for callback in trainer.callbacks if type(callback) not in types]
-        replaced = [type(callback).__name__ for callback in trainer.callbacks if type(callback) in types]
-        if replaced:
-            rank_zero_info("callbacks of the model replace the trainer's: %s", ", ".join(replaced))
-        trainer.callbacks = [*kept, *wanted]
-
-
-#: The methods that each call needs.
-_NEEDED = {
-    TrainerFn.FITTING: ("training_step", "configure_optimizers"),
-    TrainerFn.VALIDATING: ("validation_step",),
-    TrainerFn.TESTING: ("test_step",),
-    TrainerFn.PREDICTING: (),
-}
+        trainer.callbacks = [callback for callback in trainer.callbacks if type(callback) not in types] + wanted
 
 
 def _check_steps(trainer: Trainer, model: LiteModule) -> None:
@@ -223,10 +207,10 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
     Raises:
         MisconfigurationException: one is not, or something is.
     """
-    name, fn, by_hand = type(model).__name__, trainer.state.fn, not model.automatic_optimization
-    assert fn is not None
-    for method in _NEEDED[fn]:
-        if not trainer.is_overridden(method, model) and not (by_hand and method == "configure_optimizers"):
+    name, fn, by_hand = type(model).__name__, str(trainer.state.fn), not model.automatic_optimization
+    by_call = {"validate": ["validation_step"], "test": ["test_step"], "predict": []}
+    for method in by_call.get(fn, ["training_step"] if by_hand else ["training_step", "configure_optimizers"]):
+        if not trainer.is_overridden(method, model):
             raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
     if fn != TrainerFn.FITTING or not by_hand:
         return

@@ -11,9 +11,10 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.distributed.rank import rank_zero_info
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import StopTrainingError
-from espnet3_lite.trainer.states import RunningStage, TrainerFn
+from espnet3_lite.loggers.base import tell
+from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerStatus
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -26,7 +27,7 @@ class SignalFlag:
     any kind does. Handlers that were there before are put back by `uninstall`.
     """
 
-    _WATCHED = ("SIGTERM", "SIGUSR1", "SIGINT")
+    _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         #: The first signal that came, or None.
@@ -41,12 +42,8 @@ class SignalFlag:
             at_once: The first signal already raises `KeyboardInterrupt`.
         """
         self.received, self._at_once, self._interrupted = None, at_once, False
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for name in self._WATCHED:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._previous[number] = signal.signal(number, self._note)
+        for number in self._WATCHED if threading.current_thread() is threading.main_thread() else ():
+            self._previous[number] = signal.signal(number, self._note)
 
     def uninstall(self) -> None:
         """Put the previous handlers back."""
@@ -160,3 +157,20 @@ class Stopping:
             trainer.evaluation_loop.abandon()
             if trainer.state.fn == TrainerFn.FITTING:
                 trainer.state.stage = RunningStage.TRAINING
+
+    def end_by(self, exception: BaseException) -> None:
+        """Tell callbacks, loggers and everybody else that the call ends by an exception."""
+        trainer = self.trainer
+        trainer.state.status = TrainerStatus.INTERRUPTED
+        if isinstance(exception, KeyboardInterrupt):
+            rank_zero_info("Detected KeyboardInterrupt, attempting graceful shutdown ...")
+        trainer.hook_calls.call_callbacks("on_exception", exception)
+        if trainer.datamodule is not None:
+            trainer.datamodule.on_exception(exception)
+        for logger in trainer.loggers:
+            try:
+                tell(logger, "finalize", "failed")
+            except Exception as error:  # what ended the run is what must be seen
+                rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
+        if trainer.state.stage != RunningStage.TRAINING:
+            trainer.evaluation_loop.abandon()

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.profiler import profile as Profile
 
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.default_callbacks import make_callbacks
@@ -21,16 +19,13 @@ from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.callbacks.screen import print_results, told
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.distributed.launch import make_strategy, under_torchrun
-from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
-from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, tell
 from espnet3_lite.loggers.named import make_loggers
-from espnet3_lite.loops.evaluation import EvaluationLoop
+from espnet3_lite.loops.evaluation import EvaluationLoop, ValidationSchedule
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
-from espnet3_lite.loops.validation_schedule import ValidationSchedule
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.from_lightning import refuse_other_data
@@ -41,18 +36,15 @@ from espnet3_lite.trainer import setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
-from espnet3_lite.trainer.settings import documented, resolve
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
 from espnet3_lite.trainer.trial_run import Trial
 
 
-@documented
 class Trainer(TrainerProperties):
     """Trains a `LiteModule`.
 
-    Args:
-        {settings}
+    Its arguments are the settings: ``help(Trainer.__init__)``.
 
     Raises:
         TypeError: an unknown argument, with the nearest known one.
@@ -64,69 +56,27 @@ class Trainer(TrainerProperties):
         1
     """
 
-    def __init__(
-        self,
-        *,
-        accelerator: str | None = "auto",
-        devices: int | str | Sequence[int] | None = "auto",
-        num_nodes: int | None = 1,
-        strategy: str | Strategy | None = "auto",
-        dist_timeout: int | float | str | timedelta | dict[str, float] | None = timedelta(minutes=30),
-        signal_grace: int | float | None = 30,
-        sync_batchnorm: bool | None = False,
-        precision: str | int | None = "32-true",
-        logger: Logger | str | Sequence[Logger | str] | bool | None = True,
-        callbacks: Callback | Sequence[Callback] | None = None,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int | None = -1,
-        min_steps: int | None = None,
-        max_time: str | timedelta | dict[str, float] | None = None,
-        limit_train_batches: int | float | None = 1.0,
-        limit_val_batches: int | float | None = 1.0,
-        limit_test_batches: int | float | None = 1.0,
-        limit_predict_batches: int | float | None = 1.0,
-        fast_dev_run: bool | int | None = False,
-        overfit_batches: int | float | None = 0.0,
-        val_check_interval: int | float | None = 1.0,
-        check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int | None = 2,
-        log_every_n_steps: int | None = 50,
-        enable_checkpointing: bool | None = True,
-        enable_progress_bar: bool | None = True,
-        enable_model_summary: bool | None = True,
-        accumulate_grad_batches: int | None = 1,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-        deterministic: bool | str | None = None,
-        benchmark: bool | None = None,
-        inference_mode: bool | None = True,
-        use_distributed_sampler: bool | None = True,
-        prefetch_to_device: bool | None = True,
-        profiler: str | Profile | None = None,
-        detect_anomaly: bool | None = False,
-        reload_dataloaders_every_n_epochs: int | None = 0,
-        default_root_dir: str | os.PathLike[str] | None = None,
-        check_grad_finite: bool | None = False,
-        log_grad_norm: bool | None = False,
-        async_save: bool | None = False,
-        auto_resume: bool | None = False,
-        compile: bool | str | dict[str, Any] | None = False,
-        **unknown: Any,
-    ):
-        settings, self.epochs_given = resolve(locals(), unknown), max_epochs is not None
+    def __post_init__(self, settings: dict[str, Any], epochs_given: bool) -> None:
+        """The constructor (of `Settings`) has checked the arguments: make what a trainer is made of."""
+        self.epochs_given = epochs_given
         for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
             setattr(self, name, settings[name])
         self.default_root_dir = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
         self.precision_plugin = Precision(settings["precision"])
         self.precision = self.precision_plugin.name
         self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout, self.devices)
-        self.state = TrainerState()
-        self.stopping = Stopping(self)
-        self.ckpt_path = self.datamodule = None
-        self.lightning_module = None  # type: ignore[assignment]  # from the first call on
-        self.given_loaders, self.return_predictions = {}, True
-        self.loggers = make_loggers(settings["logger"], self.default_root_dir)
+        #: What the trainer is doing: method, stage, status.
+        self.state: TrainerState = TrainerState()
+        self.stopping: Stopping = Stopping(self)
+        #: The module of the present or last call; there is none before the first.
+        self.lightning_module: LiteModule = None  # type: ignore[assignment]
+        self.datamodule: LiteDataModule | None = None
+        #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
+        self.given_loaders: dict[str, Any] = {}
+        self.ckpt_path: str | None = None
+        self.return_predictions = True
+        self.log_dir_of_rank_zero: str | None = None
+        self.loggers: list[Logger] = make_loggers(settings["logger"], self.default_root_dir)
         self.make_loops()
         self.callbacks = make_callbacks(settings, self.default_root_dir)
         set_backends(settings["deterministic"], settings["benchmark"])
@@ -134,14 +84,17 @@ class Trainer(TrainerProperties):
 
     def make_loops(self) -> None:
         """What counts, logs and calls hooks, with nothing counted yet and nobody who listens."""
-        self.metrics = Metrics(self)
-        self.evaluation_loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
+        self.metrics: Metrics = Metrics(self)
+        #: By ``val``, ``test`` and ``predict``.
+        loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
+        self.evaluation_loops: dict[str, EvaluationLoop] = loops
         self.fit_loop = FitLoop(self)
-        self.train_data = TrainData(self)
+        self.train_data: TrainData = TrainData(self)
         self.plan = setup.RunPlan(ValidationSchedule(self))
         self.callback_handler = CallbackHandler()
         self.hook_calls = HookCalls(self)
-        self.call = self.hook_calls.call
+        #: Calls a hook of the callbacks and the module.
+        self.call: Callable[..., Any] = self.hook_calls.call
         self.callback_handler.trainer = self
 
     # ---- what a user calls -----------------------------------------------------------------------------------------
@@ -299,6 +252,61 @@ class Trainer(TrainerProperties):
                 setup.plan_training(self, self.lightning_module)
             setup.check_intervals(self)
 
+    # --- what may be set, and what takes part -------------------------------------------------------------------------
+
+    @property
+    def should_stop(self) -> bool:
+        """Somebody wants the run to end in order. Set it to True in any hook, on any rank."""
+        return self.stopping.wanted
+
+    @should_stop.setter
+    def should_stop(self, wanted: bool) -> None:
+        self.stopping.wanted = wanted
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """All callbacks, in the order in which they are called."""
+        return self.callback_handler.callbacks
+
+    @callbacks.setter
+    def callbacks(self, callbacks: list[Callback]) -> None:
+        self.callback_handler.callbacks = []
+        self.callback_handler.add_callbacks(callbacks)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers, in the order of the configuration."""
+        return [slot.optimizer for slot in self.slots.values()]
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        if len(optimizers) != len(self.slots):
+            raise MisconfigurationException(
+                f"trainer.optimizers: {len(optimizers)} are given, there are {len(self.slots)}; replace each by one"
+            )
+        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
+            slot.optimizer = optimizer
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger else []
+
+    def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
+        """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
+        owners = [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
+        return next((owner for owner in owners if self.is_overridden(method, owner)), None)
+
+    def agree_on_log_dir(self) -> None:
+        """At the start of a call: let all ranks know where rank zero logs."""
+        self.log_dir_of_rank_zero = None
+        if self.world_size > 1:
+            self.log_dir_of_rank_zero = self.strategy.broadcast(self.log_dir)  # collective: all ranks
+
     # ---- the frame of every call -----------------------------------------------------------------------------------
 
     def _run(
@@ -353,7 +361,7 @@ class Trainer(TrainerProperties):
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
             reported = self.strategy.fail(exception)
-            self._end_by(reported)
+            self.stopping.end_by(reported)
             if isinstance(exception, KeyboardInterrupt):
                 raise SystemExit(128 + (signals.received or signal.SIGINT)) from exception
             if reported is not exception:
@@ -381,19 +389,3 @@ class Trainer(TrainerProperties):
         if fitting:
             setup.plan_training(self, module)
         return checkpoint
-
-    def _end_by(self, exception: BaseException) -> None:
-        """Tell callbacks, loggers and everybody else that the call ends by an exception."""
-        self.state.status = TrainerStatus.INTERRUPTED
-        if isinstance(exception, KeyboardInterrupt):
-            rank_zero_info("Detected KeyboardInterrupt, attempting graceful shutdown ...")
-        self.hook_calls.call_callbacks("on_exception", exception)
-        if self.datamodule is not None:
-            self.datamodule.on_exception(exception)
-        for logger in self.loggers:
-            try:
-                tell(logger, "finalize", "failed")
-            except Exception as error:  # what ended the run is what must be seen
-                rank_zero_warn(f"{type(logger).__name__}.finalize failed too: {type(error).__name__}: {error}")
-        if self.state.stage != RunningStage.TRAINING:
-            self.evaluation_loop.abandon()

@@ -56,8 +56,9 @@ def test_the_epoch_loop_counts_under_lightnings_names():
 
         def note(self, trainer):
             loop = trainer.fit_loop.epoch_loop
-            ready, completed = loop.batch_progress.current
-            self.seen.append((loop.batch_idx, loop.total_batch_idx, ready, completed, loop.global_step))
+            batches = loop.batch_progress.current
+            counts = (batches.ready, batches.completed, loop.global_step)
+            self.seen.append((loop.batch_idx, loop.total_batch_idx, *counts))
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             self.note(trainer)

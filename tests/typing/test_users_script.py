@@ -38,6 +38,7 @@ REVEALED = {
 ERRORS = {
     "# error: not a module": 'Argument 1 to "fit" of "Trainer" has incompatible type "int"; expected "LiteModule"',
     "# error: not a number": 'Argument "max_epochs" to "Trainer" has incompatible type "str"; expected "int | None"',
+    "# error: no such argument": 'Unexpected keyword argument "max_epoch" for "Trainer"; did you mean "max_epochs"?',
     "# error: no such attribute": '"Trainer" has no attribute "max_epoch"',
     "# error: a trainer counts by itself": (
         'Incompatible types in assignment (expression has type "int", variable has type "Never")'

@@ -60,6 +60,9 @@ trainer = Trainer(
     max_epochs=2,
     limit_train_batches=0.5,
     logger=CSVLogger("logs"),
+    strategy="auto",
+    precision=32,
+    max_time={"hours": 1},
     callbacks=[Hello(), ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss", patience=3)],
 )
 module = Line()
@@ -85,5 +88,6 @@ reveal_type(load_config("training.yaml"))
 
 trainer.fit(3)  # error: not a module
 Trainer(max_epochs="3")  # error: not a number
+Trainer(max_epoch=3)  # error: no such argument
 trainer.max_epoch  # error: no such attribute
 trainer.global_step = 3  # error: a trainer counts by itself
