@@ -104,59 +104,32 @@ class ModuleHooks(DataHooks, torch.nn.Module):
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Before the gradients of the last window are cleared."""
 
+    # Those of an evaluation: of a validation, a test and a prediction.
+
     def on_validation_start(self) -> None:
-        """Before each validation."""
+        """Before each validation (test, prediction)."""
 
     def on_validation_end(self) -> None:
         """After it."""
 
     def on_validation_epoch_start(self) -> None:
-        """Before the first validation batch."""
+        """Before its first batch."""
 
     def on_validation_epoch_end(self) -> None:
-        """After the last one."""
+        """After its last batch."""
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """With the batch on its device."""
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """`outputs` is what `validation_step` returned."""
+        """`outputs` is what `validation_step` (`test_step`, `predict_step`) returned."""
 
-    def on_test_start(self) -> None:
-        """Before the test."""
-
-    def on_test_end(self) -> None:
-        """After it."""
-
-    def on_test_epoch_start(self) -> None:
-        """Before the first test batch."""
-
-    def on_test_epoch_end(self) -> None:
-        """After the last one."""
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """With the batch on its device."""
-
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """`outputs` is what `test_step` returned."""
-
-    def on_predict_start(self) -> None:
-        """Before the first prediction."""
-
-    def on_predict_end(self) -> None:
-        """After the last one."""
-
-    def on_predict_epoch_start(self) -> None:
-        """Before the first batch."""
-
-    def on_predict_epoch_end(self) -> None:
-        """After the last batch."""
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """With the batch on its device."""
-
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """`outputs` is what `predict_step` returned."""
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to the checkpoint what you want to find in `on_load_checkpoint`."""
