@@ -122,7 +122,7 @@ def has_named_optimizers(trainer: Trainer) -> bool:
 
 def _dump_loader(trainer: Trainer) -> dict[str, Any]:
     """The state of a training loader that has one, where Lightning looks for it: it skips no data by itself."""
-    state = trainer.train_data.loader_state()
+    state = trainer.train_data.in_use.state_dict()
     return {} if state is None else {"combined_loader": [state]}
 
 

@@ -244,7 +244,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         sound = all_sound(list(losses.values()), read=False)
     says = Says(
         bad=sound is False,
-        last=is_last or data.ended,
+        last=is_last or data.in_use.ended,
         signal=trainer.stopping.signals.received is not None,
         stop=trainer.should_stop,
         active=active,

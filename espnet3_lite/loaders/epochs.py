@@ -46,8 +46,8 @@ class TrainData:
         self.seconds_waited = 0.0
         self._loaded_in_epoch = 0
         self._warned_of_length = False
-        #: What iterates over the epoch in work.
-        self._in_use: RankLoader | None = None
+        #: What iterates over the epoch in work, or will over the next; at first nothing was asked for.
+        self.in_use = RankLoader(())
         #: What this epoch's order was drawn from: `random`, the global generators' state, and what `_kept` gives.
         self._begun: dict[str, Any] = {"random": None, "generators": {}, "order": {}}
         #: Which attributes of the loader's parts an iteration has changed.
@@ -72,7 +72,7 @@ class TrainData:
         check_loader(loader, "the training loader")
         if trainer.overfit_batches:
             loader = without_shuffling(loader)
-        self.loader = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
+        self.loader = self.in_use = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
         self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
             self._no_batches(had_some=False)
@@ -109,7 +109,7 @@ class TrainData:
         drawn_from = state["random"] if over else None
         self._begun = {"random": drawn_from or seed.collect_random_state(), **self._kept()}
         self.first_batch = skip
-        self._in_use = loader = self._resumed_loader(state, self.loader)
+        self.in_use = loader = self._resumed_loader(state, self.loader)
         position = skip * loader.step_size
         if skip and is_dealt_out(loader):
             position = position if state["position"] is None else state["position"]
@@ -164,12 +164,7 @@ class TrainData:
     @property
     def replaying(self) -> bool:
         """This rank has no data for the step in work, and takes part with zero weight."""
-        return self._in_use is not None and self._in_use.replaying
-
-    @property
-    def ended(self) -> bool:
-        """This rank has no batch after the one in work; others may have."""
-        return self._in_use is not None and self._in_use.ended
+        return self.in_use.replaying
 
     # ---- its position ----------------------------------------------------------------------------------------------
 
@@ -179,25 +174,19 @@ class TrainData:
         All ranks call it. `position` counts samples over all ranks (whole batches where batches are dealt out), and is
         None for a loader without indices.
         """
-        loader, fit_loop = self._in_use, self.trainer.fit_loop
+        loader, fit_loop = self.in_use, self.trainer.fit_loop
         position, drawn, over = None, False, fit_loop.data_is_over
         if is_dealt_out(loader):
             done = fit_loop.batches_done - self.first_batch
             position, drawn = loader.position + done * loader.step_size, loader.is_drawn
-        mine = {**self._begun, **(self._kept() if over else {}), "loader": self.loader_state(over)}
+        mine = {**self._begun, **(self._kept() if over else {})}
         changed = {place: kept for place, kept in mine["order"].items() if place in self._changed_order}
-        mine["order"] = kept_order.plain_values(changed)
-        mine["ahead"] = None if loader is None else loader.random_state
+        mine.update(order=kept_order.plain_values(changed), ahead=loader.random_state, loader=loader.state_dict(over))
         ranks = self.trainer.strategy.gather_objects(mine)  # collective: all ranks save together
         return {
             **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position, "drawn": drawn,
             "seed": global_seed(), "ranks": len(ranks),
         }  # fmt: skip
-
-    def loader_state(self, over: bool = False) -> Any:
-        """The user's loader's own position behind the batch in work, or the present one; None where it has none."""
-        loader = self._in_use or self.loader
-        return None if loader is None else loader.state_dict(over)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
@@ -240,7 +229,7 @@ class TrainData:
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
 
 
-def is_dealt_out(loader: RankLoader | None) -> TypeGuard[SharedLoader]:
+def is_dealt_out(loader: RankLoader) -> TypeGuard[SharedLoader]:
     """True where an epoch is one row of samples over all ranks, in which there is a position."""
     return isinstance(loader, SharedLoader) and loader.others is None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from espnet3_lite.checkpoint.allowed_types import is_plain
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -62,18 +62,16 @@ def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
         )
         return {}
     fresh.reset()
-    before = dict(_parts(fresh))
-    state = {}
-    for name, part in _parts(metric):
-        unset = _attributes(before[name]) if name in before else {}
-        changed = {
-            key: value
-            for key, value in _attributes(part).items()
-            if is_plain(value) and not (key in unset and _same(value, unset[key]))
-        }
-        if changed:
-            state[name] = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), changed)
+    unset = dict(_values(fresh))
+    state: dict[str, dict[str, Any]] = {}
+    for (part, key), value in _values(metric):
+        if is_plain(value) and not ((part, key) in unset and _same(value, unset[part, key])):
+            state.setdefault(part, {})[key] = tree_map(_as_it_is_now, value)
     return state
+
+
+def _as_it_is_now(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else copy.copy(leaf)
 
 
 def restore(metric: Any, state: dict[str, dict[str, Any]], device: torch.device) -> None:
@@ -88,16 +86,19 @@ def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
     return metric.named_modules() if isinstance(metric, torch.nn.Module) else iter([("", metric)])
 
 
-def _attributes(part: Any) -> dict[str, Any]:
-    if not isinstance(part, torch.nn.Module):
-        return vars(part)
-    own = {name: value for name, value in vars(part).items() if name not in _TORCHS_OWN}
-    return {**own, **dict(part.named_buffers(recurse=False))}
+def _values(metric: Any) -> Iterator[tuple[tuple[str, str], Any]]:
+    """The attributes and buffers of an object's parts, each with the names of the part and its own."""
+    for name, part in _parts(metric):
+        own = vars(part)
+        if isinstance(part, torch.nn.Module):
+            own = {key: value for key, value in own.items() if key not in _TORCHS_OWN}
+            own.update(part.named_buffers(recurse=False))
+        yield from (((name, key), value) for key, value in own.items())
 
 
 def _same(one: Any, other: Any) -> bool:
     (leaves, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
     return form == other_form and all(
-        type(a) is type(b) and (torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b)
+        type(a) is type(b) and (a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
         for a, b in zip(leaves, others, strict=True)
     )

@@ -1,5 +1,6 @@
 """Metric objects keep their values over a resume in mid-epoch, as if the run had not been cut."""
 
+import numpy
 import pytest
 import torch
 from weights_parts import Net, loader, trainer_of
@@ -142,6 +143,20 @@ def test_a_setting_is_not_part_of_the_state():
     assert (other.total, other.count, other.scale) == (6.0, 1, 5.0)
     one.update(torch.tensor(1.0))
     assert len(other.parts) == 1
+
+
+def test_sets_and_numpys_numbers_are_kept_as_they_are_now():
+    class Seen(Mean):
+        def reset(self):
+            super().reset()
+            self.names, self.best = set(), numpy.float64(0)
+
+    seen = Seen()
+    seen.names.add("a")
+    seen.best = numpy.float64(2)
+    state = state_of("seen", seen)
+    seen.names.add("b")
+    assert state == {"": {"names": {"a"}, "best": 2.0}}
 
 
 def test_parts_of_a_metric_object_are_not_counted_twice():
