@@ -29,7 +29,7 @@ from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, dump_counters,
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.lr_stepping import step_takes_metric
+from espnet3_lite.optim.lr_stepping import metric_of_step
 from espnet3_lite.optim.slots import named_steps
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class ESPnetModule(LiteModule):
     @staticmethod
     def _scheduler(config: Any, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> dict[str, Any]:
         scheduler = instantiate(config, optimizer=optimizer)
-        if settings["monitor"] is not None and not step_takes_metric(scheduler):
+        if settings["monitor"] is not None and metric_of_step(scheduler) is None:
             raise MisconfigurationException(
                 f"{type(scheduler).__name__}.step takes no metric, but monitor={settings['monitor']!r} is set; "
                 f"remove it"

@@ -73,7 +73,7 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     if config.frequency < 1:
         raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
-    metric = _metric_of_step(config.scheduler)
+    metric = metric_of_step(config.scheduler)
     takes_metric = plateau or metric is not None
     needs_none = steps_by_hand or (steps_its_way and not plateau)
     if takes_metric and config.monitor is None and not needs_none:
@@ -88,20 +88,14 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     return config
 
 
-def step_takes_metric(scheduler: Any) -> bool:
-    """True for `ReduceLROnPlateau` and for schedulers whose ``step`` has an argument for a metric.
-
-    That is one which it demands, or one named ``metrics``.
+def metric_of_step(scheduler: Any) -> inspect.Parameter | None:
+    """The argument for a metric that a scheduler's ``step`` has: one which it demands, or one named ``metrics``.
 
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    >>> step_takes_metric(torch.optim.lr_scheduler.StepLR(optimizer, 1))
-    False
+    >>> print(metric_of_step(torch.optim.lr_scheduler.StepLR(optimizer, 1)))
+    None
     """
-    return _metric_of_step(scheduler) is not None
-
-
-def _metric_of_step(scheduler: Any) -> inspect.Parameter | None:
-    step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
+    step = getattr(type(scheduler), "step", None)
     arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
     places = [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
     return next((one for one in places if one.default is one.empty or one.name == "metrics"), None)

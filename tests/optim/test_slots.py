@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import MisconfigurationException, OptimizationStep
 from espnet3_lite.optim.clipping import clip_gradients
-from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, step_takes_metric
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, metric_of_step
 from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers, route
 
 
@@ -98,7 +98,7 @@ class ByItself:
 
 
 def test_which_schedulers_take_a_metric():
-    assert [step_takes_metric(s) for s in (ByMetric(), ByItself(), ReduceLROnPlateau(sgd()), object())] == [
+    assert [metric_of_step(s) is not None for s in (ByMetric(), ByItself(), ReduceLROnPlateau(sgd()), object())] == [
         True, False, True, False,
     ]  # fmt: skip
 
