@@ -143,7 +143,7 @@ def best_weights(exp_dir: Path, monitor: str) -> Path:
     if (exp_dir / "last.ckpt").exists():
         return exp_dir / "last.ckpt"
     raise CheckpointNotFoundError(
-        f"{exp_dir} holds no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint"
+        f"exp_dir: {exp_dir} has no *.ave_*best.pth and no last.ckpt; train first, or name a checkpoint"
     )
 
 
@@ -159,7 +159,9 @@ def average_run(exp_dir: Path) -> list[Path]:
     with told_in_one_message(exp_dir):
         written = [path for path in _average_run(exp_dir) if path is not None]
     if not written:
-        raise CheckpointNotFoundError(f"{exp_dir} holds no best checkpoints (epoch*_step*_*.ckpt)")
+        raise CheckpointNotFoundError(
+            f"{exp_dir}: there are no best checkpoints (epoch*_step*_*.ckpt); name a run's exp_dir"
+        )
     return written
 
 

@@ -104,7 +104,9 @@ def read_run(folder: Path) -> Run:
     for path in sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime):
         runs[_run_of(path, folder)].append(path)
     if not runs:
-        raise MisconfigurationException(f"{folder}: no metrics.csv is below it, which the CSVLogger writes")
+        raise MisconfigurationException(
+            f"{folder}: there is no metrics.csv below it; CSVLogger writes one. Name a run's exp_dir"
+        )
     if folder not in runs and len(runs) > 1:
         names = ", ".join(sorted(map(str, runs)))
         raise MisconfigurationException(f"{folder}: holds {len(runs)} runs: {names}; name one")

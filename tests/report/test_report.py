@@ -126,7 +126,7 @@ def test_the_page_opens_in_a_browser(folder, tmp_path):
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path, capsys):
-    with pytest.raises(MisconfigurationException, match="no metrics.csv is below it"):
+    with pytest.raises(MisconfigurationException, match="no metrics.csv below it.*Name a run's exp_dir"):
         read_run(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path / "nowhere")])
