@@ -1,4 +1,4 @@
-"""`write_recipe`: a small recipe of one's own, from the files in `digits_recipe`."""
+"""`write_recipe`: writes a small recipe for the user to change, from the files in `digits_recipe`."""
 
 from __future__ import annotations
 

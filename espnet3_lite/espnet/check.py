@@ -1,4 +1,4 @@
-"""`check`: a rehearsal of a configured training, which says what would break or surprise before hours are spent on it.
+"""`check`: tries out a configured training, and reports what would fail or surprise, before hours are spent on it.
 
 It trains two batches and validates one, saves and resumes, all in a temporary folder. What is a mistake in the
 configuration itself is found by `config/schema.py`, which comes first.
