@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import yaml
+
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 
@@ -44,9 +46,23 @@ class Kind:
         if self.accepts(value):
             return ""
         hint = self.hint(value)
-        if isinstance(value, str) and not hint:
+        if isinstance(value, str) and not hint and self.accepts(_without_quotes(value)):
+            hint = "; it is text: leave the quotes out, or in YAML write ${oc.decode:...} around what makes it"
+        elif isinstance(value, str) and not hint:
             hint = nearest(value, re.findall(r"'([^']+)'", self.words))
         return f"{value!r} is not {self.words}{hint}"
+
+
+def _without_quotes(text: str) -> Any:
+    """What a text would be without its quotes: a number, true or false; else the text.
+
+    >>> _without_quotes("3"), _without_quotes("true"), _without_quotes("a: [")
+    (3, True, 'a: [')
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # it is no value of YAML's
+        return text
 
 
 def is_whole(value: Any) -> bool:

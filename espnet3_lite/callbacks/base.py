@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Every event that the trainer calls, in the order of a run. (Validation follows an epoch's last batch here.)
 HOOKS = EVENTS
 
+_NO_TRAINER = "{}: no trainer has called this callback; log in its hooks"
+
 
 class Callback:
     """Base class: override the hooks you need; the others cost nothing.
@@ -104,15 +106,14 @@ class Callback:
             MisconfigurationException: the hook has no step and no epoch to belong to; or no trainer calls this.
         """
         if self._trainer is None:
-            raise MisconfigurationException(
-                f"{type(self).__name__}.log({name!r}, ...): no trainer has called this callback; log in its hooks"
-            )
+            raise MisconfigurationException(_NO_TRAINER.format(f"{type(self).__name__}.log({name!r}, ...)"))
         self._trainer.lightning_module.log(name, value, **arguments)
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
         """Call `log` for each name and value of `dictionary`, with the same further arguments."""
-        for name, value in dictionary.items():
-            self.log(name, value, **arguments)
+        if self._trainer is None:
+            raise MisconfigurationException(_NO_TRAINER.format(f"{type(self).__name__}.log_dict(...)"))
+        self._trainer.lightning_module.log_dict(dictionary, **arguments)
 
     # ---- setup and teardown of any call (fit, validate, test, predict) -------------------------------------------
 

@@ -203,6 +203,23 @@ class CheckpointFiles(Checkpoint):
         inner = [] if version is None else [version if isinstance(version, str) else f"version_{version}"]
         return os.path.join(folder, *([] if name is None else [str(name)]), *inner, "checkpoints")
 
+    def _look_at_folder(self) -> None:
+        """Before a run: warn of other runs' checkpoints; an hour later is too late to say that nothing can be written.
+
+        Raises:
+            CheckpointError: the folder cannot be made, or nothing written into it.
+        """
+        # Lightning warns of any file; a run's own configuration, log, statistics and earlier fits are no reason to.
+        if any(self._own_folder.glob(f"*{self.FILE_EXTENSION}")):
+            rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
+        there = next(path for path in (self._own_folder, *self._own_folder.parents) if path.exists())
+        reason = "is not a folder" if not there.is_dir() else "is read-only" if not os.access(there, os.W_OK) else ""
+        if reason:
+            raise CheckpointError(
+                f"{self.dirpath}: no checkpoint can be written here: {there} {reason}. Give another folder by "
+                f"Trainer(default_root_dir=...) or ModelCheckpoint(dirpath=...), or set enable_checkpointing=False"
+            )
+
     def _existing(self, folder: str | Path, template: str) -> list[Path]:
         """The files in `folder` that bear a name made from `template`, the oldest first."""
         version = f"{self.CHECKPOINT_JOIN_CHAR}v"

@@ -13,7 +13,7 @@ import torch
 from espnet3_lite.callbacks import foreign
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
 from espnet3_lite.callbacks.users_hooks import check_arguments
-from espnet3_lite.exceptions import MisconfigurationRuntimeError, nearest
+from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class CallbackHandler:
         """
         if not isinstance(callback, Callback):
             foreign.check(callback)
+        if any(callback is other for other in self.callbacks):
+            raise MisconfigurationException(
+                f"{callback!r} is among the callbacks twice: each of its hooks would run twice"
+            )
         self._refuse_same_state_key(callback)
         self._warn_about_unknown_hooks(callback)
         check_arguments(callback, Callback, {event: _listener(callback, event) for event in EVENTS})

@@ -140,9 +140,8 @@ class ModelCheckpoint(CheckpointRanking):
         """Find the folder; warn if a new run begins in one that holds checkpoints of another."""
         self.dirpath = trainer.strategy.broadcast(self._folder(trainer))  # collective: all ranks
         starts = stage == "fit" and self.save_top_k != 0 and not (trainer.ckpt_path or self._last_checkpoint_saved)
-        # Lightning warns of any file; a run's own configuration, log, statistics and earlier fits are no reason to.
-        if starts and any(self._own_folder.glob(f"*{self.FILE_EXTENSION}")):
-            rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
+        if starts and trainer.is_global_zero:
+            self._look_at_folder()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that died while it saved left a link or a removal undone: the run that goes on does it."""

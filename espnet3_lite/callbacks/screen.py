@@ -175,10 +175,12 @@ def told(trainer: Trainer) -> Iterator[None]:
     with log_lines_shown():
         try:
             yield
-        except SystemExit:  # a signal or Ctrl-C, after all was saved
+        except (SystemExit, KeyboardInterrupt):  # a signal or Ctrl-C, after all was saved
             if trainer.is_global_zero and trainer.state.fn == "fit" and not _left_to_the_caller.get():
                 logger.warning("The run was cut by a signal; %s", _how_to_go_on(trainer))
             raise
+        if trainer.state.fn == "fit" and trainer.ckpt_path is None and trainer.global_step == earlier_steps > 0:
+            _warn_if_over(trainer)
         silent = _left_to_the_caller.get() or trainer.fast_dev_run or trainer.progress_bar_callback is None
         silent = silent or trainer.state.fn != "fit"  # the results of `validate` and `test` are printed in any case
         if trainer.is_global_zero and not silent:
@@ -201,6 +203,16 @@ def tell_if_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         if 0 <= getattr(trainer, limit) <= reached:
             rank_zero_info("The run of this checkpoint is finished: it has reached %s=%d. Nothing is left to train; "
                            "raise %s to go on", limit, getattr(trainer, limit), limit)  # fmt: skip
+
+
+def _warn_if_over(trainer: Trainer) -> None:
+    """A further fit of the same trainer, as in a notebook's cell that runs again, may have nothing to do."""
+    for limit, reached in {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}.items():
+        if 0 <= getattr(trainer, limit) <= reached:
+            rank_zero_warn(
+                f"Nothing was trained: this trainer had reached {limit}={getattr(trainer, limit)} before. Raise "
+                f"trainer.{limit} to train on; make a new Trainer to train another model"
+            )
 
 
 def _how_to_go_on(trainer: Trainer) -> str:

@@ -87,6 +87,9 @@ class NotebookBar(LogLines):
     """
 
     _output: Any = None
+    #: The output of a bar that has gone, and its cell's number: the next bar of that cell takes it, so that a long run
+    #: does not leave one empty output for each validation.
+    _spare: tuple[Any, int] | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any):
         self.rows: list[dict[str, str]] = []
@@ -105,6 +108,8 @@ class NotebookBar(LogLines):
         """Leave the table, or the bar where there is none; show nothing more of a bar that shall not stay."""
         if not self.disable:
             self._show("" if self.rows or not self.leave else str(self))
+            if not self.rows and not self.leave:
+                NotebookBar._spare = (self._output, _cell())
         super().close()
 
     def print_line(self) -> None:
@@ -121,10 +126,17 @@ class NotebookBar(LogLines):
         page = "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>" if cells else ""
         page += f"<pre>{html.escape(bar)}</pre>" if bar else ""
         output = {"text/plain": "\n".join([*lines, *([bar] if bar else [])]), "text/html": page}
+        if self._output is None and NotebookBar._spare is not None and NotebookBar._spare[1] == _cell():
+            self._output, NotebookBar._spare = NotebookBar._spare[0], None
         if self._output is None:
             self._output = display(output, raw=True, display_id=True)
         else:
             self._output.update(output, raw=True)
+
+
+def _cell() -> int:
+    """The number of the notebook's cell that runs."""
+    return int(sys.modules["IPython"].get_ipython().execution_count)
 
 
 def bar_for(stream: Any) -> type[tqdm]:

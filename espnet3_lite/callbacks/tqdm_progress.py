@@ -217,8 +217,8 @@ class TQDMProgressBar(ProgressBar):
         bar = self.train_progress_bar
         if self.is_enabled:
             bar.n = trainer.fit_loop.batches_done
-            if isinstance(bar, NotebookBar):
-                bar.add_row({"epoch": trainer.current_epoch + 1, **results(trainer)})
+            if isinstance(bar, NotebookBar) and (values := results(trainer)):
+                bar.add_row({"epoch": trainer.current_epoch + 1, **values})
             self._draw(bar, pl_module)
         if self._leave:
             bar.close()

@@ -77,7 +77,9 @@ def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> 
         metadata = _MetadataUnpickler(io.BytesIO(content)).load()
         _check_metadata(metadata)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint, or its save did not finish") from error
+        files = ", ".join(sorted(path.name for path in Path(folder).glob("*.ckpt"))[-3:])
+        hint = f"; give one of its files, {files}" if files else ", or its save did not finish"
+        raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint{hint}") from error
     # What a damaged pickle raises depends on the byte that was hit.
     except Exception as error:
         raise CheckpointError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error

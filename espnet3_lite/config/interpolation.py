@@ -175,9 +175,10 @@ def _look_up(position: Position, dots: int, parts: list[str]) -> Any:
             where = f"{format_path(value.path)!r}" if value.path else "the configuration"
             if isinstance(container, list):
                 raise _KeyNotFound(f"asks for item {part} of {where}, which has {len(container)}")
-            raise _KeyNotFound(
-                f"names a key that is missing: {where} has no {part!r}{nearest(part, map(str, container))}"
-            )
+            hint = nearest(part, map(str, container))
+            if not hint and len(parts) == 1 and part in os.environ:
+                hint = f"; the environment variable is ${{oc.env:{part}}}"
+            raise _KeyNotFound(f"names a key that is missing: {where} has no {part!r}{hint}")
         path = (*value.path, key)
     return resolve(position.tree, path, position.chain)
 

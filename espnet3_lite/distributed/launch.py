@@ -47,7 +47,8 @@ def _warn_of_missing_processes(devices: int | str | list[int]) -> None:
     wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     if wanted > 1 and not under_torchrun():
         as_command = sys.argv[0].endswith(("__main__.py", "espnet3-lite"))
-        program = "-m espnet3_lite train" if as_command else os.path.basename(sys.argv[0])
+        script = "YOUR_SCRIPT.py" if hasattr(sys, "ps1") else os.path.basename(sys.argv[0])
+        program = "-m espnet3_lite train" if as_command else script
         rank_zero_warn(
             f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
             f"--nproc-per-node {wanted} {program} ...`"

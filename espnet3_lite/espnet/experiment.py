@@ -158,7 +158,7 @@ def train(config: Config, override_optimizer: bool = False) -> ESPnetTrainer:
     try:
         with report_left_to_the_caller():
             trainer.fit(**fit)
-    except SystemExit:  # a signal or Ctrl-C, after all was saved
+    except (SystemExit, KeyboardInterrupt):  # a signal or Ctrl-C, after all was saved
         last = trainer.exp_dir / "last.ckpt"
         if is_global_zero() and last.exists():
             logger.info("the run was cut by a signal; the same command goes on from %s", last)

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.error_notes import loader_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import kept_order
 from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, cannot_be_iterated_twice, length_of, rebuild
@@ -154,11 +155,7 @@ class TrainData:
         """An epoch without any: an error where this loader had some before, here or in the run that is resumed."""
         if had_some or (self.trainer.ckpt_path is not None and self.trainer.fit_loop.batches_seen):
             raise MisconfigurationException(cannot_be_iterated_twice(self.given))
-        given, says = self.given, [type(self.given).__name__]
-        if hasattr(getattr(given, "dataset", None), "__len__"):
-            says.append(f"samples={len(given.dataset)}")
-        says += [f"{name}={getattr(given, name)}" for name in ("batch_size", "drop_last") if hasattr(given, name)]
-        rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {', '.join(says)}")
+        rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {loader_in_words(self.given)}")
         self.num_batches = 0
 
     @property

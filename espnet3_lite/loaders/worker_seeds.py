@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from espnet3_lite.distributed.rank import global_rank
+from espnet3_lite.error_notes import sample_noted
 from espnet3_lite.loaders.samplers import global_seed
 from espnet3_lite.seed import Generator, generators_in, seed_anew
 
@@ -58,7 +59,8 @@ class SeededInWorkers(Dataset[Any]):
     def __getitem__(self, placed: tuple[int, Any]) -> Any:
         place, index = placed
         self._seed_for("sample", place)
-        sample = self.dataset[index]
+        with sample_noted(self.dataset, index):  # here, since the main process sees no frame of a worker
+            sample = self.dataset[index]
         self._seed_for("collate", place)
         return sample
 

@@ -47,5 +47,9 @@ def make_loggers(given: Any, folder: str) -> list[Logger]:
                 f"`log_hyperparams`, or one of {', '.join(LOGGER_NAMES)}; got {logger!r} "
                 f"({type(logger).__name__}){hint}"
             )
+        if any(logger is other for other in loggers):
+            raise MisconfigurationException(
+                f"Trainer: {logger!r} is among the loggers twice: it would write each value twice"
+            )
         loggers.append(logger)
     return loggers

@@ -16,6 +16,7 @@ import torch
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
+from espnet3_lite.error_notes import loader_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import requests
 from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
@@ -74,6 +75,8 @@ class EvaluationLoop:
         share = trainer.use_distributed_sampler
         loaders = [requests.prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
         self.num_batches = [requests.limited(loader.length, limit, name) for loader in loaders]
+        for loader in filter(lambda loader: loader.length == 0, loaders):
+            rank_zero_warn(f"the {self.word} loader gives no batch: {loader_in_words(loader.given)}")
         self.suffixes = [f"/{key}" if isinstance(several, dict) else f"/dataloader_idx_{key}" for key in named]
         self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.

@@ -71,7 +71,7 @@ def require_training(loop: FitLoop) -> None:
         )
     if returned_nothing(loop.trainer):
         rank_zero_warn(
-            "Nothing was trained: `training_step` returned `None` for every batch. End it with `return loss`"
+            "Nothing was trained: `training_step` always returned `None`. End it with `return loss`, or step manually"
         )
 
 

@@ -83,6 +83,8 @@ class Metrics:
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
         """A new value; or one that is `known` by the same arguments, in other words."""
+        if not isinstance(name, str):
+            raise TypeError(f"`self.log({name!r}, ...)`: first comes the name, such as 'train/loss', then the value")
         arguments = logged_value.normalized(name, given)
         if known is not None and known.arguments == arguments:
             known.given = given

@@ -235,13 +235,14 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tu
         ValueError: it is not one real number.
     """
     if not isinstance(value, torch.Tensor):
-        if not isinstance(value, (bool, int, float)) and not hasattr(value, "__float__"):
+        if not hasattr(value, "__float__") or getattr(value, "size", 1) != 1:  # NumPy's arrays have a size
             raise ValueError(
                 f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "
                 f"log a number or a tensor with a single element"
             )
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return float(value), torch.float64 if whole else torch.get_default_dtype()
+        number = value.item() if hasattr(value, "item") else value
+        return float(number), torch.float64 if whole else torch.get_default_dtype()
     if value.numel() != 1:
         raise ValueError(
             f"`self.log({name!r}, value)` was called with a tensor of shape {tuple(value.shape)}, but the tensor must "

@@ -161,6 +161,8 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     def log_dict(self, dictionary: Mapping[str, Any], **arguments: Any) -> None:
         """Call `log` for each name and value of `dictionary`, with the same further arguments."""
+        if not hasattr(dictionary, "items"):
+            raise TypeError(f"`self.log_dict(dictionary)`: give a dict of names and values; got {dictionary!r}")
         for name, value in dictionary.items():
             self.log(name, value, **arguments)
 

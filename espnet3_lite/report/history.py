@@ -89,7 +89,7 @@ class Run:
         return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: str | Path) -> Run:
     """Read what a run left in its folder.
 
     Args:
@@ -98,6 +98,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         MisconfigurationException: there is no such folder, no ``metrics.csv`` below it, or it holds several runs.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise MisconfigurationException(f"{folder}: there is no such folder; name a run's exp_dir")
     runs: dict[Path, list[Path]] = defaultdict(list)

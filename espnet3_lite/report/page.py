@@ -16,7 +16,7 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto } svg { width: 49%; h
 @media (max-width: 40rem) { svg { width: 100% } }"""
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """Write the page.
 
     Args:
@@ -27,7 +27,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         MisconfigurationException: the folder holds no log, or matplotlib is not installed.
     """
     run = read_run(folder)
-    output = output or run.folder / "report.html"
+    output = Path(output or run.folder / "report.html")
     write_text(output, page(run))
     return output
 

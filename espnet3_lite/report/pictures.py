@@ -24,7 +24,7 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
+def plot(folders: Sequence[str | Path], output: str | Path | None = None) -> list[Path]:
     """Draw the pictures of one or several runs.
 
     Args:
@@ -38,8 +38,8 @@ def plot(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
         MisconfigurationException: matplotlib is not installed, or a folder holds no log.
     """
     runs = [read_run(folder) for folder in folders]
-    output = output or (runs[0].folder / "images" if len(runs) == 1 else Path("images"))
-    return write_pictures(together(runs), output)
+    output = output or (runs[0].folder / "images" if len(runs) == 1 else "images")
+    return write_pictures(together(runs), Path(output))
 
 
 def together(runs: Sequence[Run]) -> dict[str, Picture]:

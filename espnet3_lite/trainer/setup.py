@@ -59,6 +59,7 @@ class RunPlan:
         training_step: The same in the trainer's precision: what the loop calls.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
         configured: Of each optimizer the numbers of each parameter group that this run was configured with.
+        built: The ids of the parameters that the module had when its optimizers were made.
         not_taken: What goes on with a checkpoint's values although it is configured otherwise now: ``optimizer``,
             ``scheduler``.
     """
@@ -74,6 +75,7 @@ class RunPlan:
     closure_wanted: bool = False
     accumulates_by_weight: bool = False
     configured: list[list[dict[str, Any]]] = field(default_factory=list)
+    built: set[int] = field(default_factory=set)
     not_taken: set[str] = field(default_factory=set)
 
     @property
@@ -105,6 +107,8 @@ def check_module(model: Any) -> LiteModule:
         model = model._orig_mod
     if not isinstance(model, LiteModule):
         hint = parentheses_missing(model) or hint_for(model, "LightningModule")
+        if not hint and isinstance(model, torch.nn.Module):
+            hint = ", a module without steps: make it a part of a LiteModule, whose training_step computes the loss"
         raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint}")
     check_hooks(model)
     refuse_removed_hooks(model)
@@ -177,6 +181,7 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     plan.slots, plan.schedulers = configure_optimizers(trainer, module)
     warn_of_modes(trainer)
     plan.configured, plan.not_taken = [run_state.settings_of(slot.optimizer) for slot in plan.slots.values()], set()
+    plan.built = set(map(id, module.parameters()))
     rank_comparison.compare_optimizers(trainer)  # collective: all ranks
     by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
     plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in of_module)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loggers.base import tell
@@ -50,6 +52,16 @@ class SignalFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
+
+    def ending(self, in_order: bool = False) -> BaseException:
+        """What is raised after a signal: it ends the process, but for a Python prompt or a notebook, which live on.
+
+        Args:
+            in_order: The run has ended as it should, and torchrun need not stop other processes.
+        """
+        if hasattr(sys, "ps1") and self.received in (None, signal.SIGINT):
+            return KeyboardInterrupt("the run was cut; the trainer and the module are as its last batch left them")
+        return SystemExit(0 if in_order and under_torchrun() else 128 + (self.received or signal.SIGINT))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name, first = signal.Signals(number), self.received is None

@@ -7,7 +7,6 @@ settings is in `settings.py`, and what a call prepares is the `RunPlan` of `setu
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,8 @@ from espnet3_lite.callbacks.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.callbacks.screen import print_results, told
 from espnet3_lite.checkpoint import files, run_state
-from espnet3_lite.distributed.launch import make_strategy, under_torchrun
+from espnet3_lite.distributed.launch import make_strategy
+from espnet3_lite.error_notes import explained
 from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, tell
@@ -123,7 +123,7 @@ class Trainer(TrainerProperties):
 
         Raises:
             MisconfigurationException: the model or its settings contradict each other.
-            SystemExit: a signal or Ctrl-C ended the run, after all was saved (128 plus the signal's number).
+            SystemExit: a signal or Ctrl-C ended the run, after all was saved. (In a notebook: KeyboardInterrupt.)
         """
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with told(self):
@@ -360,10 +360,10 @@ class Trainer(TrainerProperties):
             self.strategy.barrier("the call's end")  # all ranks: nobody has finished before all have
             self.state.status = TrainerStatus.INTERRUPTED if self.stopped_by_signal else TrainerStatus.FINISHED
         except BaseException as exception:
-            reported = self.strategy.fail(exception)
+            reported = self.strategy.fail(explained(exception, self))
             self.stopping.end_by(reported)
             if isinstance(exception, KeyboardInterrupt):
-                raise SystemExit(128 + (signals.received or signal.SIGINT)) from exception
+                raise signals.ending() from exception
             if reported is not exception:
                 raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
@@ -372,7 +372,7 @@ class Trainer(TrainerProperties):
             self.strategy.teardown()
             self.state.stage = None
         if self.stopped_by_signal:
-            raise SystemExit(0 if under_torchrun() else 128 + (signals.received or 0))
+            raise signals.ending(in_order=True)
         return result
 
     def _set_up(self, module: LiteModule, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:

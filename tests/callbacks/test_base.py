@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
+from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
-from espnet3_lite.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint
+from espnet3_lite.callbacks import BackboneFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
 
@@ -175,3 +176,10 @@ def test_a_callback_can_be_copied_after_a_fit():
     fit(Line([1.0, 2.0]), [early], epochs=2)
     for twin in (copy.deepcopy(early), pickle.loads(pickle.dumps(early))):
         assert twin.wait_count == 1 and twin._trainer is None
+
+
+def test_one_callback_twice_is_refused():
+    callback = LearningRateMonitor()
+    with pytest.raises(MisconfigurationException, match=r"LearningRateMonitor\(\) is among the callbacks twice"):
+        quiet_trainer(max_epochs=1, callbacks=[callback, callback])
+    quiet_trainer(max_epochs=1, callbacks=[callback, LearningRateMonitor()])

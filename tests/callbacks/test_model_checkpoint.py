@@ -173,6 +173,19 @@ def test_a_new_run_in_a_full_folder_is_warned_about(tmp_path):
         Trainer(callbacks=ModelCheckpoint(tmp_path), **settings).fit(Line(), DataLoader(torch.ones(2, 1)))
 
 
+@pytest.mark.parametrize("case", ["a file", "read-only"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_training(tmp_path, monkeypatch, case):
+    (tmp_path / "here").write_text("") if case == "a file" else (tmp_path / "here").mkdir()
+    if case == "read-only":
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "here")  # as root it always may
+    module = line_model.Line()
+    callback = ModelCheckpoint(tmp_path / "here" / "checkpoints")
+    message = r"here/checkpoints: no checkpoint can be written here: .*/here is (not a folder|read-only)\. Give another"
+    with pytest.raises(CheckpointError, match=message):
+        fit(callback, module=module, max_epochs=1)
+    assert module.trainer.global_step == 0
+
+
 def test_a_second_fit_of_a_trainer_is_not_warned_about_its_own_files(tmp_path):
     settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
     trainer = Trainer(callbacks=ModelCheckpoint(tmp_path), **settings)

@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,15 @@ def test_the_log_has_the_training_epochs_means_times_and_rates(tmp_path):
         "train/twice": 11.0,
         "valid/loss": 0.25,
     }
+
+
+def test_a_second_fit_that_has_nothing_to_do_is_told(tmp_path):
+    trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, logger=False, enable_checkpointing=False)
+    trainer.fit(Counting(), BATCHES)
+    with pytest.warns(UserWarning, match="Nothing was trained: this trainer had reached max_epochs=1 before. Raise"):
+        trainer.fit(Counting(), BATCHES)
+    trainer.max_epochs = 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Counting(), BATCHES)
+    assert trainer.global_step == 8 and not [one for one in caught if "Nothing was trained" in str(one.message)]

@@ -241,6 +241,7 @@ def test_a_saved_notebook_shows_a_table_with_one_line_an_epoch(tmp_path):
             2      0.5000       1.250""")
     ]
     assert "<td>1.250</td>" in tables[0]["text/html"] and "<pre>" not in tables[0]["text/html"]
+    assert len(displays) == len(tables) + 1  # all validations take one place, which is empty in the end
     text = "".join(output["text"] for output in saved.cells[0].outputs if output.output_type == "stream")
     assert "trained 2 epochs, 6 steps" in text and "it/s" not in text
 

@@ -187,4 +187,8 @@ def test_consolidating_needs_a_sharded_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no .metadata"):
         consolidate(tmp_path / "empty", tmp_path / "out.ckpt")
+    with pytest.raises(
+        CheckpointError, match="no .metadata; not a sharded checkpoint; give one of its files, plain.ckpt"
+    ):
+        load_checkpoint(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["empty", "plain.ckpt"]

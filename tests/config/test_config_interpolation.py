@@ -196,3 +196,9 @@ def test_a_container_may_be_reached_twice_without_being_a_cycle():
 def test_a_program_may_add_a_resolver(monkeypatch):
     monkeypatch.setitem(RESOLVERS, "double", lambda position, value: value * 2)
     assert Config.create({"size": 4, "v": "${double:${size}}"}).v == 8
+
+
+def test_a_shells_way_to_name_an_environment_variable(monkeypatch):
+    monkeypatch.setenv("CORPUS", "/data")
+    with pytest.raises(InterpolationError, match=r"has no 'CORPUS'; the environment variable is \$\{oc.env:CORPUS\}"):
+        Config.create({"v": "${CORPUS}"}).v  # noqa: B018

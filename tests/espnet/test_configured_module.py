@@ -10,6 +10,7 @@ import torch
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.espnet import experiment
+from espnet3_lite.espnet.data.organizer import data_sets
 from espnet3_lite.exceptions import MisconfigurationException
 
 OWN = """
@@ -148,3 +149,24 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     config = settings(tmp_path, dataset={"train": [{"data_src": "toy"}], "valid": None})
     with pytest.raises(MisconfigurationException, match=r"dataset\.train: .*'toy'.* is not a data set.*DataOrganizer"):
         experiment.build(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"trian": {"_target_": "builtins.range", "_args_": [3]}}, r"dataset\.trian: .*; did you mean 'train'\?"),
+        (
+            {"test2": {"_target_": "builtins.range", "_args_": [3]}},
+            r"test2: .*`test: \{clean: \{_target_: ...\}, test2: ",
+        ),
+        ({"test": [{"_target_": "builtins.range", "_args_": [3]}]}, r"dataset\.test: .*several test sets as a mapping"),
+    ],
+)
+def test_splits_that_there_are_not(part, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        data_sets({"dataset": {"valid": {"_target_": "builtins.range", "_args_": [3]}, **part}})
+
+
+def test_other_keys_beside_the_splits_are_the_users_own():
+    own = {"folder": "corpus", "sizes": {"train": 3}, "train": {"_target_": "builtins.range", "_args_": [3]}}
+    assert data_sets({"dataset": own}).train == range(3)

@@ -21,7 +21,7 @@ from espnet3_lite.loggers import CSVLogger
 from espnet3_lite.report import images
 from espnet3_lite.report.history import read_run
 from espnet3_lite.report.images import RunImages
-from espnet3_lite.report.page import page
+from espnet3_lite.report.page import page, write_report
 from espnet3_lite.report.pictures import plot, together
 
 pytest.importorskip("matplotlib")
@@ -247,3 +247,9 @@ def test_after_a_signal_nothing_is_drawn(tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             fit(tmp_path, epochs=3, module=module)
     assert drawn == []
+
+
+def test_folders_and_files_may_be_given_as_text(folder, tmp_path):
+    assert read_run(str(folder)).status == read_run(folder).status
+    assert write_report(str(folder), str(tmp_path / "page.html")).read_text().startswith("<!DOCTYPE html>")
+    assert all(path.parent == tmp_path / "pictures" for path in plot([str(folder)], str(tmp_path / "pictures")))

@@ -35,6 +35,7 @@ class Memory(Logger):
     [
         (lambda: [Memory(), torch.nn.ReLU()], r"logger\[1\] must be a logger, .*; got ReLU\(\) \(ReLU\)"),
         (lambda: "csw", "logger='csw' is not true or false or .*did you mean 'csv'"),
+        (lambda: [Memory()] * 2, r"<.*Memory.*> is among the loggers twice: it would write each value twice"),
         (lambda: CSVLogger, "got <class .*CSVLogger'> .*; pass an instance: add the parentheses"),
     ],
 )

@@ -253,6 +253,20 @@ def test_who_wants_several_processes_is_told_how_to_start_this_program(monkeypat
     assert said.endswith(started)
 
 
+def test_who_wants_several_processes_in_a_notebook_is_told_to_start_a_script(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    monkeypatch.setattr(sys, "argv", ["site/ipykernel_launcher.py"])
+    with pytest.warns(UserWarning, match="start it with `torchrun --nproc-per-node 2 YOUR_SCRIPT.py ...`"):
+        Trainer(devices=2, accelerator="cpu", max_epochs=1, logger=False)
+
+
+@pytest.mark.parametrize(("given", "told"), [("3", True), ("three", False)])
+def test_a_number_as_text_is_told_to_be_text(given, told):
+    with pytest.raises(MisconfigurationException) as caught:
+        Trainer(max_epochs=given)
+    assert ("; it is text: leave the quotes out, or in YAML write ${oc.decode:...}" in str(caught.value)) is told
+
+
 def test_an_unknown_argument_is_told_with_the_nearest_one_at_the_end():
     with pytest.raises(TypeError, match=r"'max_epoch', only \['accelerator.*\]; did you mean 'max_epochs'\?$"):
         Trainer(max_epoch=3)

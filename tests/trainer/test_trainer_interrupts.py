@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -205,3 +206,25 @@ def test_stop_training_error_ends_the_run_in_order(tmp_path):
     trainer.fit(Line(), loader())
     assert callback.calls == [0, 1, "on_train_end", "on_fit_end", "teardown"]
     assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)  # fmt: skip
+def test_a_notebook_lives_on_after_an_interrupt(tmp_path, monkeypatch, number, kind):
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)  # as in IPython's kernels and at a Python prompt
+    numbers = [number]
+    trainer = trainer_with(tmp_path, At(lambda: numbers and os.kill(os.getpid(), numbers.pop())))
+    with pytest.raises(kind):
+        trainer.fit(Line(), loader())
+    assert trainer.interrupted and trainer.global_step == 3
+    trainer.fit(Line(), loader())
+    assert trainer.current_epoch == 2 and not trainer.interrupted
+
+
+def test_a_notebook_lives_on_after_a_second_interrupt(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    trainer = trainer_with(tmp_path, At(raise_(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Line(), loader())
+    assert trainer.interrupted

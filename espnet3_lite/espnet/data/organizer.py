@@ -52,7 +52,7 @@ def data_sets(config: Mapping[str, Any]) -> Any:
     gives several test sets by name).
 
     Raises:
-        MisconfigurationException: what is given for a split is not a data set.
+        MisconfigurationException: what is given for a split is not a data set, or a data set for no split.
 
     >>> data_sets({"dataset": {"train": {"_target_": "builtins.range", "_args_": [3]}}}).train
     range(0, 3)
@@ -61,14 +61,22 @@ def data_sets(config: Mapping[str, Any]) -> Any:
     built = instantiate(described) if described else None
     if not isinstance(built, Mapping):
         return built
+    for name, value in built.items():
+        if name not in _SPLITS and hasattr(value, "__getitem__") and not isinstance(value, (Mapping, list, str)):
+            raise MisconfigurationException(
+                f"dataset.{name}: there is no such split; there are {', '.join(_SPLITS)}{nearest(name, _SPLITS)}. "
+                f"Several test sets are named below one key: `test: {{clean: {{_target_: ...}}, {name}: ...}}`"
+            )
     given = {split: built.get(split) for split in _SPLITS}
     for split, value in given.items():
         for part in value.values() if isinstance(value, Mapping) and split == "test" else [value]:
             is_set = hasattr(part, "__getitem__") or hasattr(part, "__iter__")
             if part is not None and (not is_set or isinstance(part, (Mapping, list, str))):
+                several = "several test sets as a mapping that names them, " if split == "test" else ""
                 raise MisconfigurationException(
-                    f"dataset.{split}: {part!r} is not a data set; give one by its `_target_`, or name an organizer of "
-                    f"such entries in `dataset._target_`: espnet3_lite.compat.DataOrganizer, with `_recursive_: false`"
+                    f"dataset.{split}: {part!r} is not a data set; give one by its `_target_`, {several}or name an "
+                    f"organizer of such entries in `dataset._target_`: espnet3_lite.compat.DataOrganizer, with "
+                    f"`_recursive_: false`"
                 )
     return SimpleNamespace(**given)
 
