@@ -44,8 +44,7 @@ class RankStore:
         self._call += 1
         #: An exception ended the call on this rank, which exchanges nothing any more.
         self.failed = False
-        self._meetings = self._saves = self._writes = 0
-        self._awaits_writer = False
+        self._meetings = self._saves = 0
 
     def _key(self, name: str) -> str:
         return f"call {self._call}/{name}"
@@ -63,42 +62,22 @@ class RankStore:
             OtherRankError: another rank has failed.
         """
         self._meetings += 1
-        key = self._key(f"meeting {self._meetings}")
+        key, pause = self._key(f"meeting {self._meetings}"), 0.0005
         self._store.add(key, 1)
-        self._wait_for(key, self.world_size, f"all ranks at {name or 'a barrier'}", parted)
+        while self._store.add(key, 0) < self.world_size:
+            if failure := self.failure():
+                where = f"all ranks at {name or 'a barrier'}"
+                raise OtherRankError(f"{failure}\nRank {self.rank}, which waited for {where}, ends with it.")
+            saving = self._store.check([self._key(f"save {self._saves + 1}")])
+            if saving and self._store.add(key, 0) < self.world_size:  # else that rank has been here, and gone on
+                parted()
+            time.sleep(pause)  # signal handlers run here, as they do not in a collective
+            pause = min(2 * pause, 0.1)
 
     def begin_save(self) -> None:
         """This rank begins a save, by a collective: ranks that wait elsewhere without a collective must know."""
         self._saves += 1
         self._store.set(self._key(f"save {self._saves}"), "begun")
-
-    def rank_zero_has_written(self) -> None:
-        """Rank zero says that a file is written; the others remember that they will have to wait for it."""
-        self._writes += 1
-        if self.rank == 0:
-            self._store.add(self._key(f"write {self._writes}"), 1)
-        else:
-            self._awaits_writer = True
-
-    def await_writer(self) -> None:
-        """Wait until rank zero has written what it was asked to write: before the next collective, which has a timeout.
-
-        Raises:
-            OtherRankError: it failed to.
-        """
-        if self._awaits_writer:
-            self._awaits_writer = False
-            self._wait_for(self._key(f"write {self._writes}"), 1, "rank 0 to write a checkpoint")
-
-    def _wait_for(self, key: str, count: int, what: str, parted: Callable[[], object] | None = None) -> None:
-        pause = 0.0005
-        while self._store.add(key, 0) < count:
-            if failure := self.failure():
-                raise OtherRankError(f"{failure}\nRank {self.rank}, which waited for {what}, ends with it.")
-            if parted is not None and self._store.check([self._key(f"save {self._saves + 1}")]):
-                parted()
-            time.sleep(pause)  # signal handlers run here, as they do not in a collective
-            pause = min(2 * pause, 0.1)
 
     # ---- failures --------------------------------------------------------------------------------------------------
 

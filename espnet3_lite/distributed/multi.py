@@ -126,7 +126,6 @@ class SeveralProcesses(Strategy):
 
     def before_forward(self, closes: bool) -> None:
         """Before each training batch's forward pass; `closes`: the plain optimizer's window ends with it."""
-        self.store.await_writer()
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
@@ -141,7 +140,6 @@ class SeveralProcesses(Strategy):
         """See `Ballot.cast`. Collective."""
         if self.failed:
             return [says]
-        self.store.await_writer()
         try:
             return self._ballot.cast(place, says, bad)
         except RuntimeError as error:
@@ -205,10 +203,10 @@ class SeveralProcesses(Strategy):
             self.cast(Place.SAVE)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path) -> None:
-        """Rank zero writes; the others go on, and wait for it before the next collective, however long it takes."""
+        """Rank zero writes, and the others wait for it, however long it takes. Collective."""
         if self.global_rank == 0:
             super().save_checkpoint(checkpoint, path)
-        self.store.rank_zero_has_written()
+        self.barrier("the writing of a checkpoint by rank 0")
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
