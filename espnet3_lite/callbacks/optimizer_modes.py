@@ -82,9 +82,7 @@ class OptimizerModes(Callback):
         before = [parameter.detach().clone() for parameter in parameters]
         checkpoint[_STATE] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         switch(trainer, "eval")
-        checkpoint["state_dict"] = {
-            name: value.clone() for name, value in trainer.strategy.module_state_dict(pl_module).items()
-        }
+        checkpoint["state_dict"] = {name: value.clone() for name, value in pl_module.state_dict().items()}
         switch(trainer, "train")
         with torch.no_grad():  # there and back is not the same to the last bit
             for parameter, value in zip(parameters, before, strict=True):

@@ -215,7 +215,7 @@ class WeightAveraging(Callback):
             for kept, current in zip(tensors_of(average), tensors_of(pl_module), strict=True):
                 if not is_averaged(kept):
                     kept.copy_(current)
-        checkpoint["state_dict"] = trainer.strategy.module_state_dict(average)
+        checkpoint["state_dict"] = average.state_dict()
         if self._swapped:  # within a validation, or where one was broken off
             states = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = states

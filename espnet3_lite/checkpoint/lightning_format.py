@@ -69,8 +69,11 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
     manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
     steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # the last batch closes a window
+    counts = (count for count in trainer.num_val_batches if trainer.validation_ran and count != math.inf)
+    validated = int(sum(counts))  # a validation is over, or has not begun
     fit_loop = {
-        "state_dict": _dump_loader(trainer),
+        # A training loader's own state, where it has one, and Lightning looks for it: it skips no data by itself.
+        "state_dict": {} if (state := trainer.train_data.in_use.state_dict()) is None else {"combined_loader": [state]},
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
         "epoch_loop.batch_progress": _batch_progress(batches, done, open_batch, is_last_batch=loop.is_last_batch),
         "epoch_loop.scheduler_progress": _counts(steps, steps_here),
@@ -84,7 +87,7 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": _counts(manual_steps, manual_steps),
         "epoch_loop.val_loop.state_dict": {},
-        "epoch_loop.val_loop.batch_progress": _dump_validation(trainer),
+        "epoch_loop.val_loop.batch_progress": _batch_progress(validated, validated, is_last_batch=bool(validated)),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
     idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, is_last_batch=False)}
@@ -95,18 +98,6 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
 def has_named_optimizers(trainer: Trainer) -> bool:
     """True where the configuration's `optimizers` names them, as opposed to a module that steps several by hand."""
     return trainer.automatic_optimization and bool(trainer.slots) and None not in trainer.slots
-
-
-def _dump_loader(trainer: Trainer) -> dict[str, Any]:
-    """The state of a training loader that has one, where Lightning looks for it: it skips no data by itself."""
-    state = trainer.train_data.in_use.state_dict()
-    return {} if state is None else {"combined_loader": [state]}
-
-
-def _dump_validation(trainer: Trainer) -> dict[str, Any]:
-    """A validation is over, or has not begun."""
-    count = sum(count for count in trainer.num_val_batches if count != math.inf) if trainer.validation_ran else 0
-    return _batch_progress(int(count), int(count), is_last_batch=bool(count))
 
 
 def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

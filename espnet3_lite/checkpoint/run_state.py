@@ -42,7 +42,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
         "epoch": loop.epoch,
         "global_step": loop.global_step,
         "pytorch-lightning_version": CHECKPOINT_FORMAT,
-        "state_dict": trainer.strategy.module_state_dict(module),
+        "state_dict": module.state_dict(),
         "loops": lightning_format.dump_loops(trainer),
     }
     checkpoint["loops"][OUR_STATE] = {"layout": LAYOUT, "wrapper_prefix": getattr(module, "wrapper_prefix", "")}
@@ -221,15 +221,19 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its own configuration"
             )
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        trainer.strategy.load_optimizer_state_dict(trainer.lightning_module, optimizer, state)
-    names = own_state(checkpoint).get("scheduler_names")
-    if names and len(set(names)) == len(names):  # ours: schedulers are matched by optimizer
+        trainer.strategy.load_optimizer_state_dict(optimizer, state)
+    ours = own_state(checkpoint)
+    names = ours.get("scheduler_names")
+    if names and len(set(names)) == len(names):  # schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
         configured = _numbers_of(config.scheduler)
         config.scheduler.load_state_dict(state)
         _warn_of_kept(trainer, config.scheduler, _numbers_of(config.scheduler), configured)
+    counts = zip(ours.get("scheduler_versions", ()), ours.get("scheduler_waits", ()), strict=True)
+    for config, (version, waits) in zip(configs, counts, strict=False):  # Lightning's files hold none
+        config.seen_version, config.waits = version, waits
 
 
 def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
@@ -255,9 +259,6 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
         if (state := by_name.get(slot.name or index)) is not None:
             slot.load_state_dict(state)
             _restore_gradients(trainer, slot, state["gradients"])
-    states = zip(trainer.lr_scheduler_configs, ours["scheduler_versions"], ours["scheduler_waits"], strict=True)
-    for config, version, waits in states:
-        config.seen_version, config.waits = version, waits
     loop.resume()
 
 

@@ -193,8 +193,8 @@ class FSDPStrategy(SeveralProcesses):
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    def module_state_dict(self, module: torch.nn.Module) -> dict[str, Any]:
-        """The weights, of which each rank has its own parts.
+    def begin_saving(self) -> None:
+        """A checkpoint is to be saved. Collective.
 
         Raises:
             RuntimeError: an exception has ended the call on this rank, and the others may know nothing of it.
@@ -204,7 +204,7 @@ class FSDPStrategy(SeveralProcesses):
                 "no sharded checkpoint can be saved after an exception (in `on_exception`, say): all ranks must write "
                 "their parts of it together, and the other ranks may still be training"
             )
-        return super().module_state_dict(module)
+        super().begin_saving()
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """A file as it is; of a sharded checkpoint each rank reads its own parts. Collective."""
@@ -221,17 +221,18 @@ class FSDPStrategy(SeveralProcesses):
         own = module.state_dict()
         module.load_state_dict({key: _as(value, own.get(key)) for key, value in state.items()}, strict=strict)
 
-    def load_optimizer_state_dict(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Any) -> None:
+    def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: Any) -> None:
         """Whole tensors, or a sharded checkpoint's. Collective."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if callable(state):
             state = state(parameters)
         numbers = [number for group in state["param_groups"] for number in group["params"]]
+        owners = dict(zip(numbers, parameters, strict=True))
         whole = {
-            number: {key: _as(value, parameter) for key, value in state["state"].get(number, {}).items()}
-            for number, parameter in zip(numbers, parameters, strict=True)
+            number: {key: _as(value, owners.get(number)) for key, value in of_one.items()}
+            for number, of_one in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": {number: found for number, found in whole.items() if found}})
+        optimizer.load_state_dict({**state, "state": whole})
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients, whole. Collective."""

@@ -74,7 +74,6 @@ class SeveralProcesses(Strategy):
         self._watch = SigtermWatch(
             trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.global_rank} was {text}")
         )
-        self._watch.start()
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
         """The module on this process's device, with rank zero's parameters and buffers. Collective."""

@@ -47,16 +47,12 @@ class SigtermWatch:
         self._ended = threading.Event()
         self._main = threading.main_thread()
         self._pipe: tuple[int, int] | None = None
-
-    def start(self) -> None:
-        """Watch, from now on."""
-        if threading.current_thread() is not self._main:
-            return
-        self._pipe = os.pipe()
-        os.set_blocking(self._pipe[1], False)
-        self._previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), name="SIGTERM watch", daemon=True)
-        self._thread.start()
+        if threading.current_thread() is self._main:
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._watch, args=self._pipe[:1], name="SIGTERM watch", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         """Watch no more; what watched before does again."""

@@ -183,17 +183,11 @@ class Strategy:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    def module_state_dict(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The weights of `module`, as a checkpoint holds them."""
-        return module.state_dict()
-
     def load_module_state_dict(self, module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
-        """Load `state`, which `module_state_dict` gave, into `module`; `strict`: all keys must fit."""
+        """Load `state`, a module's weights, into `module`; `strict`: all keys must fit."""
         module.load_state_dict(state, strict=strict)
 
-    def load_optimizer_state_dict(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> None:
+    def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Load `state`, which `optimizer_state_dict` gave, into `optimizer`, which trains `module`."""
         optimizer.load_state_dict(state)
 

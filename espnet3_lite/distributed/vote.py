@@ -239,9 +239,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0
-    sound: bool | torch.Tensor = True
-    if losses and not trainer.detect_anomaly:
-        sound = all_sound(list(losses.values()), read=False)
+    sound = trainer.detect_anomaly or all_sound(list(losses.values()), read=False)
     says = Says(
         bad=sound is False,
         last=is_last or data.in_use.ended,

@@ -1,6 +1,7 @@
 """What a call takes from a checkpoint: callbacks' states in evaluations too, and which settings it does not take."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
+from espnet3_lite.checkpoint import run_state
 from espnet3_lite.exceptions import MisconfigurationException
 
 
@@ -217,3 +219,25 @@ def test_that_a_run_is_finished_is_told_before_anything_else_is_made(limit, told
         quiet_trainer(**limit).fit(Watching(), DATA, ckpt_path=path)
     finished = [line for line in told_before if "The run of this checkpoint is finished" in line]
     assert len(finished) == bool(told) and all(told in line for line in finished)
+
+
+def test_what_a_scheduler_has_seen_and_waits_for_comes_to_the_one_of_the_same_optimizer():
+    """As its state does: the file's order is the configuration's that wrote it."""
+
+    def config(name, seen=0, waits=False):
+        optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return SimpleNamespace(slot=SimpleNamespace(name=name), scheduler=scheduler, seen_version=seen, waits=waits)
+
+    a, b = config("a"), config("b")
+    states = [{**a.scheduler.state_dict(), "last_epoch": last} for last in (5, 7)]
+    ours = {
+        "layout": 2,
+        "scheduler_names": ["b", "a"],
+        "scheduler_versions": [50, 70],
+        "scheduler_waits": [True, False],
+    }
+    checkpoint = {"optimizer_states": [], "lr_schedulers": states, "loops": {"espnet3_lite": ours}}
+    run_state._restore_optimizers(SimpleNamespace(optimizers=[], lr_scheduler_configs=[a, b]), checkpoint)
+    assert (b.scheduler.last_epoch, b.seen_version, b.waits) == (5, 50, True)
+    assert (a.scheduler.last_epoch, a.seen_version, a.waits) == (7, 70, False)
