@@ -2,6 +2,7 @@
 whose gradient is rounding noise, shows it. Two processes of one thread each are also quicker here than two of two.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from espnet3_lite.espnet.data.contract import KINDS
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
+#: What is written need not outlive a power cut here: a test that saves fifty checkpoints would mostly wait for the disk.
+#: In the processes that tests start nothing is changed.
+os.fsync = os.fstat
+gc.disable()  # until all tests are collected, which makes much and throws little away
 
 #: Folders whose tests start no process and train for a moment only: ``pytest -n 2 -m quick`` takes under a minute.
 QUICK = {"config", "hook_order", "layers", "loops", "metrics", "module", "optim", "trainer", "typing"}
@@ -29,6 +34,12 @@ def is_quick(path):
 def pytest_ignore_collect(collection_path, config):
     """With ``-m quick`` the other folders are not even read, which would take as long as many of its tests."""
     return True if config.option.markexpr == "quick" and not is_quick(collection_path) else None
+
+
+def pytest_collection_finish():
+    """What is there by now stays: a collection of garbage, of which some tests make many, need not look at it."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -213,6 +213,7 @@ trainer.fit(Module(), [torch.ones(1, 1)] * 3, [torch.ones(1, 1)])
 """
 
 
+@pytest.mark.slow
 def test_a_saved_notebook_shows_a_table_with_one_line_an_epoch(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

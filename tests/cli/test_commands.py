@@ -11,17 +11,22 @@ from toy_lab import checkpoint, logged, make_recipe, status
 from espnet3_lite import __version__
 from espnet3_lite.cli.commands import main
 from espnet3_lite.config import load_config
+from espnet3_lite.report import images
 
 COMMANDS = ("train", "validate", "test", "average", "hooks", "collect-stats", "consolidate")
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """The toy experiment in a folder of its own, which is the working directory; logging and imports are put back."""
+    """The toy experiment in a folder of its own, which is the working directory; logging and imports are put back.
+
+    No pictures are drawn at a run's end, which takes longer than such a run (`tests/report` looks at them).
+    """
     folder = make_recipe(tmp_path / "recipe")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "toy", raising=False)
+    monkeypatch.setattr(images, "write_pictures", lambda pictures, folder: None)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield folder
@@ -374,6 +379,7 @@ def test_hooks_prints_who_listens_and_trains_nothing(recipe, capsys):
     assert not (recipe / "exp" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(recipe):
     command = f"{sys.executable} -m espnet3_lite hooks train.yaml --quiet | true"
     finished = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

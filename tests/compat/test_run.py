@@ -40,7 +40,9 @@ def program(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [["train.py"], ["-m", "theirs.train"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["train.py"], pytest.param(["-m", "theirs.train"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_a_program_runs_as_it_stands(program, words):
     command = [sys.executable, "-m", "espnet3_lite.compat.run", *words, "--lr", "1"]
     done = subprocess.run(command, cwd=program, capture_output=True, text=True, check=False)

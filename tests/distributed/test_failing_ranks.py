@@ -56,6 +56,7 @@ def compare(result, whole):
     assert (result["global_step"], result["updates"]) == (whole["global_step"], whole["updates"])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_both_after_the_next_batch(stopped):
     """torchrun saw exit codes 0: it would have started them anew otherwise."""
     assert status(stopped)["status"] == "interrupted" and status(stopped)["signal"] == "on another rank"

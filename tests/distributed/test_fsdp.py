@@ -4,6 +4,7 @@ import pytest
 import rank_cases
 import torch
 from rank_lab import SINGLE, Model, Module, Note, loader_of, report, results_of, torchrun, trainer_of
+from rank_launch import Ranks, launched
 
 from espnet3_lite import average_checkpoints
 from espnet3_lite.checkpoint import files as checkpoint_io
@@ -15,13 +16,7 @@ LATE = ["fsdp_saves_late", "fsdp_damaged"]
 SAVING = ["fsdp_saving", "fsdp_saving_in_background"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fsdp")
-
-
-@pytest.fixture(scope="module")
-def alone(folder):
+def run_alone(folder):
     """One process's whole run with accumulation; it leaves ``plain.ckpt`` from within its second epoch."""
 
     def save(trainer, module, batch_idx):
@@ -34,13 +29,28 @@ def alone(folder):
     return report(trainer, module)
 
 
+RANKS = Ranks(
+    "rank_cases", *CASES, *MIXED, *SAVING, "fsdp_from_a_file", "fsdp_from_ddp", *LATE, *SCHEDULE_FREE,
+    "fsdp_modes_resumed", prepare=run_alone,
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def two(folder, alone):
+def folder(request, tmp_path_factory):
+    """Where the ranks ran."""
+    return launched(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def two(folder):
     """Each rank's results of all cases."""
-    run = torchrun(2, "rank_cases.py", folder, *CASES, *MIXED, *SAVING, "fsdp_from_a_file", "fsdp_from_ddp", *LATE,
-                   *SCHEDULE_FREE, "fsdp_modes_resumed")  # fmt: skip
-    assert run.returncode == 0, run.stdout
     return results_of(folder, 2)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The report of the one process."""
+    return run_alone(tmp_path_factory.mktemp("alone"))
 
 
 def flat(parameters):

@@ -2,20 +2,18 @@
 
 import loader_rank_cases as cases
 import pytest
-from rank_lab import results_of, torchrun
+from rank_lab import results_of
+from rank_launch import Ranks, launched
 
-NAMES = (
-    "augmented", "augmented_corpora", "noisy_stream", "orders_of_their_own", "used_up_on_one_rank",
-    "shorter_than_it_says",
+RANKS = Ranks(
+    "loader_rank_cases", "augmented", "augmented_corpora", "noisy_stream", "orders_of_their_own",
+    "used_up_on_one_rank", "shorter_than_it_says",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    run = torchrun(2, "loader_rank_cases.py", folder, *NAMES)
-    assert run.returncode == 0, run.stdout
-    return results_of(folder, 2)
+def two(request, tmp_path_factory):
+    return results_of(launched(request, tmp_path_factory), 2)
 
 
 def test_two_ranks_see_the_samples_that_one_process_sees_noise_included(two, tmp_path, monkeypatch):

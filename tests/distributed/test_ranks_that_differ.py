@@ -2,18 +2,16 @@
 
 import pytest
 import rank_differ_cases
-from rank_lab import results_of, torchrun
+from rank_lab import results_of
+from rank_launch import Ranks, launched
 
-CASES = ["settings", "callbacks", "modules", "calls", "saving_alone", "logging_alone"]
+RANKS = Ranks("rank_differ_cases", "settings", "callbacks", "modules", "calls", "saving_alone", "logging_alone")
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(request, tmp_path_factory):
     """What both ranks raised, case by case; the launch ends, which it did not before."""
-    folder = tmp_path_factory.mktemp("differ")
-    run = torchrun(2, "rank_differ_cases.py", folder, *CASES)
-    assert run.returncode == 0, run.stdout
-    first, second = results_of(folder, 2)
+    first, second = results_of(launched(request, tmp_path_factory), 2)
     assert first == second
     return first
 

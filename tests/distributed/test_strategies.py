@@ -4,23 +4,24 @@ import pytest
 import rank_strategy_cases
 import torch
 from quiet import QUIET
-from rank_lab import results_of, torchrun
+from rank_lab import results_of
+from rank_launch import Ranks, launched
 
 from espnet3_lite import MisconfigurationException, Trainer, instantiate
 from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
-CASES = ["lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "objects", "half", "travelling", "sharded"]
+RANKS = Ranks(
+    "rank_strategy_cases",
+    *("lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "objects", "half", "travelling", "sharded"),
+)
 QUIET = {"max_epochs": 1, **QUIET}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(request, tmp_path_factory):
     """Each rank's results of all cases."""
-    folder = tmp_path_factory.mktemp("strategies")
-    run = torchrun(2, "rank_strategy_cases.py", folder, *CASES)
-    assert run.returncode == 0, run.stdout
-    return results_of(folder, 2)
+    return results_of(launched(request, tmp_path_factory), 2)
 
 
 def test_lbfgs_goes_the_same_way_on_both_ranks_as_in_one_process(two):

@@ -1,9 +1,10 @@
-"""Two real processes against one: equal parameters, agreed decisions, no sample lost. One launch for all of it."""
+"""Two real processes against one: equal parameters, agreed decisions, no sample lost."""
 
 import pytest
 import rank_cases
 import torch
-from rank_lab import results_of, torchrun
+from rank_lab import results_of
+from rank_launch import Ranks, launched
 
 EQUAL = [
     "single", "single_float32", "single_accumulating", "single_unused", "named", "named_float32", "named_accumulating",
@@ -23,15 +24,13 @@ OTHERS = [
     "evaluated_streams",
     "swa_of_seven_batches",
 ]
+RANKS = Ranks("rank_cases", *EQUAL, *UNEVEN, *OTHERS)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(request, tmp_path_factory):
     """Each rank's results of all cases."""
-    folder = tmp_path_factory.mktemp("two")
-    run = torchrun(2, "rank_cases.py", folder, *EQUAL, *UNEVEN, *OTHERS)
-    assert run.returncode == 0, run.stdout
-    return results_of(folder, 2)
+    return results_of(launched(request, tmp_path_factory), 2)
 
 
 def flat(parameters):

@@ -165,7 +165,9 @@ MISSING = "espnet is not installed; `pip install espnet` installs it without Lig
             "+dataset.preprocessor._target_=espnet2.train.preprocessor.CommonPreprocessor",
             "dataset.preprocessor._target_",
         ),
-        ("model._target_=espnet2.asr.espnet_model.ESPnetASRModel", "model._target_"),
+        pytest.param(
+            "model._target_=espnet2.asr.espnet_model.ESPnetASRModel", "model._target_", marks=pytest.mark.slow
+        ),
         pytest.param("+task=espnet3.systems.esp2_asr.task.ASRTask", "task", marks=pytest.mark.slow),
         pytest.param("model._target_=src.wants.Model", "model._target_", marks=pytest.mark.slow),
     ],

@@ -8,7 +8,8 @@ import pytest
 import torch
 from quiet import QUIET
 from rank_gan import config, train
-from rank_lab import results_of, torchrun
+from rank_lab import results_of
+from rank_launch import Ranks, launched
 
 from espnet3_lite import ESPnetModule, ESPnetTrainer, MisconfigurationException
 from espnet3_lite.config.schema import ConfigError, check_config
@@ -207,27 +208,33 @@ def test_the_setting_decides_the_module():
 # ---- ranks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        {"count": 10},  # the second rank has no third batch
-        pytest.param({"count": 8, "bad": "generator"}, marks=pytest.mark.slow),
-        pytest.param({"count": 8, "bad": "discriminator"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"count": 16, "gan": {"skip_discriminator_prob": 0.5, "generator_first": True}}, marks=pytest.mark.slow
-        ),
-    ],
-    ids=["uneven", "bad generator", "bad discriminator", "left out"],
-)
-def test_two_ranks_train_as_one_process_on_the_union(case, tmp_path):
-    bad = case.pop("bad", None)
-    alone = train(tmp_path, batch_size=4, **case, **({"bad": {4: bad}} if bad else {}))
-    words = json.dumps(
-        {**case, "batch_size": 2, **({"bad": {6: bad}} if bad else {})}
-    )  # the second rank's second batch
-    run = torchrun(2, "rank_gan.py", tmp_path, words)
-    assert run.returncode == 0, run.stdout
-    for found in results_of(tmp_path, 2):
+CASES = {
+    "uneven": {"count": 10},  # the second rank has no third batch
+    "bad generator": {"count": 8, "bad": "generator"},
+    "bad discriminator": {"count": 8, "bad": "discriminator"},
+    "left out": {"count": 16, "gan": {"skip_discriminator_prob": 0.5, "generator_first": True}},
+}
+
+
+def arguments(case, bad_sample):
+    """Of `rank_gan.train`, with the number of the sample that is bad."""
+    return {**case, "bad": {bad_sample: case["bad"]}} if "bad" in case else case
+
+
+#: Sample 6 is in the second rank's second batch, 4 in the second batch of one process.
+RANKS = Ranks("rank_gan", json.dumps({name: arguments(case, 6) for name, case in CASES.items()}))
+
+
+@pytest.fixture(scope="module")
+def two(request, tmp_path_factory):
+    """Each rank's results of all cases."""
+    return results_of(launched(request, tmp_path_factory), 2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one_process_on_the_union(case, two, tmp_path):
+    alone = train(tmp_path, batch_size=4, **arguments(CASES[case], 4))
+    for found in (result[case] for result in two):
         assert found["updates"] == alone["updates"] and found["global_step"] == alone["global_step"]
         for name, values in alone["weights"].items():
             torch.testing.assert_close(

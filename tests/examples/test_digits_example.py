@@ -1,13 +1,16 @@
 """examples/digits: the split, the model, and that it learns. The command itself runs in a slow test."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the digits are part of scikit-learn")
-
 from examples.digits.dataset import SIZES, Dataset
 from examples.digits.model import DigitClassifier
+
+#: Asked for without an import, which each worker would make when it collects.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="the digits are part of scikit-learn")
 
 
 def test_the_splits_hold_each_image_once():

@@ -1,16 +1,18 @@
 """examples/gan: shapes, losses, the picture and the judgement. The training itself runs in a slow test."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("sklearn", reason="the digits are part of scikit-learn")
-
 from examples.digits.model import DigitClassifier
 from examples.gan.evaluate import evaluate
 from examples.gan.model import DigitGan, compare
 from examples.gan.samples import SampleGrid, save_grid
+
+#: Asked for without an import, which each worker would make when it collects.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="the digits are part of scikit-learn")
 
 
 @pytest.fixture

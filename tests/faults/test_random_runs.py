@@ -29,6 +29,7 @@ def differences(first, count):
     return "" if said.endswith(" 0 differ: []\n") else said
 
 
+@pytest.mark.slow
 def test_a_few_random_runs():
     assert differences(0, 3) == ""
 

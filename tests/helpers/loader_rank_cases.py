@@ -1,10 +1,9 @@
 """What the ranks do in `tests/distributed/test_loaders_on_ranks.py`: each function is a case.
 
-torchrun --nproc-per-node 2 loader_rank_cases.py FOLDER CASE [CASE ...]
+`rank_launch` runs them on two ranks.
 """
 
 import os
-import sys
 import warnings
 
 import torch
@@ -176,7 +175,3 @@ def main(folder, *names):
     for CASE in names:
         results[CASE] = globals()[CASE]()
     write_results(folder, results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

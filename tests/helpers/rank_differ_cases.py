@@ -1,9 +1,8 @@
 """What differs between the ranks, or what one of them does alone: each case ends by one message on both.
 
-torchrun --nproc-per-node 2 rank_differ_cases.py FOLDER CASE [CASE ...]
+`rank_launch` runs them on two ranks.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -137,7 +136,3 @@ def main(folder, *names):
     global FOLDER
     FOLDER = folder
     write_results(folder, {name: globals()[name]() for name in names})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,10 +1,7 @@
-"""A training of `gan_lab.TwoTurns` in one process or, under torchrun, in several; each rank writes what it did.
-
-torchrun --nproc-per-node 2 rank_gan.py FOLDER '{"count": 10, "batch_size": 2, "bad": {"6": "generator"}}'
-"""
+"""Trainings of `gan_lab.TwoTurns` in one process or, by `rank_launch`, in several; each rank writes what it did."""
 
 import json
-import sys
+from pathlib import Path
 
 import gan_lab
 import torch
@@ -56,5 +53,8 @@ def train(folder, count=8, batch_size=4, bad=None, gan=None, epochs=1, ckpt_path
     }
 
 
-if __name__ == "__main__":
-    write_results(sys.argv[1], train(sys.argv[1], **json.loads(sys.argv[2])))
+def main(folder, cases):
+    """`cases` is the JSON of ``{name: the arguments of train}``; a rank's batches have two samples."""
+    cases = json.loads(cases)
+    results = {name: train(str(Path(folder, name)), batch_size=2, **case) for name, case in cases.items()}
+    write_results(folder, results)

@@ -1,9 +1,8 @@
 """What strategies do, as users meet them. As in `rank_cases`, each function is a case, for one process and for several.
 
-torchrun --nproc-per-node 2 rank_strategy_cases.py FOLDER CASE [CASE ...]
+`rank_launch` runs them on two ranks.
 """
 
-import sys
 import warnings
 
 import torch
@@ -231,7 +230,3 @@ def sharded():
 
 def main(folder, *names):
     write_results(folder, {name: globals()[name]() for name in names})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

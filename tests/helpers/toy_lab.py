@@ -30,7 +30,10 @@ PLACES = (
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["espnet3_lite.espnet.experiment", "espnet3_lite.cli.commands", "espnet3_lite.loggers", "matplotlib.figure"]
+    [
+        *("espnet3_lite.espnet.experiment", "espnet3_lite.cli.commands", "espnet3_lite.loggers", "matplotlib.figure"),
+        "torch._dynamo",  # the first optimizer imports it, which takes as long as torch itself
+    ]
 )
 
 

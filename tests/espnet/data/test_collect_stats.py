@@ -231,7 +231,7 @@ def test_what_is_missing_is_named(organizer, tmp_path, change, message):
     assert not (tmp_path / "stats").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_feature_that_is_no_number_is_named(organizer, tmp_path, workers):
     with pytest.raises(ValueError, match="the feature 'feats' of utterance '3' has NaN or Inf"):
         collect_stats(NotANumber(), organizer, tmp_path / "stats", parallel={"n_workers": workers})
