@@ -14,7 +14,7 @@ from espnet3_lite.espnet.data.contract import KINDS
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
-#: What is written need not outlive a power cut here: a test that saves fifty checkpoints would mostly wait for the disk.
+#: What is written need not outlive a power cut here: tests that save fifty checkpoints would mostly wait for the disk.
 #: In the processes that tests start nothing is changed.
 os.fsync = os.fstat
 gc.disable()  # until all tests are collected, which makes much and throws little away
