@@ -6,6 +6,7 @@ for readers and type checkers and counts for nothing. Names that are looked up i
 """
 
 import ast
+import functools
 import graphlib
 import io
 import re
@@ -94,6 +95,12 @@ def imports_of(node, inside_function=False):
         yield from imports_of(child, inside_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
+@functools.cache
+def imports_of_file(path):
+    """The full names that a file outside the package imports."""
+    return [full for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8")))]
+
+
 def ours_imported_by(name):
     """The modules of the package that a module imports, each by its own name."""
     found = set()
@@ -165,7 +172,7 @@ def test_nobody_imports_what_this_replaces(folder):
     for path in (PACKAGE.parent / folder).rglob("*.py"):
         if "golden" in path.parts:
             continue  # scripts that record what the others did, run by hand where they are installed
-        for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+        for full in imports_of_file(path):
             assert full.split(".")[0] not in NEVER, f"{path} imports {full}"
 
 
@@ -181,7 +188,7 @@ def test_no_test_imports_another():
     """What several tests need is in `tests/helpers`."""
     tests = [path for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
     for path in tests:
-        for full, _ in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+        for full in imports_of_file(path):
             assert not full.startswith("test_"), f"{path} imports {full}: move it to tests/helpers"
 
 
