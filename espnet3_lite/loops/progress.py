@@ -15,7 +15,6 @@ from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.optim.slots import OptimizerSlot
 
 if TYPE_CHECKING:
-    from espnet3_lite.loops.evaluation import EvaluationLoop
     from espnet3_lite.metrics.collector import Metrics
 
 
@@ -71,9 +70,6 @@ class Progress:
     is_last_batch: bool = False
     stage: EpochStage = EpochStage.NOT_BEGUN
 
-    def __post_init__(self) -> None:
-        self.val_loop: EvaluationLoop | None = None  # a fit has one; no checkpoint stores it
-
     @property
     def within_epoch(self) -> bool:
         """An epoch has begun, and its end has not: what a resumed run goes on with."""
@@ -103,7 +99,8 @@ class Progress:
         current = SimpleNamespace(ready=done, completed=done - under_way)
         total = SimpleNamespace(ready=seen, completed=seen - under_way)
         return SimpleNamespace(
-            batch_idx=done - 1, total_batch_idx=seen - 1, val_loop=self.val_loop, global_step=self.global_step,
+            batch_idx=done - 1, total_batch_idx=seen - 1, global_step=self.global_step,
+            val_loop=getattr(self, "val_loop", None),  # of a fit
             batch_progress=SimpleNamespace(current=current, total=total, is_last_batch=self.is_last_batch),
             _batches_that_stepped=self.batches_stepped,
         )  # fmt: skip

@@ -56,10 +56,6 @@ def _count_for_float(value: Any) -> str:
     return f"; for batches write {int(value)}" if isinstance(value, float) and value > 1 and value.is_integer() else ""
 
 
-def _validation_left_out(value: Any) -> str:
-    return "; to leave validation out set limit_val_batches to 0" if value == 0 and is_number(value) else ""
-
-
 DEVICES = Kind(
     "a number of at least 1, -1 or 'auto' for all, or a list of them",
     lambda value: (
@@ -75,7 +71,7 @@ LIMIT = whole(0) | Kind(
 INTERVAL = whole(1) | Kind(
     "a fraction above 0.0 and at most 1.0",
     lambda value: isinstance(value, float) and 0 < value <= 1,
-    lambda value: _validation_left_out(value) or _count_for_float(value),
+    lambda value: "; to leave validation out set limit_val_batches to 0" if value == 0 else _count_for_float(value),
 )
 PRECISION = one_of(
     "32-true", "64-true", "bf16-mixed", "16-mixed", "32", "64", "bf16", "16", 32, 64, 16, "bf16-true", "16-true",
