@@ -8,6 +8,7 @@ through an explicit list of names, never by running what a pickle asks for. Noth
 
 import argparse
 import datetime
+import operator
 import os
 import pathlib
 import pickle
@@ -88,22 +89,19 @@ def _plain(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> An
 
 
 def _plain_container(value: Any, where: str, seen: dict[int, tuple[object, object]]) -> Any:
-    contents = (*value, *value.values()) if isinstance(value, dict) else value
-    if type(value) in _CONTAINERS and _ATOMS.issuperset(map(type, contents)):
+    is_dict, kept = isinstance(value, dict), type(value) in _CONTAINERS
+    contents = [*value, *value.values()] if is_dict else [*value]
+    if kept and _ATOMS.issuperset(map(type, contents)):
         return value  # most are such, and where each value stands need not be written down for them
-    if isinstance(value, dict):
-        pairs = [
-            (_plain(key, f"a key of {where}", seen), _plain(item, f"{where}[{key!r}]", seen))
-            for key, item in value.items()
-        ]
-        same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
-        if same and type(value) in _CONTAINERS:
-            return value
-        return OrderedDict(pairs) if type(value) is OrderedDict else dict(pairs)
-    items = [_plain(item, f"{where}[{index}]", seen) for index, item in enumerate(value)]
-    kind = next(base for base in (list, tuple, set) if isinstance(value, base))
-    same = type(value) in _CONTAINERS and all(new is old for new, old in zip(items, value, strict=True))
-    return value if same else kind(items)
+    places = [f"{where}[{key!r}]" for key in (value if is_dict else range(len(value)))]
+    places = [f"a key of {where}"] * (len(contents) - len(places)) + places
+    found = [_plain(item, place, seen) for item, place in zip(contents, places, strict=True)]
+    if kept and all(map(operator.is_, found, contents)):
+        return value
+    if is_dict:
+        kind = OrderedDict if type(value) is OrderedDict else dict
+        return kind(zip(found[: len(value)], found[len(value) :], strict=True))
+    return next(base for base in (list, tuple, set) if isinstance(value, base))(found)
 
 
 # --- Reading what other programs pickled --------------------------------------------------------------------
