@@ -199,6 +199,13 @@ def test_links_lead_somewhere():
             assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_each_page_begins_with_what_it_is_for(page):
+    title, blank, first = page.read_text(encoding="utf-8").splitlines()[:3]
+    assert title.startswith("# ") and blank == ""
+    assert re.match(r"[A-Z`]", first), f"{page.relative_to(ROOT)}: a sentence comes first, not {first!r}"
+
+
 def test_the_readme_is_one_screen():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 100
 
