@@ -279,10 +279,18 @@ def test_a_folder_without_those_files_is_another_one(tmp_path):
 # That Lightning and ESPnet3 go on from them is shown by `golden/check_lightning_reads_ours.py`, run by hand.
 
 
-def kept_checkpoint(name, folder):
-    """What we save where Lightning saved the recorded file."""
-    lab.run_case(OURS, name, folder / name, keep=folder / "kept")
-    return load_checkpoint(folder / "kept" / lab.file_of(name, OURS))
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Gives what we save where Lightning saved the recorded file of that name; each case runs once."""
+    folder = tmp_path_factory.mktemp("ours")
+
+    def checkpoint(name):
+        file = folder / "kept" / name / lab.file_of(name, OURS)
+        if not file.exists():
+            lab.run_case(OURS, name, folder / name, keep=file.parent)
+        return load_checkpoint(file)
+
+    return checkpoint
 
 
 #: What Lightning's resume does not look at: how often schedulers stepped; whether an earlier epoch was validated.
@@ -290,8 +298,8 @@ NOT_READ = ("epoch_loop.scheduler_progress", "epoch_loop.val_loop.batch_progress
 
 
 @pytest.mark.parametrize("name", lab.CASES)
-def test_our_files_count_as_lightnings_do(name, tmp_path):
-    found, expected = kept_checkpoint(name, tmp_path), load_checkpoint(RECORDED / f"{name}.ckpt")
+def test_our_files_count_as_lightnings_do(name, kept):
+    found, expected = kept(name), load_checkpoint(RECORDED / f"{name}.ckpt")
     assert set(found) == set(expected)
     assert found["epoch"] == expected["epoch"]
     loops = {key: value for key, value in found["loops"].items() if key != "espnet3_lite"}
@@ -309,8 +317,8 @@ def test_our_files_count_as_lightnings_do(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", lab.CASES)
-def test_our_files_hold_what_lightnings_do(name, tmp_path):
-    found, expected = kept_checkpoint(name, tmp_path), load_checkpoint(RECORDED / f"{name}.ckpt")
+def test_our_files_hold_what_lightnings_do(name, kept):
+    found, expected = kept(name), load_checkpoint(RECORDED / f"{name}.ckpt")
     assert found["pytorch-lightning_version"] == expected["pytorch-lightning_version"]
     for key, state in expected["callbacks"].items():
         assert set(found["callbacks"][key]) == set(state)

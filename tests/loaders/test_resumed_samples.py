@@ -129,7 +129,13 @@ def test_in_the_main_process_a_resumed_run_draws_the_same_numbers(name, tmp_path
     check_resumed(Model, LOADERS[name], tmp_path, [(0, 0), (0, 2), (1, 1), (1, 3)])
 
 
-@pytest.mark.parametrize("name", LOADERS)
+#: These differ in the sampler alone, which draws in the main process.
+SAME_IN_WORKERS = ("own generator", "weighted", "weighted, own generator", "replacement", "own batches")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SAME_IN_WORKERS)) for name in LOADERS]
+)
 def test_in_workers_a_resumed_run_draws_the_same_numbers(name, tmp_path):
     whole = check_resumed(Model, lambda: LOADERS[name](num_workers=2), tmp_path, [(0, 1), (1, 2)])
     one = fit(Model, lambda: LOADERS[name](num_workers=1))
