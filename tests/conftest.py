@@ -17,7 +17,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 #: What is written need not outlive a power cut here: tests that save fifty checkpoints would mostly wait for the disk.
 #: In the processes that tests start nothing is changed.
 os.fsync = os.fstat
-gc.disable()  # until all tests are collected, which makes much and throws little away
 
 #: Folders whose tests start no process and train for a moment only: ``pytest -n 2 -m quick`` takes under a minute.
 QUICK = {"config", "hook_order", "layers", "loops", "metrics", "module", "optim", "trainer", "typing"}
@@ -36,10 +35,17 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.option.markexpr == "quick" and not is_quick(collection_path) else None
 
 
-def pytest_collection_finish():
-    """What is there by now stays: a collection of garbage, of which some tests make many, need not look at it."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collecting tests makes much and throws little away, so that looking for garbage there is in vain; what is there
+    at the end stays, and need not be looked at in the tests, some of which look for garbage often.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
