@@ -77,7 +77,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         option = unknown[0].partition("=")[0]
         hint = nearest(option, parsed.options, lambda name: name.strip("-")) if option.startswith("-") else ""
-        if not hint and hasattr(parsed, "config"):
+        if hasattr(parsed, "config") and "." in option:
+            hint = f"; a setting of the configuration has no dashes: {unknown[0].lstrip('-')}"
+        elif not hint and hasattr(parsed, "config"):
             hint = "; a setting of the configuration is changed by key=value, such as optimizer.lr=1e-3"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if others:  # key=value after an option, where argparse takes no more of them

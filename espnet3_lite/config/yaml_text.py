@@ -139,6 +139,7 @@ def format_path(path: KeyPath) -> str:
 
 #: What PyYAML's messages leave out, by a part of them.
 _HINTS = {
+    "expected ':'": "; write `key: value`, with a blank after the colon",
     "'\\t'": "; indent with spaces, not with a tab",
     "block mapping": "; look at the indentation, of the line before too: keys of one mapping begin in one column",
     "block collection": "; look at the indentation: the items of one list begin in one column",
@@ -177,8 +178,11 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
         _record_positions(node, (), name, positions, enclosing=())
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        without_colon = error.context == "while scanning a simple key"  # PyYAML notices it lines later
+        mark = error.context_mark if without_colon else error.problem_mark or error.context_mark
         hint = next((hint for word, hint in _HINTS.items() if word in f"{error.context}, {error.problem}"), "")
+        if "flow" in str(error.context) and error.context_mark:
+            hint += f"; the bracket was opened on line {error.context_mark.line + 1}"
         line = f", line {mark.line + 1}" if mark else ""
         raise MisconfigurationException(f"{name}{line}: {error.problem or error.context}{hint}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits, a tag that does not fit

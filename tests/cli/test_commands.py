@@ -242,6 +242,8 @@ def test_an_unknown_command_or_option_is_refused(capsys):
     assert "unrecognized arguments: --frsh; did you mean '--fresh'?" in refused(capsys, "train", "train.yaml", "--frsh")
     said = refused(capsys, "train", "train.yaml", "--lr", "3")
     assert "unrecognized arguments: --lr; a setting of the configuration is changed by key=value" in said
+    said = refused(capsys, "train", "train.yaml", "--optimizer.lr=3")
+    assert "a setting of the configuration has no dashes: optimizer.lr=3" in said
     said = refused(capsys, "average", "exp", "--lr", "3")
     assert "--lr" in said and "key=value" not in said
     assert "COMMAND" in refused(capsys)

@@ -80,7 +80,14 @@ def test_where_we_read_yaml_1_2_and_omegaconf_does_not(text, expected):
     [
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "conf.yaml, line 4: the key 'b.c' is given twice; it is already on line 3"),
         ("a: 1\n1: x\n1: y\n", "conf.yaml, line 3: the key '[1]' is given twice; it is already on line 2"),
-        ("a: [1, 2\nb: 3\n", "conf.yaml, line 2: expected ',' or ']', but got ':'"),
+        (
+            "a: 0\n\nc: [1, 2\nb: 3\n",
+            "conf.yaml, line 4: expected ',' or ']', but got ':'; the bracket was opened on line 3",
+        ),
+        (
+            "z: 0\na:1\n\nb: 2\n",
+            "conf.yaml, line 2: could not find expected ':'; write `key: value`, with a blank after the colon",
+        ),
         (
             "a:\n\t- 1\n",
             "conf.yaml, line 2: found character '\\t' that cannot start any token; indent with spaces, not with a tab",

@@ -63,9 +63,10 @@ def data_sets(config: Mapping[str, Any]) -> Any:
         return built
     for name, value in built.items():
         if name not in _SPLITS and hasattr(value, "__getitem__") and not isinstance(value, (Mapping, list, str)):
+            several = f". Several test sets are named below one key: `test: {{clean: {{_target_: ...}}, {name}: ...}}`"
+            hint = several if str(name).startswith("test") else nearest(name, _SPLITS)
             raise MisconfigurationException(
-                f"dataset.{name}: there is no such split; there are {', '.join(_SPLITS)}{nearest(name, _SPLITS)}. "
-                f"Several test sets are named below one key: `test: {{clean: {{_target_: ...}}, {name}: ...}}`"
+                f"dataset.{name}: there is no such split; there are {', '.join(_SPLITS)}{hint}"
             )
     given = {split: built.get(split) for split in _SPLITS}
     for split, value in given.items():
