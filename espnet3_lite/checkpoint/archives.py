@@ -43,12 +43,13 @@ class DamagedArchiveError(Exception):
 
 
 @contextmanager
-def verified(file: BinaryIO, executor: Executor) -> Iterator[None]:
+def verified(file: BinaryIO, executor: Executor | None = None) -> Iterator[None]:
     """While entered, an archive may be read; a thread looks at its checksums meanwhile, and has the last word.
 
     Args:
         file: Open for reading.
         executor: Of a thread: it reads all of the archive in small pieces, without Python's lock for the most part.
+            None: this thread does so at the end, which takes less time where the archive is small.
 
     Raises:
         DamagedArchiveError: it is no archive of `torch.save`, truncated, damaged or forged.
@@ -60,14 +61,14 @@ def verified(file: BinaryIO, executor: Executor) -> Iterator[None]:
         pickles = [archive.read(entry) for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
         if not pickles:
             raise DamagedArchiveError("not a checkpoint: an archive without data.pkl")
-    checked = executor.submit(archive.testzip)
+    bad_entry = executor.submit(archive.testzip).result if executor else archive.testzip
     try:
         for program in pickles:
             refuse_hash_bombs(program)
         yield
     finally:
         with _told_as_damage():
-            if bad := checked.result():  # first: it tells why torch could not read
+            if bad := bad_entry():  # first: it tells why torch could not read
                 raise DamagedArchiveError(f"damaged: the checksum (CRC) of {bad!r} is wrong")
 
 

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -140,16 +139,15 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
         if sum(length for _, length in places) > end:
             return f"{folder}: damaged metadata: items of the data file {name} overlap"
     every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
-    with ThreadPoolExecutor(1) as executor:
-        for name, offset, length in every[rank::world_size]:
-            with open(Path(folder) / name, "rb") as file:
-                file.seek(offset)
-                item = io.BytesIO(file.read(length))
-            try:
-                with archives.verified(item, executor):
-                    pass
-            except archives.DamagedArchiveError as error:
-                return f"{folder}: the data file {name}, at byte {offset}: {error}"
+    for name, offset, length in every[rank::world_size]:
+        with open(Path(folder) / name, "rb") as file:
+            file.seek(offset)
+            item = io.BytesIO(file.read(length))
+        try:
+            with archives.verified(item):
+                pass
+        except archives.DamagedArchiveError as error:
+            return f"{folder}: the data file {name}, at byte {offset}: {error}"
     return None
 
 
