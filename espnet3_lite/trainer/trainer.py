@@ -195,11 +195,15 @@ class Trainer(TrainerProperties):
         Args:
             filepath: Where to.
             weights_only: Leave out optimizers, schedulers and callbacks.
-            storage_options: Lightning's; must be None.
+            storage_options: Lightning's argument for other file systems; only None is allowed.
 
         Raises:
             AttributeError: no module has been attached yet.
+            TypeError: `storage_options` is given.
         """
+        if storage_options is not None:
+            raise TypeError(f"save_checkpoint writes to the file system alone: storage_options must be None, "
+                            f"got {storage_options!r}")  # fmt: skip
         if self.lightning_module is None:
             raise AttributeError("Saving a checkpoint is only possible if a model is attached to the Trainer; call fit "
                                  "(or validate, test, predict) first")  # fmt: skip
