@@ -26,6 +26,10 @@ class StopTrainingError(Exception):
     """
 
 
+class SearchIsOverError(StopTrainingError):
+    """Ends a call that was made for a search alone: no training began, and `on_fit_end` is not called."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or written; the message names the file and what is wrong with it."""
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.requests import request_loaders
 from espnet3_lite.seed import isolated_random_state
 
@@ -98,12 +99,10 @@ class BatchSizeFinder(Callback):
                 f"The Batch size finder cannot be used with dataloaders passed directly to `.{stage}()`. Please "
                 f"disable the feature or incorporate the dataloader into your LiteModule or LiteDataModule."
             )
-        name, holders = self._batch_arg_name, self._holders(trainer, pl_module)
-        if not holders:
-            owners = [owner for owner in (pl_module, trainer.datamodule) if owner is not None]
-            known = [key for owner in owners for key in (*vars(owner), *owner.hparams)]
+        name, size = self._batch_arg_name, self._size(trainer, pl_module)
+        if not size.holders:
             raise MisconfigurationException(
-                f"Field {name} not found in `model`, `datamodule`, nor their `hparams` attributes{nearest(name, known)}"
+                f"Field {name} not found in `model`, `datamodule`, nor their `hparams` attributes{size.hint}"
             )
         if hasattr(pl_module, name) and name in pl_module.hparams:
             rank_zero_warn(
@@ -115,7 +114,7 @@ class BatchSizeFinder(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LiteModule, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps its size; set here, before the optimizers may ask how many batches there are."""
         if (state := checkpoint["callbacks"].get(self.state_key)) is not None:
-            self._set_size(trainer, pl_module, state["optimal_batch_size"])
+            self._size(trainer, pl_module).set(state["optimal_batch_size"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search before the training."""
@@ -155,7 +154,7 @@ class BatchSizeFinder(Callback):
                 f"The Batch size finder cannot be used with multiple {trainer.state.fn} dataloaders."
             )
         search = self._search_power if self._mode == "power" else self._search_binary
-        before = self._size(trainer, pl_module)
+        before = self._size(trainer, pl_module).get()
         try:
             with isolated_random_state(trainer.own_generators):
                 trial = trainer.make_trial()  # on it, so that the trainer's own data module is not asked
@@ -164,11 +163,11 @@ class BatchSizeFinder(Callback):
                 start = before if samples is not None and before >= samples else min(self._init_val, self._max_val)
                 found = search(trainer, pl_module, start, samples)
         except BaseException:
-            self._set_size(trainer, pl_module, before)
+            self._size(trainer, pl_module).set(before)
             raise
         rank_zero_info("Finished batch size finder, will continue with full run using batch size %d", found)
         self.optimal_batch_size, self._found = found, True
-        self._set_size(trainer, pl_module, found)
+        self._size(trainer, pl_module).set(found)
         trainer.renew_loaders(before_training)
 
     def _search_power(self, trainer: Trainer, pl_module: LiteModule, size: int, samples: int | None) -> int:
@@ -215,7 +214,7 @@ class BatchSizeFinder(Callback):
 
     def _fits(self, trainer: Trainer, pl_module: LiteModule, size: int) -> bool:
         """Try a size out."""
-        self._set_size(trainer, pl_module, size)
+        self._size(trainer, pl_module).set(size)
         trial, fits = trainer.make_trial(), True
         try:
             trial.run(self._steps_per_trial)
@@ -232,28 +231,9 @@ class BatchSizeFinder(Callback):
         rank_zero_info("Batch size %d %s", size, "succeeded" if fits else "failed")
         return fits
 
-    # ---- where the size stands -------------------------------------------------------------------------------------
-
-    def _holders(self, trainer: Trainer, pl_module: LiteModule) -> list[Any]:
-        """Modules that have it as an attribute, and dicts that have it as an entry; the last one counts."""
-        holders: list[Any] = []
-        for owner in (pl_module, trainer.datamodule):
-            if owner is not None and hasattr(owner, self._batch_arg_name):
-                holders.append(owner)
-            if owner is not None and self._batch_arg_name in owner.hparams:
-                holders.append(owner.hparams)
-        return holders
-
-    def _size(self, trainer: Trainer, pl_module: LiteModule) -> int:
-        holder = self._holders(trainer, pl_module)[-1]
-        return holder[self._batch_arg_name] if isinstance(holder, dict) else getattr(holder, self._batch_arg_name)
-
-    def _set_size(self, trainer: Trainer, pl_module: LiteModule, size: int) -> None:
-        for holder in self._holders(trainer, pl_module):
-            if isinstance(holder, dict):
-                holder[self._batch_arg_name] = size
-            else:
-                setattr(holder, self._batch_arg_name, size)
+    def _size(self, trainer: Trainer, pl_module: LiteModule) -> TunedAttribute:
+        """Where the size stands."""
+        return TunedAttribute(trainer, pl_module, [self._batch_arg_name])
 
     # ---- state -----------------------------------------------------------------------------------------------------
 

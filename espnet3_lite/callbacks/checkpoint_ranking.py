@@ -82,7 +82,12 @@ class CheckpointRanking(CheckpointFiles):
         return f"Epoch {int(candidates['epoch'])}, global step {int(candidates['step'])}: {self.monitor!r}"
 
     def _follow_files(self, trainer: Trainer) -> None:
-        """Forget the best files that somebody removed meanwhile: another may take their place."""
+        """Forget the best files that somebody removed meanwhile: another may take their place.
+
+        A subclass with its own `_remove_checkpoint` may keep something else in place of a file, as scvi-tools' does.
+        """
+        if type(self)._remove_checkpoint is not CheckpointFiles._remove_checkpoint:
+            return
         gone = [path for path in self.best_k_models if path in self._on_disk and not os.path.exists(path)]
         gone = trainer.strategy.broadcast(gone)  # collective: rank zero knows what is on its disk
         self._forget(gone)

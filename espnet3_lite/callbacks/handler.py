@@ -77,8 +77,14 @@ class CallbackHandler:
         for callback in callbacks:
             self.add_callback(callback)
 
+    def replace_callbacks(self, callbacks: Iterable[Callback]) -> None:
+        """Have these callbacks and no others, in order."""
+        given, self.callbacks = [*callbacks], []
+        self.rebuild()
+        self.add_callbacks(given)
+
     def rebuild(self) -> None:
-        """Fill the table anew; needed only when `callbacks` was changed by hand."""
+        """Fill the table anew; a call that begins sees to it that what was changed by hand is known."""
         self.listeners = {event: self._find(event) for event in EVENTS}
         for event in EVENTS:
             if not HOOKS[event].last:
@@ -98,8 +104,9 @@ class CallbackHandler:
         """A call begins: callbacks get to know the trainer; in one that is `fitting`, another trainer's start afresh.
 
         What an early stopping counted in one fold must not end the next one. A test keeps what the fit has found, such
-        as the best checkpoint.
+        as the best checkpoint. What a program appended to the list itself, or took out of it, is as good as any other.
         """
+        self.replace_callbacks(self.callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 continue

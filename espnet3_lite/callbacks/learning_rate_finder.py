@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.seed import isolated_random_state
@@ -148,23 +149,22 @@ class LearningRateFinder(Callback):
                 f"LearningRateFinder takes one process and one optimizer, but there are {trainer.world_size} and "
                 f"{len(trainer.optimizers)}; search on one process, and name the rate in the configuration"
             )
-        holder, name = self._holder(pl_module) if self._update_attr else (None, "")
-        ramp = _Ramp(*self._ramp)
+        attribute = self._attribute(trainer, pl_module) if self._update_attr else None
+        ramp = self.make_ramp()
         with isolated_random_state(trainer.own_generators):
             trial = trainer.make_trial()
-            run = trial.trainer
-            run.limit_val_batches = 0
-            run.callback_handler.add_callbacks([ramp])
-            run.hook_calls.fill()
+            ramp.prepare(trial.trainer)
+            trial.trainer.callback_handler.add_callbacks([ramp])
+            trial.trainer.hook_calls.fill()
             try:
                 trial.run(ramp.steps)
             finally:
                 trial.close()
-        self.optimal_lr = Found(ramp.results)
+        self.optimal_lr = ramp.found()
         rate = self.optimal_lr.suggestion()
-        if rate is not None and self._update_attr:
+        if rate is not None and attribute is not None:
             rank_zero_info("Learning rate set to %s", rate)
-            _set(holder, name, rate)
+            attribute.set(rate)
             for group in trainer.optimizers[0].param_groups:
                 group["lr"] = rate
                 if "initial_lr" in group:
@@ -173,34 +173,46 @@ class LearningRateFinder(Callback):
                 if hasattr(config.scheduler, "base_lrs"):
                     config.scheduler.base_lrs = [rate for _ in config.scheduler.base_lrs]
 
-    def _holder(self, module: LiteModule) -> tuple[Any, str]:
-        """Who holds the rate, and under which name."""
+    def make_ramp(self) -> Ramp:
+        """What sets the rates of a search."""
+        return Ramp(*self._ramp)
+
+    def _attribute(self, trainer: Trainer, module: LiteModule) -> TunedAttribute:
+        """Where the rate stands."""
         names = [self._attr_name] if self._attr_name else ["lr", "learning_rate"]
-        for holder in (module, module.hparams):
-            for name in names:
-                if name in holder if isinstance(holder, Mapping) else hasattr(holder, name):
-                    return holder, name
-        raise MisconfigurationException(
-            f"LearningRateFinder: neither the module nor its hparams have {' or '.join(map(repr, names))}"
-            f"; name the attribute in attr_name, or set update_attr=False"
-            f"{nearest(names[0], [*vars(module), *module.hparams])}"
-        )
+        attribute = TunedAttribute(trainer, module, names)
+        if not attribute.holders:
+            raise MisconfigurationException(
+                f"LearningRateFinder: neither the module nor its hparams have {' or '.join(map(repr, names))}"
+                f"; name the attribute in attr_name, or set update_attr=False{attribute.hint}"
+            )
+        return attribute
 
 
-def _set(holder: Any, name: str, rate: float) -> None:
-    if isinstance(holder, Mapping):
-        holder[name] = rate  # type: ignore[index]
-    else:
-        setattr(holder, name, rate)
+class Ramp(Callback):
+    """Sets each step's rate, and notes the loss.
 
+    Attributes:
+        results: ``lr`` and ``loss`` of each step.
+        means: The running mean of the loss at each step, by which the search stops early.
+    """
 
-class _Ramp(Callback):
-    """Sets each step's rate, and notes the loss."""
+    #: The mean is corrected for its start as if so many steps more had been.
+    behind = 0
 
     def __init__(self, first: float, last: float, steps: int, mode: str, threshold: float | None):
         self.first, self.last, self.steps, self.mode, self.threshold = first, last, steps, mode, threshold
         self.results: dict[str, list[float]] = {"lr": [], "loss": []}
+        self.means: list[float] = []
         self._mean, self._best = 0.0, math.inf
+
+    def prepare(self, trial: Trainer) -> None:
+        """Before a trial's plan is made: it validates nothing."""
+        trial.limit_val_batches = 0
+
+    def found(self) -> Found:
+        """What the trial found."""
+        return Found(self.results)
 
     def rate_of(self, step: int) -> float:
         """The rate of a step, from 0; as Lightning's, which begins with the first rate and leaves out the next."""
@@ -224,7 +236,8 @@ class _Ramp(Callback):
         self.results["lr"].append(self.rate_of(step - 1))
         self.results["loss"].append(float(loss))
         self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * float(loss)
-        smoothed = self._mean / (1 - SMOOTHING**step)  # `step` counts this one: the mean begins with the first loss
+        smoothed = self._mean / (1 - SMOOTHING ** (step + self.behind))  # `step` counts this one
+        self.means.append(smoothed)
         if self.threshold is not None and step > 1 and smoothed > self.threshold * self._best:
             trainer.should_stop = True
         if smoothed < self._best or step == 1:

@@ -32,6 +32,7 @@ def _of(package: str) -> dict[str, str]:
 _RANKS = {
     **{f"rank_zero_{name}": "distributed.rank" for name in ("warn", "info")},
     **{f"rank_zero_{name}": "compat.utilities.functions" for name in ("only", "debug", "deprecation")},
+    "rank_prefixed_message": "compat.utilities.functions",
 }
 _STATES = {name: "trainer.states" for name in ("RunningStage", "TrainerFn", "TrainerState", "TrainerStatus")}
 _TYPES = {
@@ -40,7 +41,7 @@ _TYPES = {
         "STEP_OUTPUT", "EPOCH_OUTPUT", "TRAIN_DATALOADERS", "EVAL_DATALOADERS", "LRSchedulerTypeUnion",
         "LRSchedulerTypeTuple", "LRSchedulerPLType", "OptimizerConfig", "OptimizerLRScheduler",
         "OptimizerLRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerConfig", "_MAP_LOCATION_TYPE", "_OUT_DICT",
-        "_PATH",
+        "_PATH", "_DEVICE", "_EVALUATE_OUTPUT", "_PREDICT_OUTPUT",
     )
 }  # fmt: skip
 _UTILITIES = {
@@ -55,8 +56,11 @@ _UTILITIES = {
     "PossibleUserWarning": "compat.utilities.functions",
     "get_filesystem": "compat.utilities.functions",
     "get_init_args": "compat.utilities.functions",
+    "_AcceleratorConnector": "compat.utilities.functions",
     "is_oom_error": "callbacks.batch_size_finder:is_out_of_memory",
     "_load": "checkpoint.files:load_checkpoint",
+    "_load_from_checkpoint": "compat.utilities.functions",
+    "num_cuda_devices": "compat.utilities.functions",
     "HyperparametersMixin": "module.hparams",
     "seed_everything": "seed",
     "AttributeDict": "module.hparams",
@@ -93,7 +97,7 @@ HOMES: dict[str, dict[str, str]] = {
         "rank_zero_only": "compat.utilities.functions",
     },
     "utilities": {**_UTILITIES, "ModelSummary": "callbacks.model_summary:summarize"},
-    "tuner": {"Tuner": "compat.tuner"},
+    "tuner": {"Tuner": "compat.tuner", "_LRFinder": "compat.tuner"},
     "utilities.types": {name: "" for name in _TYPES},
 }
 
@@ -104,7 +108,7 @@ INNER = frozenset(
     "gradient_accumulation_scheduler lambda_function lr_finder lr_monitor model_checkpoint model_summary "
     "prediction_writer progress progress_bar rich_progress tqdm_progress pruning quantization rich_model_summary "
     "stochastic_weight_avg timer weight_averaging csv_logs logger mlflow tensorboard wandb ddp fsdp strategy "
-    "warnings mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result "
+    "warnings mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result accelerator_connector "
     "apply_func data enums exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
 )
 
@@ -131,11 +135,14 @@ LEFT_OUT: dict[str, str] = {
     **dict.fromkeys(
         (
             "DeepSpeedStrategy", "ModelParallelStrategy", "SingleDeviceStrategy", "ParallelStrategy", "XLAStrategy",
-            "SingleDeviceXLAStrategy",
+            "SingleDeviceXLAStrategy", "StrategyRegistry",
         ),
         _NOT_HERE,
     ),
-    **dict.fromkeys(("CometLogger", "NeptuneLogger", "LitLogger", "TestTubeLogger"), _WRITE_YOUR_OWN),
+    **dict.fromkeys(
+        ("CometLogger", "NeptuneLogger", "LitLogger", "TestTubeLogger", "comet", "neptune", "litlogger"),
+        _WRITE_YOUR_OWN,
+    ),
     "OnExceptionCheckpoint": "use `ModelCheckpoint(save_on_exception=True)`",
     "SpikeDetection": "write a `Callback` with `on_train_batch_end`; what is not finite is skipped anyway",
     "ThroughputMonitor": "use `MetricsLogger`, which writes times, or `DeviceStatsMonitor`",
@@ -194,7 +201,7 @@ def find(module: str, name: str) -> Any:
         return list(HOMES[home])
     homes = dict.fromkeys((home, "utilities", ""))
     reason = next((part for part in (*_parts(module), name) if part in LEFT_OUT), None)
-    if reason is not None and not name.startswith("__"):
+    if reason is not None and not name.startswith("__") and name not in _UTILITIES:
         return LeftOut(name, (), {"__module__": module, "reason": f"`{module}.{name}`: {LEFT_OUT[reason]}"})
     for home in homes:
         if name in HOMES[home]:

@@ -34,7 +34,7 @@ from espnet3_lite.espnet.parameters import load_parameters
 from espnet3_lite.espnet.run_folder import RunFolder, best_weights, not_writable, put_aside
 from espnet3_lite.espnet.task_models import build_task_model
 from espnet3_lite.espnet.trainer import ESPnetTrainer
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, StopTrainingError
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, SearchIsOverError
 from espnet3_lite.loops.nonfinite import returned_nothing
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.report.images import RunImages
@@ -223,7 +223,7 @@ class _FindOnly(LearningRateFinder):
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Search, and train nothing."""
         super().on_fit_start(trainer, pl_module)
-        raise StopTrainingError("the search for a learning rate is over")
+        raise SearchIsOverError("the search for a learning rate is over")
 
 
 def load_weights(module: LiteModule, path: Path) -> None:

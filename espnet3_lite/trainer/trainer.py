@@ -19,7 +19,7 @@ from espnet3_lite.callbacks.screen import print_results, told
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.distributed.launch import make_strategy
 from espnet3_lite.error_notes import explained
-from espnet3_lite.exceptions import MisconfigurationException, StopTrainingError
+from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, tell
 from espnet3_lite.loggers.named import make_loggers
@@ -355,7 +355,7 @@ class Trainer(TrainerProperties):
                 self.call("on_stop_training_error")
                 result = None if fitting else []
             self.strategy.saver.finish()
-            if fitting:
+            if fitting and not isinstance(self.stopping.error, SearchIsOverError):
                 self.call("on_fit_end")
             if self.datamodule is not None:
                 self.datamodule.teardown(fn.value)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,11 +71,18 @@ def test_installing_comes_too_late_after_lightnings_import(monkeypatch):
 IMPORTED = {
     "lightning.fabric.utilities.types": ["_PATH", "_MAP_LOCATION_TYPE"],
     "lightning.pytorch.utilities.parsing": ["get_init_args"],
+    "lightning.pytorch.utilities.types": ["_EVALUATE_OUTPUT", "_PREDICT_OUTPUT"],
+    "lightning.pytorch.utilities.rank_zero": ["rank_prefixed_message"],
+    "lightning.pytorch.trainer.connectors.accelerator_connector": ["_AcceleratorConnector"],
+    "lightning_fabric.utilities.types": ["_DEVICE"],
+    "lightning.fabric.accelerators.cuda": ["num_cuda_devices"],  # of a part that is left out
+    "lightning.pytorch.cli": ["LRSchedulerTypeTuple"],
     "lightning.pytorch.utilities.memory": ["is_oom_error"],
     "lightning.fabric.utilities.cloud_io": ["_load", "get_filesystem"],
     "lightning.pytorch.core.mixins": ["HyperparametersMixin"],
     "lightning.pytorch.trainer.connectors.logger_connector.result": ["_OUT_DICT"],
     "pytorch_lightning.tuner": ["Tuner"],
+    "lightning.pytorch.tuner.lr_finder": ["_LRFinder"],
     "pytorch_lightning.utilities.warnings": ["PossibleUserWarning"],
     "pytorch_lightning.core.saving": ["get_filesystem"],
 }
@@ -98,17 +106,27 @@ def test_what_is_left_out_may_be_imported_and_derived_from_and_raises_when_used(
         left_out.detect()
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("lightning.pytorch.loggers.comet", "CometLogger"), ("lightning.pytorch.strategies", "StrategyRegistry")],
+)
+def test_what_is_left_out_may_be_imported(module, name):
+    """anomalib imports both, and needs neither."""
+    assert names.home_of(module) is not None
+    assert isinstance(names.find(module, name), names.LeftOut)
+
+
+@pytest.mark.parametrize(("devices", "found"), [("auto", 1), (1, 1), ([0], [0])])
+def test_what_auto_means_here(devices, found):
+    """scvi-tools chooses its device by Lightning's private class."""
+    connector = compat._AcceleratorConnector("auto", devices)
+    assert connector._accelerator_flag == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert connector._devices_flag == found or torch.cuda.is_available()
+
+
 def test_an_unknown_name_has_the_nearest():
     with pytest.raises(AttributeError, match="no stand-in for 'lightning.pytorch.Trainr'; did you mean 'Trainer'"):
         names.find("lightning.pytorch", "Trainr")
-
-
-def test_a_tuner_may_be_made_and_says_what_to_take():
-    tuner = compat.tuner.Tuner(quiet_trainer())
-    with pytest.raises(MisconfigurationException, match=r"callbacks=\[LearningRateFinder"):
-        tuner.lr_find(None)
-    with pytest.raises(MisconfigurationException, match=r"callbacks=\[BatchSizeFinder"):
-        tuner.scale_batch_size(None, mode="power")
 
 
 class Line(LiteModule):
@@ -199,3 +217,78 @@ def test_arguments_of_an_init_from_its_frame():
 
 def test_the_version_is_lightnings():
     assert names.find("pytorch_lightning", "__version__") == compat.__version__ != espnet3_lite.__version__
+
+
+class Counting(callbacks.Callback):
+    starts = 0
+
+    def on_fit_start(self, trainer, pl_module):
+        self.starts += 1
+
+
+def test_a_list_of_callbacks_that_is_changed_in_place_counts():
+    """Packages append to ``trainer.callbacks`` and take out of it, which Lightning follows."""
+    first, second, run = Counting(), Counting(), quiet_trainer(max_epochs=1)
+    run.callbacks.append(first)
+    run.fit(Line(), DATA, DATA)
+    run.callbacks.remove(first)
+    run.callbacks.append(second)
+    run.fit(Line(), DATA, DATA)
+    assert (first.starts, second.starts) == (1, 1)
+
+
+def test_an_empty_list_of_callbacks_is_empty():
+    first, run = Counting(), quiet_trainer(max_epochs=1)
+    run.callbacks = [first]
+    run.callbacks = []
+    run.fit(Line(), DATA, DATA)
+    assert (first.starts, run.callbacks) == (0, [])
+
+
+def test_a_class_that_overrides_loading_from_a_checkpoint_and_calls_lightnings(tmp_path):
+    """rl4co's REINFORCE imports the function behind it."""
+
+    class Own(Line):
+        @classmethod
+        def load_from_checkpoint(cls, path, **kwargs):
+            return names.find("lightning.pytorch.core.saving", "_load_from_checkpoint")(cls, path, None, None, False)
+
+    run = quiet_trainer(max_epochs=1)
+    run.fit(model := Own(width=2), DATA, DATA)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = Own.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert type(loaded) is Own and torch.equal(loaded.layer.weight, model.layer.weight)
+
+
+class ScviCheckpoint(callbacks.ModelCheckpoint):
+    """scvi-tools' `SaveCheckpoint`: a folder of its own takes each file's place."""
+
+    def _folder_of(self, path):
+        return path.removesuffix(".ckpt")
+
+    def on_save_checkpoint(self, trainer, *args):
+        candidates = self._monitor_candidates(trainer)
+        Path(self._folder_of(self.format_checkpoint_name(candidates))).mkdir(parents=True)
+
+    def _remove_checkpoint(self, trainer, filepath):
+        super()._remove_checkpoint(trainer, filepath)
+        Path(self._folder_of(filepath)).rmdir()
+
+    def _update_best_and_save(self, current, trainer, monitor_candidates):
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        Path(self.best_model_path).unlink()
+        self.best_model_path = self._folder_of(self.best_model_path)
+
+
+def test_a_checkpoint_callback_that_keeps_something_else_in_place_of_a_file(tmp_path):
+    """A later, worse state must not take the best one's place because its file is not there."""
+
+    class Falls(Line):
+        def validation_step(self, batch, batch_idx):
+            self.log("val", [3.0, 1.0, 2.0, 5.0][self.current_epoch])
+
+    best = ScviCheckpoint(tmp_path, "{epoch}-{val}", monitor="val")
+    run = quiet_trainer(max_epochs=4, callbacks=[best], enable_checkpointing=True, num_sanity_val_steps=0)
+    run.fit(Falls(), DATA, DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=1-val=1.0"]
+    assert Path(best.best_model_path).name == "epoch=1-val=1.0"

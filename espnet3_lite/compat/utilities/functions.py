@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.distributed.rank import global_rank, rank_zero_warn
 from espnet3_lite.distributed.rank import rank_zero_only as _rank_zero_only
 from espnet3_lite.loaders.transfer import move
+from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,55 @@ def rank_zero_debug(message: str, *args: object) -> None:
 def rank_zero_deprecation(message: str) -> None:
     """A `DeprecationWarning` on rank zero."""
     rank_zero_warn(message, DeprecationWarning)
+
+
+def rank_prefixed_message(message: str, rank: int | None) -> str:
+    """A message with its rank before it.
+
+    >>> rank_prefixed_message("stopped", 1), rank_prefixed_message("stopped", None)
+    ('[rank: 1] stopped', 'stopped')
+    """
+    return message if rank is None else f"[rank: {rank}] {message}"
+
+
+class _AcceleratorConnector:
+    """What ``auto`` means on this machine, by Lightning's private names, which scvi-tools asks for.
+
+    Args:
+        accelerator: As `Trainer`'s.
+        devices: As `Trainer`'s.
+
+    Attributes:
+        _accelerator_flag: ``cpu``, ``cuda`` or ``mps``.
+        _devices_flag: `devices`, or how many there are.
+
+    >>> connector = _AcceleratorConnector("cpu")
+    >>> connector._accelerator_flag, connector._devices_flag
+    ('cpu', 1)
+    """
+
+    def __init__(self, accelerator: str = "auto", devices: int | str | list[int] = "auto"):
+        self._accelerator_flag = choose_device(accelerator).type
+        there = torch.cuda.device_count() if self._accelerator_flag == "cuda" else 1
+        self._devices_flag = there if devices == "auto" else devices
+
+
+def num_cuda_devices() -> int:
+    """How many GPUs torch finds."""
+    return torch.cuda.device_count()
+
+
+def _load_from_checkpoint(cls: type[LiteModule], *args: Any, **kwargs: Any) -> LiteModule:
+    """`LiteModule.load_from_checkpoint` of a class that overrides it and calls this, as rl4co's does.
+
+    Args:
+        cls: The class.
+        args: As there.
+        kwargs: As there.
+    """
+    load = LiteModule.load_from_checkpoint.__func__  # type: ignore[attr-defined]  # a class method, for this class
+    loaded: LiteModule = load(cls, *args, **kwargs)
+    return loaded
 
 
 def apply_to_collection(

@@ -16,14 +16,18 @@ __all__ = [
     "EPOCH_OUTPUT", "EVAL_DATALOADERS", "LRSchedulerConfig", "LRSchedulerConfigType", "LRSchedulerPLType",
     "LRSchedulerTypeTuple", "LRSchedulerTypeUnion", "OptimizerConfig", "OptimizerLRScheduler",
     "OptimizerLRSchedulerConfig", "STEP_OUTPUT", "TRAIN_DATALOADERS",
-    "_MAP_LOCATION_TYPE", "_OUT_DICT", "_PATH",
+    "_DEVICE", "_EVALUATE_OUTPUT", "_MAP_LOCATION_TYPE", "_OUT_DICT", "_PATH", "_PREDICT_OUTPUT",
 ]  # fmt: skip
 
 #: A file, and where its tensors go.
 _PATH = str | os.PathLike[str]
 _MAP_LOCATION_TYPE = torch.device | str | Callable[[Any, str], Any] | dict[Any, str] | None
+_DEVICE = torch.device | str | int
 #: One loader's results.
 _OUT_DICT = dict[str, torch.Tensor]
+#: What `Trainer.validate` and `test` return, and `predict`.
+_EVALUATE_OUTPUT = list[dict[str, float]]
+_PREDICT_OUTPUT = list[Any] | list[list[Any]]
 #: What a step returns.
 STEP_OUTPUT = torch.Tensor | Mapping[str, Any] | None
 #: What Lightning 1's ``..._epoch_end`` hooks were given.
