@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
-__all__ = ["Tuner"]
+__all__ = ["Tuner", "_LRFinder"]
 _METHODS = ("fit", "validate", "test", "predict")
 
 

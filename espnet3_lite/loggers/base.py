@@ -74,6 +74,26 @@ class Logger(ABC):
         """The object that does the writing, for what this interface does not offer. Default: None."""
         return None
 
+    @property
+    def root_dir(self) -> str | None:
+        """The folder of this experiment, which holds its runs; None if nothing is written to disk."""
+        return None
+
+    @property
+    def group_separator(self) -> str:
+        """What stands between a group and a name in metrics' names, such as ``train/loss``."""
+        return "/"
+
+    def log_graph(  # noqa: B027 - few loggers can draw one
+        self, model: torch.nn.Module, input_array: torch.Tensor | tuple | None = None
+    ) -> None:
+        """Record the module's graph. Default: nothing, as in Lightning.
+
+        Args:
+            model: The module.
+            input_array: What to call it with; by default its `example_input_array`.
+        """
+
     def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
         """Write out what is held back. Default: nothing is."""
 

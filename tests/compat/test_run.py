@@ -292,3 +292,24 @@ def test_a_checkpoint_callback_that_keeps_something_else_in_place_of_a_file(tmp_
     run.fit(Falls(), DATA, DATA)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=1-val=1.0"]
     assert Path(best.best_model_path).name == "epoch=1-val=1.0"
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_what_a_package_may_ask_of_any_logger(logger, tmp_path):
+    """rl4co calls `log_graph` of each of its loggers; Lightning's base class has it."""
+    (made,) = quiet_trainer(logger=logger, default_root_dir=tmp_path).loggers
+    assert made.log_graph(Line()) is None
+    assert (made.group_separator, made.root_dir) == ("/", f"{tmp_path}/lightning_logs")
+
+
+def test_what_a_logger_of_ones_own_inherits():
+    class Own(compat.loggers.Logger):
+        name, version = "own", 0
+
+        def log_metrics(self, metrics, step=None):
+            pass
+
+        def log_hyperparams(self, params):
+            pass
+
+    assert (Own().log_graph(Line()), Own().group_separator, Own().root_dir) == (None, "/", None)
