@@ -274,8 +274,7 @@ class Trainer(TrainerProperties):
 
     @callbacks.setter
     def callbacks(self, callbacks: list[Callback]) -> None:
-        self.callback_handler.callbacks = []
-        self.callback_handler.add_callbacks(callbacks)
+        self.callback_handler.replace_callbacks(callbacks)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
