@@ -29,7 +29,7 @@ HOOKS = (
 
 
 class Noting(pl.Callback):
-    """Each hook with the counters, and each batch's loss; from each epoch's start on the same random numbers."""
+    """Each hook with the counters, and each batch's loss."""
 
 
 def _noting(hook):
@@ -37,8 +37,8 @@ def _noting(hook):
         CALLS.append([hook, trainer.global_step, trainer.current_epoch])
         if hook == "on_train_batch_end":
             CALLS.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
-        if hook == "on_train_epoch_start":  # Lightning makes a reloaded epoch's iterator twice, which draws a number
-            torch.manual_seed(trainer.current_epoch)
+        if CASE == "rl4co" and hook == "on_train_epoch_start" and trainer.current_epoch:
+            torch.manual_seed(trainer.current_epoch)  # Lightning makes a reloaded epoch's iterator twice: a number more
 
     return note
 
