@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.reference
-PROGRAMS = Path(__file__).with_name("package_programs.py")
+PROGRAMS = Path(__file__).parents[1] / "golden" / "package_programs.py"
 
 
 @pytest.mark.parametrize("case", ["scvi", "rl4co"])
