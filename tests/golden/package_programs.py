@@ -79,7 +79,9 @@ def rl4co():
 
     pl.seed_everything(3)
     env = TSPEnv(generator_params={"num_loc": 6})
-    policy = AttentionModelPolicy(env.name, embed_dim=16, num_encoder_layers=1, num_heads=2, feedforward_hidden=16)
+    policy = AttentionModelPolicy(
+        env_name=env.name, embed_dim=16, num_encoder_layers=1, num_heads=2, feedforward_hidden=16
+    )
     sizes = {"train_data_size": 64, "val_data_size": 32, "test_data_size": 32, "dataloader_num_workers": 0}
     model = REINFORCE(env, policy, baseline="rollout", batch_size=16, optimizer_kwargs={"lr": 1e-3}, **sizes)
     trainer = RL4COTrainer(
