@@ -127,8 +127,8 @@ class ShareSampler(Sampler[Any]):
     position: int = field(default=0, init=False)
     marks: deque[tuple[bool, bool]] = field(default_factory=deque, init=False)
     _items: Iterator[Any] = field(default=iter(()), init=False)
-    _is_drawn: bool = field(default=True, init=False)
-    _following: list[Any] = field(default_factory=list, init=False)
+    #: The items of the step to come; None: the epoch's order is yet to be drawn.
+    _following: list[Any] | None = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
         return self.steps_after(self.position)
@@ -143,16 +143,16 @@ class ShareSampler(Sampler[Any]):
         # Within a `BatchSampler` it would be asked only for the first batch.
         asked_later = itertools.chain.from_iterable([self.source])
         self._items = asked_later if self.split == "samples" else iter(self.source)
-        self._is_drawn, self.marks = False, deque()
+        self._following, self.marks = None, deque()
         return self._give()
 
     def draw(self) -> None:
         """Ask the source for the epoch's order, unless that is done; one that does not know its number is asked for
         what is left out and for the first step, and for more as the epoch goes on.
         """
-        if self._is_drawn:
+        if self._following is not None:
             return
-        self._is_drawn, is_open = True, not hasattr(self.source, "__len__")
+        is_open = not hasattr(self.source, "__len__")
         if not is_open and not isinstance(self.source, SequentialSampler):
             items = list(self._items)
             self._items = iter(items if self.agree is None else self.agree(items))
