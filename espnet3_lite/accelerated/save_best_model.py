@@ -107,4 +107,4 @@ def new_value(trainer: Trainer, name: str, seen: int) -> float | None:
     history = trainer.run_history
     if len(history.get_metric_values(name)) == seen and (seen or not trainer.validation_ran):
         return None
-    return float(trainer.strategy.agreed_metric(name, history.get_latest_metric(name)))  # collective: all ranks compare
+    return float(trainer.strategy.agreed_metric(history.get_latest_metric(name)))  # collective: all ranks compare

@@ -162,7 +162,7 @@ class EarlyStopping(MonitoringCallback):
             return
         metrics = dict(trainer.callback_metrics)
         # Collective: all ranks decide by the same number, also one that has logged none itself.
-        current = trainer.strategy.agreed_metric(self.monitor, metrics.get(self.monitor))
+        current = trainer.strategy.agreed_metric(metrics.get(self.monitor))
         if current is not None:
             metrics[self.monitor] = torch.as_tensor(current).detach().squeeze().cpu()
         if not self._validate_condition_metric(metrics):

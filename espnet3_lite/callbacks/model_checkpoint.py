@@ -292,7 +292,7 @@ class ModelCheckpoint(CheckpointRanking):
         candidates = dict(trainer.callback_metrics)
         if self.monitor is not None:
             # Collective: all ranks decide by the same number, also one that has logged none itself.
-            current = trainer.strategy.agreed_metric(self.monitor, candidates.get(self.monitor))
+            current = trainer.strategy.agreed_metric(candidates.get(self.monitor))
             if current is not None:
                 candidates[self.monitor] = current
         for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):

@@ -249,7 +249,7 @@ class SeveralProcesses(Strategy):
         """True where it is true on any rank. Collective."""
         return any(said.stop for said in self.cast(Place.FLAG, Says(stop=flag)))
 
-    def agreed_metric(self, name: str, value: Any) -> Any:
+    def agreed_metric(self, value: Any) -> Any:
         """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.
 
         A value that is the same on all ranks comes out as it is.

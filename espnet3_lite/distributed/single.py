@@ -168,8 +168,8 @@ class Strategy:
         """True where `flag` is true on any rank."""
         return flag
 
-    def agreed_metric(self, name: str, value: Any) -> Any:
-        """The metric `name` for a decision, equal on all ranks: the mean of all `value`s; None where nobody has one."""
+    def agreed_metric(self, value: Any) -> Any:
+        """A metric for a decision, equal on all ranks: the mean of all `value`s; None where nobody has one."""
         return value
 
     def barrier(self, name: str | None = None) -> None:

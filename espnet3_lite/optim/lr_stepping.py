@@ -167,7 +167,7 @@ def step_monitored(trainer: Trainer, config: LRSchedulerConfig) -> bool:
     value = metrics.callback.get(monitor)
     version = metrics.versions.get(monitor, 0)
     # Collective: also a rank that has logged nothing itself steps, by the mean of the others.
-    value = strategy.agreed_metric(monitor, value if version > config.seen_version else None)
+    value = strategy.agreed_metric(value if version > config.seen_version else None)
     if value is None:
         return False
     # Collective: the same on all ranks, so that rank zero's, which a checkpoint holds, is everybody's.

@@ -121,7 +121,7 @@ def test_verbose_logs_each_improvement_and_the_end(tmp_path, caplog):
 def test_all_ranks_decide_by_the_agreed_number(tmp_path):
     class OnTwoRanks(Callback):
         def setup(self, trainer, pl_module, stage):
-            trainer.strategy.agreed_metric = lambda name, value: value - trainer.current_epoch
+            trainer.strategy.agreed_metric = lambda value: value - trainer.current_epoch
 
     stopping = EarlyStopping("valid/loss", patience=1)
     trainer = fit(OnTwoRanks(), stopping, ModelCheckpoint(tmp_path), max_epochs=3)

@@ -228,7 +228,7 @@ def test_decisions_use_the_number_that_the_ranks_agree_on(tmp_path):
 
     class OnTwoRanks(Callback):
         def setup(self, trainer, pl_module, stage):
-            trainer.strategy.agreed_metric = lambda name, value: torch.tensor(agreed[float(value)])
+            trainer.strategy.agreed_metric = lambda value: torch.tensor(agreed[float(value)])
 
     fit(OnTwoRanks(), callback)
     scores = {os.path.basename(path): float(score) for path, score in callback.best_k_models.items()}

@@ -271,8 +271,8 @@ def agreed():
     rank, _ = rank_and_size()
     strategy = fit(Line(), max_epochs=1).strategy
     third = torch.tensor(1 / 3, dtype=torch.float64)
-    one, both = strategy.agreed_metric("x", third if rank else None), strategy.agreed_metric("x", rank)
-    return [float(one), str(one.dtype), both, strategy.agreed_metric("x", None)]
+    one, both = strategy.agreed_metric(third if rank else None), strategy.agreed_metric(rank)
+    return [float(one), str(one.dtype), both, strategy.agreed_metric(None)]
 
 
 # ---- buffers ---------------------------------------------------------------------------------------------------------

@@ -366,8 +366,8 @@ def values():
     strategy = trainer.strategy
     third = torch.tensor(1 / 3)
     return {
-        "own": float(strategy.agreed_metric("train/loss", torch.tensor(float(rank)))),
-        "same": torch.equal(strategy.agreed_metric("valid/loss", third), third),
+        "own": float(strategy.agreed_metric(torch.tensor(float(rank)))),
+        "same": torch.equal(strategy.agreed_metric(third), third),
         "reduced": [
             float(strategy.reduce(torch.tensor(rank + 1.0), reduce_op=how)) for how in ("mean", "sum", "min", "max")
         ],
