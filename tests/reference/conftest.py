@@ -2,8 +2,9 @@
 
 - ``ESPNET3_LITE_ESPNET_PYTHON``: a Python with espnet 202611 and what its recipes import, without Lightning.
 - ``ESPNET3_LITE_LIGHTNING_PYTHON``: one with Lightning 2.6.6 beside it, for what ESPnet3 itself does.
-- ``ESPNET3_LITE_VENDORS_PYTHON``: one with Lightning 2.6.6, wandb, mlflow, optuna with its integration,
-  torchmetrics, scvi-tools and rl4co, for what people bring from there.
+- ``ESPNET3_LITE_VENDORS_PYTHON``: one with Lightning 2.6.6, wandb, mlflow, optuna with its integration and
+  torchmetrics, for what people bring from there.
+- ``ESPNET3_LITE_PACKAGES_PYTHON``: one with Lightning 2.6.6, scvi-tools and rl4co: packages that train with it.
 - ``ESPNET3_LITE_PIPELINES_PYTHON``: one with torchvision, datasets, transformers, webdataset and lhotse, for where
   people's data comes from.
 """
@@ -50,9 +51,12 @@ def lightning():
 
 @pytest.fixture(scope="session")
 def vendors():
-    return _reference(
-        "ESPNET3_LITE_VENDORS_PYTHON", "Lightning 2.6.6, wandb, mlflow, optuna, torchmetrics, scvi-tools and rl4co"
-    )
+    return _reference("ESPNET3_LITE_VENDORS_PYTHON", "Lightning 2.6.6, wandb, mlflow, optuna and torchmetrics")
+
+
+@pytest.fixture(scope="session")
+def packages():
+    return _reference("ESPNET3_LITE_PACKAGES_PYTHON", "Lightning 2.6.6, scvi-tools and rl4co")
 
 
 @pytest.fixture(scope="session")

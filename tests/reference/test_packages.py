@@ -10,17 +10,16 @@ PROGRAMS = Path(__file__).parents[1] / "golden" / "package_programs.py"
 
 
 @pytest.mark.parametrize("case", ["scvi", "rl4co"])
-def test_a_package_trains_as_under_lightning(vendors, case, tmp_path):
+def test_a_package_trains_as_under_lightning(packages, case, tmp_path):
     found = {}
     for side in ("lightning", "ours"):
-        done = vendors.run(PROGRAMS, side, case, tmp_path / side)
+        done = packages.run(PROGRAMS, side, case, tmp_path / side)
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         found[side] = json.loads(line.removeprefix("RESULT "))
     theirs, ours = found["lightning"], found["ours"]
     assert len(theirs["calls"]) > 100 and theirs["weights"]
     for part in ("calls", "weights", "files"):
         assert ours[part] == theirs[part], part
-    assert ours["means"] == pytest.approx(
-        theirs["means"], rel=1e-6
-    )  # means of float32 values: the last digit may differ
+    # Means of float32 values: the last digit may differ.
+    assert ours["means"] == pytest.approx(theirs["means"], rel=1e-6)
     assert ours["after"] == pytest.approx(theirs["after"], rel=1e-6)
