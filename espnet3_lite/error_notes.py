@@ -192,7 +192,9 @@ def _first_and_another(samples: list[Any]) -> list[str]:
 def _described_batch(batch: Any, error: Exception, weights: torch.dtype | None) -> list[str]:
     """A line for each part of a batch, with what is odd about it; that is said once."""
     lines, said = [], set[str]()
-    for part, value in _leaves(batch):
+    is_espnets = isinstance(batch, (list, tuple)) and len(batch) == 2 and isinstance(batch[1], Mapping)
+    # The first part of ESPnet's batches, the names of the utterances, goes into no layer.
+    for part, value in _leaves(batch[1], "[1]") if is_espnets else _leaves(batch):
         oddity = _oddity(value, error, weights)
         lines.append(f"  batch{part}: {_described(value)}{_range_of(value)}{'' if oddity in said else oddity}")
         said.add(oddity)

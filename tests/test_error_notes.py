@@ -80,6 +80,15 @@ def test_parts_of_a_dict_are_named_by_their_keys():
     assert "  batch['speaker']: 4 texts, the first is 'speaker 0'" in text
 
 
+def test_the_names_of_espnets_utterances_are_no_part_that_a_layer_gets():
+    class Contract(Classifier):
+        def training_step(self, batch, batch_idx):
+            raise TypeError("of the model's own")
+
+    text = shown([(["one", "two"], {"speech": torch.ones(2, 3)})], TypeError, Contract())
+    assert text.endswith("counted from 0:\n  batch[1]['speech']: float32 (2, 3)\n")
+
+
 def test_labels_in_int32():
     text = shown(Frames(label=np.int32), RuntimeError)
     assert "  batch[1]: int32 (4,), values 0 to 3; where it is an index or a class label, it must be int64" in text

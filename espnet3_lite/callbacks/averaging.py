@@ -137,7 +137,7 @@ def _mapped_model(path: Path, scratch_file: Path, wrapper_prefix: str | None) ->
 
 
 def _wrapper_prefix(path: Path, checkpoint: dict[str, Any]) -> str:
-    ours = own_state(checkpoint)
+    ours = own_state(checkpoint, of_weights=True)
     if "wrapper_prefix" in ours:
         return ours["wrapper_prefix"]
     keys = list(checkpoint.get("state_dict", ()))

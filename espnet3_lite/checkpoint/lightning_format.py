@@ -21,15 +21,19 @@ OUR_STATE = "espnet3_lite"
 LAYOUT = 2
 
 
-def own_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def own_state(checkpoint: Mapping[str, Any], of_weights: bool = False) -> dict[str, Any]:
     """What of a checkpoint is ours; empty in other people's files.
+
+    Args:
+        checkpoint: A whole one, or one of weights alone.
+        of_weights: Only what is said of the weights is wanted, which is the same in every layout.
 
     Raises:
         CheckpointError: another version of this package wrote it, in another layout.
     """
     ours = (checkpoint.get("loops") or {}).get(OUR_STATE) or {}
     layout = ours.get("layout", 1) if ours else LAYOUT
-    if layout != LAYOUT:
+    if layout != LAYOUT and not of_weights:
         number = layout if isinstance(layout, int) else type(layout).__name__  # a forged one may have no end
         raise CheckpointError(
             f"the checkpoint keeps its training state in layout {number}; this version of espnet3_lite reads layout "

@@ -212,7 +212,7 @@ class FoundAsLightning(Found):
 
     >>> found = FoundAsLightning({"lr": [0.001, 0.01, 0.1, 1.0], "loss": [4.0, 3.9, 1.0, 1.1]})
     >>> found.suggestion(skip_begin=0)
-    0.01
+    0.1
     """
 
     mode, lr_min, lr_max, num_training = "exponential", 1e-8, 1.0, 100
