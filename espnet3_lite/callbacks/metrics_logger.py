@@ -75,11 +75,12 @@ class MetricsLogger(Callback):
         self.epoch_means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The means so far, so that the lines of a resumed run are those of one that was never cut."""
+        """The means so far, so that the lines of a resumed run, and its report, are those of one that was never cut."""
         return {
             "window": self._window.state_dict(),
             "epoch": self._epoch.state_dict(),
             "first_batch": self._first_batch,
+            "epoch_means": self.epoch_means,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -87,6 +88,7 @@ class MetricsLogger(Callback):
         self._window.load_state_dict(state_dict["window"])
         self._epoch.load_state_dict(state_dict["epoch"])
         self._first_batch = state_dict["first_batch"]
+        self.epoch_means = state_dict.get("epoch_means", {})  # files of earlier versions hold none
 
     # ---- training --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
 from espnet3_lite.callbacks.metrics_logger import RunningMeans
+from espnet3_lite.callbacks.screen import end_report
 from espnet3_lite.loggers import CSVLogger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
@@ -336,3 +337,25 @@ def test_the_rate_on_the_screen_is_one_that_a_step_used(screen, lines):
         assert [re.search(r"lr=([\d.]+)", line)[1] for line in screen()[-6:]] == ["0.5"] * 3 + ["0.25"] * 3
         rates = [re.search(r"optim0_lr0=([\d.]+)", line)[1] for line in lines()[-6:]]  # as ESPnet3 has them
         assert rates == ["0.5", "0.375", "0.4375", "0.25", "0.1875", "0.21875"]
+
+
+def test_a_finished_run_that_is_started_again_reports_the_epochs_means(tmp_path):
+    class Counts(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            self.log("train/count", float(batch_idx))
+            return self.weight * 0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    reports = []
+    for path in (None, tmp_path / "end.ckpt"):
+        trainer = Trainer(max_epochs=2, callbacks=[MetricsLogger(0)], **QUIET)
+        trainer.fit(Counts(), DataLoader(torch.zeros(4)), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        reports.append(end_report(trainer))
+    assert reports == [["trained 2 epochs, 8 steps", "  train/count 1.5"]] * 2  # of 0, 1, 2 and 3
