@@ -40,7 +40,7 @@ PRINTED = {
         "each value at most 3.5:   [3.0, 3.5]",
     ],
     "07_two_optimizers": [
-        "batches in which somebody stepped: 8",
+        "batches in which an optimizer stepped: 8",
         "updates of the generator: 8",
         "updates of the discriminator: 4",
     ],
