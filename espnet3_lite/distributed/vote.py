@@ -168,8 +168,9 @@ def batch_weight(trainer: Trainer) -> Any:
     Anything else of the name ``batch_weight`` is a plain module's own affair.
     """
     weight = trainer.lightning_module.__dict__.get("batch_weight")  # `getattr` takes long to find that there is none
-    is_number = isinstance(weight, (int, float)) or (isinstance(weight, torch.Tensor) and weight.dim() == 0)
-    return weight if is_number else None
+    if weight is None or isinstance(weight, (int, float)) or (isinstance(weight, torch.Tensor) and weight.dim() == 0):
+        return weight
+    return None
 
 
 def weight_of_step(trainer: Trainer) -> float:

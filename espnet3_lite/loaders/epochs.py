@@ -132,13 +132,13 @@ class TrainData:
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
         length = length_of(self.given)
+        promised = 0 if length == math.inf else min(length, count)
         asked = time.perf_counter() - waited  # what `start_epoch` read was for the first batch
         for batch in batches:
             self.seconds_waited = time.perf_counter() - asked
             index += 1
             loader.gave_batches = loader.gave_batches or not loader.replaying
-            too_early = loader.ended and not loader.replaying and index < min(length, count) and length != math.inf
-            if too_early and not self._warned_of_length:
+            if loader.ended and index < promised and not loader.replaying and not self._warned_of_length:
                 self._warned_of_length = True
                 rank_zero_warn(
                     f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "

@@ -282,7 +282,7 @@ class FitLoop(Progress):
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
         slot.divide_by_weight()
-        if slot.pending:
+        if slot.pending and trainer.precision_plugin.scaler is not None:
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
         if trainer.hook_calls.listeners["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)

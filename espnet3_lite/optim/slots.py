@@ -148,6 +148,8 @@ class OptimizerSlot:
             it, else the largest of them; 0.0 where nobody wants to know.
         """
         value, algorithm, largest = self.gradient_clip_val, self.gradient_clip_algorithm, None
+        if not value and self.clips_by is None and not self.checks_gradients:
+            return 0.0
         gives_norm = value and algorithm != "value" and self.clips_by is None
         if (self.checks_gradients and not gives_norm) or (value and algorithm == "value"):
             largest = largest_gradient(self.parameters)
