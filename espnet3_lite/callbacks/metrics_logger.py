@@ -80,7 +80,7 @@ class MetricsLogger(Callback):
             "window": self._window.state_dict(),
             "epoch": self._epoch.state_dict(),
             "first_batch": self._first_batch,
-            "epoch_means": self.epoch_means,
+            "epoch_means": dict(sorted(self.epoch_means.items())),  # a resumed run logs its names in another order
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
