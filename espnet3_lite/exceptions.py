@@ -68,6 +68,28 @@ def parentheses_missing(given: object) -> str:
     return "; pass an instance: add the parentheses" if isinstance(given, type) else ""
 
 
+def wrong_class(name: str, given: object, ours: str, lightnings: str, otherwise: str = "") -> str:
+    """The error message about an argument that is none of our class.
+
+    Args:
+        name: The argument's.
+        given: What it was.
+        ours: Our class.
+        lightnings: What `espnet3_lite.compat` calls that class, as Lightning does.
+        otherwise: The end of the message, where there is nothing better to say of the object.
+
+    >>> wrong_class("model", dict, "LiteModule", "LightningModule")
+    '`model` must be a `LiteModule`, got `type`; pass an instance: add the parentheses'
+    """
+    hint = parentheses_missing(given)
+    if any(map(is_lightnings, type(given).__mro__)):
+        hint = (
+            f"; it is derived from Lightning's own class: take `{lightnings}` from `espnet3_lite.compat`, which has "
+            f"the same methods (`python -m espnet3_lite.compat FILE` changes the imports)"
+        )
+    return f"`{name}` must be a `{ours}`, got `{type(given).__qualname__}`{hint or otherwise}"
+
+
 def wrong_arguments(kind: type, given: Iterable[str], wanted: Iterable[str]) -> str:
     """The end of an error message about an object that cannot be built from a checkpoint, or nothing.
 

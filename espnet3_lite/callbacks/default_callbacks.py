@@ -1,12 +1,12 @@
-"""Which callbacks a trainer has: the user's, and the default ones that its settings ask for.
+"""Which callbacks a trainer has: the user's, the default ones that its settings ask for, and those of a call's module.
 
 ESPnet3's own defaults are in `espnet/default_callbacks.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback, Checkpoint
 from espnet3_lite.callbacks.gradient_norm import GradientNorm
@@ -16,7 +16,11 @@ from espnet3_lite.callbacks.profiler import Profiler
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.callbacks.timer import Timer
 from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar
+from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 
 def make_callbacks(settings: Mapping[str, Any], folder: str) -> list[Callback]:
@@ -47,6 +51,20 @@ def make_callbacks(settings: Mapping[str, Any], folder: str) -> list[Callback]:
         if wanted and not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(make())
     return callbacks
+
+
+def add_model_callbacks(trainer: Trainer) -> None:
+    """At the start of a call: those that the module's `configure_callbacks` gives.
+
+    One of a type replaces the trainer's of that type.
+    """
+    wanted = trainer.lightning_module.configure_callbacks()
+    wanted = list(wanted) if isinstance(wanted, Sequence) else [wanted]
+    types = set(map(type, wanted))
+    if replaced := [type(callback).__name__ for callback in trainer.callbacks if type(callback) in types]:
+        rank_zero_info("callbacks of the model replace the trainer's: %s", ", ".join(replaced))
+    if wanted:
+        trainer.callbacks = [callback for callback in trainer.callbacks if type(callback) not in types] + wanted
 
 
 def _check_contradictions(settings: Mapping[str, Any], callbacks: list[Callback]) -> None:

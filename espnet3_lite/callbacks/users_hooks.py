@@ -1,7 +1,7 @@
 """The hooks that users define: a name that is never called is warned about, arguments that do not fit are an error.
 
-Both are found before anything runs. Without this a misspelt hook would silently do nothing, and wrong arguments would
-end a run in Python's words, perhaps after hours.
+Both are found before anything runs. Without this a misspelt hook, or one of Lightning 1, would silently do nothing, and
+wrong arguments would end a run in Python's words, perhaps after hours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,26 @@ _INSTEAD_OF_OPTIMIZER_IDX = (
     "`optimizer_idx` was Lightning 1's: with several optimizers set `self.automatic_optimization = False`, and step "
     "those that `self.optimizers()` gives"
 )
+#: Lightning 1's methods that Lightning 2 refuses, and what takes their place.
+_REMOVED = {
+    f"{step}_epoch_end": f"`on_{hook}_epoch_end(self)`, which gets no outputs: keep what you need in "
+    f"`{step}_step`, such as `self.outputs.append(...)`"
+    for step, hook in {"training": "train", "validation": "validation", "test": "test"}.items()
+}
+#: Those that Lightning 2 no longer calls; a program may have methods of these names that it calls itself.
+_UNCALLED = {
+    **{f"{step}_step_end": f"the end of `{step}_step`" for step in ("training", "validation", "test")},
+    "on_epoch_start": "`on_train_epoch_start` or `on_validation_epoch_start`",
+    "on_epoch_end": "`on_train_epoch_end` or `on_validation_epoch_end`",
+    "on_batch_start": "`on_train_batch_start`",
+    "on_batch_end": "`on_train_batch_end`",
+    **dict.fromkeys(("on_pretrain_routine_start", "on_pretrain_routine_end"), "`on_fit_start`"),
+    **dict.fromkeys(("on_train_dataloader", "on_val_dataloader", "on_test_dataloader"), "`setup`"),
+    "on_hpc_save": "`on_save_checkpoint`",
+    "on_hpc_load": "`on_load_checkpoint`",
+    "tbptt_split_batch": "a `training_step` with `self.automatic_optimization = False` that splits the batch itself",
+    "get_progress_bar_dict": "`self.log(..., prog_bar=True)`, or a progress bar whose `get_metrics` you override",
+}
 _STEPS = {"training_step": 2, "validation_step": 3, "test_step": 3, "predict_step": 3}
 
 
@@ -34,12 +54,13 @@ def check_hooks(owner: object) -> None:
     """Look at the hooks of a module or data module.
 
     Raises:
-        MisconfigurationException: hooks that the trainer could not call, each with how to write it; or a module whose
-            ``__init__`` does not call that of its base.
+        MisconfigurationException: hooks that the trainer could not call, each with how to write it; hooks of Lightning
+            1; or a module whose ``__init__`` does not call that of its base.
     """
     ours = _base_of(owner)
     if isinstance(owner, torch.nn.Module):
         _check_registered(owner)
+        _refuse_lightning_1(owner)
     _warn_about_misspelt(owner, ours)
     hooks = (name for name in dir(ours) if _LIKE_A_HOOK.fullmatch(name))
     _refuse([problem for name in hooks for problem in _problems(owner, name, getattr(ours, name))])
@@ -87,6 +108,23 @@ def _check_registered(module: torch.nn.Module) -> None:
                     f"optimizer with self.parameters(). Make it a torch.nn.ModuleList; or freeze them, if they "
                     f"are not to be trained"
                 )
+
+
+def _refuse_lightning_1(module: torch.nn.Module) -> None:
+    """Methods of Lightning 1 are not called, and some of them only the program itself may be calling."""
+    name = type(module).__name__
+    defined = [method for method in (*_UNCALLED, *_REMOVED) if callable(getattr(module, method, None))]
+    for method in (method for method in defined if method in _UNCALLED):
+        rank_zero_warn(
+            f"`{name}.{method}` was a hook of Lightning 1's, and the trainer does not call it. Unless your code "
+            f"does, write {_UNCALLED[method]}"
+        )
+    problems = [
+        f"`{name}.{method}` is Lightning 1's and is not called; write {_REMOVED[method]}"
+        for method in defined
+        if method in _REMOVED
+    ]
+    _refuse(["; ".join(problems)] if problems else [])
 
 
 def _warn_about_misspelt(owner: object, ours: type) -> None:

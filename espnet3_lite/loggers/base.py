@@ -21,6 +21,7 @@ from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_z
 
 if TYPE_CHECKING:
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
+    from espnet3_lite.trainer.trainer import Trainer
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -310,6 +311,19 @@ def tell(logger: Any, method: str, *args: Any) -> Any:
     """Call a method that not every logger has; None where it is missing."""
     call = getattr(logger, method, None)
     return None if call is None else call(*args)
+
+
+def log_hyperparameters(trainer: Trainer) -> None:
+    """At the start of a call: hand the module's and the data module's hyperparameters to the loggers."""
+    values: dict[str, Any] = {}
+    for owner in (trainer.datamodule, trainer.lightning_module):
+        if owner is not None and trainer.state.fn == "fit":
+            owner._warn_of_hparams_left_out()
+        if owner is not None and getattr(owner, "_log_hyperparams", False):
+            values.update(owner.hparams_initial)
+    if values:
+        trainer.tell_loggers("log_hyperparams", values)
+    trainer.tell_loggers("save")
 
 
 def as_dict(params: Mapping[str, Any] | argparse.Namespace | None) -> dict[str, Any]:

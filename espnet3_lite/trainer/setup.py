@@ -6,24 +6,25 @@ Which checkpoint is taken is in `checkpoint_choice.py`, and how its state comes 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
 from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, parentheses_missing
+from espnet3_lite.exceptions import MisconfigurationException, wrong_class
 from espnet3_lite.loaders.transfer import OnItsWay, side_stream
 from espnet3_lite.loops.closure_step import check_closures, may_use_closure
 from espnet3_lite.loops.evaluation import ValidationSchedule, sanity_check
 from espnet3_lite.metrics.collector import keep_out_of_graphs
-from espnet3_lite.module.from_lightning import hint_for, refuse_removed_hooks
+from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, attach_schedulers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
@@ -106,13 +107,22 @@ def check_module(model: Any) -> LiteModule:
         )
         model = model._orig_mod
     if not isinstance(model, LiteModule):
-        hint = parentheses_missing(model) or hint_for(model, "LightningModule")
-        if not hint and isinstance(model, torch.nn.Module):
-            hint = ", a module without steps: make it a part of a LiteModule, whose training_step computes the loss"
-        raise TypeError(f"`model` must be a `LiteModule`, got `{type(model).__qualname__}`{hint}")
+        steps = ", a module without steps: make it a part of a LiteModule, whose training_step computes the loss"
+        hint = steps if isinstance(model, torch.nn.Module) else ""
+        raise TypeError(wrong_class("model", model, "LiteModule", "LightningModule", hint))
     check_hooks(model)
-    refuse_removed_hooks(model)
     return model
+
+
+def check_data(data: object) -> None:
+    """A data module is one of ours: Lightning's own lack what ours have, and loaders have a place of their own.
+
+    Raises:
+        TypeError: it is no `LiteDataModule`, nor None.
+    """
+    if data is not None and not isinstance(data, LiteDataModule):
+        instead = "; give loaders by the arguments of their names, or as the second one"
+        raise TypeError(wrong_class("datamodule", data, "LiteDataModule", "LightningDataModule", instead))
 
 
 def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
@@ -126,7 +136,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
     if data is not None:
         check_hooks(data)
         data.trainer = trainer
-    _add_model_callbacks(trainer, module)
+    add_model_callbacks(trainer)
     rank_comparison.compare_settings(trainer)  # collective: all ranks
     trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)
     if any(getattr(callback, "uses_run_history", False) for callback in trainer.callbacks):
@@ -193,17 +203,6 @@ def plan_training(trainer: Trainer, module: LiteModule) -> None:
     step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
     plan.training_step = precision.wrap(step, cache=plan.automatic_optimization)
     plan.validation.prepare()
-
-
-def _add_model_callbacks(trainer: Trainer, model: LiteModule) -> None:
-    """`configure_callbacks`: one of a type replaces the trainer's of that type."""
-    wanted = model.configure_callbacks()
-    wanted = list(wanted) if isinstance(wanted, Sequence) else [wanted]
-    types = set(map(type, wanted))
-    if replaced := [type(callback).__name__ for callback in trainer.callbacks if type(callback) in types]:
-        rank_zero_info("callbacks of the model replace the trainer's: %s", ", ".join(replaced))
-    if wanted:
-        trainer.callbacks = [callback for callback in trainer.callbacks if type(callback) not in types] + wanted
 
 
 def _check_steps(trainer: Trainer, model: LiteModule) -> None:
@@ -330,19 +329,6 @@ class _NoOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         return closure() if closure is not None else None
-
-
-def log_hyperparameters(trainer: Trainer) -> None:
-    """Hand the module's and the data module's hyperparameters to the loggers."""
-    values: dict[str, Any] = {}
-    for owner in (trainer.datamodule, trainer.lightning_module):
-        if owner is not None and trainer.state.fn == "fit":
-            owner._warn_of_hparams_left_out()
-        if owner is not None and getattr(owner, "_log_hyperparams", False):
-            values.update(owner.hparams_initial)
-    if values:
-        trainer.tell_loggers("log_hyperparams", values)
-    trainer.tell_loggers("save")
 
 
 def prepare_loaders(trainer: Trainer) -> None:

@@ -21,14 +21,13 @@ from espnet3_lite.distributed.launch import make_strategy
 from espnet3_lite.error_notes import explained
 from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
-from espnet3_lite.loggers.base import Logger, tell
+from espnet3_lite.loggers.base import Logger, log_hyperparameters, tell
 from espnet3_lite.loggers.named import make_loggers
 from espnet3_lite.loops.evaluation import EvaluationLoop, ValidationSchedule
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.metrics.collector import Metrics
 from espnet3_lite.module.data_module import LiteDataModule
-from espnet3_lite.module.from_lightning import refuse_other_data
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.precision import Precision
 from espnet3_lite.seed import set_backends
@@ -321,7 +320,7 @@ class Trainer(TrainerProperties):
         first, fitting = next(iter(given.values())), fn == TrainerFn.FITTING
         if isinstance(first, LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), first
-        refuse_other_data(datamodule, LiteDataModule)
+        setup.check_data(datamodule)
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)
@@ -336,7 +335,7 @@ class Trainer(TrainerProperties):
             try:
                 if fitting:
                     self.call("on_fit_start")
-                setup.log_hyperparameters(self)
+                log_hyperparameters(self)
                 if fitting:
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint, override)
