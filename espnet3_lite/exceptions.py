@@ -99,7 +99,7 @@ def wrong_arguments(kind: type, given: Iterable[str], wanted: Iterable[str]) -> 
         wanted: Those of them that the caller named.
     """
     parameters = inspect.signature(kind).parameters
-    if unknown := sorted(set(wanted) - parameters.keys()):
+    if unknown := sorted(set(wanted) - set(given)):
         called = ", ".join(f"{name}=..." for name in unknown)
         return f"({called}): {kind.__name__}.__init__ takes no such argument{nearest(unknown[0], parameters)}"
     needed = [

@@ -21,6 +21,7 @@ from espnet3_lite.config.targets import (
 )
 from espnet3_lite.config.yaml_text import KeyPath, dotted_name
 from espnet3_lite.exceptions import nearest
+from espnet3_lite.signatures import metric_of_step
 from espnet3_lite.trainer.settings import LOGGER_NAMES
 from espnet3_lite.value_kinds import one_of
 
@@ -142,25 +143,6 @@ def single_keys_with_several(report: Report, module: Module | None) -> None:
         report.add(("trainer", "strategy"), "'fsdp' takes one optimizer; use ddp with 'optimizers'")
 
 
-def metric_parameter(scheduler: Any) -> inspect.Parameter | None:
-    """The parameter of a scheduler class's ``step`` that takes a metric (any but ``epoch``), or None.
-
-    Its default tells whether the metric is needed: `inspect.Parameter.empty` for ReduceLROnPlateau.
-
-    >>> import torch
-    >>> metric_parameter(torch.optim.lr_scheduler.ReduceLROnPlateau).name
-    'metrics'
-    >>> metric_parameter(torch.optim.lr_scheduler.StepLR) is None
-    True
-    """
-    step = getattr(scheduler, "step", None)
-    if step is None:
-        return None
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [parameter for parameter in inspect.signature(step).parameters.values() if parameter.kind in named]
-    return next((parameter for parameter in parameters[1:] if parameter.name != "epoch"), None)
-
-
 def monitors(report: Report, module: Module | None) -> None:
     """``monitor`` goes with a scheduler that takes a metric, and one that needs a metric has it."""
     settings = report.settings
@@ -177,14 +159,14 @@ def monitors(report: Report, module: Module | None) -> None:
         try:
             if target in (None, UNRESOLVED):
                 continue
-            parameter = metric_parameter(find_target(target))
+            parameter = metric_of_step(find_target(target))
         except TargetError:
             continue  # reported by `targets`
         if parameter is None and monitor is not None:
             report.add(
                 monitor_path, f"{monitor!r} has no use: {dotted_name(target)}.step() takes no metric; leave it out"
             )
-        if parameter is not None and parameter.default is inspect.Parameter.empty and monitor is None:
+        if parameter is not None and parameter.default is parameter.empty and monitor is None:
             key = monitor_path[-1]
             report.add(
                 scheduler_path,

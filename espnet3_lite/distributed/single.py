@@ -5,8 +5,7 @@ DDP and FSDP2 are in `ddp.py` and `fsdp.py`; `launch.py` chooses.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.vote import Verdict, vote_alone
+from espnet3_lite.signatures import taking
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -222,36 +222,3 @@ def training_step_of(module: LiteModule, compile: bool | str | dict[str, Any] | 
         return step
     arguments = {"mode": compile} if isinstance(compile, str) else compile if isinstance(compile, dict) else {}
     return module.compiled_step(step, **arguments)
-
-
-def taking(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
-    """A function of these arguments that hands on those which `function` takes, in whatever way it takes them.
-
-    >>> taking(lambda batch: batch, ("batch", "batch_idx"))(1, 2)
-    1
-    >>> taking(lambda batch, **others: others, ("batch", "batch_idx"))(1, 2)
-    {'batch_idx': 2}
-    """
-    parameters = inspect.signature(function).parameters.values()
-    kinds = [parameter.kind for parameter in parameters]
-    by_place = kinds.count(inspect.Parameter.POSITIONAL_ONLY) + kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if inspect.Parameter.VAR_POSITIONAL in kinds or by_place >= len(names):
-        return function
-    anything = inspect.Parameter.VAR_KEYWORD in kinds
-    keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    rest = [(place, name) for place, name in enumerate(names) if place >= by_place]
-    by_name = [(place, name) for place, name in rest if anything or name in keywords]
-    return lambda *values: function(*values[:by_place], **{name: values[place] for place, name in by_name})
-
-
-def takes(function: Callable[..., Any], name: str, place: int) -> bool:
-    """Whether a function takes an argument by its name, or at this place."""
-    parameters = list(inspect.signature(function).parameters.values())
-    open_end = any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters)
-    return open_end or len(parameters) > place or any(parameter.name == name for parameter in parameters)
-
-
-def demands(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a parameter of this name without a default."""
-    parameter = inspect.signature(function).parameters.get(name)
-    return parameter is not None and parameter.default is parameter.empty

@@ -29,8 +29,8 @@ from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, dump_counters,
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.optim.lr_stepping import metric_of_step
 from espnet3_lite.optim.slots import named_steps
+from espnet3_lite.signatures import metric_of_step
 
 logger = logging.getLogger(__name__)
 

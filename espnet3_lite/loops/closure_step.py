@@ -12,10 +12,10 @@ import torch
 from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.distributed.single import demands
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.optim.manual_optimization import ManualOptimizer, takes_closure
 from espnet3_lite.optim.slots import OptimizerSlot, route
+from espnet3_lite.signatures import demands
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.distributed.single import demands, takes, taking
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.error_notes import loader_in_words
 from espnet3_lite.exceptions import MisconfigurationException
@@ -24,6 +23,7 @@ from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
+from espnet3_lite.signatures import demands, takes, taking
 from espnet3_lite.trainer.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from espnet3_lite.module.hooks import DataHooks, ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.module.lite_module import LiteModule
+from espnet3_lite.signatures import taken_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -91,11 +91,8 @@ class LiteDataModule(DataHooks, HyperparametersMixin):
         >>> [batch.tolist() for batch in data.val_dataloader()]
         [[1.0, 2.0], [3.0]]
         """
-        parameters = inspect.signature(cls).parameters.values()
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        named = {parameter.name for parameter in parameters}
         shared = {"batch_size": batch_size, "num_workers": num_workers}
-        data = cls(**kwargs, **{name: value for name, value in shared.items() if takes_any or name in named})
+        data = cls(**kwargs, **taken_of(cls, shared))
         given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
         for prefix, datasets in given.items():
             if datasets is not None:

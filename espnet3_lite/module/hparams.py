@@ -24,6 +24,7 @@ from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, wrong_arguments
+from espnet3_lite.signatures import taken_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,8 +134,6 @@ class HyperparametersMixin:
         """
         checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
         checkpoint = checkpoint_io.load_checkpoint(path, map_location=map_location or "cpu")
-        parameters = inspect.signature(cls.__init__).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         if hparams_file is not None:
             with open(os.path.expanduser(hparams_file), encoding="utf-8") as file:
                 saved = yaml.safe_load(file) or {}
@@ -142,11 +141,12 @@ class HyperparametersMixin:
             kinds = checkpoint.get("loops", {}).get(OUR_STATE, {}).get(f"{prefix}hparams_kinds", [])
             saved = restored(dict(checkpoint.get(f"{prefix}hyper_parameters") or {}), kinds, cls, set(overrides))
         saved.update(overrides)
-        name = checkpoint.get(f"{prefix}hparams_name")
-        of_one = name in parameters and name not in overrides  # one argument that holds them all
+        name = checkpoint.get(f"{prefix}hparams_name") or ""
+        holder = None if name in overrides else inspect.signature(cls).parameters.get(name)
+        of_one = holder is not None and holder.kind is not holder.VAR_KEYWORD  # one argument that holds them all
         saved = {name: AttributeDict(saved), **overrides} if of_one else saved
-        given = {name: value for name, value in saved.items() if takes_any or name in parameters}
-        if problem := wrong_arguments(cls, given, () if of_one or takes_any else overrides):
+        given = taken_of(cls, saved)
+        if problem := wrong_arguments(cls, given, () if of_one else overrides):
             raise TypeError(f"{cls.__name__}.load_from_checkpoint{problem}")
         return cls(**given), checkpoint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.signatures import metric_of_step
 
 if TYPE_CHECKING:
     from espnet3_lite.optim.slots import OptimizerSlot
@@ -86,19 +86,6 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     config.reduce_on_plateau = config.monitor is not None
     config.steps_both_ways = config.reduce_on_plateau and metric is not None and metric.default is not metric.empty
     return config
-
-
-def metric_of_step(scheduler: Any) -> inspect.Parameter | None:
-    """The argument for a metric that a scheduler's ``step`` has: one which it demands, or one named ``metrics``.
-
-    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    >>> print(metric_of_step(torch.optim.lr_scheduler.StepLR(optimizer, 1)))
-    None
-    """
-    step = getattr(type(scheduler), "step", None)
-    arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
-    places = [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
-    return next((one for one in places if one.default is one.empty or one.name == "metrics"), None)
 
 
 def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[OptimizerSlot], owner: str) -> None:

@@ -104,6 +104,23 @@ def test_a_checkpoint_builds_the_module_again(tmp_path):
     assert again.hparams == {"width": 3, "scale": 5.0}
 
 
+def test_arguments_of_any_name_come_back_whatever_they_are_called_together(tmp_path):
+    class Line(LiteModule):
+        def __init__(self, width, **kwargs):
+            super().__init__()
+            self.save_hyperparameters()
+            self.layer = torch.nn.Linear(width, 1)
+
+        def predict_step(self, batch, batch_idx):
+            return self.layer(batch)
+
+    trainer = quiet_trainer()
+    trainer.predict(Line(3, scale=2.0), [torch.ones(1, 3)])
+    trainer.save_checkpoint(tmp_path / "line.ckpt", weights_only=True)
+    again = Line.load_from_checkpoint(tmp_path / "line.ckpt", other=4)
+    assert again.hparams == {"width": 3, "scale": 2.0, "other": 4}
+
+
 # ---- objects ---------------------------------------------------------------------------------------------------------
 
 
