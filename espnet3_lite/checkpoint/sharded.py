@@ -19,12 +19,7 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    StorageMeta,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.tensor import DTensor
 
@@ -63,13 +58,13 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint's metadata")
 
 
-def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> Metadata:
+def read_metadata(folder: str | os.PathLike[str]) -> Metadata:
     """Read what a sharded checkpoint holds and where, without running code.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything but metadata.
     """
-    path = Path(folder) / name
+    path = Path(folder) / METADATA_FILE
     try:
         content = path.read_bytes()
         archives.refuse_hash_bombs(content, walked=True)
@@ -78,7 +73,7 @@ def read_metadata(folder: str | os.PathLike[str], name: str = METADATA_FILE) -> 
     except FileNotFoundError as error:
         files = ", ".join(sorted(path.name for path in Path(folder).glob("*.ckpt"))[-3:])
         hint = f"; give one of its files, {files}" if files else ", or its save did not finish"
-        raise CheckpointError(f"{folder}: no {name}; not a sharded checkpoint{hint}") from error
+        raise CheckpointError(f"{folder}: no {METADATA_FILE}; not a sharded checkpoint{hint}") from error
     # What a damaged pickle raises depends on the byte that was hit.
     except Exception as error:
         raise CheckpointError(f"{path}: damaged metadata: {type(error).__name__}: {error}") from error
@@ -154,12 +149,8 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
 class _VerifiedReader(FileSystemReader):
     """torch's reader of sharded checkpoints, with `.metadata` read without running code."""
 
-    def read_metadata(self, *_: object, rank: int | None = None, **__: object) -> Metadata:
-        metadata = read_metadata(self.path, METADATA_FILE if rank is None else f"__{rank}{METADATA_FILE}")
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+    def read_metadata(self, *_: object, **__: object) -> Metadata:
+        return read_metadata(self.path)
 
 
 class _PlainValuesPlanner(DefaultLoadPlanner):

@@ -105,7 +105,6 @@ class DDPStrategy(SeveralProcesses):
 
     def before_forward(self, closes: bool) -> None:
         """Gradients are to be shared by this batch's backward pass if it closes the window."""
-        super().before_forward(closes)
         if self._outdated and not self.trainer.plan.pending:
             self._wrap_anew()
         if self._synchronizing and not self._arranged:

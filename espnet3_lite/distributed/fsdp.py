@@ -147,7 +147,6 @@ class FSDPStrategy(SeveralProcesses):
 
     def before_forward(self, closes: bool) -> None:
         """Gradients are to be reduced by this batch's backward pass if it closes the window."""
-        super().before_forward(closes)
         if self.trainer.fit_loop.work.index % self.trainer.accumulate_grad_batches == 0:
             # What an earlier window has left, for which no step was made, must not come into this one.
             self.share_gradients(self.trainer.slots.values())
@@ -314,24 +313,24 @@ def materialize(unit: torch.nn.Module) -> None:
     Raises:
         MisconfigurationException: a module that holds some has no such method.
     """
-    made: dict[torch.Tensor, torch.Tensor] = {}  # one for each, so that tied weights stay tied
     for name, part in unit.named_modules():
-        held = (part._parameters, part._buffers)
-        on_meta = [(of, key, value) for of in held for key, value in of.items() if value is not None and value.is_meta]
+        held = {**part._parameters, **part._buffers}
+        on_meta = {key: tensor for key, tensor in held.items() if tensor is not None and tensor.is_meta}
         if not on_meta:
             continue
         if not callable(getattr(part, "reset_parameters", None)):
             raise MisconfigurationException(
                 f"strategy='fsdp': {name or 'the module itself'} ({type(part).__name__}) has parameters or buffers on "
-                f"the meta device ({', '.join(key for _, key, _ in on_meta)}), and no `reset_parameters()` that gives "
+                f"the meta device ({', '.join(on_meta)}), and no `reset_parameters()` that gives "
                 f"them values. Define one, or build it on the CPU"
             )
-        for of, key, value in on_meta:
-            if value not in made:
-                memory = torch.empty_like(value, device="cpu")
-                is_parameter = isinstance(value, torch.nn.Parameter)
-                made[value] = torch.nn.Parameter(memory, value.requires_grad) if is_parameter else memory
-            of[key] = made[value]
+        for tensor in on_meta.values():
+            memory = torch.empty_like(tensor, device="cpu")
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            # In place, so that tied weights stay tied.
+            torch.utils.swap_tensors(
+                tensor, torch.nn.Parameter(memory, tensor.requires_grad) if is_parameter else memory
+            )
         part.reset_parameters()
 
 

@@ -64,9 +64,7 @@ class GradientBucket:
         return receive
 
 
-def gradient_buckets(
-    parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES
-) -> list[GradientBucket]:
+def gradient_buckets(parameters: Iterable[torch.nn.Parameter]) -> list[GradientBucket]:
     """The buckets of those parameters that require gradients, or have one: they may be frozen within a window. One that
     comes twice counts once.
 
@@ -75,18 +73,17 @@ def gradient_buckets(
     trained = [p for p in dict.fromkeys(parameters) if p.requires_grad or p.grad is not None][::-1]
     if not trained:
         return []
-    groups, _ = _compute_bucket_assignment_by_size([*trained], [bucket_bytes])  # of one dtype and device each
+    groups, _ = _compute_bucket_assignment_by_size([*trained], [BUCKET_BYTES])  # of one dtype and device each
     return [GradientBucket([trained[index] for index in group]) for group in groups]
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks. Collective: the same parameters in the same order on all.
 
     Args:
         parameters: Those that require gradients, or have one, take part.
-        bucket_bytes: The largest message, unless one parameter is larger.
     """
-    for receive in [bucket.send() for bucket in gradient_buckets(parameters, bucket_bytes)]:
+    for receive in [bucket.send() for bucket in gradient_buckets(parameters)]:
         receive()
 
 
@@ -144,9 +141,9 @@ class TravellingGradients:
             hook.remove()
 
 
-def broadcast_tensors(tensors: Iterable[torch.Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite tensors by rank zero's. All ranks call it with tensors of the same shapes in the same order."""
     each = [tensor.detach() for tensor in dict.fromkeys(tensors)]
     if each:
         # collective: see the docstring
-        _broadcast_coalesced(dist.distributed_c10d._get_default_group(), each, bucket_bytes, 0)
+        _broadcast_coalesced(dist.distributed_c10d._get_default_group(), each, BUCKET_BYTES, 0)

@@ -6,10 +6,9 @@ and what the ranks share besides collectives, is in `group.py`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,9 @@ class SeveralProcesses(Strategy):
         self._timeout = timeout
         self._watch: SigtermWatch | None = None
         self._statistics: list[torch.Tensor] = []  # SyncBatchNorm's buffers
-        self._statistics_before: list[torch.Tensor] = []
+        #: Gives the buffers that the forward pass in work may change in vain; what they held before it.
+        self._buffers: Callable[[], Iterable[torch.Tensor]] = tuple
+        self._buffers_before: list[torch.Tensor] = []
 
     def connect(self, device: torch.device, timeout: timedelta | None = None) -> None:
         """Join the process group. Collective, once a process."""
@@ -86,8 +87,13 @@ class SeveralProcesses(Strategy):
         step = super().wrap(trainer, module)
 
         def training_step(batch: Any, batch_idx: int) -> Any:
-            with _buffers_put_back(module, wanted=trainer.train_data.replaying):
-                return step(batch, batch_idx)
+            replaying = trainer.train_data.replaying
+            self._buffers = module.buffers if replaying else lambda: self._statistics
+            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
+            output = step(batch, batch_idx)
+            if replaying:
+                self.put_back_buffers()
+            return output
 
         return training_step
 
@@ -123,10 +129,6 @@ class SeveralProcesses(Strategy):
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def before_forward(self, closes: bool) -> None:
-        """Before each training batch's forward pass; `closes`: the plain optimizer's window ends with it."""
-        self._statistics_before = [buffer.clone() for buffer in self._statistics]
-
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
         """The one exchange of each training batch, besides the gradients. Collective."""
         self.saver.poll()
@@ -151,10 +153,14 @@ class SeveralProcesses(Strategy):
                 raise
             raise OtherRankError(f"rank {self.global_rank} {place.value}, and {why}") from error
 
-    def put_back_shared_statistics(self) -> bool:
-        """Undo what the forward pass did to SyncBatchNorm's statistics; False where the module has none."""
+    def put_back_buffers(self) -> bool:
+        """Undo what the forward pass did to SyncBatchNorm's statistics, on a rank without data to all buffers.
+
+        Returns:
+            False where the module has no SyncBatchNorm.
+        """
         with torch.no_grad():
-            for buffer, before in zip(self._statistics, self._statistics_before, strict=True):
+            for buffer, before in zip(self._buffers(), self._buffers_before, strict=True):  # the step may make new ones
                 buffer.copy_(before)
         return bool(self._statistics)
 
@@ -350,13 +356,3 @@ class _AllGather(torch.autograd.Function):
         gradient = gradients[0].contiguous().clone()
         dist.all_reduce(gradient, group=ctx.group)  # collective: all ranks that gathered go back
         return gradient[dist.get_rank(ctx.group)], None
-
-
-@contextlib.contextmanager
-def _buffers_put_back(module: torch.nn.Module, wanted: bool) -> Iterator[None]:
-    """What a forward pass does to the buffers of `module` is undone, where that is `wanted`."""
-    before = [buffer.clone() for buffer in module.buffers()] if wanted else []
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(module.buffers() if wanted else (), before, strict=True):
-            buffer.copy_(value)

@@ -267,7 +267,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         reason = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
     elif not math.isfinite(total) or min(weights) < 0:
         reason = f"the ranks' weights are {list(weights)}"
-    elif not all(with_data) and strategy.put_back_shared_statistics():
+    elif not all(with_data) and strategy.put_back_buffers():
         without = f"{with_data.count(0.0)} of {strategy.world_size} ranks"
         reason = f"{without} have no data left; SyncBatchNorm would count repetitions"
     returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]

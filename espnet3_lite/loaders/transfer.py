@@ -37,13 +37,13 @@ def map_tensors(data: Any, function: Callable[[torch.Tensor], Any], whole: Calla
     return rebuild([map_tensors(value, function, whole) for value in values]) if rebuild is not None else data
 
 
-def tensors_in(data: Any) -> Iterator[torch.Tensor]:
-    """All tensors of a batch, in its order."""
-    if isinstance(data, torch.Tensor):
+def tensors_in(data: Any, kind: type | tuple[type, ...] = torch.Tensor) -> Iterator[Any]:
+    """All tensors of a batch, or all objects of another `kind`, in its order."""
+    if isinstance(data, kind):
         yield data
     else:
         for value in _take_apart(data)[0]:
-            yield from tensors_in(value)
+            yield from tensors_in(value, kind)
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -95,18 +95,10 @@ def batch_size_of(batch: Any) -> int:
     >>> batch_size_of((["a", "b"], {"x": torch.zeros(2, 3)}))
     2
     """
-    return next(_sizes_in(batch), 1)
-
-
-def _sizes_in(data: Any) -> Iterator[int]:
-    """The same of each tensor and packed sequence, one after another."""
-    if isinstance(data, torch.Tensor):
-        yield data.shape[0] if data.dim() else 1
-    elif isinstance(data, PackedSequence):
-        yield int(data.batch_sizes[0])
-    else:
-        for value in _take_apart(data)[0]:
-            yield from _sizes_in(value)
+    first = next(tensors_in(batch, (torch.Tensor, PackedSequence)), None)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    return 1 if first is None or not first.dim() else int(first.shape[0])
 
 
 def loss_of(output: Any, otherwise: Any = None) -> Any:
