@@ -269,21 +269,14 @@ def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:
         return seen[id(value)][1]
     if isinstance(value, type) and value.__module__ == __name__:
         return None  # a class itself, such as Lightning's `hparams_type`: of no use without its package
-    if isinstance(value, _Holder):
-        seen[id(value)] = (value, None)
-        settled = _settle(value.content, seen)
-        seen[id(value)] = (value, settled)
-        return settled
-    if type(value) is tuple:
-        items = tuple(_settle(item, seen) for item in value)
-        settled = items if any(new is not old for new, old in zip(items, value, strict=True)) else value
-        seen[id(value)] = (value, settled)
-        return settled
     if isinstance(value, (dict, list, argparse.Namespace)):
         seen[id(value)] = (value, value)
         content = vars(value) if isinstance(value, argparse.Namespace) else value
         for place, item in list(content.items() if isinstance(content, dict) else enumerate(content)):
-            settled = _settle(item, seen)
-            if settled is not item:
-                content[place] = settled
-    return value
+            content[place] = _settle(item, seen)
+    elif isinstance(value, _Holder):
+        seen[id(value)] = (value, None)
+        seen[id(value)] = (value, _settle(value.content, seen))
+    elif type(value) is tuple:
+        seen[id(value)] = (value, tuple(_settle(item, seen) for item in value))
+    return seen[id(value)][1] if id(value) in seen else value

@@ -128,10 +128,9 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any], fitting: bool) 
     module = trainer.lightning_module
     check_state_dict(checkpoint, trainer.ckpt_path)
     module.on_load_checkpoint(checkpoint)
-    if trainer.datamodule is not None:
-        state = checkpoint.get(type(trainer.datamodule).__qualname__)
-        if state is not None:
-            trainer.datamodule.load_state_dict(state)
+    data = trainer.datamodule
+    if data is not None and (state := checkpoint.get(type(data).__qualname__)) is not None:
+        data.load_state_dict(state)
     if fitting:
         restore_loggers(trainer, checkpoint)
         restore_callbacks(trainer, checkpoint)
@@ -153,8 +152,7 @@ def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if states is None:
         return
     trainer.hook_calls.call_callbacks("on_load_checkpoint", checkpoint)
-    missing = [key for key in states if key not in {callback.state_key for callback in trainer.callbacks}]
-    if missing:
+    if missing := [key for key in states if key not in {callback.state_key for callback in trainer.callbacks}]:
         rank_zero_warn(
             f"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided during "
             f"`Trainer` instantiation. Please add the following callbacks: {missing}."
@@ -195,12 +193,11 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_opti
             "load the weights alone with LiteModule.load_from_checkpoint"
         )
     _restore_optimizers(trainer, checkpoint)
-    _compare_configured(trainer, own_state(checkpoint).get("configured", []), override_optimizer)
-    if trainer.precision_plugin.scaler is not None and "MixedPrecision" in checkpoint:
-        scaler = trainer.precision_plugin.scaler
+    scaler, ours = trainer.precision_plugin.scaler, own_state(checkpoint)
+    _compare_configured(trainer, ours.get("configured", []), override_optimizer)
+    if scaler is not None and "MixedPrecision" in checkpoint:
         scaler.load_state_dict(checkpoint["MixedPrecision"])
         scaler.scale(torch.zeros((), device=trainer.strategy.root_device))  # it makes its state at the first use
-    ours = own_state(checkpoint)
     if "stage" in ours:
         _restore_ours(trainer, ours)
     else:

@@ -6,7 +6,9 @@ a folder is met, since torch's package is slow to import. They are written in `d
 """
 
 import io
+import itertools
 import math
+import operator
 import os
 import pickle
 from collections.abc import Callable
@@ -122,19 +124,17 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
         metadata = read_metadata(folder)
     except CheckpointError as error:
         return str(error)
-    items: dict[str, set[tuple[int, int]]] = {}
-    for info in metadata.storage_data.values():
-        items.setdefault(info.relative_path, set()).add((info.offset, info.length))
-    for name, places in sorted(items.items()):
-        path, end = Path(folder) / name, max(offset + length for offset, length in places)
+    items = sorted({(info.relative_path, info.offset, info.length) for info in metadata.storage_data.values()})
+    for name, of_file in itertools.groupby(items, key=operator.itemgetter(0)):
+        places = [(offset, length) for _, offset, length in of_file]
+        path, end = Path(folder) / name, max(map(sum, places))
         if not path.is_file():
             return f"{folder}: the data file {name} is missing"
         if path.stat().st_size < end:
             return f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes"
         if sum(length for _, length in places) > end:
             return f"{folder}: damaged metadata: items of the data file {name} overlap"
-    every = [(name, *place) for name, places in sorted(items.items()) for place in sorted(places)]
-    for name, offset, length in every[rank::world_size]:
+    for name, offset, length in items[rank::world_size]:
         with open(Path(folder) / name, "rb") as file:
             file.seek(offset)
             item = io.BytesIO(file.read(length))

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from espnet3_lite.checkpoint import sharded
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
-from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.multi import SeveralProcesses
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
@@ -208,7 +207,7 @@ class FSDPStrategy(SeveralProcesses):
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """A file as it is; of a sharded checkpoint each rank reads its own parts. Collective."""
         if not Path(path).is_dir():
-            return load_checkpoint(path)
+            return super().load_checkpoint(path)
         # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
         found = self.gather_objects(sharded.damage(path, self.global_rank, self.world_size))
         if damage := next(filter(None, found), None):
@@ -324,13 +323,11 @@ def materialize(unit: torch.nn.Module) -> None:
                 f"the meta device ({', '.join(on_meta)}), and no `reset_parameters()` that gives "
                 f"them values. Define one, or build it on the CPU"
             )
-        for tensor in on_meta.values():
+        for tensor in on_meta.values():  # in place, so that tied weights stay tied
             memory = torch.empty_like(tensor, device="cpu")
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            # In place, so that tied weights stay tied.
-            torch.utils.swap_tensors(
-                tensor, torch.nn.Parameter(memory, tensor.requires_grad) if is_parameter else memory
-            )
+            if isinstance(tensor, torch.nn.Parameter):
+                memory = torch.nn.Parameter(memory, tensor.requires_grad)
+            torch.utils.swap_tensors(tensor, memory)  # type: ignore[no-untyped-call]  # torch's
         part.reset_parameters()
 
 
