@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,8 @@ class MetricsLogger(Callback):
         #: The learning rates of each optimizer's last step, by its `id`.
         self._rates_used: dict[int, list[Any]] = {}
         self._batch_started = self._backward_started = self._validation_started = 0.0
-        self._forward_is_timed = False
+        #: The times of the batch in work: with its other values they are the window's when it is over.
+        self._times: list[tuple[str, float]] = []
         self._valid_time: float | None = None  # of the epoch's last validation
         #: The last epoch's means by the names that the values were logged under, but for those that have no mean.
         self.epoch_means: dict[str, float] = {}
@@ -101,21 +103,19 @@ class MetricsLogger(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The data is there."""
         self._batch_started = time.perf_counter()
-        self._forward_is_timed = False
-        self._window.add("iter_time", trainer.train_data.seconds_waited)
+        self._times = [("iter_time", trainer.train_data.seconds_waited)]
         if self._first_batch is None:
             self._first_batch = batch_idx + 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
         """Forward ends with the batch's first backward pass."""
         self._backward_started = time.perf_counter()
-        if not self._forward_is_timed:
-            self._forward_is_timed = True
-            self._window.add("forward_time", self._backward_started - self._batch_started)
+        if len(self._times) == 1:
+            self._times.append(("forward_time", self._backward_started - self._batch_started))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """One backward pass is over."""
-        self._window.add("backward_time", time.perf_counter() - self._backward_started)
+        self._times.append(("backward_time", time.perf_counter() - self._backward_started))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LiteModule, optimizer: torch.optim.Optimizer
@@ -127,13 +127,14 @@ class MetricsLogger(Callback):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's values; write the line where its window is full."""
-        add = self._window.add
+        values: list[tuple[str, Any]] = [*self._times]
         for name, value in trainer.metrics.logged_anew(self._seen).items():
-            add(name.removeprefix("train/"), value)
-        for index, optimizer in enumerate(trainer.optimizers):
-            for position, rate in enumerate(_rates_of(optimizer)):
-                add(f"optim{index}_lr{position}", rate)
-        add("train_time", time.perf_counter() - self._batch_started)
+            values.append((name.removeprefix("train/"), value))
+        for index, slot in enumerate(trainer.plan.slots.values()):
+            for position, rate in enumerate(_rates_of(slot.optimizer)):
+                values.append((f"optim{index}_lr{position}", rate))
+        values.append(("train_time", time.perf_counter() - self._batch_started))
+        self._window.take(values)
         every = self.log_every_n_steps
         if every and (batch_idx + 1) % every == 0:
             place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
@@ -217,7 +218,7 @@ class RunningMeans:
 
     Example:
         >>> means = RunningMeans()
-        >>> means.add("loss", torch.tensor(1.0)); means.add("loss", torch.tensor(2.0)); means.add("rate", 0.5)
+        >>> means.take([("loss", torch.tensor(1.0)), ("loss", torch.tensor(2.0)), ("rate", 0.5)])
         >>> means.means()
         {'loss': 1.5, 'rate': 0.5}
     """
@@ -227,12 +228,13 @@ class RunningMeans:
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, name: str, value: Any) -> None:
-        """Take one value."""
-        waiting = self._waiting[name]
-        waiting.append(value)
-        if len(waiting) >= _MAX_WAITING:
-            self._add_up(name)
+    def take(self, values: Iterable[tuple[str, Any]]) -> None:
+        """Take values, each with its name."""
+        for name, value in values:
+            waiting = self._waiting[name]
+            waiting.append(value)
+            if len(waiting) >= _MAX_WAITING:
+                self._add_up(name)
 
     def _add_up(self, name: str) -> None:
         waiting = self._waiting[name]
@@ -296,8 +298,8 @@ def format_values(values: dict[str, float]) -> str:
 
 def _rates_of(optimizer: Optimizer) -> list[Any]:
     """Each group's learning rate; one that is a tensor, which schedulers write to, is copied."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    return [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
+    groups = optimizer.param_groups
+    return [rate.clone() if isinstance(rate := group["lr"], torch.Tensor) else rate for group in groups]
 
 
 def rate_names(trainer: Trainer) -> dict[str, str]:

@@ -58,11 +58,13 @@ class ProgressBar(Callback):
     def _take_step_values(self, trainer: Trainer) -> None:
         """Add the batch's step values to the means. The values stay on the device."""
         means = self._begin_means() if self._step_means is None else self._step_means
+        values, seen = [], self._seen
         for entry in trainer.metrics.training.values():
             steps_only = entry.on_step and not entry.on_epoch and entry.last is not None
-            if steps_only and entry.times != self._seen.get(entry.name):
-                self._seen[entry.name] = entry.times
-                means.add(entry.name, entry.last)
+            if steps_only and entry.times != seen.get(entry.name):
+                seen[entry.name] = entry.times
+                values.append((entry.name, entry.last))
+        means.take(values)
 
     # ---- on and off ------------------------------------------------------------------------------------------------
 

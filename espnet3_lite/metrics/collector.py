@@ -65,7 +65,7 @@ class Metrics:
         arguments = entry.arguments
         if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return
-        if is_metric_object(value):
+        if type(value) is not torch.Tensor and is_metric_object(value):  # asked first: nearly always it is one
             entry.take_metric(value)
             return
         number, dtype = logged_value.as_number(name, value, arguments.enable_graph, own=entry.on_step)
