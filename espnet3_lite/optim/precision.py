@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.transfer import map_tensors
 
 #: The modes in which the module itself and its batches have another dtype, and those of autocast.
 _TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_MODES = ("32-true", *_TRUE, *_MIXED)
 _SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 #: Where even this is too large, no scale helps: batch after batch is left out, until the run ends by it.
@@ -31,10 +29,8 @@ class Precision:
     """One of ``32-true`` (default), ``64-true``, ``bf16-true``, ``16-true``, ``bf16-mixed``, ``16-mixed``.
 
     Args:
-        name: The mode; ``32`` and ``64`` are short for the first two, ``bf16`` and ``16`` for the last two.
-
-    Raises:
-        MisconfigurationException: unknown mode.
+        name: The mode, which `trainer/settings.py` has checked; ``32`` and ``64`` are short for the first two, ``bf16``
+            and ``16`` for the last two.
 
     Example:
         >>> Precision("64-true").convert_batch({"x": torch.zeros(1), "n": torch.zeros(1, dtype=torch.int64)})
@@ -43,11 +39,6 @@ class Precision:
 
     def __init__(self, name: str | int = "32-true"):
         self.name = _SHORT.get(str(name), str(name))
-        if self.name not in _MODES:
-            known = ", ".join(map(repr, _MODES))
-            raise MisconfigurationException(
-                f"Trainer(precision={name!r}) is not one of {known}{nearest(self.name, _MODES)}"
-            )
         self.autocast_dtype = _MIXED.get(self.name)
         #: What the module's and the batches' floating tensors are converted to; None: they stay.
         self.true_dtype = _TRUE.get(self.name)

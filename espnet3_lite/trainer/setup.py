@@ -293,7 +293,9 @@ def configure_optimizers(
         )
     elif not optimizers:
         rank_zero_warn("`configure_optimizers` returned `None`, this fit will run with no optimizer")
-        slots = {None: OptimizerSlot(_NoOptimizer())}
+        none = torch.optim.SGD([torch.nn.Parameter(torch.zeros(0))], lr=0.0)
+        none.param_groups.clear()  # it stands where the module wants none, and steps nothing
+        slots = {None: OptimizerSlot(none)}
     else:
         slots = {None: OptimizerSlot(optimizers[0])}
     for slot in slots.values():
@@ -318,17 +320,6 @@ def _clip_as_told(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> N
     slot.gradient_clip_val, slot.gradient_clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
         slot.clips_by = by_module
-
-
-class _NoOptimizer(torch.optim.Optimizer):
-    """Stands where a module wants none: steps nothing."""
-
-    def __init__(self) -> None:
-        super().__init__([torch.nn.Parameter(torch.zeros(0))], {})
-        self.param_groups.clear()
-
-    def step(self, closure: Any = None) -> Any:
-        return closure() if closure is not None else None
 
 
 def prepare_loaders(trainer: Trainer) -> None:

@@ -31,8 +31,7 @@ def test_stages(stage, evaluating, prefix):
 
 
 def test_a_state_says_whether_a_call_is_over():
-    stopped = {status: TrainerState(status).stopped for status in TrainerStatus}
-    assert [status for status in stopped if stopped[status]] == ["finished", "interrupted"]
+    assert [status for status in TrainerStatus if status.stopped] == ["finished", "interrupted"]
     assert TrainerState(TrainerStatus.FINISHED).finished and not TrainerState(TrainerStatus.INTERRUPTED).finished
 
 
@@ -96,4 +95,4 @@ def test_an_exception_leaves_the_state_interrupted():
     trainer = quiet_trainer(max_epochs=1)
     with pytest.raises(ValueError, match="here"):
         trainer.fit(Fails(), [torch.ones(1, 2)])
-    assert trainer.state.status == "interrupted" and trainer.state.stopped and not trainer.state.finished
+    assert trainer.state.status == "interrupted" and trainer.state.status.stopped and not trainer.state.finished
