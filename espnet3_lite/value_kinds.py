@@ -7,7 +7,7 @@ the errors: every room may use it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -117,6 +117,19 @@ DURATION = Kind(
         or (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None)
     ),
 )
+
+
+def plain_containers(value: Any) -> Any:
+    """Mappings and sequences of any kind (OmegaConf's `DictConfig` and `ListConfig`, say) as dicts and lists.
+
+    >>> plain_containers({"betas": (0.9, 0.98)})
+    {'betas': [0.9, 0.98]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_containers(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain_containers(part) for part in value]
+    return value
 
 
 def parse_duration(value: Any) -> timedelta | None:

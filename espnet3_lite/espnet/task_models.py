@@ -20,6 +20,7 @@ import yaml
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.config.targets import TargetError, find_target
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.value_kinds import plain_containers
 
 
 class AbsESPnetModel(torch.nn.Module, ABC):
@@ -76,7 +77,7 @@ def write_task_config(task: str, config: Mapping[str, Any], path: Path) -> None:
         merged.update({key: value for key, value in preprocessor.items() if key != "_target_"})
     merged.update(rest)
     merged = {key: {} if key.endswith("_conf") and value is None else value for key, value in merged.items()}
-    write_text(path, yaml.dump(_plain(merged), Dumper=_WithoutAliases, sort_keys=False))
+    write_text(path, yaml.dump(plain_containers(merged), Dumper=_WithoutAliases, sort_keys=False))
 
 
 def _find_task(task: str) -> Any:
@@ -111,12 +112,6 @@ def _is_one_preprocessor(config: Any) -> TypeGuard[dict[str, Any]]:
         return False
     bases = getattr(find_target(config["_target_"]), "__mro__", ())
     return any(base.__name__ == "AbsPreprocessor" for base in bases)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class _WithoutAliases(yaml.SafeDumper):

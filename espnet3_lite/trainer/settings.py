@@ -8,7 +8,7 @@ no torch. What several settings imply together is here too; what is built from t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import Parameter, Signature
@@ -30,6 +30,7 @@ from espnet3_lite.value_kinds import (
     number,
     one_of,
     parse_duration,
+    plain_containers,
     whole,
 )
 
@@ -259,7 +260,7 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"{name}={given[name]!r} is not supported; {REFUSED[name]}")
     settings = {}
     for name, setting in SETTINGS.items():
-        settings[name] = value = _plain(given.get(name, setting.default))
+        settings[name] = value = plain_containers(given.get(name, setting.default))
         if value is None and not setting.kind.accepts(None):
             settings[name] = setting.default
         elif problem := setting.kind.problem(value):
@@ -272,15 +273,6 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
         raise MisconfigurationException("\n".join(f"Trainer: {problem}" for problem in problems))
     _imply(settings)
     return settings
-
-
-def _plain(value: Any) -> Any:
-    """Another configuration's containers (Hydra hands on OmegaConf's `ListConfig`, `DictConfig`) as lists and dicts."""
-    if isinstance(value, Mapping) and not isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, list, tuple)):
-        return [_plain(part) for part in value]
-    return value
 
 
 def _imply(settings: dict[str, Any]) -> None:

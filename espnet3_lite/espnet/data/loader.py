@@ -6,7 +6,7 @@ training loop's business.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
@@ -20,6 +20,7 @@ from espnet3_lite.espnet.data.samplers import build_batch_sampler
 from espnet3_lite.espnet.data.worker_imports import ImportedInWorkers
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.samplers import EpochSampler
+from espnet3_lite.value_kinds import plain_containers
 
 _DISTRIBUTIONS = ("per_gpu", "global")
 # Keys of a loader's block that say something else than how torch's DataLoader is made.
@@ -128,7 +129,7 @@ class DataLoaderBuilder:
                 f"the config has no dataloader.{mode}; it has dataloader.{{{', '.join(dataloader)}}}"
                 f"{nearest(mode, dataloader)}"
             )
-        return _plain(dataloader[mode])
+        return plain_containers(dataloader[mode])
 
     def _plain_loader(self, block: dict[str, Any], where: str) -> DataLoader:
         collate_fn = self._first_collate_fn(block.get("collate_fn"))
@@ -273,12 +274,3 @@ def _check_keys(where: str, settings: Mapping[str, Any], function: Callable) -> 
             raise MisconfigurationException(
                 f"{where} has the unknown key {key!r}; known are {', '.join(known)}{nearest(key, known)}"
             )
-
-
-def _plain(value: Any) -> Any:
-    """Mappings and lists of any kind as dicts and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
