@@ -142,7 +142,11 @@ class ManualOptimizer:
 
     @contextlib.contextmanager
     def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
-        """A context in which only this optimizer's parameters require gradients."""
+        """A context in which only this optimizer's parameters require gradients.
+
+        Args:
+            sync_grad: Lightning's argument, which plays no role: ranks share their gradients when the optimizer steps.
+        """
         module = self._trainer.lightning_module
         module.toggle_optimizer(self.optimizer)
         try:

@@ -276,20 +276,6 @@ class Trainer(TrainerProperties):
         self.callback_handler.replace_callbacks(callbacks)
 
     @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers, in the order of the configuration."""
-        return [slot.optimizer for slot in self.slots.values()]
-
-    @optimizers.setter
-    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        if len(optimizers) != len(self.slots):
-            raise MisconfigurationException(
-                f"trainer.optimizers: {len(optimizers)} are given, there are {len(self.slots)}; replace each by one"
-            )
-        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
-            slot.optimizer = optimizer
-
-    @property
     def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None

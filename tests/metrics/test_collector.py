@@ -39,6 +39,18 @@ def test_a_value_that_was_logged_holds_no_graph_unless_wanted():
     assert not metrics.callback["plain"].requires_grad and metrics.callback["graph"].requires_grad
 
 
+def test_a_group_of_ranks_is_refused_and_not_passed_over():
+    class Line(LiteModule):
+        def training_step(self, batch, batch_idx):
+            self.log("loss", 1.0, sync_dist=True, sync_dist_group="half of them")
+
+        def configure_optimizers(self):
+            return None
+
+    with pytest.raises(MisconfigurationException, match=r"sync_dist_group='half of them'\)`: values are reduced"):
+        quiet_trainer(max_steps=1).fit(Line(), [torch.ones(1, 1)])
+
+
 def test_versions_count_how_often_a_metric_was_published():
     metrics = metrics_in()
     log(metrics, "loss", 1.0)
