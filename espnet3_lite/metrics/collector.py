@@ -78,7 +78,7 @@ class Metrics:
         if arguments.sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
             number = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
-        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.fresh, entry.times))
+        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
         entry.update(number, 1 if batch_size is None else batch_size, dtype)
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
@@ -136,8 +136,8 @@ class Metrics:
         """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
         self.batch = batch
         self._batch_size: int | None = None
-        #: The values that the batch in work has changed, as they were: last, total, weight, fresh, times.
-        self._touched: list[tuple[LoggedValue, Number | None, Number | None, Any, bool, int]] = []
+        #: The values that the batch in work has changed, as they were: last, total, weight, times.
+        self._touched: list[tuple[LoggedValue, Number | None, Number | None, Any, int]] = []
 
     def mark(self) -> int:
         """Now, for `discard_since`."""
@@ -146,7 +146,7 @@ class Metrics:
     def discard_since(self, mark: int = 0) -> None:
         """Take back what was logged for the batch in work, all of it or what came after a mark: it was skipped."""
         for entry, *before in reversed(self._touched[mark:]):
-            entry.last, entry.total, entry.weight, entry.fresh, entry.times = before
+            entry.last, entry.total, entry.weight, entry.times = before
         del self._touched[mark:]
 
     def mask_batch(self, finite: bool | torch.Tensor) -> None:
@@ -286,14 +286,13 @@ class Metrics:
         """Values are published lazily: when somebody looks, not at every step."""
         training = self.active is self.training
         for entry in self.active.values():
-            if not entry.fresh:
+            if entry.times == entry.times_published:
                 continue
             if entry.on_step and entry.last is not None:
-                entry.fresh = False
                 # The count is that of the values logged: it must not depend on how often somebody looked.
                 anew, entry.times_published = entry.times - entry.times_published, entry.times
                 last = entry.as_tensor(entry.last)  # one batch of an evaluation decides nothing
-                self._set(entry, entry.step_name, last, decides=training, counts=max(anew, 1))
+                self._set(entry, entry.step_name, last, decides=training, counts=max(anew, 0))
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged
@@ -346,7 +345,7 @@ class Metrics:
             key = tuple(row["key"])
             entry = self.training.get(key) or LoggedValue.of_row(key, row)
             entry.add(row, self.trainer.lightning_module)
-            entry.last, entry.fresh, self.training[key] = row["last"], False, entry
+            entry.last, entry.times_published, self.training[key] = row["last"], entry.times, entry
 
 
 def keep_out_of_graphs() -> None:

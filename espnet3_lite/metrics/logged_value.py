@@ -66,7 +66,7 @@ class LoggedValue:
         self.times = 0
         #: The same, with those that were taken back: no two values have one number.
         self.times_ever = 0
-        #: How often of these somebody has been told.
+        #: How often of these somebody has been told; where it differs, `last` has not been published.
         self.times_published = 0
         self.reset()
 
@@ -81,7 +81,7 @@ class LoggedValue:
         self.last: Number | None = None
         self.total: Number | None = None
         self.weight: Any = 0
-        self.fresh = False  # `last` has not been published yet
+        self.times_published = self.times
 
     def update(self, value: Number, weight: Number, dtype: torch.dtype) -> None:
         """Take one batch's value with its weight in a mean; 0: it has no say there.
@@ -91,7 +91,7 @@ class LoggedValue:
             weight: A number, or a tensor ``()``.
             dtype: The value's.
         """
-        self.fresh, self.dtype = True, dtype
+        self.dtype = dtype
         self.times = self.times_ever = self.times_ever + 1
         if self.on_step:
             self.last = value
@@ -150,7 +150,7 @@ class LoggedValue:
 
     def take_metric(self, metric: Any) -> None:
         """Take an object that computes the epoch's value itself."""
-        self.fresh, self.metric, self.last = True, metric, getattr(metric, "_forward_cache", None)
+        self.metric, self.last = metric, getattr(metric, "_forward_cache", None)
         self.weight = 1  # it has a value until it is reset
         self.times = self.times_ever = self.times_ever + 1
 

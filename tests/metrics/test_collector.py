@@ -69,6 +69,18 @@ def test_a_discarded_batch_leaves_what_was_there():
     assert metrics.end_epoch(metrics.training)["loss_epoch"] == 1.0
 
 
+def test_a_discarded_value_that_somebody_looked_at_is_taken_back_too():
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0)
+    assert metrics.callback["loss"] == 1.0
+    metrics.start_batch(torch.ones(2, 1))
+    log(metrics, "loss", 9.0)
+    assert metrics.callback["loss"] == 9.0
+    versions = dict(metrics.versions)
+    metrics.discard_since()
+    assert metrics.callback["loss"] == 1.0 and metrics.versions == versions
+
+
 class Accuracy:
     """A metric object, as libraries of them make it."""
 
