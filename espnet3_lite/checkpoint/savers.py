@@ -27,7 +27,7 @@ class Saver:
         self.in_background = False
         #: The files that are being written: their names are taken.
         self.coming: set[str] = set()
-        self._under_way: Future[Any] | None = None
+        self.under_way: Future[Any] | None = None
         self._waiting: list[Callable[[], object]] = []
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -36,7 +36,7 @@ class Saver:
 
     def when_saved(self, action: Callable[[], object]) -> None:
         """Run `action` once all that was handed to `save` is on disk; never, if it could not be written."""
-        if self._under_way is None:
+        if self.under_way is None:
             action()
         else:
             self._waiting.append(action)
@@ -47,15 +47,15 @@ class Saver:
 
     def poll(self) -> None:
         """Do what has waited, if the writing is over."""
-        if self._under_way is not None and self._under_way.done():
+        if self.under_way is not None and self.under_way.done():
             self.finish()
 
     def finish(self) -> None:
         """Wait for what is being written, and do what has waited for it. Raises what the writing raised."""
         waiting, self._waiting = self._waiting, []
         self.coming.clear()
-        if self._under_way is not None:
-            under_way, self._under_way = self._under_way, None
+        if self.under_way is not None:
+            under_way, self.under_way = self.under_way, None
             under_way.result()
         for action in waiting:
             action()
@@ -92,12 +92,12 @@ class FileSaver(Saver):
 
     def behind(self, action: Callable[[], object]) -> None:
         """A removal takes as long as a copy of the state, where the file is large."""
-        when = self.when_saved if self._under_way is None else self._in_turn
+        when = self.when_saved if self.under_way is None else self._in_turn
         when(action)
 
     def _in_turn(self, work: Callable[[], object]) -> None:
         """Let the thread do it behind what it was given before, unless that fails."""
-        before = self._under_way
+        before = self.under_way
 
         def do() -> None:
             if before is not None:
@@ -105,7 +105,7 @@ class FileSaver(Saver):
             work()
 
         self._thread = self._thread or ThreadPoolExecutor(1, "checkpoint")  # a program that ends waits for its thread
-        self._under_way = self._thread.submit(do)
+        self.under_way = self._thread.submit(do)
 
     def finish(self) -> None:
         """As of any saver; the thread ends with its work."""

@@ -280,7 +280,7 @@ class ShardedSaver(Saver):
         if self.in_background:
             state = map_tensors(state, lambda tensor: tensor.detach().clone())  # training goes on meanwhile
             under_way = state_dict_saver.async_save(state, checkpoint_id=Path(path), process_group=self.group)
-            self._under_way = cast(Future[Any], under_way)  # not where a stager of its own is given
+            self.under_way = cast(Future[Any], under_way)  # not where a stager of its own is given
         else:
             state_dict_saver.save(state, checkpoint_id=Path(path), process_group=self.group)
 

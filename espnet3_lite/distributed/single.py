@@ -105,7 +105,8 @@ class Strategy:
             steps: This rank's (loss, optimizer) pairs.
             is_last: This rank's loader has no batch after this one.
         """
-        self.saver.poll()
+        if self.saver.under_way is not None:
+            self.saver.poll()
         return vote_alone(trainer, steps)
 
     def before_forward(self, closes: bool) -> None:

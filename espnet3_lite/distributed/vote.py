@@ -200,10 +200,11 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
         elif not math.isfinite(loss.item()):
             return False
     known = len(elsewhere)
-    if isinstance(weight, torch.Tensor) and not weight.is_cpu:
-        elsewhere.append(weight)
-    elif weight is not None and not 0.0 <= float(weight) < math.inf:
-        return False
+    if weight is not None:
+        if isinstance(weight, torch.Tensor) and not weight.is_cpu:
+            elsewhere.append(weight)
+        elif not 0.0 <= float(weight) < math.inf:
+            return False
     if not elsewhere:
         return True
     if read and known == len(elsewhere) == 1:
@@ -219,10 +220,11 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
 
 def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
     """One process's verdict: are losses and weight sound, did a signal arrive?"""
-    reason, weight, signal = "", batch_weight(trainer), trainer.stopping.signals.received is not None
-    if not trainer.detect_anomaly and not all_sound([loss for loss, _ in steps if loss is not None], weight):
-        reason = describe_bad_losses(trainer, steps) or f"the weight is {float(weight)}"
-    return Verdict(skip=bool(reason), reason=reason, signal=signal) if reason or signal else GO_ON
+    weight, signal = batch_weight(trainer), trainer.stopping.signals.received is not None
+    if trainer.detect_anomaly or all_sound([loss for loss, _ in steps if loss is not None], weight):
+        return Verdict(signal=True) if signal else GO_ON
+    reason = describe_bad_losses(trainer, steps) or f"the weight is {float(weight)}"
+    return Verdict(skip=True, reason=reason, signal=signal)
 
 
 def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:

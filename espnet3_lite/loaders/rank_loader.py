@@ -68,6 +68,8 @@ class RankLoader:
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._state: Any = None
+        #: Before a batch is read ahead there is something to note.
+        self._notes = False
         #: What is told the epoch beside the user's own parts.
         self._told: list[SeededInWorkers | EpochSampler] = []
 
@@ -124,13 +126,14 @@ class RankLoader:
         """The batches. Before one is given the next one is read, so that it is known whether it has `ended`, and its
         copy to the device begins. What goes wrong with the next one is raised in its own turn.
         """
-        given, failure = 0, None
+        given, failure, limit, copy = 0, None, self.limit, self.copy
         while batch is not END:
             given, following = given + 1, END
-            self._note_position()
+            if self._notes:
+                self._note_position()
             try:
-                if given < self.limit and (following := next(batches, END)) is not END and self.copy is not None:
-                    following = self.copy(following)
+                if given < limit and (following := next(batches, END)) is not END and copy is not None:
+                    following = copy(following)
             except Exception as error:
                 failure = error
             self.ended = following is END and failure is None
@@ -257,6 +260,7 @@ class StreamLoader(RankLoader):
         self.loader, self.ahead = loader, ahead
         #: It is read in this process, and may draw from its generators.
         self._may_draw = not isinstance(loader, (list, tuple)) and not getattr(loader, "num_workers", 0)
+        self._notes = self._may_draw or hasattr(loader, "state_dict")
         self._own: dict[str, Generator] = {}  # that the loader, its data set and the like keep for themselves
         # Workers that stay would keep their random state and their epoch; others get both with each epoch.
         they_stay = isinstance(loader, DataLoader) and loader.persistent_workers

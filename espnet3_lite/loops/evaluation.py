@@ -368,7 +368,7 @@ def validate_within_fit(trainer: Trainer) -> None:
         loop.abandon()
         metrics.put_back(published)  # the resumed run goes through all of the loaders again
         restore_random_state(before, trainer.own_generators)
-        trainer.stopping.by_signal = True
+        trainer.stopping.agree(trainer.stopping.agreed, signal=True)
     trainer.state.stage = RunningStage.TRAINING
 
 

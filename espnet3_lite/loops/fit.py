@@ -56,7 +56,7 @@ class FitLoop(Progress):
     def __init__(self, trainer: Trainer):
         super().__init__()
         self.trainer = trainer
-        self.work = BatchInWork()
+        self.work, self.hooks = BatchInWork(), trainer.hook_calls.listeners
         self.val_loop = trainer.evaluation_loops["val"]
         #: A callback sets it to recompute BatchNorm's statistics: batches run forward, and nothing is trained.
         self.forward_only = False
@@ -103,7 +103,7 @@ class FitLoop(Progress):
     def train_epoch(self) -> None:
         """One epoch, or what is left of it after a resume: each batch from the loader to its validation."""
         trainer, plan, work, turns = self.trainer, self.trainer.plan, self.work, self.trainer.model.training_turns
-        call, hooks, of_module = trainer.call, trainer.hook_calls.listeners, trainer.hook_calls.of_module
+        call, hooks, of_module = trainer.call, self.hooks, trainer.hook_calls.of_module
         metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
         batches, precision = self.begin_epoch(), trainer.precision_plugin
         optimizes = plan.automatic_optimization and not self.forward_only
@@ -126,7 +126,8 @@ class FitLoop(Progress):
             accumulate = trainer.accumulate_grad_batches
             for work.turn in turns():  # mostly one; each has a forward pass and steps of its own
                 # ---- Forward.
-                work.begin_turn(metrics)
+                if work.steps:
+                    work.begin_turn(metrics)
                 work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
                 strategy.before_forward(work.closes)
                 metrics.hook = "training_step"
@@ -225,8 +226,7 @@ class FitLoop(Progress):
     def heed(self, verdict: Verdict) -> None:
         """Follow a vote that says more than "go on"."""
         work, stopping = self.work, self.trainer.stopping
-        stopping.by_signal = stopping.by_signal or verdict.signal
-        stopping.agree(stopping.agreed or verdict.stop)
+        stopping.agree(stopping.agreed or verdict.stop, verdict.signal)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
         work.closes = work.closes or self.is_last_batch
         if not verdict.skip:
@@ -240,40 +240,40 @@ class FitLoop(Progress):
 
     def backward_all(self) -> None:
         """Propagate each loss, and find out which windows are full. A graph is kept until its last pass is over."""
-        trainer, plan, work = self.trainer, self.trainer.plan, self.work
-        accumulate = trainer.accumulate_grad_batches
-        for position, (loss, slot) in enumerate(work.losses, start=1):
+        trainer, plan, work, strategy = self.trainer, self.trainer.plan, self.work, self.trainer.strategy
+        accumulate, last = trainer.accumulate_grad_batches, work.losses[-1][1]
+        for loss, slot in work.losses:
             if not slot.open or (slot.name is None and work.index % accumulate == 0):
-                if trainer.hook_calls.listeners["on_before_zero_grad"]:
+                if self.hooks["on_before_zero_grad"]:
                     trainer.call("on_before_zero_grad", slot.optimizer)
                 if "optimizer_zero_grad" in trainer.hook_calls.of_module:
                     trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
                 else:
                     slot.zero_grad()
-                slot.open_window()
+                slot.open, slot.pending, slot.weight = True, 0, 0.0
             if loss is not None:
                 if plan.accumulates_by_weight:
                     loss = slot.weigh(loss, weight_of_step(trainer), accumulate if slot.name is None else slot.window)
-                self.backward(loss, slot, retain_graph=position < len(work.losses))
+                self.backward(loss, slot, retain_graph=slot is not last)
                 slot.pending += 1
                 slot.trained = True
-                slot.synchronized = trainer.strategy.synchronizes(slot)
+                slot.synchronized = strategy.synchronizes(slot)
             if work.closes if slot.name is None else slot.pending >= slot.window:
                 work.closing.append(slot)
 
     def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
         """One backward pass with its hooks, for one optimizer."""
-        trainer, hooks = self.trainer, self.trainer.hook_calls.listeners
-        loss = trainer.precision_plugin.scaler.scale(loss) if trainer.precision_plugin.scaler is not None else loss
+        trainer, hooks, scaler = self.trainer, self.hooks, self.trainer.precision_plugin.scaler
+        loss = loss if scaler is None else scaler.scale(loss)
         if hooks["on_before_backward"]:
             trainer.call("on_before_backward", loss)
-        if slot.name is None and "backward" in trainer.hook_calls.of_module:
+        if slot.name is not None:
+            slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
+        elif "backward" in trainer.hook_calls.of_module:
             trainer.metrics.hook = "backward"
             trainer.lightning_module.backward(loss)
-        elif slot.name is None:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         else:
-            slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         if hooks["on_after_backward"]:
             trainer.strategy.settle_gradients()
             trainer.call("on_after_backward")
@@ -281,10 +281,11 @@ class FitLoop(Progress):
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
         trainer, logged = self.trainer, self.trainer.metrics.mark()
-        slot.divide_by_weight()
+        if slot.weight:
+            slot.divide_by_weight()
         if slot.pending and trainer.precision_plugin.scaler is not None:
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
-        if trainer.hook_calls.listeners["on_before_optimizer_step"]:
+        if self.hooks["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
         if math.isfinite(norm := slot.clip()):
             return True
@@ -302,8 +303,7 @@ class FitLoop(Progress):
 
     def finish_batch(self) -> None:
         """Count, step schedulers, call hooks. What saves comes last: all that is left then, a resumed run does."""
-        trainer, plan, work = self.trainer, self.trainer.plan, self.work
-        call, hooks, skipped = trainer.call, trainer.hook_calls.listeners, work.verdict.skip
+        trainer, plan, work, hooks = self.trainer, self.trainer.plan, self.work, self.hooks
         if work.stepped:
             self.global_step += 1
             self.gradient_failed = False
@@ -311,31 +311,32 @@ class FitLoop(Progress):
                 lr_stepping.step_after_update(trainer, work.stepped, work.index)
         if work.failed:
             skip_steps(self)
-        if self.consecutive_skips and not skipped and not self.gradient_failed:
+        if self.consecutive_skips and not work.verdict.skip and not self.gradient_failed:
             self.consecutive_skips = 0
 
         self.count_batch()
-        self.uncounted = int(bool(work.stepped) or not plan.automatic_optimization)
-        listened = hooks["on_train_batch_end"] or hooks["on_train_batch_end:monitoring"]
-        outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if listened and not skipped else None
-        if hooks["on_train_batch_end"]:
-            call("on_train_batch_end", outputs, work.batch, work.index)
-        if trainer.train_data.replaying:
+        self.uncounted = 1 if work.stepped or not plan.automatic_optimization else 0
+        ends, monitors = hooks["on_train_batch_end"], hooks["on_train_batch_end:monitoring"]
+        listened = (ends or monitors) and not work.verdict.skip
+        outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if listened else None
+        if ends:
+            trainer.call("on_train_batch_end", outputs, work.batch, work.index)
+        if trainer.train_data.in_use.replaying:
             trainer.metrics.discard_since()  # this batch was seen before: the rank has no data left
         if work.stepped and plan.schedulers:
             lr_stepping.step_waiting(trainer)
         if self.uncounted and trainer.loggers and trainer.should_log_step:
             trainer.log_metrics(trainer.metrics.step_values())
-        if hooks["on_train_batch_end:monitoring"]:
-            call("on_train_batch_end:monitoring", outputs, work.batch, work.index)
+        if monitors:
+            trainer.call("on_train_batch_end:monitoring", outputs, work.batch, work.index)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
     def validate_if_due(self) -> None:
         """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
         trainer, schedule, stopping = self.trainer, self.trainer.plan.validation, self.trainer.stopping
-        self.stage = EpochStage.VALIDATION_DUE
         if schedule.enabled:
+            self.stage = EpochStage.VALIDATION_DUE
             if stopping.now:
                 return
             if schedule.is_due(self.batches_done - 1, self.is_last_batch):

@@ -168,8 +168,7 @@ class BatchInWork:
         self.failed: list[tuple[str, float]] = []
 
     def begin_turn(self, metrics: Metrics) -> None:
-        """A further forward pass of the same batch, for other optimizers; nothing to do for the first one."""
-        if self.steps:
-            self.logged = metrics.mark()
-            self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
-            self.steps, self.losses, self.closing = [], [], []
+        """A further forward pass of the same batch, for other optimizers."""
+        self.logged = metrics.mark()
+        self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
+        self.steps, self.losses, self.closing = [], [], []

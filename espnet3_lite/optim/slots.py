@@ -157,10 +157,6 @@ class OptimizerSlot:
         found = largest if norm is None else norm
         return 0.0 if found is None else float(found)  # a CPU-GPU sync point
 
-    def open_window(self) -> None:
-        """Its gradients were cleared."""
-        self.open, self.pending, self.weight = True, 0, 0.0
-
     def weigh(self, loss: torch.Tensor, weight: float, window: int) -> torch.Tensor:
         """A loss times its batch's weight, instead of its share in a window of so many batches."""
         self.weight += weight
@@ -168,7 +164,7 @@ class OptimizerSlot:
 
     def divide_by_weight(self) -> None:
         """The window is full: its gradients become the weighted mean over its batches."""
-        for parameter in self.parameters if self.weight else ():
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(self.weight)
         self.weight = 0.0
@@ -272,11 +268,11 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        loss = None if output is None else loss_of(output, otherwise="none at all")
-        if loss is None:
+        loss = output if isinstance(output, torch.Tensor) else loss_of(output, otherwise="none at all")
+        if output is None or loss is None:
             plain.warn_of_none()
             return [(None, plain)]
-        if not isinstance(loss, torch.Tensor) or (loss is not output and is_step(output)):
+        if loss is not output and (is_step(output) or not isinstance(loss, torch.Tensor)):
             if is_step(output) or (isinstance(output, (list, tuple)) and output):
                 raise MisconfigurationException(
                     f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "

@@ -93,26 +93,25 @@ class Stopping:
         """Nobody wants to stop yet: a call begins."""
         #: ``trainer.should_stop``: somebody on this rank wants to stop, or all ranks have agreed.
         self.wanted = False
-        #: A signal came, on any rank.
+        #: The same, once all ranks know of it.
+        self.agreed = False
+        #: The run ends after this batch: a signal came, on any rank, or something was raised to end the run.
+        self.now = False
         self.by_signal = False
-        #: What was raised to end the run.
         self.error: StopTrainingError | None = None
-        self._agreed = False
 
-    @property
-    def agreed(self) -> bool:
-        """``should_stop``, once all ranks know of it."""
-        return self.wanted if self.trainer.world_size == 1 else self._agreed
+    def want(self, stop: bool) -> None:
+        """Somebody on this rank wants to stop, or wants to no longer."""
+        self.wanted = stop
+        if self.trainer.world_size == 1:
+            self.agreed = stop
 
-    def agree(self, stop: bool) -> None:
-        """Take what a vote or an exchange came to, equal on all ranks."""
-        self._agreed = stop
+    def agree(self, stop: bool, signal: bool = False) -> None:
+        """Take what a vote or an exchange came to, equal on all ranks: to stop in order; that a signal came."""
+        self.agreed = stop
         self.wanted = self.wanted or stop
-
-    @property
-    def now(self) -> bool:
-        """The run ends after this batch. (With several ranks an error is a wish, which the next vote makes known.)"""
-        return self.by_signal or (self.error is not None and self.trainer.world_size == 1)
+        self.by_signal = self.by_signal or signal
+        self.now = self.now or signal
 
     @property
     def allowed(self) -> bool:
@@ -128,9 +127,9 @@ class Stopping:
 
     def after_batch(self) -> bool:
         """No further batch of this epoch: a limit is reached, a signal came, or somebody wanted to stop."""
-        if self.trainer.fit_loop.global_step >= self.max_steps:
-            return True
-        return self.now or (self.agreed and self.allowed)
+        limit = self.trainer.max_steps
+        limit_is_reached = limit != -1 and self.trainer.fit_loop.global_step >= limit
+        return limit_is_reached or self.now or (self.agreed and self.allowed)
 
     def limit_is_reached(self) -> bool:
         """No further epoch: a limit is reached, which is said, or somebody wanted to stop."""
@@ -148,7 +147,10 @@ class Stopping:
     def note(self, error: StopTrainingError) -> None:
         """An error that ends the run was raised where all can still be told of it."""
         self.error = error
-        self.wanted = self.wanted or self.trainer.world_size > 1  # the vote tells the other ranks
+        if self.trainer.world_size == 1:
+            self.now = True
+        else:
+            self.wanted = True  # the vote tells the other ranks
         rank_zero_info("`Trainer.%s` stopped: %s", self.trainer.state.fn, error)
 
     def leave(self, error: StopTrainingError) -> None:

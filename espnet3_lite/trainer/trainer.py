@@ -84,16 +84,16 @@ class Trainer(TrainerProperties):
     def make_loops(self) -> None:
         """What counts, logs and calls hooks, with nothing counted yet and nobody who listens."""
         self.metrics: Metrics = Metrics(self)
+        self.callback_handler = CallbackHandler()
+        self.hook_calls = HookCalls(self)
+        #: Calls a hook of the callbacks and the module.
+        self.call: Callable[..., Any] = self.hook_calls.call
         #: By ``val``, ``test`` and ``predict``.
         loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
         self.evaluation_loops: dict[str, EvaluationLoop] = loops
         self.fit_loop = FitLoop(self)
         self.train_data: TrainData = TrainData(self)
         self.plan = setup.RunPlan(ValidationSchedule(self))
-        self.callback_handler = CallbackHandler()
-        self.hook_calls = HookCalls(self)
-        #: Calls a hook of the callbacks and the module.
-        self.call: Callable[..., Any] = self.hook_calls.call
         self.callback_handler.trainer = self
 
     # ---- what a user calls -----------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class Trainer(TrainerProperties):
 
     @should_stop.setter
     def should_stop(self, wanted: bool) -> None:
-        self.stopping.wanted = wanted
+        self.stopping.want(wanted)
 
     @property
     def callbacks(self) -> list[Callback]:

@@ -348,7 +348,8 @@ def test_a_failing_validation_leaves_the_weights_in_training():
 def test_a_signal_leaves_the_weights_in_training():
     class Signal(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            trainer.stopping.by_signal = trainer.global_step == 4
+            if trainer.global_step == 4:
+                trainer.stopping.agree(False, signal=True)
             self.weights = weights(pl_module)
 
     module, sent = Net(), Signal()
