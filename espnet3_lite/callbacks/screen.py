@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -25,6 +26,7 @@ from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 from espnet3_lite.callbacks.tqdm_bars import takes_colours
 from espnet3_lite.checkpoint.lightning_format import own_state
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn
+from espnet3_lite.exceptions import nearest
 from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
 
 if TYPE_CHECKING:
@@ -193,6 +195,28 @@ def warn_of_no_limit(trainer: Trainer) -> None:
     if not trainer.epochs_given and trainer.max_epochs == DEFAULT_EPOCHS:
         rank_zero_warn(f"`max_epochs` was not set. Setting it to {DEFAULT_EPOCHS} epochs. To train without an epoch "
                        f"limit, set `max_epochs=-1`.")  # fmt: skip
+
+
+def warn_of_unknown_monitors(trainer: Trainer) -> None:
+    """Behind a sanity check: who follows a validation metric that it did not log would fail an epoch later.
+
+    What is no validation metric by its first word (``valid/loss``, ``val_loss``) cannot be known yet.
+    """
+    logged = list(trainer.callback_metrics)
+    kinds = {_first_word(name) for name in logged}
+    followers = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in trainer.callbacks]
+    followers += [(type(config.scheduler).__name__, config.monitor) for config in trainer.lr_scheduler_configs]
+    for follower, monitor in followers:
+        if isinstance(monitor, str) and monitor not in logged and _first_word(monitor) in kinds:
+            rank_zero_warn(
+                f"{follower} follows {monitor!r}, which the validation of the sanity check did not log: there are "
+                f"{', '.join(map(repr, logged))}{nearest(monitor, logged)}. If no validation logs it, the run will end "
+                f"with an error after the first one"
+            )
+
+
+def _first_word(name: str) -> str:
+    return re.split("[/_]", name)[0]
 
 
 def tell_if_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

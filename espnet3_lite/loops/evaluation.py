@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.screen import warn_of_unknown_monitors
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.error_notes import loader_in_words
@@ -385,6 +386,7 @@ def sanity_check(trainer: Trainer) -> None:
     with isolated_random_state(trainer.own_generators):
         loop.setup_if_due()
         loop.run()
+    warn_of_unknown_monitors(trainer)
     trainer.call("on_sanity_check_end")
     trainer.metrics.clear()
     trainer.metrics.put_back(published)

@@ -185,3 +185,26 @@ def test_a_second_fit_that_has_nothing_to_do_is_told(tmp_path):
         warnings.simplefilter("always")
         trainer.fit(Counting(), BATCHES)
     assert trainer.global_step == 8 and not [one for one in caught if "Nothing was trained" in str(one.message)]
+
+
+def test_a_misspelt_validation_metric_is_told_behind_the_sanity_check_and_not_an_epoch_later(tmp_path):
+    class Watched(Counting):
+        def on_train_batch_start(self, batch, batch_idx):
+            raise InterruptedError  # all that is told here comes before the first step
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "valid/lost"}}
+
+    watched = [ModelCheckpoint(tmp_path, monitor="valid/los"), EarlyStopping("train_count")]
+    settings = {"callbacks": [*watched, EarlyStopping("valid/loss")], "enable_checkpointing": True}
+    with warnings.catch_warnings(record=True) as told, pytest.raises(InterruptedError):
+        warnings.simplefilter("always")
+        fit(tmp_path, Watched(), **settings)
+    messages = [str(one.message) for one in told if " follows " in str(one.message)]
+    assert [message.partition(", which")[0] for message in messages] == [
+        "ModelCheckpoint follows 'valid/los'",
+        "ReduceLROnPlateau follows 'valid/lost'",
+    ]
+    assert "did not log: there are 'valid/loss'; did you mean 'valid/loss'?" in messages[0]
