@@ -103,7 +103,7 @@ class SeveralProcesses(Strategy):
             rank_zero_warn("sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm")
         elif trainer.sync_batchnorm:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch's
-        synchronized = [part for part in module.modules() if isinstance(part, torch.nn.SyncBatchNorm)]
+        synchronized = (part for part in module.modules() if isinstance(part, torch.nn.SyncBatchNorm))
         self._statistics = [buffer for part in synchronized for buffer in part.buffers()]
 
     def take_over_from_rank_zero(self, module: torch.nn.Module, parameters: bool = True) -> None:
@@ -219,6 +219,8 @@ class SeveralProcesses(Strategy):
         self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None, reduce_op: str = "mean"
     ) -> torch.Tensor:
         """``mean`` (or ``avg``), ``sum``, ``min`` or ``max`` over the ranks. Collective."""
+        if self.failed:
+            return tensor
         operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(reduce_op, dist.ReduceOp.SUM)
         value = torch.as_tensor(tensor).detach().clone().to(self.root_device)
         self.cast(Place.REDUCE)
@@ -229,6 +231,8 @@ class SeveralProcesses(Strategy):
         self, tensor: torch.Tensor, group: dist.ProcessGroup | None = None, sync_grads: bool = False
     ) -> torch.Tensor:
         """Each rank's tensor, of one shape on all ranks, stacked: ``(ranks, ...)``. Collective."""
+        if self.failed:
+            return tensor
         self.cast(Place.GATHER)
         tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.root_device)
         return _AllGather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch's
@@ -337,7 +341,6 @@ class SeveralProcesses(Strategy):
         """The call is over, and with it the watch for SIGTERM."""
         if self._watch is not None:
             self._watch.stop()
-            self._watch = None
         super().teardown()
 
 

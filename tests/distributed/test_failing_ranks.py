@@ -102,6 +102,9 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(place):
     text = "\n".join(others)
     assert "OtherRankError: rank 1 ended by an exception" in text
     assert "ValueError: the data of this rank are broken" in text and "in happen" in text
+    assert all(
+        f"rank {rank} asked: [2.0, 2.0]" in run.stdout for rank in (0, 1)
+    )  # in `on_exception`, without an answer
     # torchrun's own report shows the first failure, with its traceback.
     root_cause = run.stdout.partition("Root Cause")[2]
     assert "rank      : 1" in root_cause and "ValueError: the data of this rank are broken" in root_cause

@@ -50,6 +50,15 @@ class LeavingModule(Module):
         return super().validation_step(batch, batch_idx)
 
 
+class AsksTheOthers(Callback):
+    """After an exception, when nobody answers any more."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        number = torch.tensor(2.0)
+        found = [trainer.strategy.reduce(number).item(), trainer.strategy.all_gather(number).item()]
+        print(f"rank {trainer.global_rank} asked: {found}", flush=True)
+
+
 class FailsInTeardown(Callback):
     """When the training is over, and only on one rank."""
 
@@ -97,7 +106,7 @@ class Run:
         torch.manual_seed(11 + self.rank)
         names = self.settings.get("named")
         module = Module(NoisyModel(names), several(accum_grad_steps=3) if names else SINGLE)
-        happens = [Note(self.happen), Note(self.others_work)]
+        happens = [Note(self.happen), Note(self.others_work), AsksTheOthers()]
         if self.settings.get("error") == "stop within a batch" or self.settings.get("call") == "test":
             module, happens = LeavingModule(NoisyModel(names), self), []
         if self.settings.get("error") == "in teardown":
