@@ -231,18 +231,13 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
         f"omegaconf.nodes.{kind}Node": _OmegaNode
         for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
     },
-    # Paths: Python 3.13 moved the module. Another system's path cannot be made here.
-    **{
-        f"{module}.{name}": kind
-        for module in ("pathlib", "pathlib._local")
-        for name, kind in {
-            "PosixPath": pathlib.Path,
-            "PurePosixPath": pathlib.PurePosixPath,
-            "WindowsPath": pathlib.PureWindowsPath,
-            "PureWindowsPath": pathlib.PureWindowsPath,
-        }.items()
-    },
+    # Another system's path cannot be made here.
+    **_named("pathlib", pathlib.PurePosixPath, pathlib.PureWindowsPath),
+    "pathlib.PosixPath": pathlib.Path,
+    "pathlib.WindowsPath": pathlib.PureWindowsPath,
 }
+# Python 3.13 moved the module of paths.
+_STAND_INS |= {name.replace("lib", "lib._local"): kind for name, kind in _STAND_INS.items() if "pathlib" in name}
 
 
 def allowed_names() -> list[str]:

@@ -297,17 +297,16 @@ def _compare_configured(trainer: Trainer, before: list[list[dict[str, Any]]], ov
         override: Take what is configured now.
     """
     for number, (optimizer, configured) in enumerate(zip(trainer.optimizers, trainer.plan.configured, strict=True)):
-        known = before[number] if before else settings_of(optimizer)
-        groups = zip(optimizer.param_groups, known, configured, strict=False)
-        for index, (group, was, now) in enumerate(groups):
-            if override:
+        if override:
+            for group, now in zip(optimizer.param_groups, configured, strict=False):
                 _take(group, now)
-                continue
+            continue
+        known = before[number] if before else settings_of(optimizer)
+        for index, (group, was, now) in enumerate(zip(optimizer.param_groups, known, configured, strict=False)):
             steered = ("momentum", "betas") if not before and "initial_lr" in group else ()
             now = {name: value for name, value in now.items() if name not in steered}
             _warn_of_kept(trainer, optimizer, was, now, f" in parameter group {index}" if index else "")
-        if not override:
-            trainer.plan.configured[number] = [*known]
+        trainer.plan.configured[number] = [*known]
     if override:
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             groups = scheduler.optimizer.param_groups  # it keeps the rates that they began with, and the last ones

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import _broadcast_coalesced, _compute_bucket_assignment_by_size
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 #: As large as DDP's own: large enough to use the network well, small enough for a few to be under way at once.
 BUCKET_BYTES = 25 * 1024 * 1024
@@ -28,7 +29,6 @@ class GradientBucket:
 
     def __init__(self, parameters: list[torch.nn.Parameter]):
         self.parameters = parameters
-        self._sizes = [*(parameter.numel() for parameter in parameters), len(parameters)]
         self._all_there = torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
 
     def send(self) -> Callable[[], None]:
@@ -36,21 +36,16 @@ class GradientBucket:
 
         Collective: all ranks send the same buckets in the same order.
         """
-        gradients = [parameter.grad for parameter in self.parameters]
-        missing = [index for index, gradient in enumerate(gradients) if gradient is None]
+        missing = [index for index, parameter in enumerate(self.parameters) if parameter.grad is None]
         flags = self._all_there
         if missing:
-            flags = torch.tensor([0.0 if gradient is None else 1.0 for gradient in gradients]).to(flags)
-        parts = [
-            (torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).reshape(-1)
-            for parameter, gradient in zip(self.parameters, gradients, strict=True)
-        ]
-        message = torch.cat([*parts, flags])
+            flags = torch.tensor([parameter.grad is not None for parameter in self.parameters]).to(flags)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
+        message = _flatten_dense_tensors([*parts, flags])  # type: ignore[no-untyped-call]  # torch's
         message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
-        *flat, flags = torch.split(message, self._sizes)
-        means = [mean.view_as(parameter) for mean, parameter in zip(flat, self.parameters, strict=True)]
-        for gradient, parameter, mean in zip(gradients, self.parameters, means, strict=True):
-            if gradient is not None:
+        *means, flags = _unflatten_dense_tensors(message, [*parts, flags])  # type: ignore[no-untyped-call]
+        for parameter, mean in zip(self.parameters, means, strict=True):
+            if parameter.grad is not None:
                 parameter.grad = mean
         work = dist.all_reduce(message, async_op=True)  # collective: see the docstring
 

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-#: What one rank has of `TrainData.state_dict`, where nothing is known.
-_NO_STATE: dict[str, Any] = {
-    "random": None, "generators": {}, "order": {}, "ahead": None, "loader": None,
-    "over": False, "position": None, "drawn": True, "seed": None, "ranks": None,
-}  # fmt: skip
-
-
 class TrainData:
     """The training loader over a whole run: its length, its epochs, its position.
 
@@ -102,18 +95,17 @@ class TrainData:
         assert self.loader is not None  # `setup_if_due`
         began = time.perf_counter()
         saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
-        mine = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
-        state = {**_NO_STATE, **mine}
+        state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
         self._restore(state)
-        if state["over"] and not over:
-            state = _NO_STATE  # the epoch that was cut is not this one
-        drawn_from = state["random"] if over else None
+        if state.get("over") and not over:
+            state = {}  # the epoch that was cut is not this one
+        drawn_from = state.get("random") if over else None
         self._begun = {"random": drawn_from or seed.collect_random_state(), **self._kept()}
         self.first_batch = skip
         self.in_use = loader = self._resumed_loader(state, self.loader)
         position = skip * loader.step_size
         if skip and is_dealt_out(loader):
-            position = position if state["position"] is None else state["position"]
+            position = position if state.get("position") is None else state["position"]
             self.first_batch = position // loader.step_size
             if loader.length != math.inf:  # the last batch's index stays what it was
                 first = self.num_batches - loader.sampler.steps_after(position)
@@ -121,7 +113,7 @@ class TrainData:
         elif self._knows_its_position(state):
             position = 0
         loader.set_epoch(epoch, position, self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed_random_state = state["ahead"]
+        loader.resumed_random_state = state.get("ahead")
         if over:
             return iter(())
         batches, before = iter(loader), self._begun["order"]
@@ -186,21 +178,26 @@ class TrainData:
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it."""
-        if state["random"] is not None and not state["over"]:
+        """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it.
+
+        Args:
+            state: What this rank has of `state_dict`; less of it, or nothing, where less is known.
+        """
+        over, order = state.get("over"), state.get("order", {})
+        if state.get("random") is not None and not over:
             seed.restore_random_state(state["random"])
-        known = state["generators"]  # those of a sampler stood as "sampler." in earlier versions' files
+        known = state.get("generators", {})  # those of a sampler stood as "sampler." in earlier versions' files
         seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
-        kept_order.put_back(self.given, state["order"])
-        self._changed_order.update(state["order"])
+        kept_order.put_back(self.given, order)
+        self._changed_order.update(order)
         if self._knows_its_position(state):
             self.given.load_state_dict(state["loader"])
-            if state["over"]:  # the iteration that was over, which the next one follows
+            if over:  # the iteration that was over, which the next one follows
                 with seed.isolated_random_state():
                     iter(self.given)
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
-        return state["loader"] is not None and hasattr(self.given, "load_state_dict")
+        return state.get("loader") is not None and hasattr(self.given, "load_state_dict")
 
     @property
     def _generators(self) -> dict[str, seed.Generator]:
@@ -214,14 +211,14 @@ class TrainData:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
         strategy = self.trainer.strategy
         if not is_dealt_out(loader):
-            if state["ranks"] not in (None, strategy.world_size):
+            if state.get("ranks") not in (None, strategy.world_size):
                 rank_zero_warn(
                     f"the checkpoint was written by {state['ranks']} processes, this run has {strategy.world_size}: a "
                     f"loader without indices skips the same number of batches on each, so the rest of this epoch may "
                     f"repeat samples or miss some"
                 )
             return loader
-        if state["position"] is None or (state["drawn"] == loader.is_drawn and state["seed"] == global_seed()):
+        if state.get("position") is None or (state["drawn"] == loader.is_drawn and state["seed"] == global_seed()):
             return loader
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
 
@@ -238,6 +235,6 @@ def without_shuffling(loader: Any) -> Any:
     rank_zero_warn("overfit_batches: shuffling of the training loader is turned off")
     dataset: Any = loader.dataset
     sampler = SequentialSampler(dataset)
-    if loader.batch_size is None:
-        return rebuild(loader, sampler=sampler)
-    return rebuild(loader, sampler=sampler, batch_sampler=BatchSampler(sampler, loader.batch_size, loader.drop_last))
+    size = loader.batch_size
+    batches = None if size is None else BatchSampler(sampler, size, loader.drop_last)
+    return rebuild(loader, sampler=sampler, batch_sampler=batches)
