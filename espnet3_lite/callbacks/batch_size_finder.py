@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.trial_run import Trial
 from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
@@ -29,6 +30,20 @@ def _count_samples(trainer: Trainer) -> int | None:
     prefix = trainer.evaluation_loop.prefix if trainer.state.fn != "fit" else "train"
     data = getattr(request_loaders(trainer, prefix), "dataset", None)
     return len(data) if isinstance(data, Sized) else None
+
+
+def _renew_loaders(trainer: Trainer, before_training: bool) -> None:
+    """Ask for the loaders anew; `before_training` also make optimizers and schedulers, which may know lengths."""
+    validation = trainer.evaluation_loops["val"]
+    if trainer.state.fn != "fit":
+        trainer.evaluation_loop.setup()
+    elif trainer.train_data.loader is not None:
+        trainer.train_data.setup()
+        if validation.loaders:
+            validation.setup()
+        if before_training:
+            trainer.plan.plan_training()
+        trainer.plan.check_intervals()
 
 
 class BatchSizeFinder(Callback):
@@ -157,7 +172,7 @@ class BatchSizeFinder(Callback):
         before = self._size(trainer, pl_module).get()
         try:
             with isolated_random_state(trainer.own_generators):
-                trial = trainer.make_trial()  # on it, so that the trainer's own data module is not asked
+                trial = Trial(trainer)  # on it, so that the trainer's own data module is not asked
                 samples = _count_samples(trial.trainer)
                 trial.close()
                 start = before if samples is not None and before >= samples else min(self._init_val, self._max_val)
@@ -168,7 +183,7 @@ class BatchSizeFinder(Callback):
         rank_zero_info("Finished batch size finder, will continue with full run using batch size %d", found)
         self.optimal_batch_size, self._found = found, True
         self._size(trainer, pl_module).set(found)
-        trainer.renew_loaders(before_training)
+        _renew_loaders(trainer, before_training)
 
     def _search_power(self, trainer: Trainer, pl_module: LiteModule, size: int, samples: int | None) -> int:
         """Double while it fits; halve while it does not."""
@@ -215,7 +230,7 @@ class BatchSizeFinder(Callback):
     def _fits(self, trainer: Trainer, pl_module: LiteModule, size: int) -> bool:
         """Try a size out."""
         self._size(trainer, pl_module).set(size)
-        trial, fits = trainer.make_trial(), True
+        trial, fits = Trial(trainer), True
         try:
             trial.run(self._steps_per_trial)
         except (RuntimeError, MemoryError) as error:

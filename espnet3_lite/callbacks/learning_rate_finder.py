@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.trial_run import Trial
 from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -152,7 +153,7 @@ class LearningRateFinder(Callback):
         attribute = self._attribute(trainer, pl_module) if self._update_attr else None
         ramp = self.make_ramp()
         with isolated_random_state(trainer.own_generators):
-            trial = trainer.make_trial()
+            trial = Trial(trainer)
             ramp.prepare(trial.trainer)
             trial.trainer.callback_handler.add_callbacks([ramp])
             trial.trainer.hook_calls.fill()

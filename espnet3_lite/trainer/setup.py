@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,7 @@ class RunPlan:
     An evaluation leaves the optimizers and schedulers of the fit before it where they are.
 
     Attributes:
+        trainer: Whose plan it is.
         validation: When the fit validates.
         automatic_optimization: The loop steps the optimizers; False: the module does.
         transfer: (batch, dataloader_idx) to the batch on its device; None where it is there already.
@@ -65,6 +66,7 @@ class RunPlan:
             ``scheduler``.
     """
 
+    trainer: Trainer
     validation: ValidationSchedule
     automatic_optimization: bool = True
     transfer: Callable[[Any, int], Any] | None = None
@@ -78,6 +80,62 @@ class RunPlan:
     configured: list[list[dict[str, Any]]] = field(default_factory=list)
     built: set[int] = field(default_factory=set)
     not_taken: set[str] = field(default_factory=set)
+
+    # ---- how it is made --------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """What can be known of a call before any hook: what the module defines. The last fit's optimizers stay."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        trainer.hook_calls.find(module)
+        self.validation, self.automatic_optimization = ValidationSchedule(trainer), module.automatic_optimization
+        self.transfer, self.copy = _compose_transfer(trainer, module)
+
+    def plan_training(self) -> None:
+        """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
+        trainer, module, precision = self.trainer, self.trainer.lightning_module, self.trainer.precision_plugin
+        self.slots, self.schedulers = configure_optimizers(trainer, module)
+        warn_of_modes(trainer)
+        self.configured, self.not_taken = [run_state.settings_of(optimizer) for optimizer in trainer.optimizers], set()
+        self.built = set(map(id, module.parameters()))
+        rank_comparison.compare_optimizers(trainer)  # collective: all ranks
+        by_closure = any(map(may_use_closure, trainer.optimizers)) or "optimizer_step" in trainer.hook_calls.of_module
+        self.closure_wanted = None in self.slots and by_closure
+        self.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
+        if trainer.compile:
+            keep_out_of_graphs()
+        self.module_step = trainer.strategy.wrap(trainer, module)
+        overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
+        step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else self.module_step
+        self.training_step = precision.wrap(step, cache=self.automatic_optimization)
+        self.validation.prepare()
+
+    def prepare_loaders(self) -> None:
+        """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
+        trainer = self.trainer
+        if self.validation.enabled and trainer.num_sanity_val_steps and not trainer.fit_loop.within_epoch:
+            sanity_check(trainer)
+        if trainer.limit_train_batches != 0:
+            trainer.train_data.setup_if_due()
+            if self.validation.enabled and self.validation.epoch_validates:
+                trainer.evaluation_loops["val"].setup_if_due()
+            self.check_intervals()
+
+    def check_intervals(self) -> None:
+        """Relate the settings to the number of training batches, now that it is known.
+
+        Raises:
+            MisconfigurationException: see `ValidationSchedule.count_batches`.
+        """
+        trainer, batches = self.trainer, self.trainer.num_training_batches
+        self.validation.count_batches()
+        if trainer.loggers and 0 < batches < trainer.log_every_n_steps and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"The number of training batches ({batches}) is smaller than the logging interval "
+                f"Trainer(log_every_n_steps={trainer.log_every_n_steps}). Set a lower value for log_every_n_steps if "
+                f"you want to see logs for the training epoch."
+            )
+
+    # ---- what is asked of it ---------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
@@ -125,12 +183,8 @@ def check_data(data: object) -> None:
         raise TypeError(wrong_class("datamodule", data, "LiteDataModule", "LightningDataModule", instead))
 
 
-def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
-    """Let module, data and trainer know one another, have the data prepared, and look at what all of them define.
-
-    Returns:
-        The plan so far; `plan_training` completes a fit's.
-    """
+def connect(trainer: Trainer, module: LiteModule) -> None:
+    """Let module, data and trainer know one another, have the data prepared, and look at what all of them define."""
     data = trainer.datamodule
     module.trainer = trainer
     if data is not None:
@@ -148,15 +202,7 @@ def connect(trainer: Trainer, module: LiteModule) -> RunPlan:
             data.prepare_data()
         module.prepare_data()
     trainer.strategy.barrier("prepare_data")  # all ranks wait until the data are there
-    return begin_plan(trainer, module)
-
-
-def begin_plan(trainer: Trainer, module: LiteModule) -> RunPlan:
-    """What can be known of a call before any hook: what the module defines. Optimizers stay those of the last fit."""
-    trainer.hook_calls.find(module)
-    schedule, by_itself = ValidationSchedule(trainer), module.automatic_optimization
-    transfer, copy = _compose_transfer(trainer, module)
-    return replace(trainer.plan, validation=schedule, automatic_optimization=by_itself, transfer=transfer, copy=copy)
+    trainer.plan.begin()
 
 
 def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
@@ -183,26 +229,6 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     if fitting:
         tell_if_over(trainer, checkpoint)
     return checkpoint
-
-
-def plan_training(trainer: Trainer, module: LiteModule) -> None:
-    """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
-    plan, of_module = trainer.plan, trainer.hook_calls.of_module
-    plan.slots, plan.schedulers = configure_optimizers(trainer, module)
-    warn_of_modes(trainer)
-    plan.configured, plan.not_taken = [run_state.settings_of(slot.optimizer) for slot in plan.slots.values()], set()
-    plan.built = set(map(id, module.parameters()))
-    rank_comparison.compare_optimizers(trainer)  # collective: all ranks
-    by_closure = any(may_use_closure(slot.optimizer) for slot in plan.slots.values())
-    plan.closure_wanted = None in plan.slots and (by_closure or "optimizer_step" in of_module)
-    plan.accumulates_by_weight = bool(getattr(module, "accumulate_by_weight", False))
-    if trainer.compile:
-        keep_out_of_graphs()
-    plan.module_step, precision = trainer.strategy.wrap(trainer, module), trainer.precision_plugin
-    overridden = type(trainer).calculate_train_batch_loss is not TrainerProperties.calculate_train_batch_loss
-    step = (lambda batch, _: trainer.calculate_train_batch_loss(batch)) if overridden else plan.module_step
-    plan.training_step = precision.wrap(step, cache=plan.automatic_optimization)
-    plan.validation.prepare()
 
 
 def _check_steps(trainer: Trainer, model: LiteModule) -> None:
@@ -320,31 +346,3 @@ def _clip_as_told(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> N
     slot.gradient_clip_val, slot.gradient_clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
         slot.clips_by = by_module
-
-
-def prepare_loaders(trainer: Trainer) -> None:
-    """Before a fit trains: try validation out, ask for the loaders, find out when to validate."""
-    validates = trainer.plan.validation.enabled
-    if validates and trainer.num_sanity_val_steps and not trainer.fit_loop.within_epoch:
-        sanity_check(trainer)
-    if trainer.limit_train_batches != 0:
-        trainer.train_data.setup_if_due()
-        if validates and trainer.plan.validation.epoch_validates:
-            trainer.evaluation_loops["val"].setup_if_due()
-        check_intervals(trainer)
-
-
-def check_intervals(trainer: Trainer) -> None:
-    """Relate the settings to the number of training batches, now that it is known.
-
-    Raises:
-        MisconfigurationException: see `ValidationSchedule.count_batches`.
-    """
-    trainer.plan.validation.count_batches()
-    batches = trainer.num_training_batches
-    if trainer.loggers and 0 < batches < trainer.log_every_n_steps and not trainer.fast_dev_run:
-        rank_zero_warn(
-            f"The number of training batches ({batches}) is smaller than the logging interval "
-            f"Trainer(log_every_n_steps={trainer.log_every_n_steps}). Set a lower value for log_every_n_steps if you "
-            f"want to see logs for the training epoch."
-        )

@@ -81,12 +81,12 @@ class Stopping:
 
     Args:
         trainer: For the number of ranks, and for the evaluation that a `StopTrainingError` breaks off.
-        signals: What notes the signals; a trial shares its trainer's.
     """
 
-    def __init__(self, trainer: Trainer, signals: SignalFlag | None = None):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        self.signals = SignalFlag() if signals is None else signals
+        #: What notes the signals.
+        self.signals = SignalFlag()
         self.begin()
 
     def begin(self) -> None:

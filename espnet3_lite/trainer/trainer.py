@@ -37,7 +37,6 @@ from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
-from espnet3_lite.trainer.trial_run import Trial
 
 
 class Trainer(TrainerProperties):
@@ -93,7 +92,7 @@ class Trainer(TrainerProperties):
         self.evaluation_loops: dict[str, EvaluationLoop] = loops
         self.fit_loop = FitLoop(self)
         self.train_data: TrainData = TrainData(self)
-        self.plan = setup.RunPlan(ValidationSchedule(self))
+        self.plan = setup.RunPlan(self, ValidationSchedule(self))
         self.callback_handler.trainer = self
 
     # ---- what a user calls -----------------------------------------------------------------------------------------
@@ -238,23 +237,6 @@ class Trainer(TrainerProperties):
         for logger in self.loggers:
             tell(logger, method, *args)
 
-    def make_trial(self) -> Trial:
-        """A trial of what this call does, with the module as it is now."""
-        return Trial(self)
-
-    def renew_loaders(self, before_training: bool = False) -> None:
-        """Ask for the loaders anew; `before_training` also make optimizers and schedulers, which may know lengths."""
-        validation = self.evaluation_loops["val"]
-        if self.state.fn != TrainerFn.FITTING:
-            self.evaluation_loop.setup()
-        elif self.train_data.loader is not None:
-            self.train_data.setup()
-            if validation.loaders:
-                validation.setup()
-            if before_training:
-                setup.plan_training(self, self.lightning_module)
-            setup.check_intervals(self)
-
     # --- what may be set, and what takes part -------------------------------------------------------------------------
 
     @property
@@ -326,7 +308,7 @@ class Trainer(TrainerProperties):
                     if checkpoint is not None:
                         run_state.restore_training(self, checkpoint, override)
                         del checkpoint  # its tensors are in the model and optimizers now
-                    setup.prepare_loaders(self)
+                    self.plan.prepare_loaders()
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                 else:
@@ -372,8 +354,8 @@ class Trainer(TrainerProperties):
         if fitting:
             self.fit_loop.stage = EpochStage.NOT_BEGUN
             self.train_data.loader, self.evaluation_loops["val"].loaders = None, []  # each fit asks for its own
-        self.plan = setup.connect(self, module)
+        setup.connect(self, module)
         checkpoint = setup.prepare(self, module)
         if fitting:
-            setup.plan_training(self, module)
+            self.plan.plan_training()
         return checkpoint

@@ -7,6 +7,7 @@ from quiet import quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteDataModule, LiteModule
+from espnet3_lite.callbacks.trial_run import Trial
 
 
 class Module(LiteModule):
@@ -45,7 +46,7 @@ class TryOut(Callback):
     def on_fit_start(self, trainer, pl_module):
         before = {name: value for name, value in vars(trainer).items()}
         weights = pl_module.layer.weight.detach().clone()
-        trial = trainer.make_trial()
+        trial = Trial(trainer)
         copied = trial.trainer.lightning_module
         trial.run(steps=5)
         self.trained = (copied.steps, copied.hooks, trial.trainer.global_step, sorted(trial.trainer.callback_metrics))

@@ -1,6 +1,6 @@
 """Trials: a few steps on a copy of the module, of which neither the trainer nor the module notices anything.
 
-`BatchSizeFinder` asks for them. What runs is the loops of every fit and evaluation.
+`BatchSizeFinder` and `LearningRateFinder` make them. What runs is the loops of every fit and evaluation.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
-
-from espnet3_lite.trainer import setup
-from espnet3_lite.trainer.stopping import Stopping
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -36,9 +33,11 @@ class Trial:
         trial.strategy = copy.copy(trainer.strategy)  # it knows the module that it has set up
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
         trial.loggers, trial.return_predictions = [], False
-        trial.stopping = Stopping(trial, trainer.stopping.signals)
+        trial.stopping = copy.copy(trainer.stopping)  # it hears of the same signals
+        trial.stopping.trainer = trial
+        trial.stopping.begin()
         trial.make_loops()
-        trial.plan = setup.begin_plan(trial, trial.lightning_module)
+        trial.plan.begin()
 
     def run(self, steps: int) -> None:
         """Train for `steps` optimizer steps (with validations of as many batches), or evaluate `steps` batches."""
@@ -49,14 +48,14 @@ class Trial:
             trial.evaluation_loop.setup()
             trial.evaluation_loop.run()
             return
-        setup.plan_training(trial, module)  # by the run's own limits
+        trial.plan.plan_training()  # by the run's own limits
         trial.limit_train_batches, trial.val_check_interval = 1.0, 1.0
         trial.limit_val_batches = steps if trial.limit_val_batches else 0
         trial.max_steps = trial.max_epochs = steps  # an epoch makes a step at least: short ones follow each other
         trial.num_sanity_val_steps = 0
         trial.plan.validation.prepare()
         trial.call("on_fit_start")
-        setup.prepare_loaders(trial)
+        trial.plan.prepare_loaders()
         trial.fit_loop.run()
 
     def close(self) -> None:
