@@ -38,34 +38,34 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
         raise MisconfigurationException(f"gradient_clip_algorithm={algorithm!r} is not 'norm' or 'value'")
     if not value:
         return None
-    parameters = parameters_of(optimizer)
+    parameters = _with_dense_gradients(parameters_of(optimizer))
     if algorithm == "value":
-        for gradient in _gradients(parameters):
-            gradient.clamp_(-value, value)
+        if parameters:
+            torch.nn.utils.clip_grad_value_(parameters, value)
         return None
-    norm = torch.nn.utils.get_total_norm(_gradients(parameters))
-    torch.nn.utils.clip_grads_with_norm_(parameters, value, norm)
-    return whole(norm)
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
 
 
 def largest_gradient(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """The largest absolute value of a gradient, ``()``: finite where all are, which a norm is not (it may overflow)."""
-    gradients = [gradient for gradient in _gradients(parameters) if gradient.numel()]  # an empty one has no largest
-    return whole(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf))
+    gradients = [parameter.grad for parameter in _with_dense_gradients(parameters) if parameter.numel()]
+    return whole(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf))  # type: ignore[arg-type]  # none is None
 
 
-def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """The gradients that are there; of a sparse one (an embedding's) its values, after equal indices were added up."""
-    gradients = []
+def _with_dense_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The parameters that have a gradient. Where it is sparse (an embedding's), which torch's clipping refuses, a
+    tensor stands for the parameter, and has the gradient's values as its own, after equal indices were added up."""
+    found: list[torch.Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
+        if gradient is not None and gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
-            gradient = gradient.values()
-        gradients.append(gradient.detach())
-    return gradients
+            values = gradient.values().detach()
+            found.append(torch.empty_like(values))
+            found[-1].grad = values
+        elif gradient is not None:
+            found.append(parameter)
+    return found
 
 
 def prepare_clipping(trainer: Trainer, optimizer: Optimizer, value: Any, algorithm: Any) -> tuple[Any, Any]:
