@@ -128,10 +128,17 @@ class CheckpointRanking(CheckpointFiles):
             left = [path for path in self._replaced if path not in self.best_k_models and os.path.exists(path)]
             self._remove(trainer, left, self.best_model_path)
 
-    def save_what_was_due(self, trainer: Trainer, pl_module: LiteModule, event: str) -> None:
-        """The run goes on from a state that another callback saved in this hook, before this one's turn came."""
-        batch = (None, None, trainer.fit_loop.batches_done - 1) if event == "on_train_batch_end" else ()
-        getattr(self, event)(trainer, pl_module, *batch)
+    def save_what_was_due(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """The run goes on from a state that another callback saved in a hook, before this one's turn came there."""
+        loop = trainer.fit_loop
+        last_batch = loop.batches_done - 1
+        if loop.epoch_ended:
+            self.on_train_epoch_end(trainer, pl_module)
+        elif loop.stage == "batch open":
+            self.on_train_batch_end(trainer, pl_module, None, None, last_batch)
+        elif not loop.batch_is_open and loop.batches_done:
+            if trainer.plan.validation.is_due(last_batch, loop.is_last_batch):
+                self.on_validation_end(trainer, pl_module)
 
     def _forget(self, gone: list[str]) -> None:
         if gone:

@@ -26,17 +26,10 @@ def end_epoch(loop: FitLoop) -> None:
 
 def save_what_was_due(loop: FitLoop) -> None:
     """Where the state was saved in a hook: checkpoint callbacks whose turn had not come there save now."""
-    trainer, event = loop.trainer, ""
-    if loop.epoch_ended:
-        event = "on_train_epoch_end"
-    elif loop.stage is EpochStage.BATCH_OPEN:
-        event = "on_train_batch_end"
-    elif not loop.batch_is_open and loop.batches_done:
-        validated = trainer.plan.validation.is_due(loop.batches_done - 1, loop.is_last_batch)
-        event = "on_validation_end" if validated else ""
-    for callback in trainer.checkpoint_callbacks if event and trainer.auto_resume else ():
+    trainer = loop.trainer
+    for callback in trainer.checkpoint_callbacks if trainer.auto_resume else ():
         if hasattr(callback, "save_what_was_due"):
-            callback.save_what_was_due(trainer, trainer.lightning_module, event)
+            callback.save_what_was_due(trainer, trainer.lightning_module)
 
 
 def restore_random_state(loop: FitLoop) -> None:
