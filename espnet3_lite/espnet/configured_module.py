@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from espnet3_lite.config.targets import instantiate
-from espnet3_lite.espnet.module import ESPnetModule
+from espnet3_lite.espnet.module import ESPnetModule, refuse_settings_of_one_optimizer
 from espnet3_lite.module.lite_module import LiteModule
 
 
@@ -27,6 +27,8 @@ class _FromConfiguration(ESPnetModule):
     def configure_optimizers(self) -> Any:
         """Those of the configuration, whose names the module that is trained has to know."""
         made = super().configure_optimizers()
+        if self.named_optimizers:
+            refuse_settings_of_one_optimizer(self.model._trainer)
         # torch's stubs take every unknown attribute of a module for a tensor or a module.
         self.model.named_optimizers = self.named_optimizers  # type: ignore[assignment]
         return made

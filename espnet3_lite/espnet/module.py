@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.signatures import metric_of_step
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +222,7 @@ class ESPnetModule(LiteModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(self.config.scheduler, optimizer, settings)}
 
     def _configure_named(self) -> tuple[list, list]:
+        refuse_settings_of_one_optimizer(self._trainer)
         optimizers: dict[str, torch.optim.Optimizer] = {}
         self.named_optimizers = {}
         named = list(self.named_parameters(remove_duplicate=False))  # a shared parameter has several names
@@ -348,3 +352,21 @@ class ESPnetModule(LiteModule):
     def restore_named_optimizers(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the named optimizers' counters in `checkpoint`, as ESPnet3 saved them."""
         restore_counters(self.trainer, checkpoint)
+
+
+def refuse_settings_of_one_optimizer(trainer: Trainer | None) -> None:
+    """With several optimizers each has its own clipping and accumulation; `trainer` is who runs the module, if any.
+
+    Raises:
+        MisconfigurationException: the trainer has settings for one optimizer.
+    """
+    for setting, harmless, own in (
+        ("gradient_clip_val", None, "gradient_clip_val"),
+        ("gradient_clip_algorithm", None, "gradient_clip_algorithm"),
+        ("accumulate_grad_batches", 1, "accum_grad_steps"),
+    ):
+        value = harmless if trainer is None else getattr(trainer, setting)
+        if value != harmless:
+            raise MisconfigurationException(
+                f"trainer.{setting}={value!r}: with several optimizers set `{own}` in each of `optimizers`"
+            )

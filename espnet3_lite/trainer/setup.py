@@ -289,7 +289,7 @@ def configure_optimizers(
     """Make the optimizers, their slots and schedulers.
 
     Raises:
-        MisconfigurationException: several optimizers that nobody names, or clipping that is said twice.
+        MisconfigurationException: several optimizers that nobody names.
     """
     optimizers, schedulers = parse_optimizers(
         model.configure_optimizers() if trainer.is_overridden("configure_optimizers", model) else None,
@@ -300,15 +300,6 @@ def configure_optimizers(
     named = getattr(model, "named_optimizers", None)
     if named:
         slots = {n: OptimizerSlot(o, name=n, **named[n]) for n, o in zip(named, optimizers, strict=True)}
-        for setting, harmless, own in (
-            ("gradient_clip_val", None, "gradient_clip_val"),
-            ("gradient_clip_algorithm", None, "gradient_clip_algorithm"),
-            ("accumulate_grad_batches", 1, "accum_grad_steps"),
-        ):
-            if (value := getattr(trainer, setting)) != harmless:
-                raise MisconfigurationException(
-                    f"trainer.{setting}={value!r}: with several optimizers set `{own}` in each of `optimizers`"
-                )
     elif not model.automatic_optimization:
         slots = dict(enumerate(map(OptimizerSlot, optimizers)))
     elif len(optimizers) > 1:
