@@ -204,6 +204,9 @@ _DEEPEST, _MOST_ITEMS, _MOST_OBJECTS = 8, 100, 20_000
 _LEADS_AWAY = {"_trainer", "trainer", "_iterator"}
 #: Whose classes name no generators of the user's.
 _NOT_THE_USERS = ("builtins", "collections", "functools", "torch.", "types", f"{__package__}.")
+_CONTAINERS = (list, tuple, dict)
+#: What a list of batches mostly holds.
+_HOLDS_NOTHING = frozenset((str, bytes, int, float, bool, type(None), torch.Tensor, np.ndarray))
 #: What torch keeps in a module; of it only the parts are looked at.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
 
@@ -225,14 +228,20 @@ def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
     """
     found: dict[str, Generator] = {}
     seen: dict[int, Any] = {}  # holds the objects, for an id is only good while its owner lives
-    waiting = [(name, part, 0) for name, part in parts.items()]
-    for place, value, depth in waiting:
-        if isinstance(value, Generator) and not isinstance(value, random.SystemRandom):
-            found[place] = value
-        elif depth < _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
+    waiting: list[tuple[_Place, Any]] = [((name,), part) for name, part in parts.items()]
+    for place, value in waiting:
+        if type(value) not in _CONTAINERS and isinstance(value, Generator):
+            if not isinstance(value, random.SystemRandom):
+                found[".".join(map(str, place))] = value
+        elif len(place) <= _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
             seen[id(value)] = value
-            waiting += [(f"{place}.{name}", part, depth + 1) for name, part in _held_by(value)]
+            held = [(name, part) for name, part in _held_by(value) if type(part) not in _HOLDS_NOTHING]
+            waiting += [((*place, name), part) for name, part in held]
     return found
+
+
+#: The names that lead to an object.
+_Place: TypeAlias = tuple[object, ...]
 
 
 def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
@@ -244,9 +253,11 @@ def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
             yield from ((name, part) for name, part in vars(value).items() if isinstance(part, types.FunctionType))
             yield from enumerate(value.__bases__)
         return
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, _CONTAINERS):
         if len(value) <= _MOST_ITEMS:
             yield from value.items() if isinstance(value, dict) else enumerate(value)
+        if type(value) in _CONTAINERS:
+            return
     elif isinstance(value, partial):
         yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
     elif isinstance(value, types.MethodType):

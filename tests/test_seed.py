@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet3_lite import seed_everything
+from espnet3_lite import seed, seed_everything
 from espnet3_lite.seed import collect_random_state, generators_in, restore_random_state, seed_anew, set_state, state_of
 
 
@@ -169,6 +169,14 @@ def test_generators_are_found_wherever_an_object_keeps_them():
         "data.rng": one, "data.again": one, "data.transforms.0.two": two, "data.transforms.1.keywords.key": four,
         "data.method.self.rng": six, "net.0.noise": three, "data.inner.class.__getitem__.augment.GLOBAL": GLOBAL,
     }  # fmt: skip
+
+
+def test_of_a_list_of_batches_each_batch_is_looked_at_and_no_tensor(monkeypatch):
+    looked_at, held_by = [], seed._held_by
+    monkeypatch.setattr(seed, "_held_by", lambda value: looked_at.append(value) or held_by(value))
+    batches = [(torch.zeros(1), "name", 1) for _ in range(60)]
+    assert generators_in({"loader": [*batches, random.Random()]}).keys() == {"loader.60"}
+    assert len(looked_at) == 1 + 60
 
 
 def test_own_generators_are_a_part_of_the_random_state():

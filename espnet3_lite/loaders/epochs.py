@@ -186,8 +186,8 @@ class TrainData:
         over, order = state.get("over"), state.get("order", {})
         if state.get("random") is not None and not over:
             seed.restore_random_state(state["random"])
-        known = state.get("generators", {})  # those of a sampler stood as "sampler." in earlier versions' files
-        seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
+        if known := state.get("generators"):  # those of a sampler stood as "sampler." in earlier versions' files
+            seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
         kept_order.put_back(self.given, order)
         self._changed_order.update(order)
         if self._knows_its_position(state):

@@ -46,3 +46,16 @@ def test_what_is_no_archive_of_torch_is_named(content):
         archive.writestr("a.txt", "b")
     other.seek(0)
     assert archive_damage(other) == "not a checkpoint: an archive without data.pkl"
+
+
+@pytest.mark.parametrize(("numbers", "in_a_thread"), [(50, 0), (2**18, 1)])
+def test_a_thread_looks_at_the_checksums_of_a_large_archive(numbers, in_a_thread, monkeypatch):
+    submitted, submit = [], ThreadPoolExecutor.submit
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda self, work: submitted.append(work) or submit(self, work))
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.arange(float(numbers))}, buffer)
+    content = bytearray(buffer.getvalue())
+    assert archive_damage(io.BytesIO(content)) is None
+    content[content.index(torch.arange(50.0).numpy().tobytes()) + 100] ^= 1
+    assert archive_damage(io.BytesIO(content)) == "damaged: the checksum (CRC) of 'archive/data/0' is wrong"
+    assert len(submitted) == 2 * in_a_thread
