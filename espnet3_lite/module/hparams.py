@@ -214,10 +214,6 @@ def _initializes(frame: Any, instance: Any) -> bool:
 Kinds = list[tuple[list[str | int], str]]
 
 
-class _NotStorable(Exception):
-    pass
-
-
 def storable(values: Mapping[str, Any]) -> tuple[dict[str, Any], Kinds, list[str]]:
     """Returns what a checkpoint can hold of the hyperparameters, how to undo it, and the names of those left out.
 
@@ -237,7 +233,7 @@ def _stored_items(
         known = len(kinds)
         try:
             stored[plain(key)] = _stored(value, [*place, key], kinds, left_out)
-        except (_NotStorable, TypeError):
+        except TypeError:  # a checkpoint could not give it back
             del kinds[known:]
             left_out.append(".".join(map(str, [*place, key])))
     return stored
@@ -268,7 +264,7 @@ def _name_of(value: Any) -> str:
     """The dotted name by which a class or function is found again."""
     name = f"{value.__module__}.{value.__qualname__}"
     if _found(name) is not value:
-        raise _NotStorable
+        raise TypeError(f"{name} is not found by its name")
     return name
 
 

@@ -34,7 +34,9 @@ class ManualOptimizer:
     """
 
     def __init__(self, optimizer: Optimizer, trainer: Trainer | None, prepare: Callable[[], bool] | None = None):
-        self.__dict__.update({"optimizer": optimizer, "_trainer": trainer, "_prepare": prepare})
+        # `_optimizer` is what code written for Lightning asks for.
+        parts = {"optimizer": optimizer, "_optimizer": optimizer, "_trainer": trainer, "_prepare": prepare}
+        self.__dict__.update(parts)
 
     @property  # type: ignore[misc]  # for isinstance; nobody sets it
     def __class__(self) -> type:
@@ -62,11 +64,6 @@ class ManualOptimizer:
                 f"this copy of {type(self.optimizer).__name__} belongs to no trainer; ask self.optimizers() in a fit"
             )
         return self._trainer.plan.slot_of(self.optimizer)
-
-    @property
-    def _optimizer(self) -> Optimizer:
-        """The optimizer itself, as code written for Lightning asks for it."""
-        return self.optimizer
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The optimizer's own; what was accumulated is given up."""
