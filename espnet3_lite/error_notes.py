@@ -94,6 +94,23 @@ def loader_in_words(loader: Any) -> str:
     return ", ".join([type(loader).__name__, *(f"{name}={value}" for name, value in known.items())])
 
 
+def cannot_be_iterated_twice(loader: Any) -> str:
+    """What is wrong with a loader that gave batches in one epoch, and none in a later one."""
+    return (
+        f"the loader ({type(loader).__name__}) gave no batch in this epoch, though there were batches before: "
+        f"it is empty now, or it cannot be iterated over twice, as a generator or an iterator cannot. Give a "
+        f"DataLoader, a list, or an object whose `__iter__` begins anew"
+    )
+
+
+def other_data_in_words(before: int, now: float) -> str:
+    """A run resumes within an epoch whose loader had another number of samples, or batches."""
+    return (
+        f"this epoch had {before} samples (or batches) and has {now} now, so that its rest may repeat samples or miss "
+        f"some: resume with the same data, or from a checkpoint of an epoch's end"
+    )
+
+
 def explained(error: BaseException, trainer: Trainer) -> BaseException:
     """Add to an exception what its traceback and the batch in work tell, unless this package has worded it.
 

@@ -131,10 +131,10 @@ class ModelCheckpoint(CheckpointRanking):
     # ---- when -----------------------------------------------------------------------------------------------------
 
     def _listener(self, event: str) -> Callable | None:
-        """Batches are listened to only where they can be the moment to save."""
-        if event == "on_train_batch_end" and not self._every_n_train_steps and self._train_time_interval is None:
-            return None
-        return super()._listener(event)
+        """Our own method listens to batches only where they can be the moment to save."""
+        idle = not self._every_n_train_steps and self._train_time_interval is None
+        ours = type(self).on_train_batch_end is ModelCheckpoint.on_train_batch_end
+        return None if event == "on_train_batch_end" and idle and ours else super()._listener(event)
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Find the folder; warn if a new run begins in one that holds checkpoints of another."""

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.tqdm_bars import Tqdm, bar_for
+from espnet3_lite.callbacks.tqdm_bars import Tqdm, bar_for, writable
 from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -43,7 +43,7 @@ class RichProgressBar(TQDMProgressBar):
         return {**super().__getstate__(), "_drawn": None}
 
     def _make_bar(self, description: str, leave: bool, line: int = 0, **arguments: Any) -> Any:
-        if self.is_disabled or bar_for(sys.stderr) is not Tqdm:
+        if self.is_disabled or bar_for(writable(sys.stderr)) is not Tqdm:
             return super()._make_bar(description, leave, line, **arguments)
         if self._drawn is None:
             self._drawn = _new_progress()

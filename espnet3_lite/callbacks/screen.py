@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
-from espnet3_lite.callbacks.tqdm_bars import takes_colours
+from espnet3_lite.callbacks.tqdm_bars import takes_colours, writable
 from espnet3_lite.checkpoint.lightning_format import own_state
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import nearest
@@ -106,7 +106,7 @@ def log_lines_shown() -> Iterator[None]:
     if not is_global_zero() or PACKAGE_LOGGER.hasHandlers() or PACKAGE_LOGGER.level != logging.NOTSET:
         yield
         return
-    handler = AboveBars(sys.stderr)
+    handler = AboveBars(writable(sys.stderr))
     handler.setFormatter(ScreenLines(handler.stream, "%(message)s"))
     handler.addFilter(lambda record: not logging.getLogger().handlers)  # set up meanwhile: each line is shown once
     PACKAGE_LOGGER.addHandler(handler)

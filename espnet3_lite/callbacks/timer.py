@@ -120,10 +120,10 @@ class Timer(Callback):
     # ---- stopping -------------------------------------------------------------------------------------------------
 
     def _listener(self, event: str) -> Callable | None:
-        """Without a limit, and between two epochs, batches cost nothing."""
-        if event == "on_train_batch_end" and (self.duration is None or self.interval != "step"):
-            return None
-        return super()._listener(event)
+        """Without a limit, and between two epochs, batches cost our own method nothing."""
+        idle = self.duration is None or self.interval != "step"
+        ours = type(self).on_train_batch_end is Timer.on_train_batch_end
+        return None if event == "on_train_batch_end" and idle and ours else super()._listener(event)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run may be resumed whose time is over."""

@@ -6,6 +6,7 @@ What a bar counts is for those who use it to know: the training's callback, `col
 from __future__ import annotations
 
 import html
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -146,6 +147,20 @@ def bar_for(stream: Any) -> type[tqdm]:
     if shell is not None and "IPKernelApp" in shell.config:
         return NotebookBar
     return Tqdm if stream.isatty() and _has_width(stream) else LogLines
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def writable(stream: Any) -> Any:
+    """The stream, or one that leads nowhere: a program without a console (a service, ``pythonw``, ``2>&-``) has None.
+
+    >>> writable(None).isatty(), writable(sys.stdout) is sys.stdout
+    (False, True)
+    """
+    return _Nowhere() if stream is None else stream
 
 
 def takes_colours(stream: Any) -> bool:

@@ -20,6 +20,7 @@ from espnet3_lite.callbacks.tqdm_bars import (
     Tqdm,
     bar_for,
     takes_colours,
+    writable,
 )
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -131,7 +132,7 @@ class TQDMProgressBar(ProgressBar):
         return self._make_bar(self.predict_description, leave=True, smoothing=0)
 
     def _make_bar(self, description: str, leave: bool, line: int = 0, **arguments: Any) -> tqdm:
-        stream = sys.stderr
+        stream = writable(sys.stderr)
         kind = bar_for(stream)
         if kind is Tqdm and takes_colours(stream):
             arguments["colour"] = "green"

@@ -249,6 +249,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
         for part in parts[trainer.global_rank :: trainer.world_size]:  # another number of ranks adds them up
             trainer.metrics.load_epoch(part)
     data = ours["train_data"]
+    trainer.train_data.loader, trainer.train_data.resumed_requests = None, (data or {}).get("request", [])
     if loop.within_epoch or (data is not None and data.get("over")):
         trainer.train_data.resume_state = data
     by_name = {state["name"] or index: state for index, state in enumerate(ours["optimizers"])}

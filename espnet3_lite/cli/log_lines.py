@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from espnet3_lite.callbacks.screen import AboveBars, ScreenLines
+from espnet3_lite.callbacks.tqdm_bars import writable
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -21,7 +22,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 def show_on_terminal(quiet: bool) -> None:
     """Send log lines and warnings to stdout: INFO and above on rank zero, warnings alone elsewhere or if `quiet`."""
-    handler = AboveBars(sys.stdout)
+    handler = AboveBars(writable(sys.stdout))
     handler.setFormatter(ScreenLines(handler.stream, "%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     level = logging.WARNING if quiet or not is_global_zero() else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])

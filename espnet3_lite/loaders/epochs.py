@@ -11,10 +11,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.error_notes import loader_in_words
+from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words, other_data_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import kept_order
-from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, cannot_be_iterated_twice, length_of, rebuild
+from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
 
@@ -38,13 +38,16 @@ class TrainData:
         self.first_batch = 0
         #: Seconds that the run stood still for the batch in work: this loader alone, no validation and no hook.
         self.seconds_waited = 0.0
-        self._loaded_in_epoch = 0
+        #: The epoch and the random state in which the loader was asked for.
+        self._request: dict[str, Any] = {"epoch": 0}
+        #: The same of each rank in the run that is resumed, until this run asks.
+        self.resumed_requests: list[dict[str, Any]] = []
         self._warned_of_length = False
         #: What iterates over the epoch in work, or will over the next; at first nothing was asked for.
         self.in_use = RankLoader(())
         #: What this epoch's order was drawn from: `random`, the global generators' state, and what `_kept` gives.
         self._begun: dict[str, Any] = {"random": None, "generators": {}, "order": {}}
-        #: Which attributes of the loader's parts an iteration has changed.
+        #: Which attributes of the loader's parts have changed since an epoch began.
         self._changed_order: set[str] = set()
         #: What `state_dict` gave, for a run that resumes within an epoch.
         self.resume_state: dict[str, Any] | None = None
@@ -55,8 +58,13 @@ class TrainData:
         return None if self.loader is None else self.loader.given
 
     def setup(self) -> None:
-        """Ask for the loader, and count its batches."""
+        """Ask for the loader, and count its batches. A run that resumes asks as the run did that was cut."""
         trainer = self.trainer
+        own = trainer.own_generators
+        now = {"epoch": trainer.current_epoch, "random": seed.collect_random_state(own)}
+        known, self.resumed_requests = self.resumed_requests or [now], []
+        self._request = known[trainer.global_rank % len(known)]
+        seed.restore_random_state(self._request["random"], own)
         loader = request_loaders(trainer, "train")
         if several_loaders(loader) is not None:
             raise MisconfigurationException(
@@ -70,12 +78,11 @@ class TrainData:
         self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
             self._no_batches(had_some=False)
-        self._loaded_in_epoch = trainer.current_epoch
 
     def setup_if_due(self) -> None:
         """The first time, and by ``reload_dataloaders_every_n_epochs``."""
         every = self.trainer.reload_dataloaders_every_n_epochs
-        if self.loader is None or (every and self.trainer.current_epoch - self._loaded_in_epoch >= every):
+        if self.loader is None or (every and self.trainer.current_epoch - self._request["epoch"] >= every):
             self.setup()
 
     # ---- an epoch --------------------------------------------------------------------------------------------------
@@ -94,6 +101,8 @@ class TrainData:
         """
         assert self.loader is not None  # `setup_if_due`
         began = time.perf_counter()
+        self.num_batches = limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
+        self.trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
         saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
         state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
         self._restore(state)
@@ -107,6 +116,8 @@ class TrainData:
         if skip and is_dealt_out(loader):
             position = position if state.get("position") is None else state["position"]
             self.first_batch = position // loader.step_size
+            if state.get("items") not in (None, items := length_of(loader.order)):
+                rank_zero_warn(other_data_in_words(state["items"], items))
             if loader.length != math.inf:  # the last batch's index stays what it was
                 first = self.num_batches - loader.sampler.steps_after(position)
                 self.first_batch = int(max(first, min(self.num_batches, self.first_batch)))
@@ -116,10 +127,7 @@ class TrainData:
         loader.resumed_random_state = state.get("ahead")
         if over:
             return iter(())
-        batches, before = iter(loader), self._begun["order"]
-        now = kept_order.kept_order(self.given) if before else {}
-        self._changed_order |= {place for place in before if now.get(place) != before[place]}
-        return self._until_the_last(loader, batches, time.perf_counter() - began)
+        return self._until_the_last(loader, iter(loader), time.perf_counter() - began)
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
@@ -164,17 +172,17 @@ class TrainData:
         None for a loader without indices.
         """
         loader, fit_loop = self.in_use, self.trainer.fit_loop
-        position, drawn, over = None, False, fit_loop.data_is_over
+        position, items, drawn, over = None, None, False, fit_loop.data_is_over
         if is_dealt_out(loader):
             done = fit_loop.batches_done - self.first_batch
-            position, drawn = loader.position + done * loader.step_size, loader.is_drawn
-        mine = {**self._begun, **(self._kept() if over else {})}
+            position, drawn, items = loader.position + done * loader.step_size, loader.is_drawn, length_of(loader.order)
+        mine = {**self._begun, "request": self._request, **{key: now for key, now in self._kept().items() if over}}
         changed = {place: kept for place, kept in mine["order"].items() if place in self._changed_order}
         mine.update(order=kept_order.plain_values(changed), ahead=loader.random_state, loader=loader.state_dict(over))
         ranks = self.trainer.strategy.gather_objects(mine)  # collective: all ranks save together
         return {
-            **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position, "drawn": drawn,
-            "seed": global_seed(), "ranks": len(ranks),
+            **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position, "items": items,
+            "drawn": drawn, "seed": global_seed(), "ranks": len(ranks),
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -204,8 +212,13 @@ class TrainData:
         return seed.generators_in({"loader": self.given})
 
     def _kept(self) -> dict[str, Any]:
-        """What the loader, its samplers and its data set keep, by place: generators, lists and counts."""
-        return {"generators": seed.states_of(self._generators), "order": kept_order.kept_order(self.given)}
+        """What the loader, its samplers and its data set keep, by place: generators, lists and counts.
+
+        Those that are not as they were when the epoch began belong to the order from now on.
+        """
+        order = kept_order.kept_order(self.given)
+        self._changed_order |= {place for place, was in self._begun["order"].items() if order.get(place) != was}
+        return {"generators": seed.states_of(self._generators), "order": order}
 
     def _resumed_loader(self, state: dict[str, Any], loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.datapipes.datapipe import IterDataPipe
 
+from espnet3_lite.error_notes import cannot_be_iterated_twice
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
 from espnet3_lite.loaders.worker_seeds import SeededInWorkers, seeded_in_workers, tell_epoch
@@ -47,7 +48,6 @@ class RankLoader:
             zero weight.
         ended: While it is iterated over: the batch that it gave last is the rank's last one of the epoch.
         gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
-        length: Batches an epoch; infinity where that is not known.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         position: How many of the epoch's items are left out.
         limit: No batch after so many of the epoch is read ahead.
@@ -58,13 +58,13 @@ class RankLoader:
     """
 
     def __init__(self, given: Any):
-        self.given, self.step_size = given, 1
+        self.given, self._counted, self.step_size = given, given, 1
+        self._agreed_length: float | None = None
         self.others: Strategy | None = None
         self._until_the_vote = False
         self.replaying = self.ended = self.gave_batches = False
         self.position, self.limit = 0, math.inf
         self.copy: Callable[[Any], OnItsWay] | None = None
-        self.length = length_of(given)
         self.random_state: dict[str, Any] | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._state: Any = None
@@ -105,7 +105,22 @@ class RankLoader:
         run equally often.
         """
         self.others, self._until_the_vote = others, training
-        self.length = max(others.gather_objects(self.length))  # on the rank that has most
+        self._agreed_length = max(others.gather_objects(self.length))  # on the rank that has most
+
+    @property
+    def length(self) -> int | float:
+        """Batches of an epoch that begins now; infinity where that is not known. Its data may have grown."""
+        return length_of(self._counted) if self._agreed_length is None else self._agreed_length
+
+    def close(self) -> None:
+        """End the workers that stayed (`persistent_workers`) with a loader of ours.
+
+        The user's loader knows nothing of them. Left to the garbage collector, torch waits five seconds for each.
+        """
+        own = getattr(self, "loader", self.given)
+        if own is not self.given and getattr(own, "_iterator", None) is not None:
+            own._iterator._shutdown_workers()
+            own._iterator = None
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch. All ranks call it together."""
@@ -220,7 +235,7 @@ class SharedLoader(RankLoader):
             stand_ins=stand_ins, placed=bool(seeded), places=here if alone else (1, 0),
             agree=strategy.broadcast if ranks > 1 and self.is_drawn else None,
         )  # fmt: skip
-        self.length = length_of(self.sampler)
+        self._counted = self.sampler
         self.loader = rebuild(loader, **seeded, **{"sampler" if split == "single" else "batch_sampler": self.sampler})
 
     def _begin(self) -> Iterator[Any]:
@@ -228,6 +243,7 @@ class SharedLoader(RankLoader):
         self.sampler.position = self.position
         batches = begin(self.loader)
         self.sampler.draw()
+        self.sampler.position = 0
         return self._marked(batches)
 
     def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -343,15 +359,6 @@ def begin(loader: Any) -> Iterator[Any]:
     if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return iter(loader)
-
-
-def cannot_be_iterated_twice(loader: Any) -> str:
-    """What is wrong with a loader that gave batches in one epoch, and none in a later one."""
-    return (
-        f"the loader ({type(loader).__name__}) gave no batch in this epoch, though there were batches before: "
-        f"it is empty now, or it cannot be iterated over twice, as a generator or an iterator cannot. Give a "
-        f"DataLoader, a list, or an object whose `__iter__` begins anew"
-    )
 
 
 def length_of(loader: Any) -> int | float:

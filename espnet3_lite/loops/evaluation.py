@@ -16,10 +16,10 @@ import torch
 from espnet3_lite.callbacks.screen import warn_of_unknown_monitors
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import all_sound, batch_weight
-from espnet3_lite.error_notes import loader_in_words
+from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import requests
-from espnet3_lite.loaders.rank_loader import RankLoader, cannot_be_iterated_twice
+from espnet3_lite.loaders.rank_loader import RankLoader
 from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps

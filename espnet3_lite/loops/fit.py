@@ -174,9 +174,9 @@ class FitLoop(Progress):
     def begin_epoch(self) -> Iterable[tuple[Any, bool]]:
         """The epoch's batches, each with whether it is the last; none where a resumed run finds them over."""
         trainer, data, resumed = self.trainer, self.trainer.train_data, self.within_epoch
-        data.setup_if_due()
         if not resumed:
             resuming.restore_random_state(self)  # this run resumes between two epochs
+            data.setup_if_due()
             self.batches_done = 0
             trainer.plan.leave_window()  # an epoch that a hook ended may have left one half full
             trainer.call("on_train_epoch_start")

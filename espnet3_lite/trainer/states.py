@@ -6,6 +6,8 @@ The names and values are Lightning's (`TrainerFn.FITTING == "fit"`), so that cal
 from dataclasses import dataclass
 from enum import Enum
 
+from espnet3_lite.exceptions import MisconfigurationException
+
 
 class _StringEnum(str, Enum):
     """Members compare equal to their strings: ``TrainerFn.FITTING == "fit"``."""
@@ -64,6 +66,18 @@ class TrainerState:
     status: TrainerStatus = TrainerStatus.INITIALIZING
     fn: TrainerFn | None = None
     stage: RunningStage | None = None
+
+    def begin(self, fn: TrainerFn) -> "TrainerState":
+        """The state in which a call begins.
+
+        Raises:
+            MisconfigurationException: another call runs, in one of whose hooks this one was made.
+        """
+        if self.stage is not None:
+            raise MisconfigurationException(
+                f"Trainer.{fn} was called while this trainer's {self.fn} runs: in a hook use a trainer of its own"
+            )
+        return TrainerState(TrainerStatus.RUNNING, fn, RunningStage("train" if fn == TrainerFn.FITTING else fn.value))
 
     @property
     def finished(self) -> bool:

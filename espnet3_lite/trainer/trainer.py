@@ -35,7 +35,7 @@ from espnet3_lite.trainer import setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
-from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from espnet3_lite.trainer.states import TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
 
 
@@ -292,7 +292,7 @@ class Trainer(TrainerProperties):
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)
-        self.state = TrainerState(TrainerStatus.RUNNING, fn, RunningStage(fn.value if not fitting else "train"))
+        self.state, owner = self.state.begin(fn), module._trainer
         self.stopping.begin()
         signals, result = self.stopping.signals, None
         try:
@@ -338,12 +338,20 @@ class Trainer(TrainerProperties):
                 raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
         finally:
-            signals.uninstall()
-            self.strategy.teardown()
-            self.state.stage = None
+            self._tear_down(module, owner)
         if self.stopped_by_signal:
             raise signals.ending(in_order=True)
         return result
+
+    def _tear_down(self, module: LiteModule, owner: Trainer | None) -> None:
+        """The end of a call, however it ended. The module goes back to a trainer in one of whose hooks it was lent."""
+        if owner is not None and owner.state.stage is not None:
+            module.trainer = owner
+        self.stopping.signals.uninstall()
+        for loader in sum((loop.loaders for loop in self.evaluation_loops.values()), [self.train_data.in_use]):
+            loader.close()
+        self.strategy.teardown()
+        self.state.stage = None
 
     def _set_up(self, module: LiteModule, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:
         """Make the plan of a call. Returns the checkpoint that it starts from, if there is one."""

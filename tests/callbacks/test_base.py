@@ -8,7 +8,7 @@ import torch
 from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
-from espnet3_lite.callbacks import BackboneFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from espnet3_lite.callbacks import BackboneFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
 
@@ -183,3 +183,17 @@ def test_one_callback_twice_is_refused():
     with pytest.raises(MisconfigurationException, match=r"LearningRateMonitor\(\) is among the callbacks twice"):
         quiet_trainer(max_epochs=1, callbacks=[callback, callback])
     quiet_trainer(max_epochs=1, callbacks=[callback, LearningRateMonitor()])
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [(ModelCheckpoint, {}), (Timer, {}), (Timer, {"interval": "epoch"})])
+def test_a_subclass_is_called_where_its_base_has_nothing_to_do(kind, arguments, tmp_path):
+    class Mine(kind):
+        calls = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self.calls += 1
+
+    mine = Mine(**({"dirpath": tmp_path} if kind is ModelCheckpoint else {}), **arguments)
+    fit(Line([1.0] * 3), [mine])
+    assert mine.calls == 6

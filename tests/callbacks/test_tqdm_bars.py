@@ -4,7 +4,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from line_model import Line
 
+from espnet3_lite import Trainer
 from espnet3_lite.callbacks import tqdm_bars
 from espnet3_lite.callbacks.tqdm_bars import LogLines, NotebookBar, Tqdm
 
@@ -34,3 +37,15 @@ def test_a_terminal_without_columns_gets_lines(columns, kind, monkeypatch):
 )  # fmt: skip
 def test_numbers_keep_their_width(value, text):
     assert Tqdm.format_num(value) == text
+
+
+def test_a_program_without_a_console_trains(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", log_every_n_steps=1)
+    trainer.fit(Line(), [torch.ones(2, 1)] * 2, [torch.ones(2, 1)])
+    assert trainer.global_step == 2
+    trainer.validate(Line(), [torch.ones(2, 1)])
+    with tqdm_bars.bar_for(tqdm_bars.writable(sys.stderr))(total=1, file=tqdm_bars.writable(sys.stderr)) as bar:
+        bar.update()
+        assert isinstance(bar, LogLines) and bar.n == 1

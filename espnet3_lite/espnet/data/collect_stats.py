@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from espnet3_lite.callbacks.tqdm_bars import LINE_EVERY, LogLines, bar_for
+from espnet3_lite.callbacks.tqdm_bars import LINE_EVERY, LogLines, bar_for, writable
 from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.distributed.rank import global_rank, is_distributed, is_global_zero, world_size
 from espnet3_lite.espnet.data.batch_stats import BatchStats, Collector, collect_batch, start_worker
@@ -150,8 +150,8 @@ def _run_share(collector: Collector, mode: str, n_workers: int) -> Iterable[Batc
     share = range(batches * rank // ranks, batches * (rank + 1) // ranks)
     samples = min(share.stop * collector.batch_size, len(collector.dataset)) - share.start * collector.batch_size
     description = f"collect_stats {mode}" + (f" (rank 0 of {ranks})" if ranks > 1 else "")
-    bar, silent = bar_for(sys.stderr), not is_global_zero()
-    with bar(total=samples, desc=description, unit="utt", file=sys.stderr, disable=silent) as progress:
+    stream, silent = writable(sys.stderr), not is_global_zero()
+    with bar_for(stream)(total=samples, desc=description, unit="utt", file=stream, disable=silent) as progress:
         if ranks == 1:
             return list(_run(collector, share, min(n_workers, batches), progress))
         results, failure = [], None

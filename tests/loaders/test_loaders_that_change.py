@@ -1,0 +1,195 @@
+"""Loaders that change while a run goes on: they grow, are asked for anew, count for themselves, keep their workers."""
+
+import gc
+import time
+
+import pytest
+import torch
+from loader_lab import check_resumed, fit, quiet
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from espnet3_lite import Callback, LiteModule
+
+
+class Model(LiteModule):
+    """Says what happened, and of each training batch what was in it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = torch.nn.Linear(1, 1)
+        self.events, self.seen = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.events.append(batch_idx)
+        self.seen.append((self.current_epoch, batch_idx, batch.flatten().tolist()))
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.events.append("validation")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Numbers(Dataset):
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)])
+
+
+class Grows(Model):
+    def on_train_epoch_start(self):
+        self.trainer.train_dataloader.dataset.count = 2 + self.current_epoch
+
+
+class AsksAnew(Model):
+    """Its loader has another length in each epoch."""
+
+    def train_dataloader(self):
+        return DataLoader(Numbers(2 + self.current_epoch))
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "settings"),
+    [
+        (Grows, DataLoader(Numbers(2), shuffle=True), {}),
+        (AsksAnew, None, {"reload_dataloaders_every_n_epochs": 1}),
+    ],
+)
+def test_an_epoch_has_what_its_loader_has_and_is_validated_at_its_end(model, loader, settings):
+    model = model()
+    quiet(max_epochs=3, **settings).fit(model, loader, DataLoader(Numbers(1)))
+    assert model.events == [0, 1, "validation", 0, 1, 2, "validation", 0, 1, 2, 3, "validation"]
+
+
+def test_a_part_of_an_epoch_is_one_of_the_epoch_in_work():
+    model = AsksAnew()
+    settings = {"reload_dataloaders_every_n_epochs": 1, "val_check_interval": 0.5}
+    quiet(max_epochs=3, **settings).fit(model, None, DataLoader(Numbers(1)))
+    halves = [0, "validation", 1, "validation"], [0, "validation", 1, "validation", 2, "validation"]
+    assert model.events == [*halves[0], *halves[1], 0, 1, "validation", 2, 3, "validation"]
+
+
+class DrawsItsData(Model):
+    """New data in each epoch, from a generator that the module keeps and from the global one."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def train_dataloader(self):
+        data = torch.randn(4, 1, generator=self.generator) + torch.rand(())
+        return DataLoader(data, shuffle=True)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_resumed_run_draws_the_data_of_its_epoch_again(every, tmp_path):
+    settings = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
+    points = [(epoch, batch) for epoch in range(4) for batch in range(4)]
+    check_resumed(DrawsItsData, lambda: None, tmp_path, points, **settings)
+
+
+class SaveAtEnds(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_that_resumes_between_two_epochs_draws_the_next_one_s_data(every, tmp_path):
+    settings = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
+    whole = fit(DrawsItsData, lambda: None, callbacks=[SaveAtEnds(tmp_path)], **settings)
+    for epoch in range(3):
+        rest = fit(DrawsItsData, lambda: None, path=tmp_path / f"{epoch}.ckpt", **settings)
+        assert rest.seen == whole.seen[4 * (epoch + 1) :]
+
+
+class CountsItsEpochs(IterableDataset):
+    """Says only when an epoch is over that it is."""
+
+    epoch = 0
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __iter__(self):
+        yield from (torch.tensor([10.0 * self.epoch + number]) for number in range(3))
+        self.epoch += 1
+
+
+def test_a_count_that_an_epochs_end_moves_goes_on(tmp_path):
+    points = [(epoch, batch) for epoch in range(3) for batch in range(3)]
+    check_resumed(Model, lambda: DataLoader(CountsItsEpochs()), tmp_path, points, max_epochs=3)
+
+
+def test_other_data_within_an_epoch_are_told(tmp_path):
+    fit(Model, lambda: DataLoader(Numbers(4), shuffle=True), tmp_path, max_epochs=1)
+    with pytest.warns(UserWarning, match="this epoch had 4 samples .* and has 5 now"):
+        fit(Model, lambda: DataLoader(Numbers(5), shuffle=True), path=tmp_path / "0-2.ckpt", max_epochs=1)
+
+
+def test_the_same_data_are_not_told(tmp_path, recwarn):
+    fit(Model, lambda: DataLoader(Numbers(4), shuffle=True), tmp_path, max_epochs=1)
+    fit(Model, lambda: DataLoader(Numbers(4), shuffle=True), path=tmp_path / "0-2.ckpt", max_epochs=1)
+    assert not [warning for warning in recwarn if "this epoch had" in str(warning.message)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(2, 1))
+
+
+class Remembers(DataLoader):
+    """Knows the workers that stay with it; a trainer's copies of it know them, too."""
+
+    def __init__(self, data):
+        super().__init__(data, num_workers=1, persistent_workers=True)
+        self.workers = []
+
+    def _get_iterator(self):
+        iterator = super()._get_iterator()
+        self.workers.extend(iterator._workers)
+        return iterator
+
+
+class GivesThem(Model):
+    def __init__(self, train, val):
+        super().__init__()
+        self.train_loader, self.val_loader = train, val
+
+    def train_dataloader(self):
+        return self.train_loader
+
+    def val_dataloader(self):
+        return self.val_loader
+
+
+@pytest.mark.parametrize(("every", "count"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize("data", [Numbers(2), Stream()])
+def test_workers_that_stay_end_with_the_call(data, every, count):
+    train, val = Remembers(data), Remembers(data)
+    began = time.monotonic()
+    quiet(max_epochs=2, reload_dataloaders_every_n_epochs=every).fit(GivesThem(train, val))
+    gc.collect()
+    assert len(train.workers) == len(val.workers) == count
+    assert not any(worker.is_alive() for worker in train.workers + val.workers)
+    assert time.monotonic() - began < 4  # torch waits five seconds for a worker that does not hear of its end
+
+
+def test_workers_that_stay_end_with_a_call_that_fails():
+    class Fails(Model):
+        def validation_step(self, batch, batch_idx):
+            raise RuntimeError("on purpose")
+
+    train, val = Remembers(Numbers(2)), Remembers(Stream())
+    with pytest.raises(RuntimeError, match="on purpose"):
+        quiet(max_epochs=2).fit(Fails(), train, val)
+    assert not any(worker.is_alive() for worker in train.workers + val.workers)
