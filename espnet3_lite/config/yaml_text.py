@@ -183,8 +183,12 @@ def read_yaml(text: str, name: str) -> tuple[dict, dict[KeyPath, str]]:
         hint = next((hint for word, hint in _HINTS.items() if word in f"{error.context}, {error.problem}"), "")
         if "flow" in str(error.context) and error.context_mark:
             hint += f"; the bracket was opened on line {error.context_mark.line + 1}"
-        line = f", line {mark.line + 1}" if mark else ""
-        raise MisconfigurationException(f"{name}{line}: {error.problem or error.context}{hint}") from error
+        if "quoted scalar" in str(error.context) and error.context_mark:
+            hint += f"; the quotation mark was opened on line {error.context_mark.line + 1}"
+        line, problem = f", line {mark.line + 1}" if mark else "", error.problem or error.context
+        if str(problem).startswith("but "):  # the other half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise MisconfigurationException(f"{name}{line}: {problem}{hint}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits, a tag that does not fit
         raise MisconfigurationException(f"{name}: {error}") from error
     finally:

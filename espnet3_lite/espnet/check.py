@@ -123,16 +123,22 @@ def _rehearse(config: Config) -> Iterator[Finding]:
     yield from saw.findings(run, module)
     yield from _compare_speed(run.train_dataloader, saw.seconds[-1])
     yield Finding("ok", _memory(module))
+    if lost := [name for name, value in module.named_parameters() if not value.isfinite().all()]:
+        text = f"after {run.global_step} step(s) {lost[0]} is not finite, nor are {len(lost) - 1} other parameters"
+        yield Finding("problem", f"{text}: is the learning rate too large?")
     weights = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     _, saw = _run(config)
-    same = saw.weights.keys() == weights.keys() and all(
-        torch.equal(saw.weights[name], weights[name]) for name in weights
-    )
+    same = saw.weights.keys() == weights.keys() and all(_same(saw.weights[name], weights[name]) for name in weights)
     if saw.first_epoch == 1 and same:
         yield Finding("ok", "saved a checkpoint, and a second run went on from it")
     else:
         begun = f"began with epoch {saw.first_epoch + 1} and {'the same' if same else 'other'} weights"
         yield Finding("problem", f"a second run {begun}: it did not go on from the first one's checkpoint")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal, where not a number is equal to itself."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _run(config: Config) -> tuple[ESPnetTrainer, _Watch]:

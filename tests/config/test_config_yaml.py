@@ -104,7 +104,11 @@ def test_where_we_read_yaml_1_2_and_omegaconf_does_not(text, expected):
         ),
         ("- 1\n- 2\n", "conf.yaml: a configuration is a mapping of keys to values; this file holds a list"),
         ("a: &x\n  b: *x\n", "conf.yaml, line 1: the anchor 'a.b' contains itself"),
-        ("a: 1\n---\nb: 2\n", "conf.yaml, line 2: but found another document"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "conf.yaml, line 2: expected a single document in the stream, but found another document",
+        ),
+        ("a: 'b\nc: 1\n", "conf.yaml, line 3: found unexpected end of stream; the quotation mark was opened on line 1"),
         ("a: *x\n", "conf.yaml, line 1: found undefined alias 'x'"),
     ],
 )

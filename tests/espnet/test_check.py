@@ -34,6 +34,12 @@ class Unused(Model):
         self.never = torch.nn.Linear(2, 3)
 
 
+class Waits(Model):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("statistics", torch.tensor(float("nan")))
+
+
 class Unvalidated(LiteModule):
     def __init__(self):
         super().__init__()
@@ -129,6 +135,16 @@ def test_a_model_without_validation_step_is_not_said_to_be_validated(recipe, cap
         "nothing is validated, because the model has no `validation_step`: no best checkpoint is kept, and none is "
         "averaged" in found["note"]
     )
+
+
+def test_weights_that_are_lost_are_the_only_problem(recipe, capsys):
+    scheduler = ["~scheduler", "~scheduler_interval", "~scheduler_monitor"]
+    (problem,) = check(capsys, "optimizer.lr=.inf", *scheduler, code=1)["problem"]
+    assert problem.startswith("after 1 step(s) ") and problem.endswith("is the learning rate too large?")
+
+
+def test_a_buffer_that_is_not_a_number_is_none(recipe, capsys):
+    assert check(capsys, "model._target_=broken.Waits")["problem"] == []
 
 
 def test_a_metric_that_nobody_logs_is_a_problem(recipe, capsys):
