@@ -60,11 +60,10 @@ class TrainData:
     def setup(self) -> None:
         """Ask for the loader, and count its batches. A run that resumes asks as the run did that was cut."""
         trainer = self.trainer
-        own = trainer.own_generators
-        now = {"epoch": trainer.current_epoch, "random": seed.collect_random_state(own)}
+        now = {"epoch": trainer.current_epoch, "random": seed.collect_random_state(trainer.own_generators)}
         known, self.resumed_requests = self.resumed_requests or [now], []
         self._request = known[trainer.global_rank % len(known)]
-        seed.restore_random_state(self._request["random"], own)
+        seed.restore_random_state(self._request["random"], trainer.own_generators)
         loader = request_loaders(trainer, "train")
         if several_loaders(loader) is not None:
             raise MisconfigurationException(
