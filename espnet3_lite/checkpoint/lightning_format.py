@@ -63,8 +63,8 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     steps, batches, done = loop.global_step, loop.batches_seen, loop.batches_done
     begun = int(bool(done) or loop.epoch_ended)  # 1 while an epoch is under way
     over = int(loop.epoch_ended)  # 1 while the hooks of its end run
-    epochs = {"ready": loop.epoch + begun, "completed": loop.epoch, "started": loop.epoch + begun}
-    epochs["processed"] = loop.epoch + over
+    ready, processed = loop.epoch + begun, loop.epoch + over
+    epochs = {"ready": ready, "completed": loop.epoch, "started": ready, "processed": processed}
     open_batch = int(bool(done) and loop.batch_is_open)
     if not begun and loop.epoch and trainer.num_training_batches != math.inf:
         done = int(trainer.num_training_batches)  # between two epochs Lightning keeps the last one's count
@@ -83,10 +83,7 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
         "epoch_loop.scheduler_progress": _counts(steps, steps_here),
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
-            "optimizer": {
-                "step": _counts(steps, steps_here),
-                "zero_grad": _counts(steps, steps_here, "started"),
-            }
+            "optimizer": {"step": _counts(steps, steps_here), "zero_grad": _counts(steps, steps_here, "started")}
         },
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": _counts(manual_steps, manual_steps),

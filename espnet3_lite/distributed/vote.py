@@ -298,10 +298,7 @@ def describe_bad_losses(trainer: Trainer, steps: Steps) -> str:
     match trainer.metrics.batch:
         case [[*uids], dict()]:  # ESPnet's (uids, {key: tensor})
             utterances = f" (utterances {', '.join(map(str, uids))})"
-    spoilt = [
-        name
-        for name, buffer in trainer.lightning_module.named_buffers()
-        if buffer.is_floating_point() and not bool(buffer.isfinite().all())
-    ]
+    buffers = trainer.lightning_module.named_buffers()
+    spoilt = [name for name, buffer in buffers if buffer.is_floating_point() and not bool(buffer.isfinite().all())]
     note = f"; these buffers became non-finite: {', '.join(spoilt)}" if spoilt else ""
     return " and ".join(bad) + utterances + note
