@@ -12,6 +12,7 @@ import torch
 
 from espnet3_lite.callbacks import foreign
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
+from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.callbacks.users_hooks import check_arguments
 from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
@@ -100,12 +101,13 @@ class CallbackHandler:
         if self.trainer is not None:
             self.trainer.hook_calls.fill()
 
-    def begin_call(self, trainer: Trainer, fitting: bool) -> None:
-        """A call begins: callbacks get to know the trainer; in one that is `fitting`, another trainer's start afresh.
+    def begin_call(self, trainer: Trainer) -> None:
+        """A call begins: callbacks get to know the trainer; in a fit, another trainer's start afresh.
 
         What an early stopping counted in one fold must not end the next one. A test keeps what the fit has found, such
         as the best checkpoint. What a program appended to the list itself, or took out of it, is as good as any other.
         """
+        fitting = trainer.state.fn == "fit"
         self.replace_callbacks(self.callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
@@ -119,6 +121,8 @@ class CallbackHandler:
                 if fitting:
                     memory.fitted_in = self.identity
             callback._trainer = trainer
+        if any(getattr(callback, "uses_run_history", False) for callback in self.callbacks):
+            run_history_of(trainer)
 
     def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call `event` on every callback that has a method of that name, in order. Any name will do.

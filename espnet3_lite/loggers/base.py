@@ -316,10 +316,10 @@ def tell(logger: Any, method: str, *args: Any) -> Any:
 def log_hyperparameters(trainer: Trainer) -> None:
     """At the start of a call: hand the module's and the data module's hyperparameters to the loggers."""
     values: dict[str, Any] = {}
-    for owner in (trainer.datamodule, trainer.lightning_module):
-        if owner is not None and trainer.state.fn == "fit":
+    for owner in trainer.owners:
+        if trainer.state.fn == "fit":
             owner._warn_of_hparams_left_out()
-        if owner is not None and getattr(owner, "_log_hyperparams", False):
+        if getattr(owner, "_log_hyperparams", False):
             values.update(owner.hparams_initial)
     if values:
         trainer.tell_loggers("log_hyperparams", values)

@@ -14,7 +14,6 @@ import torch
 
 from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
-from espnet3_lite.callbacks.run_history import run_history_of
 from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
 from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.checkpoint import run_state
@@ -177,30 +176,28 @@ def check_data(data: object) -> None:
 
     Raises:
         TypeError: it is no `LiteDataModule`, nor None.
+        MisconfigurationException: its hooks have arguments that do not fit.
     """
-    if data is not None and not isinstance(data, LiteDataModule):
+    if data is None:
+        return
+    if not isinstance(data, LiteDataModule):
         instead = "; give loaders by the arguments of their names, or as the second one"
         raise TypeError(wrong_class("datamodule", data, "LiteDataModule", "LightningDataModule", instead))
+    check_hooks(data)
 
 
 def connect(trainer: Trainer, module: LiteModule) -> None:
     """Let module, data and trainer know one another, have the data prepared, and look at what all of them define."""
-    data = trainer.datamodule
-    module.trainer = trainer
-    if data is not None:
-        check_hooks(data)
-        data.trainer = trainer
+    for owner in trainer.owners:
+        owner.trainer = trainer
     add_model_callbacks(trainer)
     rank_comparison.compare_settings(trainer)  # collective: all ranks
-    trainer.callback_handler.begin_call(trainer, fitting=trainer.state.fn == TrainerFn.FITTING)
-    if any(getattr(callback, "uses_run_history", False) for callback in trainer.callbacks):
-        run_history_of(trainer)
+    trainer.callback_handler.begin_call(trainer)
     _check_steps(trainer, module)
     trainer.metrics.clear()
     if local_rank() == 0:
-        if data is not None:
-            data.prepare_data()
-        module.prepare_data()
+        for owner in trainer.owners:
+            owner.prepare_data()
     trainer.strategy.barrier("prepare_data")  # all ranks wait until the data are there
     trainer.plan.begin()
 

@@ -266,10 +266,14 @@ class Trainer(TrainerProperties):
     def logger(self, logger: Logger | None) -> None:
         self.loggers = [logger] if logger else []
 
+    @property
+    def owners(self) -> list[LiteDataModule | LiteModule]:
+        """Who brings hooks, loaders and hyperparameters: the data module, where there is one, and the module."""
+        return [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
+
     def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
         """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
-        owners = [owner for owner in (self.datamodule, self.lightning_module) if owner is not None]
-        return next((owner for owner in owners if self.is_overridden(method, owner)), None)
+        return next((owner for owner in self.owners if self.is_overridden(method, owner)), None)
 
     def agree_on_log_dir(self) -> None:
         """At the start of a call: let all ranks know where rank zero logs."""
