@@ -161,7 +161,6 @@ class TrainerProperties(Settings):
 
     model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
     slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; a plain one's is None.")
-    optimizers = _Tells(lambda self: [slot.optimizer for slot in self.slots.values()], "The optimizers, in order.")
     lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
     automatic_optimization = _Tells(lambda self: self.plan.automatic_optimization, "False: the module makes the steps.")
 

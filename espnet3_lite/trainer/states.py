@@ -83,3 +83,8 @@ class TrainerState:
     def finished(self) -> bool:
         """True when the last call ended by itself."""
         return self.status == TrainerStatus.FINISHED
+
+    @property
+    def stopped(self) -> bool:
+        """True when no call is running any more."""
+        return self.status.stopped

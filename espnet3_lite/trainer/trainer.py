@@ -258,6 +258,20 @@ class Trainer(TrainerProperties):
         self.callback_handler.replace_callbacks(callbacks)
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers, in order; what is set, as many, steps from now on in their places."""
+        return [slot.optimizer for slot in self.slots.values()]
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        if len(optimizers) != len(self.slots):
+            raise MisconfigurationException(
+                f"trainer.optimizers has {len(self.slots)}, and {len(optimizers)} are given"
+            )
+        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
+            slot.optimizer = optimizer
+
+    @property
     def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from line_model import Line
 from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule
+from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 
@@ -31,7 +33,8 @@ def test_stages(stage, evaluating, prefix):
 
 
 def test_a_state_says_whether_a_call_is_over():
-    assert [status for status in TrainerStatus if status.stopped] == ["finished", "interrupted"]
+    stopped = {status: TrainerState(status).stopped for status in TrainerStatus}
+    assert [status for status in stopped if stopped[status]] == ["finished", "interrupted"]
     assert TrainerState(TrainerStatus.FINISHED).finished and not TrainerState(TrainerStatus.INTERRUPTED).finished
 
 
@@ -95,4 +98,18 @@ def test_an_exception_leaves_the_state_interrupted():
     trainer = quiet_trainer(max_epochs=1)
     with pytest.raises(ValueError, match="here"):
         trainer.fit(Fails(), [torch.ones(1, 2)])
-    assert trainer.state.status == "interrupted" and trainer.state.status.stopped and not trainer.state.finished
+    assert trainer.state.status == "interrupted" and trainer.state.stopped and not trainer.state.finished
+
+
+def test_optimizers_that_a_callback_sets_make_the_steps():
+    class Replaces(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.25)]
+
+    module = Line()
+    before = module.layer.weight.item()
+    trainer = quiet_trainer(max_steps=1, callbacks=[Replaces()])
+    trainer.fit(module, [torch.ones(1, 1)])
+    assert before - module.layer.weight.item() == pytest.approx(0.25) and trainer.optimizers[0].defaults["lr"] == 0.25
+    with pytest.raises(MisconfigurationException, match="trainer.optimizers has 1, and 2 are given"):
+        trainer.optimizers = [*trainer.optimizers] * 2
