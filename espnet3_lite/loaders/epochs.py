@@ -200,7 +200,7 @@ class TrainData:
         if self._knows_its_position(state):
             self.given.load_state_dict(state["loader"])
             if over:  # the iteration that was over, which the next one follows
-                with seed.isolated_random_state():
+                with seed.isolated_random_state(self._generators):
                     iter(self.given)
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:

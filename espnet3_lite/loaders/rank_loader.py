@@ -279,8 +279,9 @@ class StreamLoader(RankLoader):
         self._notes = self._may_draw or hasattr(loader, "state_dict")
         self._own: dict[str, Generator] = {}  # that the loader, its data set and the like keep for themselves
         # Workers that stay would keep their random state and their epoch; others get both with each epoch.
-        they_stay = isinstance(loader, DataLoader) and loader.persistent_workers
-        if they_stay and not isinstance(loader.dataset, IterDataPipe):
+        # What has indices here, or keeps its own position, iterates in its own way, and by no copy.
+        they_stay = isinstance(loader, DataLoader) and loader.persistent_workers and not is_map_style(loader)
+        if they_stay and not isinstance(loader.dataset, IterDataPipe) and not hasattr(loader, "state_dict"):
             changes = seeded_in_workers(loader)
             self._told, self.loader = [changes["dataset"]], rebuild(loader, **changes)
 

@@ -1,6 +1,7 @@
 """Loaders that change while a run goes on: they grow, are asked for anew, count for themselves, keep their workers."""
 
 import gc
+import itertools
 import time
 
 import pytest
@@ -193,3 +194,90 @@ def test_workers_that_stay_end_with_a_call_that_fails():
     with pytest.raises(RuntimeError, match="on purpose"):
         quiet(max_epochs=2).fit(Fails(), train, val)
     assert not any(worker.is_alive() for worker in train.workers + val.workers)
+
+
+# ---- loaders that go their own way, with workers that stay -----------------------------------------------------------
+
+
+class GoesItsOwnWay(DataLoader):
+    """Gives each batch twice."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield from (batch, batch)
+
+    def __len__(self):
+        return 2 * super().__len__()
+
+
+@pytest.mark.parametrize("data", [Numbers(2), Stream()])
+def test_a_loader_with_an_iterator_of_its_own_may_keep_its_workers(data):
+    model = Model()
+    quiet(max_epochs=2).fit(model, GoesItsOwnWay(data, num_workers=1, persistent_workers=True))
+    assert [number for _, _, [number] in model.seen] == 2 * ([0, 0, 1, 1] if isinstance(data, Numbers) else [0] * 4)
+
+
+class KnowsItsPosition(DataLoader):
+    """As torchdata's loaders, with workers that stay: it counts what it gave."""
+
+    def __init__(self, data):
+        super().__init__(data, num_workers=1, persistent_workers=True)
+        self.given, self.left_out = 0, 0
+
+    def __iter__(self):
+        self.given, self.left_out = self.left_out, 0
+        for batch in itertools.islice(super().__iter__(), self.given, None):
+            self.given += 1
+            yield batch
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.left_out = state["given"]
+
+
+class Counting(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(4.0).reshape(4, 1))
+
+
+@pytest.mark.parametrize("data", [Numbers(4), Counting()])
+def test_a_loader_that_knows_its_position_may_keep_its_workers(data, tmp_path):
+    points = [(epoch, batch) for epoch in range(2) for batch in range(3)]
+    whole = check_resumed(Model, lambda: KnowsItsPosition(data), tmp_path, points)
+    assert [number for _, _, [number] in whole.seen] == 2 * [0, 1, 2, 3]
+
+
+class BeginsAnewAtItsEnd:
+    """As the loader of torchdata's nodes: an iteration from an end's state is a new one, and each new one draws."""
+
+    def __init__(self):
+        self.generator, self.resumed = torch.Generator().manual_seed(3), (4, [])
+
+    def __iter__(self):
+        self.position, self.order = self.resumed
+        self.resumed = (4, [])
+        if self.position == 4:
+            self.position, self.order = 0, torch.randperm(4, generator=self.generator).tolist()
+        return self._items()
+
+    def _items(self):
+        while self.position < 4:
+            self.position += 1
+            yield torch.tensor([[float(self.order[self.position - 1])]])
+
+    def state_dict(self):
+        return {"position": self.position, "order": self.order}
+
+    def load_state_dict(self, state):
+        self.resumed = state["position"], state["order"]
+
+
+def test_a_loader_that_begins_anew_at_its_end_draws_once(tmp_path):
+    points = [(epoch, batch) for epoch in range(2) for batch in range(4)]
+    check_resumed(Model, BeginsAnewAtItsEnd, tmp_path, points, max_epochs=3)
+    whole = fit(Model, BeginsAnewAtItsEnd, callbacks=[SaveAtEnds(tmp_path)], max_epochs=3)
+    for epoch in range(2):
+        rest = fit(Model, BeginsAnewAtItsEnd, path=tmp_path / f"{epoch}.ckpt", max_epochs=3)
+        assert rest.seen == whole.seen[4 * (epoch + 1) :]
