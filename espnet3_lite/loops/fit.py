@@ -120,6 +120,8 @@ class FitLoop(Progress):
                 if "on_train_batch_start" in of_module and strategy.any(bool(response == -1)):
                     self.is_last_batch = True
                     self.count_batch()
+                    if plan.automatic_optimization:
+                        lr_stepping.step_with_epoch(trainer, monitored=False)
                     self.stage = EpochStage.BATCHES_OVER
                     break
 
@@ -293,14 +295,6 @@ class FitLoop(Progress):
         self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
         return False
 
-    def count_batch(self) -> None:
-        """Count the batch; epoch schedulers without a metric step with the epoch's last one."""
-        self.batches_seen += 1
-        self.batches_done += 1
-        self.stage = EpochStage.BATCH_OPEN
-        if self.is_last_batch and self.trainer.plan.automatic_optimization:
-            lr_stepping.step_with_epoch(self.trainer, monitored=False)
-
     def finish_batch(self) -> None:
         """Count, step schedulers, call hooks. What saves comes last: all that is left then, a resumed run does."""
         trainer, plan, work, hooks = self.trainer, self.trainer.plan, self.work, self.hooks
@@ -315,6 +309,8 @@ class FitLoop(Progress):
             self.consecutive_skips = 0
 
         self.count_batch()
+        if self.is_last_batch and plan.automatic_optimization:  # epoch schedulers without a metric
+            lr_stepping.step_with_epoch(trainer, monitored=False)
         self.uncounted = 1 if work.stepped or not plan.automatic_optimization else 0
         ends, monitors = hooks["on_train_batch_end"], hooks["on_train_batch_end:monitoring"]
         listened = (ends or monitors) and not work.verdict.skip

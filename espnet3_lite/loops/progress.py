@@ -37,6 +37,9 @@ class EpochStage(str, Enum):
     END_HOOKS = "end hooks"
 
 
+#: Looked up once: before Python 3.12 an enumeration takes as long for it as a call does.
+_BATCHES, _BATCH_OPEN, _BATCHES_OVER = EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.BATCHES_OVER
+
 _WITHIN = (EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.VALIDATION_DUE, EpochStage.BATCHES_OVER)
 
 
@@ -105,9 +108,15 @@ class Progress:
             _batches_that_stepped=self.batches_stepped,
         )  # fmt: skip
 
+    def count_batch(self) -> None:
+        """The batch in work is over, but for its hooks and its validation."""
+        self.batches_seen += 1
+        self.batches_done += 1
+        self.stage = _BATCH_OPEN
+
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
-        self.stage = EpochStage.BATCHES_OVER if self.is_last_batch else EpochStage.BATCHES
+        self.stage = _BATCHES_OVER if self.is_last_batch else _BATCHES
 
     def count_on_axis(self) -> None:
         """Nothing more is logged for the last batch: the loggers' axis moves on, if it stepped."""
