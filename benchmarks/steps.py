@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -199,36 +201,50 @@ class Model(torch.nn.Module):
         return losses[0], {"loss": losses[0].detach(), "error": losses[1].detach()}, torch.tensor(len(x))
 
 
-def contract_by_hand(batches: list[Any], interval: int) -> Outcome:
-    """Bar, metrics line, learning rate, rows of a CSV file, means of two values, and the check for NaN."""
-    table = csv.DictWriter(io.StringIO(), ["step", "lr", "loss", "error"])
+def contract_by_hand(batches: list[Any], options: Options, interval: int) -> Outcome:
+    """Bar, metrics lines with ESPnet3's times and rates, a CSV file, means of two values, and the check for NaN.
+
+    By hand the epoch's means are weighted. The trainer's are not in training, and it has them twice: for line and bar.
+    """
     model = Model()
     optimizer = torch.optim.SGD(model.first.parameters(), lr=0.01)
     sums = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", "error")}
-    window: dict[str, list[torch.Tensor]] = {name: [] for name in sums}
-    weights, lines, rates = 0.0, [], []
-    bar, start = tqdm(total=len(batches), file=io.StringIO(), mininterval=0), now()
-    for index, (_, batch) in enumerate(batches):
-        loss, stats, weight = model(**batch)
-        if not math.isfinite(loss.item()):
-            continue
-        for name, value in stats.items():
-            sums[name] = sums[name] + value.double() * weight
-            window[name].append(value)
-        weights += float(weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-        if (index + 1) % 50 == 0:
-            values = {name: value.item() for name, value in stats.items()}
-            table.writerow({"step": index, "lr": optimizer.param_groups[0]["lr"], **values})
-        if (index + 1) % interval == 0:
-            lines.append(f"{index + 1}batch: " + ", ".join(f"{k}={torch.stack(v).mean()}" for k, v in window.items()))
-            window = {name: [] for name in window}
-            bar.set_postfix({name: value.item() for name, value in stats.items()}, refresh=False)
-            bar.update(interval)
-    return (now() - start) / len(batches), model.first.weight.detach()
+    weights, lines, window = 0.0, [], defaultdict(list)
+    with open(options.folder / "by_hand.csv", "w") as file:
+        table = csv.DictWriter(file, ["step", "lr", "loss", "error"])
+        bar, start = tqdm(total=len(batches), file=io.StringIO(), mininterval=0), now()
+        asked = time.perf_counter()
+        for index, (_, batch) in enumerate(batches):
+            began = time.perf_counter()
+            loss, stats, weight = model(**batch)
+            if not math.isfinite(loss.item()):
+                continue
+            for name, value in stats.items():
+                sums[name] = sums[name] + value.double() * weight
+                window[name].append(value)
+            weights += float(weight)
+            optimizer.zero_grad()
+            forwarded = time.perf_counter()
+            loss.backward()
+            window["backward_time"].append(time.perf_counter() - forwarded)
+            optimizer.step()
+            window["lr"].append(optimizer.param_groups[0]["lr"])
+            if (index + 1) % 50 == 0:
+                values = {name: value.item() for name, value in stats.items()}
+                table.writerow({"step": index, "lr": optimizer.param_groups[0]["lr"], **values})
+            if (index + 1) % 100 == 0:
+                file.flush()
+            window["iter_time"].append(began - asked)
+            window["forward_time"].append(forwarded - began)
+            asked = time.perf_counter()
+            window["train_time"].append(asked - began)
+            if (index + 1) % interval == 0:
+                means = {name: float(torch.as_tensor(values).mean()) for name, values in window.items()}
+                lines.append(f"{index + 1}batch: " + ", ".join(f"{name}={mean:.6g}" for name, mean in means.items()))
+                window.clear()
+                bar.set_postfix({name: value.item() for name, value in stats.items()}, refresh=False)
+                bar.update(interval)
+        return (now() - start) / len(batches), model.first.weight.detach()
 
 
 def contract(batches: list[Any], options: Options, interval: int) -> Outcome:
@@ -352,7 +368,7 @@ def _contract(options: Options) -> Samples:
     return compare(
         options,
         {
-            BY_HAND: lambda: contract_by_hand(batches, interval),
+            BY_HAND: lambda: contract_by_hand(batches, options, interval),
             "espnet3_lite": lambda: contract(batches, options, interval),
         },
     )
