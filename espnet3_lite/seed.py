@@ -205,8 +205,7 @@ _LEADS_AWAY = {"_trainer", "trainer", "_iterator"}
 #: Whose classes name no generators of the user's.
 _NOT_THE_USERS = ("builtins", "collections", "functools", "torch.", "types", f"{__package__}.")
 _CONTAINERS = (list, tuple, dict)
-#: What a list of batches mostly holds.
-_HOLDS_NOTHING = frozenset((str, bytes, int, float, bool, type(None), torch.Tensor, np.ndarray))
+_PLAIN = frozenset((str, bytes, int, float, bool, type(None), torch.Tensor, np.ndarray))
 #: What torch keeps in a module; of it only the parts are looked at.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
 
@@ -235,13 +234,19 @@ def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
                 found[".".join(map(str, place))] = value
         elif len(place) <= _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
             seen[id(value)] = value
-            held = [(name, part) for name, part in _held_by(value) if type(part) not in _HOLDS_NOTHING]
-            waiting += [((*place, name), part) for name, part in held]
+            waiting += [((*place, name), part) for name, part in _held_by(value) if not _holds_nothing(part)]
     return found
 
 
 #: The names that lead to an object.
 _Place: TypeAlias = tuple[object, ...]
+
+
+def _holds_nothing(part: Any) -> bool:
+    """A plain value, a tensor, or a row of such: of 60 batches of two tensors, there is nothing to look through."""
+    if type(part) in (list, tuple) and len(part) <= _MOST_ITEMS:
+        return _PLAIN.issuperset(map(type, part))
+    return type(part) in _PLAIN
 
 
 def _held_by(value: Any) -> Iterator[tuple[object, Any]]:

@@ -171,12 +171,13 @@ def test_generators_are_found_wherever_an_object_keeps_them():
     }  # fmt: skip
 
 
-def test_of_a_list_of_batches_each_batch_is_looked_at_and_no_tensor(monkeypatch):
+def test_a_list_of_batches_is_looked_at_and_what_is_plain_in_it_is_not(monkeypatch):
     looked_at, held_by = [], seed._held_by
     monkeypatch.setattr(seed, "_held_by", lambda value: looked_at.append(value) or held_by(value))
     batches = [(torch.zeros(1), "name", 1) for _ in range(60)]
-    assert generators_in({"loader": [*batches, random.Random()]}).keys() == {"loader.60"}
-    assert len(looked_at) == 1 + 60
+    loader = [*batches, ([random.Random()], None)]
+    assert generators_in({"loader": loader}).keys() == {"loader.60.0.0"}
+    assert looked_at == [loader, loader[-1], loader[-1][0]]
 
 
 def test_own_generators_are_a_part_of_the_random_state():
