@@ -38,10 +38,9 @@ class AttributeDict(dict[str, Any]):
     """
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError as error:
-            raise AttributeError(f"no hyperparameter {name!r}; there are {sorted(self)}") from error
+        if name not in self:
+            raise AttributeError(f"no hyperparameter {name!r}; there are {sorted(self)}")
+        return self[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
