@@ -66,8 +66,6 @@ class DDPStrategy(SeveralProcesses):
         self._travelling: TravellingGradients | None = None
         #: The forward pass in work is followed by a backward pass that leaves gradients all ranks share.
         self._synchronizing = self._arranged = False
-        #: Named optimizers whose gradients travel during this batch's backward passes.
-        self._on_their_way: set[str | None] = set()
         self._parameters: list[torch.nn.Parameter] = []
         #: Which of them were trained when they were wrapped; outdated where that has changed since.
         self._required, self._outdated = list[bool](), False
@@ -131,11 +129,10 @@ class DDPStrategy(SeveralProcesses):
             self._forget_parameters()
             self._outdated = True
         verdict = super().vote(trainer, steps, is_last)
-        self._on_their_way = set()
-        if self._travelling is not None and not verdict.skip:
-            closing = [slot for loss, slot in verdict.weigh(steps) if slot.pending + 1 >= slot.window]
-            self._on_their_way = {slot.name for slot in closing}
-            self._travelling.expect(self._on_their_way)
+        if self._travelling is not None:
+            trained = steps if verdict.instead is None else verdict.instead
+            closing = {slot.name for _, slot in trained if slot.pending + 1 >= slot.window}
+            self._travelling.expect(() if verdict.skip else closing)
         return verdict
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
@@ -152,7 +149,7 @@ class DDPStrategy(SeveralProcesses):
 
     def synchronizes(self, slot: OptimizerSlot) -> bool:
         """True when the backward pass that just ran left gradients that all ranks share, or are on their way to."""
-        return self._synchronizing or slot.name in self._on_their_way
+        return self._synchronizing or (self._travelling is not None and slot.name in self._travelling.expected)
 
     def settle_gradients(self) -> None:
         """Before a hook that may look at gradients: wait for what is on its way."""
@@ -161,9 +158,8 @@ class DDPStrategy(SeveralProcesses):
 
     def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
         """Wait for what is on its way, and average what is still each rank's own. Collective."""
-        if self._travelling is not None and self._on_their_way:
+        if self._travelling is not None:
             self._travelling.finish()
-            self._on_their_way = set()
         super().share_gradients(closing)
 
     def teardown(self) -> None:

@@ -94,6 +94,8 @@ class TravellingGradients:
 
     def __init__(self, optimizers: Mapping[str | None, Iterable[torch.nn.Parameter]]):
         self._buckets = {name: gradient_buckets(parameters) for name, parameters in optimizers.items()}
+        #: Whose gradients travel during the backward passes of the batch in work.
+        self.expected: Collection[str | None] = ()
         self._waiting: list[GradientBucket] = []  # in the order in which they are sent
         self._sent: list[Callable[[], None]] = []
         self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
@@ -108,6 +110,7 @@ class TravellingGradients:
 
     def expect(self, names: Collection[str | None]) -> None:
         """One more backward pass for each of these optimizers fills its window: send what it leaves."""
+        self.expected = names
         self._waiting = [bucket for name, of_one in self._buckets.items() if name in names for bucket in of_one]
         self._lacking = {bucket: len(bucket.parameters) for bucket in self._waiting}
         self._sent = []
@@ -121,7 +124,7 @@ class TravellingGradients:
     def finish(self) -> None:
         """Send what got no gradient, and wait for all. Collective."""
         self._sent += [bucket.send() for bucket in self._waiting]
-        self._waiting, self._lacking = [], {}
+        self.expected, self._waiting, self._lacking = (), [], {}
         self.settle()
 
     def settle(self) -> None:
