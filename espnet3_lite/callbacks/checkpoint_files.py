@@ -16,7 +16,7 @@ from espnet3_lite.callbacks.base import Checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, remove_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, nearest
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -112,6 +112,7 @@ class CheckpointFiles(Checkpoint):
         self.save_weights_only = save_weights_only
         #: Written by this run after the state from which it goes on: it will write them again.
         self._given_up: set[str] = set()
+        self._told: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an override that would never be called."""
@@ -164,7 +165,24 @@ class CheckpointFiles(Checkpoint):
             path = self.format_checkpoint_name(candidates, filename, ver=version)
             version += 1
         self._given_up.discard(path)
+        if filename != self.CHECKPOINT_NAME_LAST:
+            self._doubt_name(trainer, candidates, overwrites=self.save_top_k == -1 and path in reuse)
         return trainer.strategy.broadcast(path)  # collective: rank zero knows what is on its disk
+
+    def _doubt_name(self, trainer: Trainer, candidates: dict[str, Any], overwrites: bool) -> None:
+        """Warn, once each, of a template that loses files, or whose field nothing is logged under."""
+        template, loop = self.filename or self._default_filename, trainer.fit_loop
+        doubts = []
+        if overwrites:
+            doubts.append("save_top_k=-1 keeps all, but each file has the name of the one before, and replaces it: put "
+                          "{epoch} or {step} into it")  # fmt: skip
+        if trainer.validation_ran or loop.epoch or loop.epoch_ended:  # else it may be logged yet
+            missing = [name for name, _ in _FIELD.findall(template) if name not in candidates]
+            doubts += [f"nothing is logged as {name!r}, 0 stands for it{nearest(name, candidates)}" for name in missing]
+        for doubt in doubts:
+            if doubt not in self._told:
+                self._told.add(doubt)
+                rank_zero_warn(f"ModelCheckpoint(filename={template!r}): {doubt}")
 
     def _give_up(self, trainer: Trainer, known: Collection[str]) -> None:
         """A run that was cut goes on: files that are newer than its state, and not `known` to it, lose their names."""

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import line_model
 import pytest
 import torch
+from quiet import quiet_trainer
 from saving_lab import run_case
 from torch.utils.data import DataLoader
 
@@ -649,3 +650,28 @@ def test_another_content_at_the_same_moment_is_another_file(tmp_path):
         checkpoint_io.load_checkpoint(tmp_path / name)["state_dict"]["layer.weight"] for name in ("a.ckpt", "b.ckpt")
     ]
     assert float(weights[1] - weights[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "doubt"),
+    [
+        ({"filename": "{epoch}-{val_loss:.1f}"}, "nothing is logged as 'val_loss', 0 stands for it; did you mean "
+         "'val/loss'?"),
+        ({"filename": "model", "save_top_k": -1}, "save_top_k=-1 keeps all, but each file has the name of the one "
+         "before, and replaces it: put {epoch} or {step} into it"),
+        ({"filename": "{epoch}-{val/loss:.1f}", "save_top_k": -1, "save_last": True}, None),
+        ({"filename": "model", "save_last": True}, None),
+        ({"filename": "{step}-{val/loss}", "every_n_train_steps": 1, "save_top_k": -1}, None),
+    ],
+)  # fmt: skip
+def test_a_name_that_loses_files_or_shows_nothing_is_told_once(arguments, doubt, tmp_path):
+    class Logs(line_model.Line):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", 1.0)
+
+    trainer = quiet_trainer(max_epochs=3, callbacks=[ModelCheckpoint(tmp_path, **arguments)], enable_checkpointing=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer.fit(Logs(), [torch.ones(1, 1)], [torch.ones(1, 1)])
+    doubts = [f"ModelCheckpoint(filename={arguments['filename']!r}): {doubt}"] if doubt else []
+    assert [str(one.message) for one in told if "filename=" in str(one.message)] == doubts
