@@ -113,6 +113,7 @@ class CheckpointFiles(Checkpoint):
         #: Written by this run after the state from which it goes on: it will write them again.
         self._given_up: set[str] = set()
         self._told: set[str] = set()
+        self._keeps_all = False  # no file is to replace another one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an override that would never be called."""
@@ -166,7 +167,7 @@ class CheckpointFiles(Checkpoint):
             version += 1
         self._given_up.discard(path)
         if filename != self.CHECKPOINT_NAME_LAST:
-            self._doubt_name(trainer, candidates, overwrites=self.save_top_k == -1 and path in reuse)
+            self._doubt_name(trainer, candidates, overwrites=self._keeps_all and path in reuse)
         return trainer.strategy.broadcast(path)  # collective: rank zero knows what is on its disk
 
     def _doubt_name(self, trainer: Trainer, candidates: dict[str, Any], overwrites: bool) -> None:

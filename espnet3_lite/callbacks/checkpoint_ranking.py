@@ -44,6 +44,7 @@ class CheckpointRanking(CheckpointFiles):
         self.monitor = monitor
         self.mode = mode
         self.save_top_k = save_top_k
+        self._keeps_all = save_top_k == -1
         self.keep_newest = keep_newest
         self._older: list[str] = []  # what `keep_newest` keeps beside the newest, the oldest first
         #: The metric at the last save; of each file that stays, by path; the best; and the worst of those that stay.

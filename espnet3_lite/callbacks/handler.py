@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -43,7 +44,9 @@ class CallbackHandler:
 
     def __init__(self, callbacks: Iterable[Callback] = (), trainer: Trainer | None = None):
         self.trainer = trainer
-        self.callbacks: list[Callback] = []
+        #: In order. A program may change it in place, also in a hook: see `_Callbacks`.
+        self.callbacks: list[Callback] = _Callbacks(self)
+        self._call: Any = None  # the state of the call in which these callbacks have met their trainer
         self.listeners: dict[str, list[Callable]] = {}
         self._warned: set[tuple[type, str]] = set()
         #: Tells this handler from others; a copy of a trainer goes on with the same one.
@@ -69,8 +72,8 @@ class CallbackHandler:
         self._refuse_same_state_key(callback)
         self._warn_about_unknown_hooks(callback)
         check_arguments(callback, Callback, {event: _listener(callback, event) for event in EVENTS})
-        self.callbacks.append(callback)
-        self.callbacks.sort(key=_place)  # stable: keeps the given order within a group
+        list.append(self.callbacks, callback)
+        list.sort(self.callbacks, key=_place)  # stable: keeps the given order within a group
         self.rebuild()
 
     def add_callbacks(self, callbacks: Iterable[Callback]) -> None:
@@ -80,9 +83,30 @@ class CallbackHandler:
 
     def replace_callbacks(self, callbacks: Iterable[Callback]) -> None:
         """Have these callbacks and no others, in order."""
-        given, self.callbacks = [*callbacks], []
+        given = [*callbacks]
+        list.clear(self.callbacks)
         self.rebuild()
         self.add_callbacks(given)
+
+    def take_change(self, before: list[Callback]) -> None:
+        """The list was changed in place. Within a call, who is new gets to know the trainer, and is set up.
+
+        Args:
+            before: What stood in it, and stands in it again if the change is refused.
+        """
+        try:
+            self.replace_callbacks(self.callbacks)
+        except Exception:
+            self.replace_callbacks(before)
+            raise
+        trainer = self.trainer
+        if trainer is None or trainer.state.stage is None or trainer.state is not self._call:
+            return  # the call that begins will do it
+        for callback in self.callbacks:
+            if not any(callback is other for other in before):
+                self._meet(callback, trainer)
+                if (set_up := _listener(callback, "setup")) is not None:
+                    set_up(trainer, trainer.lightning_module, str(trainer.state.fn))
 
     def rebuild(self) -> None:
         """Fill the table anew; a call that begins sees to it that what was changed by hand is known."""
@@ -107,22 +131,26 @@ class CallbackHandler:
         What an early stopping counted in one fold must not end the next one. A test keeps what the fit has found, such
         as the best checkpoint. What a program appended to the list itself, or took out of it, is as good as any other.
         """
-        fitting = trainer.state.fn == "fit"
         self.replace_callbacks(self.callbacks)
+        self._call = trainer.state
         for callback in self.callbacks:
-            if not isinstance(callback, Callback):
-                continue
-            is_ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
-            if is_ours or _keeps_state(callback):
-                memory = vars(callback).setdefault("_memory", _Memory(_copied(vars(callback))))
-                resets = getattr(callback, "reset_on_train", True)  # pytorch-accelerated's callbacks let users choose
-                if fitting and resets and memory.fitted_in not in (None, self.identity):
-                    vars(callback).update(_copied(memory.first))
-                if fitting:
-                    memory.fitted_in = self.identity
-            callback._trainer = trainer
+            self._meet(callback, trainer)
         if any(getattr(callback, "uses_run_history", False) for callback in self.callbacks):
             run_history_of(trainer)
+
+    def _meet(self, callback: Callback, trainer: Trainer) -> None:
+        if not isinstance(callback, Callback):
+            return
+        fitting = trainer.state.fn == "fit"
+        is_ours = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
+        if is_ours or _keeps_state(callback):
+            memory = vars(callback).setdefault("_memory", _Memory(_copied(vars(callback))))
+            resets = getattr(callback, "reset_on_train", True)  # pytorch-accelerated's callbacks let users choose
+            if fitting and resets and memory.fitted_in not in (None, self.identity):
+                vars(callback).update(_copied(memory.first))
+            if fitting:
+                memory.fitted_in = self.identity
+        callback._trainer = trainer
 
     def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call `event` on every callback that has a method of that name, in order. Any name will do.
@@ -163,6 +191,34 @@ class CallbackHandler:
                     f"call_event({name!r}) yourself{nearest(name, EVENTS)}",
                     stacklevel=2,
                 )
+
+
+class _Callbacks(list[Any]):
+    """The list of callbacks, which tells its handler of each change; a copy of it is a plain list."""
+
+    def __init__(self, handler: CallbackHandler):
+        super().__init__()
+        self._handler = handler
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return list, ([*self],)
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    change = getattr(list, name)
+
+    @functools.wraps(change)
+    def changed(self: _Callbacks, *args: Any, **kwargs: Any) -> Any:
+        before = [*self]
+        result = change(self, *args, **kwargs)
+        self._handler.take_change(before)
+        return result
+
+    return changed
+
+
+for _name in ("append", "extend", "insert", "remove", "pop", "clear", "__setitem__", "__delitem__", "__iadd__"):
+    setattr(_Callbacks, _name, _telling(_name))
 
 
 @dataclass

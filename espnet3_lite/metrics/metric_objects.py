@@ -21,8 +21,11 @@ _TORCHS_OWN = frozenset(vars(torch.nn.Module()))
 
 
 def is_metric_object(value: Any) -> bool:
-    """Whether `log` takes it as an object that computes its value: it has `compute` and `reset`."""
-    return not isinstance(value, (torch.Tensor, type)) and hasattr(value, "compute") and hasattr(value, "reset")
+    """Whether `log` takes it as an object that computes its value: its class has `compute` and `reset`.
+
+    An object that has whatever it is asked for, such as a mock or what hands everything on, is none.
+    """
+    return not isinstance(value, torch.Tensor) and hasattr(type(value), "compute") and hasattr(type(value), "reset")
 
 
 def metric_objects(module: torch.nn.Module | None) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def check_module(model: Any) -> LiteModule:
         TypeError: it is no `LiteModule`.
         MisconfigurationException: it has hooks of Lightning 1, or hooks with arguments that do not fit.
     """
-    if hasattr(model, "_orig_mod"):
+    if "_orig_mod" in getattr(model, "_modules", ()):
         rank_zero_warn(
             "torch.compile(module) is ignored: the module inside of it runs, not compiled. Use Trainer(compile=...)"
         )

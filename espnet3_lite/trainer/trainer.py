@@ -310,7 +310,7 @@ class Trainer(TrainerProperties):
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)
-        self.state, owner = self.state.begin(fn), module._trainer
+        self.state, owner = self.state.begin(fn), vars(module).get("_trainer")
         self.stopping.begin()
         signals, result = self.stopping.signals, None
         try:

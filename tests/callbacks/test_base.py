@@ -197,3 +197,76 @@ def test_a_subclass_is_called_where_its_base_has_nothing_to_do(kind, arguments, 
     mine = Mine(**({"dirpath": tmp_path} if kind is ModelCheckpoint else {}), **arguments)
     fit(Line([1.0] * 3), [mine])
     assert mine.calls == 6
+
+
+# ---- the list of callbacks, changed while a call runs ----------------------------------------------------------------
+
+
+class Hears(Callback):
+    def __init__(self):
+        self.heard = []
+
+    def setup(self, trainer, pl_module, stage):
+        self.heard.append(f"setup {stage}")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.log("heard", 1.0)
+        self.heard.append(trainer.current_epoch)
+
+
+CHANGES = {
+    "append": lambda callbacks, new: callbacks.append(new),
+    "extend": lambda callbacks, new: callbacks.extend([new]),
+    "insert": lambda callbacks, new: callbacks.insert(0, new),
+    "+=": lambda callbacks, new: callbacks.__iadd__([new]),
+    "slice": lambda callbacks, new: callbacks.__setitem__(slice(1, 1), [new]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start", "on_train_epoch_start"])
+def test_a_callback_that_joins_in_a_hook_is_set_up_and_called(hook, change):
+    new = Hears()
+
+    def joins(self, trainer, pl_module, *arguments):
+        if new not in trainer.callbacks:
+            change(trainer.callbacks, new)
+
+    trainer = fit(Line([1.0] * 3), [type("Joins", (Callback,), {hook: joins})()])
+    assert new.heard == ["setup fit", 0, 1, 2]
+    assert trainer.callback_metrics["heard"] == 1
+
+
+def test_one_that_joins_or_leaves_at_an_epochs_end_does_so_from_the_next_one_on():
+    new = Hears()
+
+    class Leaves(Callback):
+        calls = 0
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.calls += 1
+            trainer.callbacks.remove(self)
+            trainer.callbacks.append(new)
+
+    leaves = Leaves()
+    trainer = fit(Line([1.0] * 3), [leaves])
+    assert leaves.calls == 1 and new.heard == ["setup fit", 1, 2] and leaves not in trainer.callbacks
+
+
+def test_a_change_that_is_refused_changes_nothing():
+    known = Hears()
+    trainer = quiet_trainer(callbacks=[known])
+    before = [*trainer.callbacks]
+    for wrong in (known, Hears, 3):
+        with pytest.raises((TypeError, MisconfigurationException)):
+            trainer.callbacks.append(wrong)
+        assert trainer.callbacks == before
+
+
+def test_a_copied_trainer_has_a_list_of_its_own():
+    trainer = quiet_trainer(callbacks=[Hears()], max_epochs=1)
+    for other in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        other.callbacks.append(new := Hears())
+        assert len(other.callbacks) == len(trainer.callbacks) + 1
+        other.fit(Line([1.0] * 3), [torch.ones(2, 1)])
+        assert new.heard == ["setup fit", 0]

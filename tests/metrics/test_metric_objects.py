@@ -1,5 +1,7 @@
 """Metric objects keep their values over a resume in mid-epoch, as if the run had not been cut."""
 
+import unittest.mock
+
 import numpy
 import pytest
 import torch
@@ -201,3 +203,13 @@ def test_collections_and_vectors_are_refused_by_name(value, message):
     entry.take_metric(Several())
     with pytest.raises(ValueError, match=message):
         entry.epoch_value()
+
+
+def test_what_has_anything_it_is_asked_for_is_no_metric_object(tmp_path):
+    module = Net()
+    module.on_train_epoch_end = unittest.mock.Mock()  # as tests of modules do
+    assert metric_objects(module) == {}
+    trainer = trainer_of(max_epochs=2)
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "mocked.ckpt")
+    assert module.on_train_epoch_end.call_count == 2
