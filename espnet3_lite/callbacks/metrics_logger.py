@@ -20,6 +20,8 @@ from espnet3_lite.exceptions import MisconfigurationException
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from espnet3_lite.metrics.collector import Metrics
+    from espnet3_lite.metrics.logged_value import Key, Number
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -65,7 +67,7 @@ class MetricsLogger(Callback):
         self.log_every_n_steps = int(log_every_n_steps)
         self._window, self._epoch = RunningMeans(), RunningMeans()
         self._first_batch: int | None = None  # of the window in work, from 1
-        #: What `Metrics.logged_anew` has given.
+        #: What `logged_anew` has given.
         self._seen: dict[Any, Any] = {}
         #: The learning rates of each optimizer's last step, by its `id`.
         self._rates_used: dict[int, list[Any]] = {}
@@ -97,7 +99,7 @@ class MetricsLogger(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """What is there already (a resumed run's, say) is not new."""
         self._seen = {}
-        trainer.metrics.logged_anew(self._seen)
+        logged_anew(trainer.metrics, self._seen)
         self._rates_used = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
@@ -128,7 +130,7 @@ class MetricsLogger(Callback):
     ) -> None:
         """Take the batch's values; write the line where its window is full."""
         values: list[tuple[str, Any]] = [*self._times]
-        for name, value in trainer.metrics.logged_anew(self._seen).items():
+        for name, value in logged_anew(trainer.metrics, self._seen).items():
             values.append((name.removeprefix("train/"), value))
         for index, slot in enumerate(trainer.plan.slots.values()):
             for position, rate in enumerate(_rates_of(slot.optimizer)):
@@ -150,7 +152,7 @@ class MetricsLogger(Callback):
         """The epoch's summary; values that are logged on epochs alone are in it as they are."""
         self._close_window()
         means = self._epoch.means()
-        for name, value in trainer.metrics.logged_anew(self._seen).items():
+        for name, value in logged_anew(trainer.metrics, self._seen).items():
             means.setdefault(name.removeprefix("train/"), float(value))
         self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means, left_out=_TIMES[:3])
         self._log_epoch(trainer, means)
@@ -180,12 +182,12 @@ class MetricsLogger(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Start its clock; what was logged before is not the validation's."""
         self._validation_started = time.perf_counter()
-        trainer.metrics.logged_anew(self._seen)
+        logged_anew(trainer.metrics, self._seen)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The validation's summary, but for a sanity check's."""
         values = {"valid_time": time.perf_counter() - self._validation_started}
-        for name, value in trainer.metrics.logged_anew(self._seen).items():
+        for name, value in logged_anew(trainer.metrics, self._seen).items():
             values[name.removeprefix("valid/")] = float(value)
         if trainer.sanity_checking:
             return
@@ -209,6 +211,27 @@ class MetricsLogger(Callback):
             short = f"{' '.join(place_on_screen)}: {screen_values(shown, rate_names(trainer))}"
             line = {name: value for name, value in values.items() if name not in left_out}
             logger.info("%s: %s", place, format_values(line), extra={"screen": short})
+
+
+def logged_anew(metrics: Metrics, seen: dict[str | Key, Any]) -> dict[str, Number]:
+    """The callback metrics that were set since the last call with the same `seen`, which is brought up to date.
+
+    Only objects are compared: no value is looked at. Those of training steps come as they are kept: to publish them
+    takes longer than to log them.
+    """
+    # Between two batches hooks log the values of an epoch.
+    published = metrics.callback if metrics.batch is None else metrics.callback_as_published
+    anew: dict[str, Number] = {name: value for name, value in published.items() if seen.get(name) is not value}
+    seen.update(anew)
+    for key, entry in metrics.training.items():
+        if entry.on_step and entry.last is not None:
+            if seen.get(key) != entry.times:
+                seen[key] = entry.times
+                anew[entry.name] = anew[entry.step_name] = entry.last
+            else:  # if at all, it was published since
+                anew.pop(entry.name, None)
+                anew.pop(entry.step_name, None)
+    return anew
 
 
 class RunningMeans:

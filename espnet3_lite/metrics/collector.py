@@ -45,7 +45,8 @@ class Metrics:
         #: Which of several loaders is in work, and what is appended to names meanwhile.
         self.dataloader_idx: int | None = None
         self.loader_suffix = ""
-        self._callback: dict[str, torch.Tensor] = {}
+        #: What `callback` gave when somebody last looked: values that were logged since are not in it.
+        self.callback_as_published: dict[str, torch.Tensor] = {}
         self._progress_bar: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
         #: How often each callback metric was set: tells whether it was logged anew.
@@ -235,40 +236,20 @@ class Metrics:
         if entry.arguments.logger:
             self._logged[forked] = value
         if decides:
-            self._callback[entry.name] = self._callback[forked] = value
+            self.callback_as_published[entry.name] = self.callback_as_published[forked] = value
             for name in {entry.name, forked} if counts else ():
                 self.versions[name] += counts
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
-        self._callback[name] = torch.as_tensor(value).detach().reshape(())
+        self.callback_as_published[name] = torch.as_tensor(value).detach().reshape(())
         self.versions[name] += 1
 
     @property
     def callback(self) -> dict[str, torch.Tensor]:
         """``trainer.callback_metrics``."""
         self._publish()
-        return self._callback
-
-    def logged_anew(self, seen: dict[str | Key, Any]) -> dict[str, Number]:
-        """The callback metrics that were set since the last call with the same `seen`, which is brought up to date.
-
-        Only objects are compared: no value is looked at. Those of training steps come as they are kept: to publish them
-        takes longer than to log them.
-        """
-        if self.batch is None:  # between two batches hooks log the values of an epoch
-            self._publish()
-        anew: dict[str, Number] = {name: value for name, value in self._callback.items() if seen.get(name) is not value}
-        seen.update(anew)
-        for key, entry in self.training.items():
-            if entry.on_step and entry.last is not None:
-                if seen.get(key) != entry.times:
-                    seen[key] = entry.times
-                    anew[entry.name] = anew[entry.step_name] = entry.last
-                else:  # if at all, it was published since
-                    anew.pop(entry.name, None)
-                    anew.pop(entry.step_name, None)
-        return anew
+        return self.callback_as_published
 
     @property
     def progress_bar(self) -> dict[str, float]:
@@ -333,11 +314,11 @@ class Metrics:
 
     def published(self) -> dict[str, dict[str, Any]]:
         """What can be seen now, and how often each was set, by which schedulers know new from old; for `put_back`."""
-        return {"callback": dict(self._callback), "versions": dict(self.versions)}
+        return {"callback": dict(self.callback_as_published), "versions": dict(self.versions)}
 
     def put_back(self, published: dict[str, dict[str, Any]]) -> None:
         """What can be seen is what `published`, or `state_dict`, gave."""
-        self._callback, self.versions = dict(published["callback"]), Counter(published["versions"])
+        self.callback_as_published, self.versions = dict(published["callback"]), Counter(published["versions"])
 
     def load_epoch(self, state: dict[str, Any]) -> None:
         """Continue its epoch's sums; a second state, another rank's, is added to the first."""

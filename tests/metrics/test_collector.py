@@ -8,6 +8,7 @@ from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException
+from espnet3_lite.callbacks.metrics_logger import logged_anew
 from espnet3_lite.metrics.collector import batch_size_of
 
 
@@ -196,27 +197,27 @@ def test_batch_sizes(batch, size):
 def test_what_was_logged_anew_is_given_once_and_not_published():
     metrics, seen = metrics_in(), {}
     log(metrics, "loss", 1.0, on_epoch=True)
-    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_step": 1.0}
+    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_step": 1.0}
     assert metrics.versions == {}  # nothing was published for it
     assert metrics.callback["loss"] == 1.0  # now it was
-    assert metrics.logged_anew(seen) == {}
+    assert logged_anew(metrics, seen) == {}
     log(metrics, "loss", 1.0, on_epoch=True)  # the same number, logged anew
     metrics.publish("found", 3.0)
-    assert metrics.logged_anew(seen) == {"found": 3.0, "loss": 1.0, "loss_step": 1.0}
+    assert logged_anew(metrics, seen) == {"found": 3.0, "loss": 1.0, "loss_step": 1.0}
     assert metrics.end_epoch(metrics.training) == {"loss_epoch": 1.0}
-    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
-    assert metrics.logged_anew(seen) == {}
+    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
+    assert logged_anew(metrics, seen) == {}
 
 
 def test_what_follows_a_discarded_value_is_new_though_that_was_looked_at():
     metrics, seen = metrics_in(), {}
     metrics.start_batch(None)
     log(metrics, "loss", 1.0, on_epoch=True)
-    assert metrics.logged_anew(seen) == {"loss": 1.0, "loss_step": 1.0}
+    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_step": 1.0}
     metrics.discard_since()  # a rank without data has replayed the batch
     metrics.start_batch(None)
     log(metrics, "loss", 2.0, on_epoch=True)
-    assert metrics.logged_anew(seen) == {"loss": 2.0, "loss_step": 2.0}
+    assert logged_anew(metrics, seen) == {"loss": 2.0, "loss_step": 2.0}
 
 
 def test_how_often_a_value_counts_as_new_does_not_depend_on_who_looks():
