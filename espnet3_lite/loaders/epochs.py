@@ -14,7 +14,7 @@ from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words, other_data_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import kept_order
-from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild
+from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild, settings_of
 from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
 
@@ -99,7 +99,10 @@ class TrainData:
             over: The epoch's last batch is among them: nothing is read.
         """
         assert self.loader is not None  # `setup_if_due`
-        began = time.perf_counter()
+        began, trainer = time.perf_counter(), self.trainer
+        set_anew = isinstance(self.loader, SharedLoader) and settings_of(self.given) != self.loader.settings
+        if trainer.strategy.any(set_anew):  # collective, and all ranks reach it: each epoch begins on all of them
+            self.loader = prepare_loader(self.given, trainer.strategy, True, trainer.use_distributed_sampler)
         self.num_batches = limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
         self.trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
         saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank

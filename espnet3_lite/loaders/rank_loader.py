@@ -120,7 +120,6 @@ class RankLoader:
         own = getattr(self, "loader", self.given)
         if own is not self.given and getattr(own, "_iterator", None) is not None:
             own._iterator._shutdown_workers()
-            own._iterator = None
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch. All ranks call it together."""
@@ -219,6 +218,7 @@ class SharedLoader(RankLoader):
         super().__init__(loader)
         here = (strategy.world_size, strategy.global_rank)
         ranks, rank = (1, 0) if alone else here
+        self.settings = settings_of(loader)
         self.order, own_step, split = how_dealt(loader)
         if _is_plain_shuffle(self.order) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
             self.order = EpochSampler(self.order.data_source, seed=seed)
@@ -338,6 +338,11 @@ def how_dealt(loader: DataLoader[Any]) -> tuple[Any, int, str]:
         return batch_sampler.sampler, batch_sampler.batch_size, "samples"
     whole = getattr(batch_sampler, "batch_distribution", "per_gpu") != "global"
     return batch_sampler, 1, "batches" if whole else "batch"
+
+
+def settings_of(loader: DataLoader[Any]) -> list[Any]:
+    """What a program may have set anew since a copy of the loader was made."""
+    return [*how_dealt(loader), getattr(loader.batch_sampler, "drop_last", 0), loader.collate_fn, loader.num_workers]
 
 
 def _is_plain_shuffle(items: Any) -> bool:

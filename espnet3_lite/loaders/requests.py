@@ -40,8 +40,7 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
 
 def has_loaders(trainer: Trainer, prefix: str) -> bool:
     """True where `request_loaders` would find some."""
-    given = trainer.given_loaders.get(prefix) is not None
-    return given or trainer.provider_of(f"{prefix}_dataloader") is not None
+    return trainer.given_loaders.get(prefix) is not None or trainer.provider_of(f"{prefix}_dataloader") is not None
 
 
 def limited(length: int | float, limit: int | float, name: str) -> int | float:

@@ -75,7 +75,7 @@ class TrainerState:
         """
         if self.stage is not None:
             raise MisconfigurationException(
-                f"Trainer.{fn} was called while this trainer's {self.fn} runs: in a hook use a trainer of its own"
+                f"Trainer.{fn} was called in a hook of this trainer's {self.fn}: use another"
             )
         return TrainerState(TrainerStatus.RUNNING, fn, RunningStage("train" if fn == TrainerFn.FITTING else fn.value))
 

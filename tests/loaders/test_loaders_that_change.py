@@ -196,6 +196,37 @@ def test_workers_that_stay_end_with_a_call_that_fails():
     assert not any(worker.is_alive() for worker in train.workers + val.workers)
 
 
+def with_a_larger_size(loader):
+    loader.batch_sampler.batch_size = 3
+
+
+def with_full_batches_alone(loader):
+    loader.batch_sampler.drop_last = True
+
+
+def with_other_batches(loader):
+    loader.collate_fn = lambda samples: torch.stack(samples) + 10
+
+
+@pytest.mark.parametrize(
+    ("change", "batches"),
+    [
+        (with_a_larger_size, [[0, 1, 2], [3, 4]]),
+        (with_full_batches_alone, [[0, 1], [2, 3]]),
+        (with_other_batches, [[10, 11], [12, 13], [14]]),
+    ],
+)
+def test_what_a_hook_sets_in_the_loader_counts_from_the_next_epoch_on(change, batches):
+    class Changes(Model):
+        def on_train_epoch_end(self):
+            change(self.trainer.train_dataloader)
+
+    model = Changes()
+    quiet(max_epochs=2).fit(model, DataLoader(Numbers(5), 2))
+    assert [batch for epoch, _, batch in model.seen if epoch == 0] == [[0, 1], [2, 3], [4]]
+    assert [batch for epoch, _, batch in model.seen if epoch == 1] == batches
+
+
 # ---- loaders that go their own way, with workers that stay -----------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def fitted(*callbacks):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_trainer_that_runs_refuses(hook):
-    message = "Trainer.validate was called while this trainer's fit runs: in a hook use a trainer of its own"
+    message = "Trainer.validate was called in a hook of this trainer's fit: use another"
     with pytest.raises(MisconfigurationException, match="^" + re.escape(message)):
         fitted(calling(hook, lambda trainer, module: trainer.validate(module, batches(), verbose=False)))
 
