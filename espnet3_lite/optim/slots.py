@@ -66,6 +66,8 @@ class OptimizerSlot:
     #: The largest total norm (or absolute value, with the algorithm ``value``); None or 0: nothing is clipped.
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str | None = "norm"
+    #: What has these two instead, and may change them: the trainer, for an optimizer without a name.
+    clip_settings: Any = None
     #: The module's own `configure_gradient_clipping`, where it has one.
     clips_by: Callable[[Optimizer, float | None, str | None], torch.Tensor | None] | None = None
     #: Somebody wants to know whether the gradients are finite, though nothing is clipped.
@@ -147,7 +149,8 @@ class OptimizerSlot:
             A number that is finite where the step is to be made: their total norm before, where they are clipped by
             it, else the largest of them; 0.0 where nobody wants to know.
         """
-        value, algorithm, largest = self.gradient_clip_val, self.gradient_clip_algorithm, None
+        settings = self if self.clip_settings is None else self.clip_settings
+        value, algorithm, largest = settings.gradient_clip_val, settings.gradient_clip_algorithm, None
         if not value and self.clips_by is None and not self.checks_gradients:
             return 0.0
         gives_norm = value and algorithm != "value" and self.clips_by is None

@@ -331,6 +331,6 @@ def _clip_as_told(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> N
         trainer.metrics.hook = "configure_gradient_clipping"
         model.configure_gradient_clipping(optimizer, value, algorithm)
 
-    slot.gradient_clip_val, slot.gradient_clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    slot.clip_settings = trainer
     if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
         slot.clips_by = by_module

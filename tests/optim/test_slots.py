@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from espnet3_lite import MisconfigurationException, OptimizationStep
+from espnet3_lite import LiteModule, MisconfigurationException, OptimizationStep
 from espnet3_lite.optim.clipping import clip_gradients
 from espnet3_lite.optim.lr_stepping import LRSchedulerConfig
 from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers, route
@@ -171,3 +172,37 @@ def test_a_schedulers_state_holds_no_function():
     resumed = Annealing(sgd())
     resumed.load_state_dict(state)
     assert resumed.last_epoch == 1 and resumed.anneal is abs
+
+
+# ---- clipping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "norms"),
+    [
+        ({"gradient_clip_val": 0.5}, [3.0, 3.0, 0.5, 0.5]),
+        ({"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}, [3.0, 3.0, 0.5, 0.5]),
+    ],
+)
+def test_clipping_that_a_hook_sets_counts_from_then_on(settings, norms):
+    class SetsIt(LiteModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.norms = torch.nn.Parameter(torch.ones(())), []
+
+        def training_step(self, batch, batch_idx):
+            return 3 * self.weight
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                vars(self.trainer).update(settings)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.norms.append(float(self.weight.grad.abs()))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = SetsIt()
+    quiet_trainer(max_epochs=2).fit(module, [0, 1])
+    assert module.norms == pytest.approx(norms, abs=1e-5)
