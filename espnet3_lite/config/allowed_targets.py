@@ -32,7 +32,7 @@ _REFUSED_NAMES = re.compile(
         |startfile|pidfd_open|putenv|unsetenv)
     | sys\.(exit|settrace|setprofile|addaudithook|_getframe|_current_frames)
     | shutil\.(rmtree|move|chown)
-    | pathlib\.(_local\.)?\w*Path\.(unlink|rmdir|rename|replace|chmod|lchmod)
+    | pathlib\.\w*Path\.(unlink|rmdir|rename|replace|chmod|lchmod)
     | operator\.(attrgetter|methodcaller|itemgetter|call)
     | functools\.reduce
     | yaml\.(load|load_all|full_load|full_load_all|unsafe_load|unsafe_load_all)
@@ -45,7 +45,10 @@ _REFUSED_NAMES = re.compile(
 )
 
 #: Modules that are known under another name than the one that defines their objects.
-_PUBLIC = {"posix": "os", "nt": "os", "_operator": "operator", "_functools": "functools", "_signal": "signal"}
+_PUBLIC = {
+    "posix": "os", "nt": "os", "_operator": "operator", "_functools": "functools", "_signal": "signal",
+    "pathlib._local": "pathlib",
+}  # fmt: skip
 
 
 def refusal(name: str, passed: list[Any]) -> str | None:
@@ -83,8 +86,7 @@ def _own_name(found: Any) -> str | None:
     owner = getattr(found, "__self__", None)
     if module is None and inspect.isbuiltin(found):
         module = owner.__name__ if inspect.ismodule(owner) else type(owner).__module__
-    root, _, rest = str(module).partition(".")
-    return ".".join(filter(None, [_PUBLIC.get(root, root), rest, found.__qualname__]))
+    return f"{_PUBLIC.get(str(module), module)}.{found.__qualname__}"
 
 
 def _is_refused(own: str) -> bool:

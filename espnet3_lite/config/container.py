@@ -114,7 +114,7 @@ class Config(_View, MutableMapping[str, Any]):
     >>> config.modle
     Traceback (most recent call last):
         ...
-    espnet3_lite.config.container.ConfigKeyError: the configuration has no key 'modle'; did you mean 'model'?
+    espnet3_lite.config.container.ConfigKeyError: the configuration has no key 'modle'; did you mean 'model'?...
     """
 
     __slots__ = ()

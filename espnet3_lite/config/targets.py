@@ -266,7 +266,8 @@ def _call(target: Callable, args: tuple, kwargs: dict, name: Any, path: KeyPath,
         hint = "".join(f"; it takes no {key!r}" for key in unknown) + next(filter(None, near), "")
         if isinstance(error, TypeError) and "required positional argument" in str(error) and inspect.isroutine(target):
             hint += "; for the function itself, as a collate_fn must be, instead of what it returns: _partial_: true"
-        message = f"raised {type(error).__name__}: {masked(str(error))}{hint}"
+        said = str(error).partition(". Did you mean")[0] if unknown else str(error)  # by Python 3.13, and by us
+        message = f"raised {type(error).__name__}: {masked(said)}{hint}"
         raise InstantiationError(f"{where}{name}({given}) {message}") from error
 
 
