@@ -96,7 +96,7 @@ class Profiler(Callback):
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
         """Put a wrapped function in the place of an object's own, until the call ends."""
-        own = vars(owner).get(name)
+        own = getattr(owner, name) if name in getattr(owner, "__slots__", ()) else vars(owner).get(name)
         setattr(owner, name, wrapper(getattr(owner, name)))
         self._undo.append(lambda: setattr(owner, name, own) if own is not None else delattr(owner, name))
 

@@ -43,7 +43,7 @@ _BATCHES, _BATCH_OPEN, _BATCHES_OVER = EpochStage.BATCHES, EpochStage.BATCH_OPEN
 _WITHIN = (EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.VALIDATION_DUE, EpochStage.BATCHES_OVER)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Progress:
     """What a fit counts.
 

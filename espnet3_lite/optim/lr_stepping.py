@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class LRSchedulerConfig:
     """A scheduler and when it steps; an entry of ``trainer.lr_scheduler_configs``."""
 
@@ -115,7 +115,7 @@ def attach_schedulers(configs: Iterable[LRSchedulerConfig], slots: Iterable[Opti
 
 def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx: int) -> None:
     """`interval: step` schedulers of the optimizers just updated; monitored ones wait until the batch has logged."""
-    for config in trainer.lr_scheduler_configs:
+    for config in trainer.plan.schedulers:
         if config.slot not in stepped:
             continue
         # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
@@ -128,7 +128,7 @@ def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx:
 
 def step_waiting(trainer: Trainer) -> None:
     """Monitored `interval: step` schedulers that are due, if their metric was logged anew; else they wait on."""
-    for config in trainer.lr_scheduler_configs:
+    for config in trainer.plan.schedulers:
         if config.waits:
             config.waits = not step_monitored(trainer, config)
 
@@ -138,7 +138,7 @@ def step_with_epoch(trainer: Trainer, monitored: bool) -> None:
 
     Those with a metric (`monitored`) step after the epoch's validation, and before a checkpoint of it is written.
     """
-    for config in trainer.lr_scheduler_configs:
+    for config in trainer.plan.schedulers:
         by_epoch = config.interval == "epoch" or config.steps_both_ways
         due = by_epoch and (trainer.current_epoch + 1) % config.frequency == 0
         if due and monitored and config.monitor is not None:
@@ -170,7 +170,7 @@ def require_monitored(trainer: Trainer) -> None:
         MisconfigurationException: naming the scheduler and the nearest metric.
     """
     available = trainer.metrics.callback
-    for config in trainer.lr_scheduler_configs:
+    for config in trainer.plan.schedulers:
         monitor, seen = config.monitor, config.seen_version > 0
         if monitor is None or trainer.strategy.any(monitor in available or seen):  # collective: all ranks
             continue

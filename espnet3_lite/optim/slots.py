@@ -52,7 +52,7 @@ def named_steps(output: object) -> list[OptimizationStep] | None:
     return list(output) if isinstance(output, (list, tuple)) and all(map(is_step, output)) else None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class OptimizerSlot:
     """An optimizer with its window: how many backward passes make one step, and how far the open window is.
 

@@ -40,7 +40,7 @@ def _no_training_step(batch: Any, batch_idx: int) -> Any:
     raise RuntimeError("no fit has been set up")
 
 
-@dataclass
+@dataclass(slots=True)
 class RunPlan:
     """What a call has prepared. The loops read it; `trainer.optimizers` and the like are views of it.
 
