@@ -1,5 +1,6 @@
 """collect_stats: the files, the numbers, and that neither workers nor ranks change a bit of them."""
 
+import functools
 import io
 import json
 import os
@@ -336,7 +337,9 @@ def test_what_ends_the_command_ends_its_workers(name, code, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(SLOW_CONFIG))  # which is YAML too
     command = [sys.executable, "-m", "espnet3_lite", "collect-stats", "train.json"]
     more = {"cwd": tmp_path, "stderr": subprocess.PIPE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    process = subprocess.Popen(command, start_new_session=True, **more)
+    # Whoever runs the tests in the background may ignore Ctrl-C, and a new process would do so too.
+    heeds_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=heeds_ctrl_c, **more)
 
     def wait_until(condition, message):
         until = time.monotonic() + 60
