@@ -2,27 +2,16 @@
 
 import pytest
 import torch
+from line_model import Line
 from quiet import QUIET
 
-from espnet3_lite import LiteModule, MisconfigurationException, Trainer
+from espnet3_lite import MisconfigurationException, Trainer
 
 QUIET = {**QUIET, "max_epochs": 1}
 
 
 def module_with(name, function):
-    class Line(LiteModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-
-        def training_step(self, batch, batch_idx):
-            return self.layer(batch).sum()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    setattr(Line, name, function)
-    return Line()
+    return type("Line", (Line,), {name: function})()
 
 
 CASES = {
