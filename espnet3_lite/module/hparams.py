@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import inspect
 import os
 import pathlib
 import sys
 import types
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -120,7 +121,7 @@ class HyperparametersMixin:
         checkpoint[f"{prefix}hparams_name"] = self._hparams_name
         checkpoint[f"{prefix}hyper_parameters"] = values
         if kinds:
-            checkpoint["loops"][OUR_STATE][f"{prefix}hparams_kinds"] = [list(kind) for kind in kinds]
+            checkpoint["loops"][OUR_STATE][f"{prefix}hparams_kinds"] = [[list(p), kind] for p, kind in kinds.items()]
 
     @classmethod
     def _built_from(
@@ -138,7 +139,9 @@ class HyperparametersMixin:
                 saved = yaml.safe_load(file) or {}
         else:
             kinds = checkpoint.get("loops", {}).get(OUR_STATE, {}).get(f"{prefix}hparams_kinds", [])
-            saved = restored(dict(checkpoint.get(f"{prefix}hyper_parameters") or {}), kinds, cls, set(overrides))
+            stored = checkpoint.get(f"{prefix}hyper_parameters") or {}
+            stored = {name: value for name, value in stored.items() if name not in overrides}
+            saved = restored(stored, {tuple(place): kind for place, kind in kinds}, cls)
         saved.update(overrides)
         name = checkpoint.get(f"{prefix}hparams_name") or ""
         holder = None if name in overrides else inspect.signature(cls).parameters.get(name)
@@ -208,53 +211,52 @@ def _initializes(frame: Any, instance: Any) -> bool:
 
 # ---- in a checkpoint -----------------------------------------------------------------------------------------------
 
-#: How a value that is no plain one was stored: where it stands, and its kind (``path``, ``namespace``, ``object``, or
-#: the name of a dataclass).
-Kinds = list[tuple[list[str | int], str]]
+#: Where a value stands among the hyperparameters: keys and list positions.
+Place: TypeAlias = tuple[str | int, ...]
+#: By place, what a value was that is stored as a plain one: ``path``, ``namespace``, ``object`` (a class or function,
+#: stored as its name), or the name of a dataclass.
+Kinds: TypeAlias = dict[Place, str]
+
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
 def storable(values: Mapping[str, Any]) -> tuple[dict[str, Any], Kinds, list[str]]:
     """Returns what a checkpoint can hold of the hyperparameters, how to undo it, and the names of those left out.
 
     >>> storable({"width": 8, "folder": pathlib.PurePosixPath("exp"), "kind": dict, "net": object()})
-    ({'width': 8, 'folder': 'exp', 'kind': 'builtins.dict'}, [(['folder'], 'path'), (['kind'], 'object')], ['net'])
+    ({'width': 8, 'folder': 'exp', 'kind': 'builtins.dict'}, {('folder',): 'path', ('kind',): 'object'}, ['net'])
     """
-    kinds: Kinds = []
+    kinds: Kinds = {}
     left_out: list[str] = []
-    return _stored_items(values, [], kinds, left_out), kinds, left_out
+    return _stored_items(values, (), kinds, left_out), kinds, left_out
 
 
-def _stored_items(
-    values: Mapping[Any, Any], place: list[str | int], kinds: Kinds, left_out: list[str]
-) -> dict[Any, Any]:
+def _stored_items(values: Mapping[Any, Any], place: Place, kinds: Kinds, left_out: list[str]) -> dict[Any, Any]:
     stored: dict[Any, Any] = {}
     for key, value in values.items():
-        known = len(kinds)
+        found: Kinds = {}
         try:
-            stored[plain(key)] = _stored(value, [*place, key], kinds, left_out)
+            stored[plain(key)] = _stored(value, (*place, key), found, left_out)
+            kinds.update(found)
         except TypeError:  # a checkpoint could not give it back
-            del kinds[known:]
             left_out.append(".".join(map(str, [*place, key])))
     return stored
 
 
-def _stored(value: Any, place: list[str | int], kinds: Kinds, left_out: list[str]) -> Any:
-    kind = ""
+def _stored(value: Any, place: Place, kinds: Kinds, left_out: list[str]) -> Any:
     if isinstance(value, os.PathLike):
-        kind, value = "path", os.fspath(value)
+        kinds[place], value = "path", os.fspath(value)
     elif isinstance(value, argparse.Namespace):
-        kind, value = "namespace", vars(value)
-    elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-        kind, value = "object", _name_of(value)
+        kinds[place], value = "namespace", vars(value)
+    elif isinstance(value, (type, *_FUNCTIONS)):
+        kinds[place], value = "object", _name_of(value)
     elif dataclasses.is_dataclass(value):
-        kind = _name_of(type(value))
+        kinds[place] = _name_of(type(value))
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-    if kind:
-        kinds.append((place, kind))
     if isinstance(value, Mapping):  # an OmegaConf container is one, too
         return _stored_items(value, place, kinds, left_out)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        items = [_stored(item, [*place, index], kinds, left_out) for index, item in enumerate(value)]
+        items = [_stored(item, (*place, index), kinds, left_out) for index, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     return plain(value)
 
@@ -267,50 +269,46 @@ def _name_of(value: Any) -> str:
     return name
 
 
-def restored(values: dict[str, Any], kinds: Kinds, owner: type, given: set[str]) -> dict[str, Any]:
+def restored(value: Any, kinds: Kinds, owner: type, place: Place = ()) -> Any:
     """Undo `storable`.
 
     Args:
-        values: As they are in the checkpoint; they are changed.
-        kinds: As they are in the checkpoint.
+        value: As it is in the checkpoint: all of the hyperparameters, or those at a place.
+        kinds: As `storable` gave them.
         owner: Whose hyperparameters they are: names of its own package are trusted.
-        given: The arguments that the caller gives instead.
+        place: Where the value stands.
 
     Raises:
-        MisconfigurationException: a class or function that is not looked up, and that nobody gave.
+        MisconfigurationException: a class or function that is not looked up.
     """
-    for place, kind in reversed(kinds):  # what is inside of a dataclass first
-        *parents, last = place
-        if place[0] in given:
-            continue
-        holder: Any = values
-        for parent in parents:
-            holder = holder[parent]
-        if isinstance(holder, tuple):
-            raise MisconfigurationException(f"hyper_parameters: {place} cannot be put back into a tuple; give it anew")
-        stored = holder[last]
-        if kind == "path":
-            holder[last] = pathlib.Path(stored)
-        elif kind == "namespace":
-            holder[last] = argparse.Namespace(**stored)
-        elif kind == "object":
-            holder[last] = _trusted(stored, owner, place)
-        else:
-            holder[last] = _trusted(kind, owner, place, dataclass=True)(**stored)
-    return values
+    if not any(known[: len(place)] == place for known in kinds):
+        return value  # nothing here is to be undone
+    if isinstance(value, dict):
+        value = {key: restored(item, kinds, owner, (*place, key)) for key, item in value.items()}
+    elif type(value) in (list, tuple):
+        value = type(value)(restored(item, kinds, owner, (*place, index)) for index, item in enumerate(value))
+    match kinds.get(place):
+        case None:
+            return value
+        case "path":
+            return pathlib.Path(value)
+        case "namespace":
+            return argparse.Namespace(**value)
+        case "object":
+            return _trusted(value, owner, place)
+        case name:
+            return _trusted(name, owner, place, dataclass=True)(**value)
 
 
-def _trusted(name: str, owner: type, place: list[str | int], dataclass: bool = False) -> Any:
+def _trusted(name: str, owner: type, place: Place, dataclass: bool = False) -> Any:
     """A class or function by its name: from torch's layers and optimizers, or from where `owner` comes from.
 
     Nothing is imported for it, and of Python's own things only types count: a checkpoint may be anybody's.
     """
-    found = _found(name)
-    package = owner.__module__.partition(".")[0]
-    functions = (types.FunctionType, types.BuiltinFunctionType)
-    known = name.startswith(("torch.nn.", "torch.optim.", f"{package}.")) and isinstance(found, functions)
-    is_class = isinstance(found, type) and name.startswith(("torch.nn.", "torch.optim.", f"{package}.", "builtins."))
-    if not (dataclasses.is_dataclass(found) and is_class if dataclass else known or is_class):
+    found, homes = _found(name), ("torch.nn.", "torch.optim.", f"{owner.__module__.partition('.')[0]}.")
+    is_class = isinstance(found, type) and name.startswith((*homes, "builtins."))
+    known = is_class or (isinstance(found, _FUNCTIONS) and name.startswith(homes))
+    if not (is_class and dataclasses.is_dataclass(found) if dataclass else known):
         raise MisconfigurationException(
             f"hyper_parameters: {'.'.join(map(str, place))} was {name}, which is not imported from a checkpoint; give "
             f"it to {owner.__name__}.load_from_checkpoint: {place[0]}=..."
@@ -322,9 +320,6 @@ def _found(name: str) -> Any:
     """What a dotted name means among the modules that are imported already; None for nothing."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        found: Any = sys.modules.get(".".join(parts[:length]))
-        if found is not None:
-            for part in parts[length:]:
-                found = getattr(found, part, None)
-            return found
+        if (module := sys.modules.get(".".join(parts[:length]))) is not None:
+            return functools.reduce(lambda found, part: getattr(found, part, None), parts[length:], module)
     return None

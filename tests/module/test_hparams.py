@@ -121,6 +121,23 @@ def test_arguments_of_any_name_come_back_whatever_they_are_called_together(tmp_p
     assert again.hparams == {"width": 3, "scale": 2.0, "other": 4}
 
 
+def test_values_that_hold_one_another_again_and_again_are_not_walked_through(tmp_path):
+    """A forged file may hold few values that would take for ever to look through."""
+    nested = {"folder": "a"}
+    for _ in range(40):
+        nested = {"one": nested, "other": nested}
+    kinds = [[["act", *["one"] * 40, "folder"], "path"]]
+    save_checkpoint(
+        {"state_dict": Net().state_dict(), "hyper_parameters": {"act": nested},
+         "loops": {"espnet3_lite": {"hparams_kinds": kinds}}},
+        tmp_path / "a.ckpt",
+    )  # fmt: skip
+    value = Net.load_from_checkpoint(tmp_path / "a.ckpt").hparams.act
+    for _ in range(40):
+        value = value["one"]
+    assert value["folder"] == pathlib.Path("a")
+
+
 # ---- objects ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,14 +179,17 @@ class FakeContainer(collections.UserDict):
 def test_what_can_be_stored_is_and_comes_back_as_it_was(tmp_path):
     config = FakeContainer(lr=0.1, layers=[FakeContainer(size=4)])
     model = Net(act=act, sizes=Sizes(3), folder=tmp_path, config=config, kind=torch.nn.ReLU,
-                space=argparse.Namespace(a=1, f=[pathlib.Path("a")]))  # fmt: skip
+                space=argparse.Namespace(a=1, f=[pathlib.Path("a")]),
+                pairs=(("exp", pathlib.Path("b")), [torch.nn.ReLU]))  # fmt: skip
     checkpoint = saved(model, tmp_path / "a.ckpt")
     assert checkpoint["hyper_parameters"] == {
         "width": 1, "act": f"{__name__}.act", "sizes": {"width": 3, "folder": "exp"}, "folder": str(tmp_path),
         "net": None, "make": None, "config": {"lr": 0.1, "layers": [{"size": 4}]},
         "kind": "torch.nn.modules.activation.ReLU", "space": {"a": 1, "f": ["a"]},
+        "pairs": (("exp", "b"), ["torch.nn.modules.activation.ReLU"]),
     }  # fmt: skip
     hparams = Net.load_from_checkpoint(tmp_path / "a.ckpt").hparams
+    assert hparams.pairs == (("exp", pathlib.Path("b")), [torch.nn.ReLU])
     assert hparams.act is act and hparams.kind is torch.nn.ReLU and hparams.sizes == Sizes(3)
     assert hparams.folder == tmp_path and isinstance(hparams.sizes.folder, pathlib.Path)
     assert hparams.space == argparse.Namespace(a=1, f=[pathlib.Path("a")])
@@ -254,10 +274,11 @@ def test_what_is_no_container_is_refused():
         Wrong(3)
 
 
-def test_a_plain_state_dict_is_called_so(tmp_path):
+def test_for_a_plain_state_dict_it_is_said_how_one_is_loaded(tmp_path):
     torch.save(Net().state_dict(), tmp_path / "weights.pth")
     message = (
-        r"weights\.pth: a plain state dict, not a trainer's checkpoint; load it by model\.load_state_dict\(torch\.load"
+        r"weights\.pth: not a trainer's checkpoint: .* keys \['layer.weight', 'layer.bias'\]. A plain state dict is "
+        r"loaded by model\.load_state_dict\(torch\.load\('.*weights.pth', weights_only=True"
     )
     with pytest.raises(CheckpointError, match=message):
         Net.load_from_checkpoint(tmp_path / "weights.pth")
