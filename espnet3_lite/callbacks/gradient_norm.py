@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.optim.clipping import parameters_of, whole
+from espnet3_lite.loaders.transfer import whole
+from espnet3_lite.optim.clipping import parameters_of
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule

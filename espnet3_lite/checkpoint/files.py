@@ -136,8 +136,6 @@ def load_checkpoint(path: str | Path, map_location: MapLocation = "cpu", mmap: b
         raise CheckpointNotFoundError(f"{path}: does not exist")
     if not path.is_file():
         raise CheckpointError(f"{path}: is neither a file nor a folder")
-    if not path.stat().st_size:
-        raise CheckpointError(f"{path}: is empty; its writer was stopped before it began")
     try:
         # A thread looks at the checksums while this one reads: together they take little longer than reading alone.
         with open(path, "rb") as file, ThreadPoolExecutor(1) as executor, archives.verified(file, executor):
@@ -194,8 +192,11 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     )
 
 
-def _damage(path: str | Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None. No checksum covers all that torch reads: only trying it tells."""
+def damage(path: str | Path) -> str | None:
+    """Say what is wrong with a checkpoint, a file or a sharded folder; None where torch can read it, and all is there.
+
+    No checksum covers all that torch reads: only trying it tells.
+    """
     try:
         if os.path.isdir(path):
             from espnet3_lite.checkpoint import sharded  # torch.distributed.checkpoint is slow to import
@@ -207,11 +208,6 @@ def _damage(path: str | Path) -> str | None:
     return None
 
 
-def is_intact(path: str | Path) -> bool:
-    """True if a checkpoint, a file or a sharded folder, is there, whole by its checksums, and torch can read it."""
-    return _damage(path) is None
-
-
 def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
     """Return the first checkpoint that is whole, or None; each one that is passed over is warned about.
 
@@ -219,27 +215,23 @@ def newest_intact(paths: Iterable[AnyPath]) -> AnyPath | None:
         paths: The candidates, the newest first.
     """
     for path in paths:
-        damage = _damage(path)
-        if damage is None:
+        if (found := damage(path)) is None:
             return path
-        logger.warning("Checkpoint passed over. %s", damage)
+        logger.warning("Checkpoint passed over. %s", found)
     return None
 
 
 def check_state_dict(checkpoint: dict[str, Any], path: object) -> None:
-    """Refuse a file that is no checkpoint of a trainer, and say what it is.
+    """Refuse a file that is no checkpoint of a trainer.
 
     Raises:
-        CheckpointError: It has no ``state_dict``.
+        CheckpointError: It has no ``state_dict``; it may be one itself.
     """
-    if "state_dict" in checkpoint:
-        return
-    if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+    if "state_dict" not in checkpoint:
         raise CheckpointError(
-            f"{path}: a plain state dict, not a trainer's checkpoint; load it by "
-            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))"
+            f"{path}: not a trainer's checkpoint: no 'state_dict' among its keys {list(checkpoint)[:10]}. A plain "
+            f"state dict is loaded by model.load_state_dict(torch.load({str(path)!r}, weights_only=True))"
         )
-    raise CheckpointError(f"{path}: not a trainer's checkpoint: no 'state_dict' among its keys {list(checkpoint)[:10]}")
 
 
 def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:

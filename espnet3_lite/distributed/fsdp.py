@@ -24,7 +24,7 @@ from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.multi import SeveralProcesses
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
-from espnet3_lite.loaders.transfer import map_tensors
+from espnet3_lite.loaders.transfer import map_tensors, whole
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -226,15 +226,15 @@ class FSDPStrategy(SeveralProcesses):
             state = state(parameters)
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         owners = dict(zip(numbers, parameters, strict=True))
-        whole = {
+        restored = {
             number: {key: _as(value, owners.get(number)) for key, value in of_one.items()}
             for number, of_one in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": whole})
+        optimizer.load_state_dict({**state, "state": restored})
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients, whole. Collective."""
-        return [{name: cast(DTensor, gradient).full_tensor().cpu() for name, gradient in own.items()}]
+        return [{name: whole(gradient).cpu() for name, gradient in own.items()}]
 
     def local_gradient(self, gradient: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
         """This rank's part of a whole gradient. Collective."""
@@ -272,7 +272,7 @@ class ShardedSaver(Saver):
         self.finish()
         state = sharded.shardable(checkpoint)
         (rest,) = state.pop(sharded.PLAIN_ENTRY)
-        rest = {key: map_tensors(plain(value, f"checkpoint[{key!r}]"), _whole) for key, value in rest.items()}
+        rest = {key: map_tensors(plain(value, f"checkpoint[{key!r}]"), whole) for key, value in rest.items()}
         if dist.get_rank() == 0:
             remove_checkpoint(path)
             state[sharded.PLAIN_ENTRY] = (rest,)
@@ -336,8 +336,3 @@ def _as(value: Any, like: Any) -> Any:
     if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Collective, for a tensor of which each rank has a part."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

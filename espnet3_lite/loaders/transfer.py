@@ -89,6 +89,11 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor (a DTensor), put together on all ranks: collective. Any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def batch_size_of(batch: Any) -> int:
     """The first dimension of the batch's first tensor; of packed sequences, how many there are; 1 without a tensor.
 

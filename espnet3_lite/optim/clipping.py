@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders.transfer import whole
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -43,7 +44,7 @@ def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | N
         if parameters:
             torch.nn.utils.clip_grad_value_(parameters, value)
         return None
-    return whole(torch.nn.utils.clip_grad_norm_(parameters, value))
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, value))  # collective where it is sharded: all clip together
 
 
 def largest_gradient(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
@@ -89,8 +90,3 @@ def prepare_clipping(trainer: Trainer, optimizer: Optimizer, value: Any, algorit
             )
         agreed[name] = setting if given is None else given
     return agreed["gradient_clip_val"], agreed["gradient_clip_algorithm"]
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor put together on all ranks (collective: all clip together); any other as it is."""
-    return tensor if type(tensor) is torch.Tensor else tensor.full_tensor()  # type: ignore[attr-defined]  # a DTensor's

@@ -210,7 +210,7 @@ def test_nothing_is_removed_before_the_new_file_is_there(tmp_path):
     with pytest.raises(CheckpointError, match="no space left"):
         fit(ModelCheckpoint(tmp_path), trainer_class=FullDisk)
     assert names(tmp_path) == ["epoch=0-step=2.ckpt"]
-    assert checkpoint_io.is_intact(tmp_path / "epoch=0-step=2.ckpt")
+    assert checkpoint_io.damage(tmp_path / "epoch=0-step=2.ckpt") is None
 
 
 def test_link_is_the_same_file_and_outlives_its_other_name(tmp_path):
@@ -381,7 +381,7 @@ def test_falls_back_from_a_damaged_newest_and_writes_it_again(tmp_path, caplog):
     assert "truncated" in caplog.text
     assert names(tmp_path / "cut") == ["last.ckpt", "step6.ckpt", "step8.ckpt"]
     for name in ("step6.ckpt", "step8.ckpt", "last.ckpt"):
-        assert checkpoint_io.is_intact(tmp_path / "cut" / name)
+        assert checkpoint_io.damage(tmp_path / "cut" / name) is None
     assert whole.global_step == resumed.global_step == 8
 
 

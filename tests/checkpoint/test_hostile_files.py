@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 
-from espnet3_lite.checkpoint.files import CheckpointError, is_intact, load_checkpoint, newest_intact, save_checkpoint
+from espnet3_lite.checkpoint import files
+from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, newest_intact, save_checkpoint
 from espnet3_lite.checkpoint.sharded import METADATA_FILE, damage, read_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of pickle protocols in flipped bits
@@ -73,7 +74,7 @@ def test_tuples_that_would_be_hashed_for_ever(tmp_path, instructions):
     path = pickled_into(tmp_path / "bomb.ckpt", b"\x80\x02}U\x01a" + instructions + b"s.")
     with pytest.raises(CheckpointError, match=r"bomb\.ckpt: forged: its values are so nested that to read them"):
         load_checkpoint(path)
-    assert not is_intact(path)
+    assert files.damage(path)
 
 
 def test_a_forged_order_of_bytes_is_not_hashed(tmp_path):
@@ -115,7 +116,7 @@ def test_calls_that_take_memory_or_fail(tmp_path, instructions, message):
     path = pickled_into(tmp_path / "call.ckpt", b"\x80\x02}U\x01a" + instructions + b"s.")
     with pytest.raises(CheckpointError, match=rf"call\.ckpt: .*{message}"):
         load_checkpoint(path)
-    assert not is_intact(path)
+    assert files.damage(path)
 
 
 def test_a_small_archive_of_many_zeros(tmp_path):
@@ -270,7 +271,7 @@ def test_metadata_that_would_be_hashed_or_walked_for_ever(folder, bomb):
         CheckpointError, match=r"damaged metadata: DamagedArchiveError: forged: its values are so nested"
     ):
         load_checkpoint(folder)
-    assert not is_intact(folder)
+    assert files.damage(folder)
 
 
 def test_an_item_that_would_be_hashed_for_ever(folder):

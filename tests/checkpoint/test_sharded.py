@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 
-from espnet3_lite.checkpoint.files import consolidate, is_intact, load_checkpoint, save_checkpoint
+from espnet3_lite.checkpoint import files
+from espnet3_lite.checkpoint.files import consolidate, load_checkpoint, save_checkpoint
 from espnet3_lite.checkpoint.sharded import PLAIN_ENTRY, damage, load_sharded, read_metadata, shardable
 from espnet3_lite.exceptions import CheckpointError
 
@@ -59,7 +60,7 @@ def save_sharded(values, folder):
 def test_a_sharded_checkpoint_comes_back_as_it_was(tmp_path):
     checkpoint = a_checkpoint()
     folder = save_sharded(shardable(checkpoint), tmp_path / "step3.ckpt")
-    assert is_intact(folder)
+    assert files.damage(folder) is None
     assert_equal(load_checkpoint(folder), checkpoint)
     consolidate(folder, tmp_path / "plain.ckpt")
     assert_equal(torch.load(tmp_path / "plain.ckpt", weights_only=True), checkpoint)
@@ -145,7 +146,7 @@ def test_a_flipped_bit_in_a_tensor_is_found_by_its_checksum(tmp_path):
     )
     expected = f"{folder}: the data file __0_0.distcp, at byte {offset}: damaged: the checksum (CRC) of "
     assert damage(folder).startswith(expected)
-    assert not is_intact(folder)
+    assert files.damage(folder)
     with pytest.raises(CheckpointError, match="the checksum"):
         load_checkpoint(folder)
     found = [damage(folder, rank, 3) for rank in range(3)]
@@ -161,7 +162,7 @@ def test_metadata_that_would_run_code_is_refused(tmp_path, monkeypatch):
         CheckpointError, match="it names pathlib.Path.touch, which has no place in a checkpoint's metadata"
     ):
         load_checkpoint(folder)
-    assert not is_intact(folder)
+    assert files.damage(folder)
     assert not (tmp_path / "run_by_a_pickle").exists()
     pickle.loads(malicious)  # the file does what it is refused for
     assert (tmp_path / "run_by_a_pickle").exists()

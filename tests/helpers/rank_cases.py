@@ -25,7 +25,7 @@ from espnet3_lite.callbacks import (
     OptimizerModes,
     StochasticWeightAveraging,
 )  # fmt: skip
-from espnet3_lite.checkpoint.files import is_intact
+from espnet3_lite.checkpoint.files import damage
 from espnet3_lite.strategies import FSDPStrategy
 
 
@@ -573,7 +573,7 @@ def fsdp_saves_late():
     trainer, module = trainer_of(strategy="fsdp", async_save=True, max_epochs=1), Module(Model(), SINGLE)
     trainer.fit(module, loader_of(8, share(8)))
     trainer.save_checkpoint(Path(FOLDER, "late.ckpt"))
-    intact = is_intact(Path(FOLDER, "late.ckpt"))
+    intact = damage(Path(FOLDER, "late.ckpt")) is None
     try:
         fit(Module(Model(), SINGLE), strategy="fsdp", callbacks=[Fails()])
     except Exception as error:
