@@ -320,6 +320,7 @@ def _found(name: str) -> Any:
     """What a dotted name means among the modules that are imported already; None for nothing."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        if (module := sys.modules.get(".".join(parts[:length]))) is not None:
+        module: Any = sys.modules.get(".".join(parts[:length]))
+        if module is not None:
             return functools.reduce(lambda found, part: getattr(found, part, None), parts[length:], module)
     return None
