@@ -76,7 +76,8 @@ class FSDPStrategy(SeveralProcesses):
         """Shard the module. Collective.
 
         Raises:
-            MisconfigurationException: a parameter that cannot be sharded, or a torch that shards on GPUs alone.
+            MisconfigurationException: a torch that shards on GPUs alone.
+            ValueError: a parameter without a dimension, which torch does not shard.
         """
         if self.root_device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
             raise MisconfigurationException(
@@ -86,11 +87,6 @@ class FSDPStrategy(SeveralProcesses):
             self.saver = ShardedSaver()
         self.saver.in_background = trainer.async_save
         self._module = self.model = module
-        if scalars := [name for name, parameter in module.named_parameters() if parameter.dim() == 0]:
-            raise MisconfigurationException(
-                f"strategy='fsdp' cannot shard parameters without a dimension: {', '.join(scalars)}. Give them the "
-                f"shape (1,)"
-            )
         if not isinstance(module, FSDPModule):
             self.convert_batchnorm(trainer, module)
             self._shard(module, trainer.precision_plugin.autocast_dtype)

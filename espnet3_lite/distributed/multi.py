@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 
 from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
@@ -234,8 +235,9 @@ class SeveralProcesses(Strategy):
         if self.failed:
             return tensor
         self.cast(Place.GATHER)
-        tensor = (tensor if sync_grads else tensor.detach()).contiguous().to(self.root_device)
-        return _AllGather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch's
+        tensor = (tensor if sync_grads else tensor.detach()).to(self.root_device)
+        # Collective, as its backward pass is.
+        return torch.stack(all_gather(tensor, group))  # type: ignore[no-untyped-call]  # torch's
 
     def gather_objects(self, value: Any, place: Place = Place.GATHER) -> list[Any]:
         """Each rank's value, in the order of ranks. Plain values only: they are pickled. Collective."""
@@ -342,20 +344,3 @@ class SeveralProcesses(Strategy):
         if self._watch is not None:
             self._watch.stop()
         super().teardown()
-
-
-class _AllGather(torch.autograd.Function):
-    """Each rank's tensor, stacked; backward gives each rank the sum of all ranks' gradients of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, tensor, group=group)  # collective: all ranks of the group
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient, group=ctx.group)  # collective: all ranks that gathered go back
-        return gradient[dist.get_rank(ctx.group)], None

@@ -43,18 +43,13 @@ def check_closures(trainer: Trainer, slots: Iterable[OptimizerSlot]) -> None:
         MisconfigurationException: several optimizers, or mixed precision with a scaler.
     """
     for slot in slots:
-        if not demands_closure(slot.optimizer):
-            continue
-        kind = type(slot.optimizer).__name__
-        if slot.name is not None:
+        scaled, shared = trainer.precision_plugin.scaler is not None, slot.name is not None
+        if demands_closure(slot.optimizer) and (scaled or shared):
+            kind = type(slot.optimizer).__name__
+            wrong = f"with the other optimizers, as optimizers.{slot.name}" if shared else "with precision='16-mixed'"
             raise MisconfigurationException(
-                f"optimizers.{slot.name}: {kind} evaluates its loss several times a step, which is impossible where "
-                f"several optimizers share one forward pass; take another optimizer"
-            )
-        if trainer.precision_plugin.scaler is not None:
-            raise MisconfigurationException(
-                f"{kind} with precision='16-mixed': AMP and the {kind} optimizer are not compatible; use '32-true' or "
-                f"'bf16-mixed'"
+                f"{kind} {wrong}: it evaluates its loss several times a step, which goes neither with a gradient "
+                f"scaler nor where several optimizers share one forward pass"
             )
 
 

@@ -212,11 +212,8 @@ def parse_optimizers(
         MisconfigurationException: another shape, an unknown key, a plateau scheduler without `monitor`.
     """
     where = f"{owner}.configure_optimizers()"
-    if returned is None or isinstance(returned, (Optimizer, Mapping)):
-        returned = [] if returned is None else [returned]
     if not isinstance(returned, (list, tuple)):
-        raise MisconfigurationException(f"{where} returned {type(returned).__name__}; return an optimizer, a list, a "
-                                        f"pair of lists, a dict with 'optimizer', or None")  # fmt: skip
+        returned = [] if returned is None else [returned]
     match returned:
         case [[*optimizers], [*schedulers]]:
             pass
@@ -233,7 +230,10 @@ def parse_optimizers(
             ]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
-            raise MisconfigurationException(f"{where}: {optimizer!r} is not a torch.optim.Optimizer")
+            raise MisconfigurationException(
+                f"{where}: {optimizer!r} is not a torch.optim.Optimizer; return one, a list of them, a pair of lists "
+                f"(optimizers, schedulers), a dict with 'optimizer', or None"
+            )
     return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
 
 
@@ -276,15 +276,10 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
             plain.warn_of_none()
             return [(None, plain)]
         if loss is not output and (is_step(output) or not isinstance(loss, torch.Tensor)):
-            if is_step(output) or (isinstance(output, (list, tuple)) and output):
-                raise MisconfigurationException(
-                    f"with one optimizer the training step must return the loss itself, not {_describe(output)}; "
-                    f"`OptimizationStep` is for a configuration with named `optimizers`"
-                )
-            keys = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
             raise MisconfigurationException(
                 f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with "
-                f"'loss', or None; got {_describe(output)}{keys}"
+                f"'loss', or None; got {_describe(output)}. `OptimizationStep` is for a configuration with named "
+                f"`optimizers`"
             )
         check_loss(loss, "the loss that training_step returned", plain.own_backward)
         return [(loss if divisor == 1 else loss / divisor, plain)]
@@ -353,4 +348,4 @@ def check_loss(loss: Any, which: str, own_backward: bool = False) -> None:
 def _describe(output: Any) -> str:
     if isinstance(output, (list, tuple)) and not is_step(output):
         return f"{type(output).__name__} of {sorted({type(item).__name__ for item in output})}"
-    return f"{type(output).__name__}"
+    return type(output).__name__ + (f" with the keys {list(output)}" if isinstance(output, Mapping) else "")

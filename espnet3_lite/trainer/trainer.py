@@ -185,23 +185,16 @@ class Trainer(TrainerProperties):
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         return outputs if self.return_predictions else None
 
-    def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool = False, storage_options: None = None
-    ) -> None:
+    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
         """Save the state of this moment. All ranks call it; rank zero writes.
 
         Args:
             filepath: Where to.
             weights_only: Leave out optimizers, schedulers and callbacks.
-            storage_options: Lightning's argument for other file systems; only None is allowed.
 
         Raises:
             AttributeError: no module has been attached yet.
-            TypeError: `storage_options` is given.
         """
-        if storage_options is not None:
-            raise TypeError(f"save_checkpoint writes to the file system alone: storage_options must be None, "
-                            f"got {storage_options!r}")  # fmt: skip
         if self.lightning_module is None:
             raise AttributeError("Saving a checkpoint is only possible if a model is attached to the Trainer; call fit "
                                  "(or validate, test, predict) first")  # fmt: skip
@@ -264,10 +257,6 @@ class Trainer(TrainerProperties):
 
     @optimizers.setter
     def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        if len(optimizers) != len(self.slots):
-            raise MisconfigurationException(
-                f"trainer.optimizers has {len(self.slots)}, and {len(optimizers)} are given"
-            )
         for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
             slot.optimizer = optimizer
 

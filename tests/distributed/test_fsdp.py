@@ -95,13 +95,13 @@ def test_what_cannot_be_sharded_is_refused_on_all_ranks(two):
     errors = two[0]["fsdp_refuses"]
     for name, message in {
         "several": "trains one optimizer, this run has 3 (second, first, unused)",
-        "scalar": "cannot shard parameters without a dimension: model.scale",
         "manual": "does not train with automatic_optimization=False",
         "lbfgs": "does not train with LBFGS",
         "pruning": "ModelPruning needs whole parameters",
     }.items():
         assert errors[name].startswith("MisconfigurationException: ") and message in errors[name]
         assert "strategy='fsdp'" in errors[name]
+    assert errors["scalar"].endswith("Change scale to a 1D tensor with numel equal to 1.")
 
 
 def test_layers_are_sharded_one_by_one_except_where_they_are_tied(two):

@@ -214,8 +214,8 @@ def test_a_type_error_within_a_model_stays_what_it_is(tmp_path):
         (lambda *r: r[:2], r"Model.forward must return \(loss, stats, weight\), got tuple of length 2"),
         (lambda *r: list(r), r"must return \(loss, stats, weight\), got list of length 3"),
         (lambda *r: (r[0], [r[0]], r[2]), "Model.forward: stats must be a dict of values to log, got list"),
-        (lambda *r: (OptimizationStep(r[0], "g"), r[1], r[2]), "must return the loss itself"),
-        (lambda *r: ([r[0]], r[1], r[2]), "must return the loss itself"),
+        (lambda *r: (OptimizationStep(r[0], "g"), r[1], r[2]), "or None; got OptimizationStep"),
+        (lambda *r: ([r[0]], r[1], r[2]), "or None; got list of"),
     ],
 )
 def test_what_a_model_must_not_return(answer, message, tmp_path):

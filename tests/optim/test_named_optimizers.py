@@ -357,7 +357,7 @@ MISUSES = {
     ),
     "step with one optimizer": (
         {"optimizer": BLOCK["optimizer"]}, lambda g, d: OptimizationStep(g + d, GENERATOR),
-        "with one optimizer the training step must return the loss itself, not OptimizationStep",
+        "or None; got OptimizationStep. `OptimizationStep` is for",
     ),
 }  # fmt: skip
 

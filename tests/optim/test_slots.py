@@ -61,7 +61,7 @@ def test_outputs_that_do_not_fit_several_optimizers(output, words):
         (3.0, "must return a tensor (no number, as from .item()), a dict or dataclass with 'loss', or None; got float"),
         ({"x": 1}, "with the keys ['x']"),
         (OptimizationStep(torch.tensor(1.0), "a"), "`OptimizationStep` is for a configuration with named `optimizers`"),
-        ((torch.tensor(1.0),), "must return the loss itself, not tuple of ['Tensor']"),
+        ((torch.tensor(1.0),), "or None; got tuple of ['Tensor']"),
     ],
 )
 def test_outputs_that_do_not_fit_one_optimizer(output, words):
@@ -73,7 +73,7 @@ def test_outputs_that_do_not_fit_one_optimizer(output, words):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda o: 3, "M.configure_optimizers() returned int"),
+        (lambda o: 3, "M.configure_optimizers(): 3 is not a torch.optim.Optimizer; return one, a list of them"),
         (lambda o: {"optimiser": o}, "lacks 'optimizer'"),
         (lambda o: {"optimizer": o, "lr_scheduler": {"sheduler": StepLR(o, 1)}}, "did you mean 'scheduler'"),
         (lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": StepLR(o, 1), "interval": "batch"}}, "'batch'"),

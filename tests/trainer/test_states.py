@@ -6,7 +6,6 @@ from line_model import Line
 from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule
-from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 
@@ -111,5 +110,5 @@ def test_optimizers_that_a_callback_sets_make_the_steps():
     trainer = quiet_trainer(max_steps=1, callbacks=[Replaces()])
     trainer.fit(module, [torch.ones(1, 1)])
     assert before - module.layer.weight.item() == pytest.approx(0.25) and trainer.optimizers[0].defaults["lr"] == 0.25
-    with pytest.raises(MisconfigurationException, match="trainer.optimizers has 1, and 2 are given"):
+    with pytest.raises(ValueError, match="argument 2 is longer than argument 1"):
         trainer.optimizers = [*trainer.optimizers] * 2

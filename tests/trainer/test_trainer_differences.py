@@ -129,12 +129,3 @@ def test_metrics_are_there_again_in_a_run_that_resumes(tmp_path):
     resumed = quiet_trainer(max_epochs=2, default_root_dir=tmp_path)
     resumed.fit(Looks(), DataLoader(ROWS, batch_size=2), ckpt_path=tmp_path / "x.ckpt")
     assert seen == [{"val_loss": torch.tensor(1.0)}]
-
-
-def test_a_checkpoint_goes_to_the_file_system_alone(tmp_path):
-    trainer = quiet_trainer(max_epochs=1)
-    trainer.fit(Line(), DataLoader(ROWS, 4))
-    trainer.save_checkpoint(tmp_path / "kept.ckpt", storage_options=None)
-    with pytest.raises(TypeError, match=r"storage_options must be None, got \{'mode': 'w'\}"):
-        trainer.save_checkpoint(tmp_path / "other.ckpt", storage_options={"mode": "w"})
-    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["kept.ckpt"]
