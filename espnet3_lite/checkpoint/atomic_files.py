@@ -91,14 +91,12 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     system has no hard links. A folder (a sharded checkpoint) gets a relative symbolic link.
 
     Raises:
-        CheckpointError: If `source` does not exist or `destination` cannot be written.
+        CheckpointError: If `source` does not exist, or `destination` cannot be written.
     """
     source, destination = Path(os.path.realpath(source)), Path(destination)
-    if not source.exists():
-        raise CheckpointError(f"{source}: does not exist; {destination} cannot be linked to it")
-    if destination.exists() and not destination.is_symlink() and source.samefile(destination):
-        return  # two hard links, where a rename would do nothing
     try:
+        if destination.exists() and not destination.is_symlink() and source.samefile(destination):
+            return  # two hard links, where a rename would do nothing
         destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as temporary:
             if source.is_dir():

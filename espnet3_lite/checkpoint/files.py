@@ -240,9 +240,6 @@ def consolidate(sharded_folder: str | Path, output_file: str | Path) -> None:
     Takes the whole checkpoint's size in memory.
 
     Raises:
-        CheckpointError: If the folder is not a whole sharded checkpoint, or the file cannot be written.
+        CheckpointError: If the folder is missing or no whole sharded checkpoint, or the file cannot be written.
     """
-    folder = Path(os.path.expanduser(sharded_folder))
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: not a folder; only sharded checkpoints need consolidating")
-    save_checkpoint(load_checkpoint(folder), output_file)
+    save_checkpoint(load_checkpoint(sharded_folder), output_file)

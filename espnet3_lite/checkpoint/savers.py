@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.loaders.transfer import tensors_in
 
@@ -68,8 +68,7 @@ class FileSaver(Saver):
         super().__init__()
         self._moment: tuple[object, object] = (None, None)
         self._thread: ThreadPoolExecutor | None = None  # of one thread, for the state that is being written
-        self._copies: dict[tuple[object, ...], torch.Tensor] = {}
-        self._rooms: dict[tuple[object, ...], list[torch.Tensor]] = {}  # the copies of the state before, by shape
+        self._copies: dict[tuple[object, ...], torch.Tensor] = {}  # by where the state has them
 
     def save(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Write, or copy the state and begin to.
@@ -78,17 +77,17 @@ class FileSaver(Saver):
             checkpoint: Of the epoch and step whose file is being written, or that file is waited for.
             path: The file.
         """
-        moment = checkpoint.get("epoch"), checkpoint.get("global_step")
-        if not self.in_background or moment != self._moment:
+        before, self._moment = self._moment, (checkpoint.get("epoch"), checkpoint.get("global_step"))
+        rooms: dict[tuple[object, ...], torch.Tensor] = {}
+        if not self.in_background or before != self._moment:
             self.finish()
-            self._reuse_copies()
+            rooms, self._copies = self._copies, {}
         if not self.in_background:
-            checkpoint_io.save_checkpoint(checkpoint, path)
+            files.save_checkpoint(checkpoint, path)
             return
-        self._moment = moment
-        state = self._copy(plain(checkpoint))
+        state = self._copy(plain(checkpoint), rooms)
         self.coming.add(str(path))
-        self._in_turn(lambda: checkpoint_io.save_checkpoint(state, path))
+        self._in_turn(lambda: files.save_checkpoint(state, path))
 
     def behind(self, action: Callable[[], object]) -> None:
         """A removal takes as long as a copy of the state, where the file is large."""
@@ -110,39 +109,27 @@ class FileSaver(Saver):
     def finish(self) -> None:
         """As of any saver; the thread ends with its work."""
         if not self.in_background:
-            self._copies, self._rooms = {}, {}
+            self._copies = {}
         if self._thread is not None:
             self._thread.shutdown(wait=False)
             self._thread = None
         super().finish()
 
-    def _reuse_copies(self) -> None:
-        """Another state comes, and is copied to where the copies of the one before are.
+    def _copy(self, checkpoint: Any, rooms: dict[tuple[object, ...], torch.Tensor]) -> Any:
+        """The state in main memory, where no training changes it; tensors that are one stay one.
 
-        Memory that is new to the process costs more than twice the time, and much more where a GPU is to write to it by
-        itself (pinned memory).
+        Args:
+            checkpoint: The state.
+            rooms: The copies of the state before, which may be written over. Memory that is new to the process costs
+                more than twice the time, and much more where a GPU is to write to it by itself (pinned memory).
         """
-        self._rooms = {}
-        while self._copies:
-            _, room = self._copies.popitem()
-            self._rooms.setdefault(_kind_of(room), []).append(room)
-
-    def _copy(self, checkpoint: Any) -> Any:
-        """The state in main memory, where no training changes it; tensors that are one stay one."""
         copies: dict[int, Any] = {}
         for tensor in tensors_in(checkpoint):
             place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             known = self._copies.get(place)
             if known is None or not torch.equal(known, tensor.detach().cpu()):
-                known = self._copies[place] = self._room_for(tensor).copy_(tensor.detach())
+                if (room := rooms.pop(place, None)) is None:
+                    room = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+                known = self._copies[place] = room.copy_(tensor.detach())
             copies[id(tensor)] = known
         return copy.deepcopy(checkpoint, copies)
-
-    def _room_for(self, tensor: torch.Tensor) -> torch.Tensor:
-        if rooms := self._rooms.get(_kind_of(tensor)):
-            return rooms.pop()
-        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
-
-
-def _kind_of(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.dtype, tensor.shape, tensor.stride()

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -99,7 +100,8 @@ def _check_metadata(metadata: object) -> None:
     places: dict[str, Place] = {}
     for name, entry in metadata.state_dict_metadata.items():
         places[name] = place = tuple((metadata.planner_data or {}).get(name, (name,)))
-        if not place or not all(isinstance(part, str | int) for part in (name, *place)):
+        positions = range(len(metadata.state_dict_metadata))  # a forged one could make an endless list
+        if not place or not all(isinstance(part, str) or part in positions for part in place):
             raise TypeError(f"the entry {name!r}, whose place is {place!r}")
         if isinstance(entry, BytesStorageMetadata):
             continue
@@ -202,7 +204,7 @@ def _load_optimizer_parts(folder: Path, number: int, parameters: list[torch.Tens
         return parameters[int(key)] if kind == "state" and str(key).isdigit() else None
 
     checkpoint = _read(folder, lambda *place: place[:2] == ("optimizer_states", number), owner)
-    return checkpoint["optimizer_states"][0]
+    return checkpoint["optimizer_states"][number]
 
 
 def _read(
@@ -225,7 +227,7 @@ def _read(
     # A missing or short file shows as any of a dozen errors; torch's own is a BaseException.
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder}: its shards cannot be read: {type(error).__name__}: {error}") from error
-    return _nested({metadata.planner_data[name]: value for name, value in values.items()})
+    return _nested(values, metadata.planner_data)
 
 
 def _room_for(entry: TensorStorageMetadata, owner: torch.Tensor | None) -> torch.Tensor:
@@ -235,44 +237,25 @@ def _room_for(entry: TensorStorageMetadata, owner: torch.Tensor | None) -> torch
     return torch.empty(entry.size, dtype=dtype)
 
 
-class _Built(dict[str | int, Any]):
-    """A container that `_nested` makes, as opposed to a dict that was stored as a value."""
-
-
-def _nested(values: dict[Place, Any]) -> dict[str, Any]:
+def _nested(values: dict[str, Any], places: dict[str, Place]) -> dict[str, Any]:
     """Give values the nesting that they were saved with, and `PLAIN_ENTRY`'s content its place at the top.
 
     torch stores the path to each value: list positions as int, dict keys as text, and nothing for an empty
     dict. An optimizer's state, keyed by parameter number, is repaired here; what else has such keys belongs
-    in `PLAIN_ENTRY`.
+    in `PLAIN_ENTRY`. Of a list that is read in part the rest is None.
 
     Raises:
         CheckpointError: The places contradict one another.
     """
-    whole = _Built()
     try:
-        for (*parents, last), value in values.items():
-            place = whole
-            for parent in parents:
-                place = place.setdefault(parent, _Built())
-            place[last] = value
-        checkpoint = _with_lists(whole)
+        checkpoint = unflatten_state_dict(values, places)
         (rest,) = checkpoint.pop(PLAIN_ENTRY, ({},))
-        for state in checkpoint.get("optimizer_states", []):
+        for state in filter(None, checkpoint.get("optimizer_states", [])):
             numbered = state.setdefault("state", {})
             state["state"] = {int(key) if str(key).isdigit() else key: item for key, item in numbered.items()}
         return {**checkpoint, **rest}
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"damaged metadata: its entries do not make a checkpoint: {error}") from error
-
-
-def _with_lists(value: object) -> Any:
-    if not isinstance(value, _Built):
-        return value
-    content = {key: _with_lists(item) for key, item in value.items()}
-    if content and all(isinstance(key, int) for key in content):
-        return [content[position] for position in sorted(content)]
-    return content
 
 
 def shardable(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -306,25 +306,19 @@ def materialize(unit: torch.nn.Module) -> None:
     """Give parameters and buffers on the meta device memory, and values by `reset_parameters` of their modules.
 
     Raises:
-        MisconfigurationException: a module that holds some has no such method.
+        AttributeError: a module that holds some has no such method.
     """
-    for name, part in unit.named_modules():
+    for part in unit.modules():
         held = {**part._parameters, **part._buffers}
         on_meta = {key: tensor for key, tensor in held.items() if tensor is not None and tensor.is_meta}
         if not on_meta:
             continue
-        if not callable(getattr(part, "reset_parameters", None)):
-            raise MisconfigurationException(
-                f"strategy='fsdp': {name or 'the module itself'} ({type(part).__name__}) has parameters or buffers on "
-                f"the meta device ({', '.join(on_meta)}), and no `reset_parameters()` that gives "
-                f"them values. Define one, or build it on the CPU"
-            )
         for tensor in on_meta.values():  # in place, so that tied weights stay tied
             memory = torch.empty_like(tensor, device="cpu")
             if isinstance(tensor, torch.nn.Parameter):
                 memory = torch.nn.Parameter(memory, tensor.requires_grad)
             torch.utils.swap_tensors(tensor, memory)  # type: ignore[no-untyped-call]  # torch's
-        part.reset_parameters()
+        cast(Any, part).reset_parameters()
 
 
 def _as(value: Any, like: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.vote import Verdict, vote_alone
@@ -195,7 +195,7 @@ class Strategy:
     def load_checkpoint(self, path: Any) -> dict[str, Any]:
         """Read the checkpoint `path`, whatever wrote it, after what is still being written is complete."""
         self.saver.finish()
-        return checkpoint_io.load_checkpoint(path)
+        return files.load_checkpoint(path)
 
     def begin_saving(self) -> None:
         """A checkpoint is to be saved: all ranks must have come to it."""

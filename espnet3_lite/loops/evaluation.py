@@ -24,7 +24,7 @@ from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
-from espnet3_lite.signatures import demands, takes, taking
+from espnet3_lite.signatures import takes, taking
 from espnet3_lite.trainer.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class EvaluationLoop:
         """The module's step in the trainer's precision; with several loaders it takes the loader's index.
 
         Raises:
-            RuntimeError: it takes none, or with one loader a step or hook demands it.
+            RuntimeError: it takes none.
         """
         module, word, precision = self.trainer.lightning_module, self.word, self.trainer.precision_plugin
         step, several = getattr(module, f"{word}_step"), len(self.loaders) > 1
@@ -226,12 +226,6 @@ class EvaluationLoop:
                 f"there are {len(self.loaders)} loaders, but {type(module).__name__}.{word}_step takes no "
                 f"`dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
             )
-        for method in () if several else (f"{word}_step", f"on_{word}_batch_start", f"on_{word}_batch_end"):
-            if demands(getattr(module, method), "dataloader_idx"):
-                raise RuntimeError(
-                    f"there is one {word} loader, but {type(module).__name__}.{method} demands `dataloader_idx`. "
-                    f"Remove the argument, or give it a default: `dataloader_idx=0`"
-                )
         step = taking(step, ("batch", "batch_idx", "dataloader_idx") if several else ("batch", "batch_idx"))
         return precision.wrap(step, cache=module.automatic_optimization)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
-from espnet3_lite.checkpoint import files as checkpoint_io
+from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -73,23 +73,20 @@ class HyperparametersMixin:
             logger: Hand them to the loggers at the start of a run.
 
         Raises:
-            MisconfigurationException: called from elsewhere than ``__init__``, or with an unknown name.
+            MisconfigurationException: called from elsewhere than ``__init__``, or with an object that is none of these.
+            KeyError: a name that is none of its arguments'.
         """
         self._log_hyperparams = logger
         frame = frame or sys._getframe(1)
         self._hparams_name: str | None = "kwargs"
         if len(args) == 1 and not isinstance(args[0], str):
             values = _items_of(args[0])
-            given = _init_arguments(frame, self, must_be_found=False)
-            self._hparams_name = next((name for name, value in given.items() if value is args[0]), None)
+            holders = (_init_arguments(frame, self) or {}).items()
+            self._hparams_name = next((name for name, value in holders if value is args[0]), None)
         else:
-            values = _init_arguments(frame, self)
-            if unknown := set(args) - set(values):
-                raise MisconfigurationException(
-                    f"{type(self).__name__}.save_hyperparameters: {sorted(unknown)} are not arguments of __init__, "
-                    f"which are {sorted(values)}"
-                )
-            values = {name: values[name] for name in args} if args else values
+            if (given := _init_arguments(frame, self)) is None:
+                raise MisconfigurationException(f"{type(self).__name__}.save_hyperparameters: call it from __init__")
+            values = {name: given[name] for name in args} if args else given
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         self.hparams.update({name: value for name, value in values.items() if name not in ignored})
         self._hparams_initial = AttributeDict(_copied(self.hparams))
@@ -132,8 +129,8 @@ class HyperparametersMixin:
         Raises:
             TypeError: ``__init__`` takes no argument of an overridden one's name, or needs one that was not saved.
         """
-        checkpoint_io.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
-        checkpoint = checkpoint_io.load_checkpoint(path, map_location=map_location or "cpu")
+        files.refuse_unsafe_files(f"{cls.__name__}.load_from_checkpoint", weights_only)
+        checkpoint = files.load_checkpoint(path, map_location=map_location or "cpu")
         if hparams_file is not None:
             with open(os.path.expanduser(hparams_file), encoding="utf-8") as file:
                 saved = yaml.safe_load(file) or {}
@@ -182,23 +179,19 @@ def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return copies
 
 
-def _init_arguments(frame: Any, instance: Any, must_be_found: bool = True) -> dict[str, Any]:
-    """The arguments of the `instance`'s ``__init__``, and of its subclasses', that run in `frame` and its callers."""
-    found: dict[str, Any] = {}
-    while frame is not None and not _initializes(frame, instance):
-        frame = frame.f_back  # a helper that ``__init__`` calls
-    if frame is None and not must_be_found:
-        return {}
-    if frame is None:
-        raise MisconfigurationException(
-            f"{type(instance).__name__}.save_hyperparameters() must be called from __init__"
-        )
-    while _initializes(frame, instance):
-        names = inspect.getargvalues(frame)
-        arguments = {name: names.locals[name] for name in names.args[1:]}
-        if names.keywords:
-            arguments.update(names.locals[names.keywords])
-        found = {**found, **arguments}  # an outer frame is a subclass's __init__: its values are the user's
+def _init_arguments(frame: Any, instance: Any) -> dict[str, Any] | None:
+    """The arguments of the `instance`'s ``__init__``, and of its subclasses', that run in `frame` and its callers.
+
+    Returns:
+        None where none runs.
+    """
+    found: dict[str, Any] | None = None
+    while frame is not None:
+        if _initializes(frame, instance):
+            names = inspect.getargvalues(frame)
+            arguments = {name: names.locals[name] for name in names.args[1:]}
+            more = names.locals[names.keywords] if names.keywords else {}
+            found = {**(found or {}), **arguments, **more}  # an outer one is a subclass's: its values are the user's
         frame = frame.f_back
     return found
 

@@ -123,7 +123,6 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
         reduce_fx: Any = "mean",
         enable_graph: bool = False,
         sync_dist: bool = False,
-        sync_dist_group: Any = None,
         add_dataloader_idx: bool = True,
         batch_size: int | torch.Tensor | None = None,
         metric_attribute: str | None = None,
@@ -141,26 +140,19 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             reduce_fx: How an epoch's values become one: ``mean`` (weighted by batch size), ``sum``, ``min``, ``max``.
             enable_graph: Keep the value's graph (it is detached otherwise).
             sync_dist: Reduce a step's value over the ranks at once. (Means over an epoch always are reduced.)
-            sync_dist_group: Lightning's argument for some of the ranks; only None is allowed.
             add_dataloader_idx: Append ``/dataloader_idx_N``, or a dict's key, where there are several loaders.
             batch_size: The weight in an epoch's mean; taken from the batch by default.
             metric_attribute: Kept for Lightning's sake; not needed.
             rank_zero_only: This value is logged on rank zero alone, and never reduced.
 
         Raises:
-            MisconfigurationException: logged in a hook where it has no meaning, twice with other arguments, or with a
-                `sync_dist_group`.
+            MisconfigurationException: logged in a hook where it has no meaning, or twice with other arguments.
             ValueError: the value is not a single number.
         """
         trainer = self._trainer
         if trainer is None:  # no error, as in Lightning: a step may be tried out without a trainer
             rank_zero_warn(f"{type(self).__name__}.log({name!r}, ...) did nothing: no trainer runs this module")
             return
-        if sync_dist_group is not None:
-            raise MisconfigurationException(
-                f"`self.log({name!r}, ..., sync_dist_group={sync_dist_group!r})`: values are reduced over all ranks; "
-                f"leave it out, or log what self.trainer.strategy.reduce(value, group) gives"
-            )
         given = (prog_bar, True if logger is None else logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist,
                  add_dataloader_idx, rank_zero_only)  # fmt: skip
         trainer.metrics.log(name, value, given, batch_size)

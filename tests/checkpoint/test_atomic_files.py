@@ -88,7 +88,7 @@ def test_a_link_replaces_a_file_by_a_folder_and_back(tmp_path):
 
 def test_a_link_to_nothing_is_an_error_and_changes_nothing(tmp_path):
     (tmp_path / "last.ckpt").write_text("three")
-    with pytest.raises(CheckpointError, match=r"step6\.ckpt: does not exist; .*last\.ckpt cannot be linked to it"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: could not be linked to .*: .*No such file"):
         link_or_copy(tmp_path / "step6.ckpt", tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_text() == "three"
 

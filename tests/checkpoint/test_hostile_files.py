@@ -240,6 +240,8 @@ def set_place(*place):
         (set_chunk([2**50]), "its shards cannot be read"),
         (set_place([1]), r"the entry 'state_dict.w', whose place is \(\[1\],\)"),
         (set_place("optimizer_states", "a"), "its entries do not make a checkpoint"),
+        (set_place("state_dict", 10**12, "a"), r"whose place is \('state_dict', 1000000000000, 'a'\)"),
+        (set_place("state_dict", -1), "whose place is"),
         (lambda metadata: setattr(metadata, "storage_data", [1]), "damaged metadata: AttributeError"),
         (lambda metadata: setattr(metadata, "state_dict_metadata", {1: 2}), "damaged metadata: "),
         (lambda metadata: metadata.state_dict_metadata.update({"w": 3}), "damaged metadata: AttributeError"),

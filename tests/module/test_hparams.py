@@ -61,12 +61,12 @@ def test_the_initial_values_stay():
     assert (model.hparams["width"], model.hparams_initial.width) == (16, 8)
 
 
-def test_an_unknown_name_is_told_with_those_there_are():
+def test_an_unknown_name_is_told():
     class Wrong(HyperparametersMixin):
         def __init__(self, width):
             self.save_hyperparameters("widht")
 
-    with pytest.raises(MisconfigurationException, match=r"\['widht'\] are not arguments of __init__.*\['width'\]"):
+    with pytest.raises(KeyError, match="widht"):
         Wrong(1)
 
 
@@ -75,7 +75,7 @@ def test_only_init_can_save_them():
         def later(self):
             self.save_hyperparameters()
 
-    with pytest.raises(MisconfigurationException, match="must be called from __init__"):
+    with pytest.raises(MisconfigurationException, match="Late.save_hyperparameters: call it from __init__"):
         Late().later()
 
 
