@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def demands_closure(optimizer: Optimizer) -> bool:
     """Whether its `step` cannot do without: LBFGS, and whoever gives the argument no default."""
-    return isinstance(optimizer, torch.optim.LBFGS) or demands(type(optimizer).step, "closure")
+    return demands(type(optimizer).step, "closure")
 
 
 def may_use_closure(optimizer: Optimizer) -> bool:

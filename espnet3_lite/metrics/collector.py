@@ -99,6 +99,11 @@ class Metrics:
             raise MisconfigurationException(
                 f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
             )
+        if "/dataloader_idx_" in name:
+            raise MisconfigurationException(
+                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of "
+                f"the name, or use `add_dataloader_idx=False` with names of your own"
+            )
         others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
         if others and known is None and not arguments.add_dataloader_idx:
             raise MisconfigurationException(

@@ -19,7 +19,7 @@ from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.optim.clipping import clip_gradients, parameters_of, prepare_clipping
-from espnet3_lite.optim.manual_optimization import manual_backward
+from espnet3_lite.optim.manual_optimization import ManualOptimizer, manual_backward
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -169,9 +169,8 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
         With `use_pl_optimizer` their `step` counts towards ``global_step``, calls the hooks and knows mixed precision.
         """
-        optimizers = self.trainer.optimizers
-        if use_pl_optimizer:
-            optimizers = [self.trainer.plan.slot_of(optimizer).manual for optimizer in optimizers]
+        trainer = self.trainer
+        optimizers = [ManualOptimizer(one, trainer) if use_pl_optimizer else one for one in trainer.optimizers]
         return optimizers[0] if len(optimizers) == 1 else optimizers
 
     def lr_schedulers(self) -> Any:

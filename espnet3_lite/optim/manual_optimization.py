@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ManualOptimizer:
     """What ``self.optimizers()`` gives: the optimizer, whose `step` calls the hooks and counts.
 
-    It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``. An
-    overridden `optimizer_step` gets one too.
+    It has all attributes of the optimizer that it stands for, and is an instance of its class for ``isinstance``. It
+    keeps nothing of its own: each call of ``self.optimizers()`` makes one. An overridden `optimizer_step` gets one too.
 
     Args:
         optimizer: The one that it stands for.

@@ -1,13 +1,13 @@
-"""Which optimizer: (loss, optimizer) pairs, accumulation windows, and the schedulers that belong to them.
+"""Which optimizer: (loss, optimizer) pairs, and the windows in which an optimizer's gradients are accumulated.
 
-When these things happen is the loop's. What `configure_optimizers` may return is `configure.py`'s, and how a
-configuration file names optimizers `espnet/module.py`'s.
+Read here is what `configure_optimizers` and a training step returned. When things happen is the loop's; the slots are
+made in `trainer/setup.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -90,8 +90,6 @@ class OptimizerSlot:
     trained: bool = False
     #: With a gradient scaler: whether the gradients are scaled, or true already, or the step was made (or left out).
     scaling: Literal["scaled", "true", "stepped"] = "scaled"
-    #: What ``LiteModule.optimizers()`` gives for it.
-    manual: Any = field(default=None, repr=False)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

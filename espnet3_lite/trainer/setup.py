@@ -148,7 +148,8 @@ class RunPlan:
 
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
-        return next(slot for slot in self.slots.values() if optimizer in (slot.optimizer, slot.manual))
+        optimizer = optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
+        return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
 
 
 def check_module(model: Any) -> LiteModule:
@@ -313,7 +314,6 @@ def configure_optimizers(
     else:
         slots = {None: OptimizerSlot(optimizers[0])}
     for slot in slots.values():
-        slot.manual = ManualOptimizer(slot.optimizer, trainer)
         if slot.name is None:
             _clip_as_told(trainer, model, slot)
         slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None

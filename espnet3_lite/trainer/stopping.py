@@ -35,7 +35,7 @@ class SignalFlag:
         #: The first signal that came, or None.
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
-        self._at_once, self._interrupted = False, False
+        self._at_once = False
 
     def install(self, at_once: bool = False) -> None:
         """Watch, from now on. Only a main thread can; elsewhere signals stay as they are.
@@ -43,7 +43,7 @@ class SignalFlag:
         Args:
             at_once: The first signal already raises `KeyboardInterrupt`.
         """
-        self.received, self._at_once, self._interrupted = None, at_once, False
+        self.received, self._at_once = None, at_once
         for number in self._WATCHED if threading.current_thread() is threading.main_thread() else ():
             self._previous[number] = signal.signal(number, self._note)
 
@@ -65,10 +65,10 @@ class SignalFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name, first = signal.Signals(number), self.received is None
-        ctrl_c = name is signal.SIGINT
-        second_ctrl_c, self._interrupted = ctrl_c and self._interrupted, ctrl_c or self._interrupted
         self.received = self.received or name
-        if second_ctrl_c or (first and self._at_once):
+        if name is signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C raises at once
+        if first and self._at_once:
             raise KeyboardInterrupt(name.name)
 
 

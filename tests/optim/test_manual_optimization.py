@@ -39,6 +39,27 @@ def test_toggling_puts_back_what_two_other_optimizers_share():
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
+def test_an_optimizer_that_is_set_on_the_trainer_steps_by_hand_too():
+    class Replaced(Manual):
+        def on_train_start(self):
+            self.trainer.optimizers = [torch.optim.SGD(self.first.parameters(), lr=0.5)]
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            assert optimizer.param_groups[0]["lr"] == 0.5
+            self.clip_gradients(optimizer, 0.0)
+            self.manual_backward(self.first.bias.sum())
+            optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.first.parameters(), lr=0.0)
+
+    module = Replaced()
+    before = module.first.bias.item()
+    assert fit(module, limit_train_batches=1).global_step == 1
+    assert module.first.bias.item() == pytest.approx(before - 0.5)
+
+
 def test_a_second_forward_sees_the_weights_of_the_first_ones_step():
     """Autocast would keep a half-precision copy from before."""
     seen = []
@@ -158,5 +179,5 @@ def test_optimizers_by_hand_can_be_copied_and_pickled():
     optimizer = pickle.loads(pickle.dumps(module.kept[1]))
     assert torch.equal(optimizer.param_groups[0]["params"][0], module.b.weight)
     other = copy.deepcopy(trainer)
-    assert other.slots[0].manual._trainer is other
-    assert other.lightning_module.kept[0].optimizer is other.slots[0].optimizer
+    kept = other.lightning_module.kept[0]
+    assert kept._trainer is other and kept.optimizer is other.slots[0].optimizer
