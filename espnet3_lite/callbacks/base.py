@@ -78,10 +78,12 @@ class Callback:
 
     def _own(self, name: str) -> Callable | None:
         """The bound method `name`, or None where it is missing or an interface's stub."""
-        method = getattr(self, name, None)
+        if (method := getattr(self, name, None)) is None:
+            return None
         function = getattr(method, "__func__", method)
-        interfaces = (base for base in type(self).__mro__ if "_is_interface" in vars(base))
-        return None if any(vars(base).get(name) is function for base in interfaces) else method
+        # `Callback`, whose stub it mostly is, comes first.
+        interfaces = (vars(base) for base in reversed(type(self).__mro__) if "_is_interface" in vars(base))
+        return None if any(stubs.get(name) is function for stubs in interfaces) else method
 
     def __repr__(self) -> str:
         """The constructor's call, as far as the arguments are kept under their names and differ from the defaults."""

@@ -51,7 +51,6 @@ class CallbackHandler:
         self._warned: set[tuple[type, str]] = set()
         #: Tells this handler from others; a copy of a trainer goes on with the same one.
         self.identity = uuid.uuid4().hex
-        self.rebuild()
         self.add_callbacks(callbacks)
 
     def add_callback(self, callback: Callback) -> None:
@@ -63,6 +62,17 @@ class CallbackHandler:
             MisconfigurationRuntimeError: it would keep its state in a checkpoint under another one's key.
             MisconfigurationException: a hook of it does not take what the trainer calls it with.
         """
+        self.add_callbacks([callback])
+
+    def add_callbacks(self, callbacks: Iterable[Callback]) -> None:
+        """Add `callbacks`, in their order. The table is filled once for all of them, also if one is refused."""
+        try:
+            for callback in callbacks:
+                self._add(callback)
+        finally:
+            self.rebuild()
+
+    def _add(self, callback: Callback) -> None:
         if not isinstance(callback, Callback):
             foreign.check(callback)
         if any(callback is other for other in self.callbacks):
@@ -74,18 +84,11 @@ class CallbackHandler:
         check_arguments(callback, Callback, {event: _listener(callback, event) for event in EVENTS})
         list.append(self.callbacks, callback)
         list.sort(self.callbacks, key=_place)  # stable: keeps the given order within a group
-        self.rebuild()
-
-    def add_callbacks(self, callbacks: Iterable[Callback]) -> None:
-        """Add `callbacks`, in their order."""
-        for callback in callbacks:
-            self.add_callback(callback)
 
     def replace_callbacks(self, callbacks: Iterable[Callback]) -> None:
         """Have these callbacks and no others, in order."""
         given = [*callbacks]
         list.clear(self.callbacks)
-        self.rebuild()
         self.add_callbacks(given)
 
     def take_change(self, before: list[Callback]) -> None:

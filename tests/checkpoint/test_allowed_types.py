@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import enum
+import functools
 import io
 import pathlib
 import pickle
@@ -31,6 +32,8 @@ def test_what_is_plain_comes_back_as_the_same_object():
     tree = {"state_dict": state, "list": [1, 2.5, None, "x", True, 1 + 2j, b"x"], 3: (1, {2}), "size": torch.Size([1])}
     assert plain(tree) is tree
     assert plain(tree)["state_dict"]._metadata == state._metadata
+    deep = [{"at": functools.reduce(lambda inner, _: [inner], range(30), bottom)} for bottom in (1, numpy.int8(1))]
+    assert plain(deep[0]) is deep[0] and plain(deep[1]) == deep[0], "deeper than the quick look goes"
 
 
 @pytest.mark.parametrize(
