@@ -113,7 +113,7 @@ def by_hand(batches: list[Any], features: bool = False, logs: int = 0) -> Outcom
     layer = make_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
-    bar = tqdm(total=len(batches), file=io.StringIO(), mininterval=0) if features else None
+    bar = tqdm(total=len(batches), file=io.StringIO()) if features else None
     sums, weights = {f"value{number}": torch.zeros((), dtype=torch.float64) for number in range(logs)}, 0
     start = now()
     for index, (x, y) in enumerate(batches):
@@ -204,25 +204,23 @@ class Model(torch.nn.Module):
 def contract_by_hand(batches: list[Any], options: Options, interval: int) -> Outcome:
     """Bar, metrics lines with ESPnet3's times and rates, a CSV file, means of two values, and the check for NaN.
 
-    By hand the epoch's means are weighted. The trainer's are not in training, and it has them twice: for line and bar.
+    Training means are not weighted, neither here nor in the trainer nor in ESPnet3: a weight counts in validation, and
+    where ranks share a step. The trainer has them twice, for the lines and for the bar.
     """
     model = Model()
     optimizer = torch.optim.SGD(model.first.parameters(), lr=0.01)
-    sums = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", "error")}
-    weights, lines, window = 0.0, [], defaultdict(list)
+    lines, window = [], defaultdict(list)
     with open(options.folder / "by_hand.csv", "w") as file:
         table = csv.DictWriter(file, ["step", "lr", "loss", "error"])
-        bar, start = tqdm(total=len(batches), file=io.StringIO(), mininterval=0), now()
+        bar, start = tqdm(total=len(batches), file=io.StringIO()), now()
         asked = time.perf_counter()
         for index, (_, batch) in enumerate(batches):
             began = time.perf_counter()
-            loss, stats, weight = model(**batch)
+            loss, stats, _ = model(**batch)
             if not math.isfinite(loss.item()):
                 continue
             for name, value in stats.items():
-                sums[name] = sums[name] + value.double() * weight
                 window[name].append(value)
-            weights += float(weight)
             optimizer.zero_grad()
             forwarded = time.perf_counter()
             loss.backward()
@@ -263,17 +261,15 @@ def named_by_hand(batches: list[Any]) -> Outcome:
     model = Model(named=True)
     layers = {"first": model.first, "second": model.second}
     optimizers = {name: torch.optim.SGD(layer.parameters(), lr=0.01) for name, layer in layers.items()}
-    sums = {name: torch.zeros((), dtype=torch.float64) for name in optimizers}
-    updates, weights = dict.fromkeys(optimizers, 0), 0.0
-    logged: dict[str, float] = {}
+    updates = dict.fromkeys(optimizers, 0)
+    logged: dict[str, Any] = {}
     start = now()
     for _, batch in batches:
-        steps, _, weight = model(**batch)
+        steps, _, _ = model(**batch)
         if not all(math.isfinite(step.loss.item()) for step in steps):
             continue
-        weights += float(weight)
         for step in steps:
-            sums[step.name] = sums[step.name] + step.loss.detach().double() * weight
+            logged[f"{step.name}/loss"] = step.loss.detach()
             optimizers[step.name].zero_grad()
             step.loss.backward(inputs=list(layers[step.name].parameters()))
         for name, optimizer in optimizers.items():

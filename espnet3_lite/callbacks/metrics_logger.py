@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Values of one name that wait on the device before they are added up there.
+#: Batches whose values wait on the device before they are added up there.
 _MAX_WAITING = 100
 _TIMES = ("iter_time", "forward_time", "backward_time", "train_time", "valid_time")
 
@@ -73,7 +74,7 @@ class MetricsLogger(Callback):
         self._rates_used: dict[int, list[Any]] = {}
         self._batch_started = self._backward_started = self._validation_started = 0.0
         #: The times of the batch in work: with its other values they are the window's when it is over.
-        self._times: list[tuple[str, float]] = []
+        self._times: list[tuple[str, Any]] = []
         self._valid_time: float | None = None  # of the epoch's last validation
         #: The last epoch's means by the names that the values were logged under, but for those that have no mean.
         self.epoch_means: dict[str, float] = {}
@@ -129,7 +130,7 @@ class MetricsLogger(Callback):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's values; write the line where its window is full."""
-        values: list[tuple[str, Any]] = [*self._times]
+        values = self._times
         for name, value in logged_anew(trainer.metrics, self._seen).items():
             values.append((name.removeprefix("train/"), value))
         for index, slot in enumerate(trainer.plan.slots.values()):
@@ -247,37 +248,38 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
+        self._waiting: list[Sequence[tuple[str, Any]]] = []
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
 
-    def take(self, values: Iterable[tuple[str, Any]]) -> None:
-        """Take values, each with its name."""
-        for name, value in values:
-            waiting = self._waiting[name]
-            waiting.append(value)
-            if len(waiting) >= _MAX_WAITING:
-                self._add_up(name)
+    def take(self, values: Sequence[tuple[str, Any]]) -> None:
+        """Take a batch's values, each with its name."""
+        self._waiting.append(values)
+        if len(self._waiting) >= _MAX_WAITING:
+            self._add_up()
 
-    def _add_up(self, name: str) -> None:
-        waiting = self._waiting[name]
-        if not waiting:
-            return
-        total: torch.Tensor | float
-        if isinstance(waiting[0], torch.Tensor):
-            device = waiting[0].device
-            values = torch.stack([torch.as_tensor(value, device=device) for value in waiting]).detach()
-            total = values.sum(dtype=torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
-        else:
-            total = float(sum(map(float, waiting)))
-        self._sums[name] = self._sums.get(name, 0.0) + total
-        self._counts[name] = self._counts.get(name, 0) + len(waiting)
-        waiting.clear()
+    def _add_up(self) -> None:
+        """Of many batches at once: in a loop of its own this takes a third of the time that it takes between steps."""
+        waiting: defaultdict[str, list[Any]] = defaultdict(list)
+        for name, value in chain.from_iterable(self._waiting):
+            waiting[name].append(value)
+        self._waiting.clear()
+        for name, values in waiting.items():
+            total: torch.Tensor | float
+            if isinstance(values[0], torch.Tensor):
+                device = values[0].device
+                stacked = torch.stack([torch.as_tensor(value, device=device) for value in values]).detach()
+                total = stacked.sum(
+                    dtype=torch.float32 if device.type == "mps" else torch.float64
+                )  # MPS has no float64
+            else:
+                total = float(sum(map(float, values)))
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def _read(self) -> dict[str, float]:
         """All sums as numbers: one read from each device."""
-        for name in self._waiting:
-            self._add_up(name)
+        self._add_up()
         tensors: dict[torch.device, list[str]] = {}
         for name, total in self._sums.items():
             if isinstance(total, torch.Tensor):
