@@ -71,7 +71,7 @@ def _is_plain_already(value: object) -> bool:
 
     False also where it is nested deeper than a checkpoint is, or contains itself.
     """
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(20):
         kinds = set(map(type, level)) - _ATOMS
         if not kinds <= _CONTAINERS:
