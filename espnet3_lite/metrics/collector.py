@@ -15,10 +15,13 @@ from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics import logged_value
 from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
-from espnet3_lite.trainer.hook_table import LOG_DEFAULTS
+from espnet3_lite.trainer.hook_table import LOG_DEFAULTS, LogDefaults
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+#: Where nothing can be logged.
+_NOWHERE = LogDefaults(on_step=False, on_epoch=False, step_possible=False)
 
 
 class Metrics:
@@ -34,7 +37,7 @@ class Metrics:
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
-        self.hook: str | None = None
+        self.hook = "no hook"
         self.clear()
 
     def clear(self) -> None:
@@ -59,7 +62,7 @@ class Metrics:
 
     def log(self, name: str, value: Any, given: tuple[Any, ...], batch_size: Number | None = None) -> None:
         """See `LiteModule.log`; `given` are the `LogArguments`, in their order."""
-        key = (self.hook or "", name, self.dataloader_idx)
+        key = (self.hook, name, self.dataloader_idx)
         entry = self.active.get(key)
         if entry is None or entry.given != given:
             entry = self.active[key] = self._entry(name, entry, given)
@@ -90,36 +93,23 @@ class Metrics:
         if known is not None and known.arguments == arguments:
             known.given = given
             return known
-        if known is not None and known.times:  # else it is of a checkpoint, whose run logged it in another way
-            raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)` twice in `{self.hook}` with different arguments: "
-                f"{known.arguments} and {arguments}"
-            )
-        if self.hook not in LOG_DEFAULTS:
-            raise MisconfigurationException(
-                f"You can't `self.log({name!r}, ...)` in `{self.hook}`: it has no step and no epoch to belong to"
-            )
-        if "/dataloader_idx_" in name:
-            raise MisconfigurationException(
-                f"You called `self.log({name!r}, ...)`, but the loader's index is appended by itself; leave it out of "
-                f"the name, or use `add_dataloader_idx=False` with names of your own"
-            )
-        others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
-        if others and known is None and not arguments.add_dataloader_idx:
-            raise MisconfigurationException(
-                f"You called `self.log({name!r}, ..., add_dataloader_idx=False)` with different arguments: for the "
-                f"loaders {others[0]} and {self.dataloader_idx}. Give each loader a name of its own"
-            )
-        on_step, on_epoch, step_possible = LOG_DEFAULTS[self.hook]
+        on_step, on_epoch, step_possible = LOG_DEFAULTS.get(self.hook, _NOWHERE)
         on_step = on_step if arguments.on_step is None else bool(arguments.on_step)
         on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
-        if not step_possible and (on_step or not on_epoch):
-            wrong = "on_step=True" if on_step else "on_epoch=False"
-            raise MisconfigurationException(
-                f"You can't `self.log({name!r}, ..., {wrong})` inside `{self.hook}`; must be one of ({not on_step},)."
-            )
-        if not on_step and not on_epoch:
-            raise MisconfigurationException(f"`self.log({name!r}, on_step=False, on_epoch=False)` is not useful.")
+        others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
+        twice = known is not None and known.times  # else it is of a checkpoint, whose run logged it in another way
+        for wrong, why in (
+            (twice, f"called twice with different arguments, {known and known.arguments} and {arguments}"),
+            (self.hook not in LOG_DEFAULTS, "it has no step and no epoch to belong to"),
+            ("/dataloader_idx_" in name, "the loader's index is appended by itself; leave it out of the name, or use "
+             "`add_dataloader_idx=False` with names of your own"),
+            (others and known is None and not arguments.add_dataloader_idx, f"different arguments for the loaders "
+             f"{others[:1]} and {self.dataloader_idx}; give each a name of its own, or leave out add_dataloader_idx"),
+            (not step_possible and on_step, "on_step=True, which must be one of (False,)"),
+            (not on_epoch and not (on_step and step_possible), "on_epoch=False, which is not useful without a step"),
+        ):  # fmt: skip
+            if wrong:
+                raise MisconfigurationException(f"`self.log({name!r}, ...)` in `{self.hook}`: {why}")
         entry = LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
         entry.given = given
         if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on

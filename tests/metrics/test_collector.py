@@ -175,7 +175,7 @@ def test_a_run_that_resumes_may_log_in_another_way():
     log(resumed, "update_step", 4.0, reduce_fx="max")
     assert resumed.step_values() == {"loss_step": 3.0, "most_step": 2.0, "update_step": 4.0}
     assert resumed.end_epoch(resumed.training) == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(2.0)}
-    with pytest.raises(MisconfigurationException, match="twice in `training_step` with different arguments"):
+    with pytest.raises(MisconfigurationException, match="`training_step`: called twice with different arg"):
         log(resumed, "most", 2.0, on_epoch=True, reduce_fx="min")
 
 
