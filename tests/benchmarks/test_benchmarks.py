@@ -1,22 +1,25 @@
 """The benchmarks run, and refuse to compare different work. What they measure is no test: times differ."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
+from benchmarks import files
 from benchmarks.__main__ import ROWS, main
 from benchmarks.data import by_dicts
 from benchmarks.measuring import Row, interleaved, known, lines_of, require_equal
 from espnet3_lite.espnet.data.samplers import build_batch_sampler
 
 #: Rows in one process and without a process of their own; each takes a second.
-QUICK = ("step", "features", "tensors", "callbacks", "logging", "contract", "named", "validation", "load", "average",
-         "save", "bytes", "epochs", "resume", "numel", "length")  # fmt: skip
+QUICK = ("step", "features", "tensors", "callbacks", "logging", "contract", "named", "validation", "save", "bytes",
+         "epochs", "resume", "numel", "length")  # fmt: skip
+IN_A_PROCESS = [pytest.param(name, marks=pytest.mark.slow) for name in ("load", "load-again", "average")]
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *IN_A_PROCESS])
 def test_a_row_alone_compares_two_sides(name, capsys):
     threads = torch.get_num_threads()
     main([name, "--scale", "0.002", "--repetitions", "1"])
@@ -29,6 +32,14 @@ def test_a_row_alone_compares_two_sides(name, capsys):
     first, second = ([cell.strip() for cell in line.strip("|").split("|")] for line in table[2:])
     assert float(first[3]) >= 0
     assert float(second[5]) > 0  # the ratio of medians
+
+
+@pytest.mark.parametrize("name", ["load", "average"])
+def test_what_a_process_of_its_own_prints(name, tmp_path, capsys):
+    files.main(name, str(tmp_path), "2", "0.002", "wall")
+    samples = json.loads(capsys.readouterr().out)
+    assert {side: len(times) for side, times in samples.items()} == {"by hand": 2, "espnet3_lite": 2}
+    assert all(seconds > 0 for times in samples.values() for seconds in times)
 
 
 def test_sides_run_in_alternation_and_the_first_round_does_not_count():
