@@ -10,15 +10,17 @@ from __future__ import annotations
 import atexit
 import os
 import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from espnet3_lite.distributed.rank import times_restarted
+from espnet3_lite.distributed.rank import note_restart, restarts_here
 
 
 class OtherRankError(RuntimeError):
@@ -95,6 +97,68 @@ class RankStore:
 _joined: RankStore | None = None
 
 
+def _count_starts(store: Store, rank: int, world_size: int, timeout: timedelta) -> int:
+    """How often the ranks have started with this store, from 1: the same number on all of them. Collective.
+
+    ``TORCHELASTIC_RESTART_COUNT`` does not tell: each machine counts its own failures, and starts its ranks anew
+    without counting where another machine's have failed. So rank zero counts. It answers the token that each rank
+    leaves in the store; nobody reads the answer to a dead rank's token. All learn whether any of them was restarted.
+
+    Raises:
+        TimeoutError: another rank has not come.
+    """
+    given_up = time.monotonic() + timeout.total_seconds()
+
+    def wait_for(there: Callable[[], bool]) -> None:
+        while not there():
+            if time.monotonic() > given_up:
+                raise TimeoutError(f"Rank {rank} of {world_size} has waited {timeout} for the other ranks to start")
+            time.sleep(0.01)  # signal handlers run here
+
+    def all_have_come() -> bool:
+        for key in (f"rank {other}" for other in range(1, world_size)):
+            if store.check([key]):
+                store.set(store.get(key).decode(), str(starts))
+        return store.add(f"{starts} come", 0) == world_size - 1
+
+    if rank == 0:
+        starts = store.add("starts", 1)
+        wait_for(all_have_come)
+        store.set(f"{starts} restarts", str(starts - 1 + restarts_here() + store.add(f"{starts} elsewhere", 0)))
+    else:
+        token = uuid.uuid4().hex
+        store.set(f"rank {rank}", token)
+        wait_for(lambda: store.check([token]))
+        starts = int(store.get(token))
+        store.add(f"{starts} elsewhere", restarts_here())
+        store.add(f"{starts} come", 1)
+        wait_for(lambda: store.check([f"{starts} restarts"]))
+    note_restart(int(store.get(f"{starts} restarts")) > 0)
+    return starts
+
+
+_found: tuple[Store, int, int] | None = None
+
+
+def find_ranks(timeout: timedelta | None = None) -> tuple[Store, int, int]:
+    """What torchrun's environment describes: the ranks' store, this process's rank, and how many there are.
+
+    Collective, once a process.
+
+    torchrun keeps its store when it starts the ranks anew: each start has a part of it, where it finds nothing of the
+    dead ones.
+
+    Args:
+        timeout: How long to wait for the other ranks; 30 minutes for None.
+    """
+    global _found
+    if _found is None:
+        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        starts = _count_starts(PrefixStore("espnet3_lite", store), rank, world_size, timeout or default_pg_timeout)
+        _found = PrefixStore(f"espnet3_lite/{starts}", store), rank, world_size
+    return _found
+
+
 def join_process_group(device: torch.device, timeout: timedelta | None = None) -> RankStore:
     """Join, and return what the ranks share besides. Collective, once a process; later only the timeout is set anew.
 
@@ -106,12 +170,8 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
     """
     global _joined
     if _joined is None:
-        if "WORLD_SIZE" in os.environ:
-            found, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-        else:
-            found, rank, world_size = HashStore(), 0, 1
-        # torchrun keeps its store when it starts the ranks anew: what the dead ones left there must not be found.
-        store = PrefixStore(f"espnet3_lite/{times_restarted()}-{world_size}", found)
+        alone = "WORLD_SIZE" not in os.environ
+        store, rank, world_size = (HashStore(), 0, 1) if alone else find_ranks(timeout)
         _joined = RankStore(store, rank, world_size)
         if not dist.is_initialized():
             on_gpu = device.type == "cuda"

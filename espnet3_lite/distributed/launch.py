@@ -89,5 +89,9 @@ def make_strategy(
             f"Trainer(strategy={given!r}): torchrun started {_world_size()} processes; use 'auto', or DDPStrategy() or "
             f"FSDPStrategy() of espnet3_lite.strategies"
         )
+    if strategy.name == "single" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        from espnet3_lite.distributed.group import find_ranks
+
+        find_ranks()  # it may be what other machines have left of a run
     strategy.connect(device, timeout)
     return strategy

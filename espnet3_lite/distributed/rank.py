@@ -48,9 +48,23 @@ def is_global_zero() -> bool:
     return global_rank() == 0
 
 
-def times_restarted() -> int:
-    """How often torchrun has started this run anew after a failure (``--max-restarts``)."""
+def restarts_here() -> int:
+    """How often torchrun has started this machine's processes anew after a failure of one of them."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+_restarted = False
+
+
+def note_restart(restarted: bool) -> None:
+    """The ranks have found out together whether this run was started anew."""
+    global _restarted
+    _restarted = restarted
+
+
+def is_restarted() -> bool:
+    """Torchrun has started this run anew (``--max-restarts``), after a failure on any machine."""
+    return _restarted or restarts_here() > 0
 
 
 def rank_zero_only(function: Callable[_P, _R]) -> Callable[_P, _R | None]:

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from espnet3_lite.checkpoint.atomic_files import replacing
-from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn, times_restarted
+from espnet3_lite.distributed.rank import is_global_zero, is_restarted, rank_zero_only, rank_zero_warn
 
 if TYPE_CHECKING:
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
@@ -285,7 +285,7 @@ class FolderLogger(Logger):
             if entry.is_dir() and entry.name.startswith("version_") and entry.name.split("_")[1].isdigit()
         ]
         newest = max(numbers, default=-1)
-        return newest if times_restarted() and numbers else newest + 1  # a restarted run goes on in its own folder
+        return newest if is_restarted() and numbers else newest + 1  # a restarted run goes on in its own folder
 
     def _with_prefix(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._prefix:
