@@ -38,6 +38,26 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint of that name."""
 
 
+def refuse(beginning: str, *problems: tuple[object, str]) -> None:
+    """Raise the first of some problems that there is.
+
+    Args:
+        beginning: Of the message: what is wrong.
+        problems: Each as (is there this one?, what to say of it).
+
+    Raises:
+        MisconfigurationException: there is one.
+
+    >>> refuse("frequency=", (False, "'daily' is no number"), (0 < 1, "0 is below 1"))
+    Traceback (most recent call last):
+        ...
+    espnet3_lite.exceptions.MisconfigurationException: frequency=0 is below 1
+    """
+    for is_there, what in problems:
+        if is_there:
+            raise MisconfigurationException(beginning + what)
+
+
 def nearest(name: str, known: Iterable[str], part: Callable[[str], str] = str, alike: float = 0.6) -> str:
     """The end of an error message about an unknown name: ``"; did you mean 'max_epochs'?"``, or nothing.
 

@@ -23,7 +23,7 @@ from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.distributed.multi import SeveralProcesses
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, refuse
 from espnet3_lite.loaders.transfer import map_tensors, whole
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class FSDPStrategy(SeveralProcesses):
             MisconfigurationException: several optimizers, LBFGS, steps by hand; a module that holds gradients of a fit
                 that failed; a torch too old for ``sync_each_batch=False``.
         """
-        for unfit, why in (
+        refuse(
+            "strategy='fsdp' ",
             (not trainer.automatic_optimization, "does not train with automatic_optimization=False: the steps that a "
              "module makes by hand would not reach the sharded parameters. Use strategy='ddp'"),
             (any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers), "does not train with "
@@ -132,9 +133,7 @@ class FSDPStrategy(SeveralProcesses):
             (module in _LEFT_WITH_GRADIENTS, "cannot train this module again: an exception has ended its last fit "
              "within an accumulation window, and with sync_each_batch=False gradients of that window may still wait in "
              "it. Make the module anew"),
-        ):  # fmt: skip
-            if unfit:
-                raise MisconfigurationException(f"strategy='fsdp' {why}")
+        )  # fmt: skip
         self._reducing = True  # so every fit leaves its module
         return super().wrap(trainer, module)
 

@@ -146,7 +146,7 @@ class TrainData:
                     f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "
                     f"{length}: its epochs end where it ends. Make `__len__` return the number of batches"
                 )
-            yield batch, index >= count or (loader.ended and loader.others is None)
+            yield batch, index >= count or (loader.ended and loader.strategy is None)
             if index >= count:
                 return
             asked = time.perf_counter()
@@ -240,7 +240,7 @@ class TrainData:
 
 def is_dealt_out(loader: RankLoader) -> TypeGuard[SharedLoader]:
     """True where an epoch is one row of samples over all ranks, in which there is a position."""
-    return isinstance(loader, SharedLoader) and loader.others is None
+    return isinstance(loader, SharedLoader) and loader.strategy is None
 
 
 def without_shuffling(loader: Any) -> Any:

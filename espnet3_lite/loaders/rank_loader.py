@@ -42,7 +42,7 @@ class RankLoader:
         given: The user's.
 
     Attributes:
-        others: The strategy by which the ranks wait for one another; None where all ranks' epochs end with the same
+        strategy: The strategy by which the ranks wait for one another; None where all ranks' epochs end with the same
             step.
         replaying: While it is iterated over: the rank has nothing of its own in this step, and takes part in it with
             zero weight.
@@ -60,7 +60,7 @@ class RankLoader:
     def __init__(self, given: Any):
         self.given, self._counted, self.step_size = given, given, 1
         self._agreed_length: float | None = None
-        self.others: Strategy | None = None
+        self.strategy: Strategy | None = None
         self._until_the_vote = False
         self.replaying = self.ended = self.gave_batches = False
         self.position, self.limit = 0, math.inf
@@ -97,15 +97,15 @@ class RankLoader:
             return self._state
         return self.given.state_dict() if hasattr(self.given, "state_dict") else None
 
-    def wait_for(self, others: Strategy, training: bool) -> None:
+    def wait_for(self, strategy: Strategy, training: bool) -> None:
         """Let the ranks run their epochs together, though each has its own number of batches. Collective.
 
         In training, a rank that has run out gives its last batch again and again, `replaying`, until the vote says that
         all are out; a rank that never had one gets another rank's. In evaluation its epoch ends, unless all ranks must
         run equally often.
         """
-        self.others, self._until_the_vote = others, training
-        self._agreed_length = max(others.gather_objects(self.length))  # on the rank that has most
+        self.strategy, self._until_the_vote = strategy, training
+        self._agreed_length = max(strategy.gather_objects(self.length))  # on the rank that has most
 
     @property
     def length(self) -> int | float:
@@ -125,9 +125,9 @@ class RankLoader:
         """Begin an epoch. All ranks call it together."""
         self.replaying = self.ended = False
         batches = self._begin()
-        if self.others is None or not (self._until_the_vote or self.others.equal_batches):
+        if self.strategy is None or not (self._until_the_vote or self.strategy.equal_batches):
             return batches
-        return self._with_others(batches, self.others)
+        return self._with_others(batches, self.strategy)
 
     def _begin(self) -> Iterator[Any]:
         """This rank's own batches of an epoch."""
@@ -156,26 +156,26 @@ class RankLoader:
                 raise failure
             batch = following
 
-    def _first(self, batches: Iterator[Any], others: Strategy) -> Any:
+    def _first(self, batches: Iterator[Any], strategy: Strategy) -> Any:
         """This rank's first batch, or another rank's. Collective.
 
         Raises:
             MisconfigurationException: on all ranks, where one has had batches in another epoch and has none now.
         """
         batch = next(batches, END)
-        found = others.gather_objects((batch is not END, self.gave_batches))  # collective: all begin together
+        found = strategy.gather_objects((batch is not END, self.gave_batches))  # collective: all begin together
         have = [has for has, _ in found]
         empty = [rank for rank, (has, had) in enumerate(found) if had and not has]
         if empty:
             raise MisconfigurationException(f"rank {empty[0]}: {cannot_be_iterated_twice(self.given)}")
         if any(have) and not all(have):
-            lent = others.broadcast(batch, src=have.index(True))
+            lent = strategy.broadcast(batch, src=have.index(True))
             if batch is END:
                 batch, self.replaying = lent, True
         return batch
 
-    def _with_others(self, batches: Iterator[Any], others: Strategy) -> Iterator[Any]:
-        batch = self._first(batches, others)
+    def _with_others(self, batches: Iterator[Any], strategy: Strategy) -> Iterator[Any]:
+        batch = self._first(batches, strategy)
         going_on = batch is not END
         while going_on:
             self.ended = self.ended or self.replaying
@@ -184,7 +184,7 @@ class RankLoader:
             self.replaying = following is END
             batch = batch if self.replaying else following
             # In training the vote ends the epoch. Collective: once a batch, on all ranks.
-            going_on = self._until_the_vote or others.any(not self.replaying)
+            going_on = self._until_the_vote or strategy.any(not self.replaying)
 
 
 class SharedLoader(RankLoader):

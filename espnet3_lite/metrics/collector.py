@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import refuse
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics import logged_value
 from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number
@@ -98,7 +98,8 @@ class Metrics:
         on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
         others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
         twice = known is not None and known.times  # else it is of a checkpoint, whose run logged it in another way
-        for wrong, why in (
+        refuse(
+            f"`self.log({name!r}, ...)` in `{self.hook}`: ",
             (twice, f"called twice with different arguments, {known and known.arguments} and {arguments}"),
             (self.hook not in LOG_DEFAULTS, "it has no step and no epoch to belong to"),
             ("/dataloader_idx_" in name, "the loader's index is appended by itself; leave it out of the name, or use "
@@ -107,9 +108,7 @@ class Metrics:
              f"{others[:1]} and {self.dataloader_idx}; give each a name of its own, or leave out add_dataloader_idx"),
             (not step_possible and on_step, "on_step=True, which must be one of (False,)"),
             (not on_epoch and not (on_step and step_possible), "on_epoch=False, which is not useful without a step"),
-        ):  # fmt: skip
-            if wrong:
-                raise MisconfigurationException(f"`self.log({name!r}, ...)` in `{self.hook}`: {why}")
+        )  # fmt: skip
         entry = LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
         entry.given = given
         if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on

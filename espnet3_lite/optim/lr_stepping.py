@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, nearest
+from espnet3_lite.exceptions import MisconfigurationException, nearest, refuse
 from espnet3_lite.signatures import metric_of_step
 
 if TYPE_CHECKING:
@@ -66,21 +66,18 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
     settings = given if isinstance(given, Mapping) else {"scheduler": given}
     config = LRSchedulerConfig(**known_keys(settings, _KEYS, where))
-    if not hasattr(config.scheduler, "step"):
-        raise MisconfigurationException(f"{where}: the scheduler {config.scheduler!r} has no step()")
-    if config.interval not in ("step", "epoch"):
-        raise MisconfigurationException(f"{where}: interval={config.interval!r} is not 'step' or 'epoch'")
-    if config.frequency < 1:
-        raise MisconfigurationException(f"{where}: frequency={config.frequency!r} is below 1")
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
     metric = metric_of_step(config.scheduler)
     takes_metric = plateau or metric is not None
     needs_none = steps_by_hand or (steps_its_way and not plateau)
-    if takes_metric and config.monitor is None and not needs_none:
-        raise MisconfigurationException(
-            f"{where}: {type(config.scheduler).__name__} steps by a metric and needs `monitor`, for example "
-            f"{{'scheduler': ..., 'monitor': 'valid/loss'}}"
-        )
+    refuse(
+        f"{where}: ",
+        (not hasattr(config.scheduler, "step"), f"the scheduler {config.scheduler!r} has no step()"),
+        (config.interval not in ("step", "epoch"), f"interval={config.interval!r} is not 'step' or 'epoch'"),
+        (config.frequency < 1, f"frequency={config.frequency!r} is below 1"),
+        (takes_metric and config.monitor is None and not needs_none, f"{type(config.scheduler).__name__} steps by a "
+         f"metric and needs `monitor`, for example {{'scheduler': ..., 'monitor': 'valid/loss'}}"),
+    )  # fmt: skip
     if not takes_metric:
         config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
     config.reduce_on_plateau = config.monitor is not None

@@ -299,7 +299,7 @@ class Trainer(TrainerProperties):
         if datamodule is not None and any(loader is not None for loader in given.values()):
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)
-        self.state, owner = self.state.begin(fn), vars(module).get("_trainer")
+        self.state, lender = self.state.begin(fn), vars(module).get("_trainer")
         self.stopping.begin()
         signals, result = self.stopping.signals, None
         try:
@@ -345,15 +345,15 @@ class Trainer(TrainerProperties):
                 raise reported from None  # another rank failed: its traceback, not that this one lost it
             raise
         finally:
-            self._tear_down(module, owner)
+            self._tear_down(module, lender)
         if self.stopped_by_signal:
             raise signals.ending(in_order=True)
         return result
 
-    def _tear_down(self, module: LiteModule, owner: Trainer | None) -> None:
+    def _tear_down(self, module: LiteModule, lender: Trainer | None) -> None:
         """The end of a call, however it ended. The module goes back to a trainer in one of whose hooks it was lent."""
-        if owner is not None and owner.state.stage is not None:
-            module.trainer = owner
+        if lender is not None and lender.state.stage is not None:
+            module.trainer = lender
         self.stopping.signals.uninstall()
         for loader in sum((loop.loaders for loop in self.evaluation_loops.values()), [self.train_data.in_use]):
             loader.close()
