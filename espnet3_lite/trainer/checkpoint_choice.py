@@ -36,9 +36,13 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
     fn = str(trainer.state.fn)
     given = None if ckpt_path is None else os.path.expanduser(os.fspath(ckpt_path))
-    if fn == "fit" and is_restarted():
-        return newest_checkpoint(trainer) or given  # torchrun started this run anew after a failure
+    restarted = fn == "fit" and is_restarted()
+    if restarted and (path := newest_checkpoint(trainer)):
+        return path
     if fn == "fit" and ckpt_path is None:
+        if restarted:
+            rank_zero_warn(f"torchrun has started this run anew, and it begins from scratch: it has saved no "
+                           f"checkpoint, or in a folder that this machine does not see. {_where(trainer)}")  # fmt: skip
         return newest_checkpoint(trainer) if trainer.auto_resume else None
     callback = trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
@@ -59,9 +63,14 @@ def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_gi
         return given
     path = newest_checkpoint(trainer)
     if path is None:
-        folders = [getattr(callback, "dirpath", None) or "a folder of each run's own (version_N)"
-                   for callback in trainer.checkpoint_callbacks]  # fmt: skip
         rank_zero_warn(f'.{fn}(ckpt_path="last") is set, but there is no last checkpoint available. No checkpoint '
-                       f"will be loaded. Looked in: {', '.join(map(str, folders)) or 'no folder'}. Name the file, "
-                       f"or give all runs one folder: ModelCheckpoint(dirpath=..., save_last=True)")  # fmt: skip
+                       f"will be loaded. {_where(trainer)}")  # fmt: skip
     return path
+
+
+def _where(trainer: Trainer) -> str:
+    """Where checkpoints were looked for, and what would do."""
+    folders = [getattr(callback, "dirpath", None) or "a folder of each run's own (version_N)"
+               for callback in trainer.checkpoint_callbacks]  # fmt: skip
+    return (f"Looked in: {', '.join(map(str, folders)) or 'no folder'}. Name the file, or give all runs one folder: "
+            f"ModelCheckpoint(dirpath=..., save_last=True)")  # fmt: skip
