@@ -54,8 +54,19 @@ def taken_of(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
     return {name: value for name, value in arguments.items() if anything or name in parameters}
 
 
+def arguments_of_step(scheduler: Any) -> list[inspect.Parameter]:
+    """The arguments that a scheduler's ``step`` takes by place; none where it has no such method.
+
+    Args:
+        scheduler: The scheduler, or its class.
+    """
+    step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
+    arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
+    return [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
+
+
 def metric_of_step(scheduler: Any) -> inspect.Parameter | None:
-    """The argument for a metric that a scheduler's ``step`` has: one which it demands, or one named ``metrics``.
+    """The argument for a metric that a scheduler's ``step`` has: one named so, or one which it demands.
 
     Args:
         scheduler: The scheduler, or its class.
@@ -66,7 +77,6 @@ def metric_of_step(scheduler: Any) -> inspect.Parameter | None:
     >>> metric_of_step(torch.optim.lr_scheduler.StepLR) is None
     True
     """
-    step = getattr(scheduler if isinstance(scheduler, type) else type(scheduler), "step", None)
-    arguments = [] if step is None else list(inspect.signature(step).parameters.values())[1:]
-    places = [argument for argument in arguments if argument.kind <= argument.POSITIONAL_OR_KEYWORD]
-    return next((one for one in places if one.default is one.empty or one.name == "metrics"), None)
+    arguments = arguments_of_step(scheduler)
+    named = [argument for argument in arguments if argument.name in ("metric", "metrics")]
+    return next(iter(named or [one for one in arguments if one.default is one.empty and one.name != "epoch"]), None)

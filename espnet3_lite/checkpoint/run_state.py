@@ -226,7 +226,7 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         configs = [by_name[name] for name in names]
     for config, state in zip(configs, schedulers, strict=True):
         configured = _numbers_of(config.scheduler)
-        config.scheduler.load_state_dict(state)
+        config.load_state_dict(state)
         _warn_of_kept(trainer, config.scheduler, _numbers_of(config.scheduler), configured)
     counts = zip(ours.get("scheduler_versions", ()), ours.get("scheduler_waits", ()), strict=True)
     for config, (version, waits) in zip(configs, counts, strict=False):  # Lightning's files hold none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest, refuse
-from espnet3_lite.signatures import metric_of_step
+from espnet3_lite.signatures import arguments_of_step, metric_of_step
 
 if TYPE_CHECKING:
     from espnet3_lite.optim.slots import OptimizerSlot
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 #: What may stand in a scheduler's dict; the first one must.
 _KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+_DEMANDED = inspect.Parameter.empty  # the default of an argument that has none
 
 
 @dataclass(eq=False, slots=True)
@@ -43,8 +45,20 @@ class LRSchedulerConfig:
     waits: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state without functions: torch 2.6 puts one of SWALR's in there; each makes its own."""
-        return {name: value for name, value in self.scheduler.state_dict().items() if not callable(value)}
+        """The scheduler's own state without functions: torch 2.6 puts one of SWALR's in there; each makes its own.
+
+        Of a scheduler that stands in it, such as that which takes over after a warm-up, it holds the state.
+        """
+        state = {name: value for name, value in self.scheduler.state_dict().items() if not callable(value)}
+        return {name: v.state_dict() if hasattr(v, "load_state_dict") else v for name, v in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave, into the same objects."""
+        now = self.scheduler.state_dict()
+        inner = {name: v for name, v in now.items() if name in state and hasattr(v, "load_state_dict")}
+        self.scheduler.load_state_dict({name: value for name, value in state.items() if name not in inner})
+        for name, scheduler in inner.items():
+            scheduler.load_state_dict(state[name])
 
 
 # ---- configuring -----------------------------------------------------------------------------------------------------
@@ -66,22 +80,30 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     """A scheduler, or a dict with `scheduler` and its settings, as a configuration. See `parse_optimizers`."""
     settings = given if isinstance(given, Mapping) else {"scheduler": given}
     config = LRSchedulerConfig(**known_keys(settings, _KEYS, where))
+    kind, arguments = type(config.scheduler).__name__, arguments_of_step(config.scheduler)
+    missing = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(config.scheduler, name)]
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
     metric = metric_of_step(config.scheduler)
-    takes_metric = plateau or metric is not None
+    comes_first, by_hand = metric in arguments[:1], steps_by_hand or steps_its_way
     needs_none = steps_by_hand or (steps_its_way and not plateau)
+    if not plateau and metric is None:
+        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
+    config.reduce_on_plateau = monitored = config.monitor is not None
+    config.steps_both_ways = monitored and comes_first and arguments[0].default is not _DEMANDED
+    demands_more = any(argument.default is _DEMANDED for argument in arguments[monitored:])
+    misplaced = monitored and metric is not None and not comes_first
     refuse(
         f"{where}: ",
-        (not hasattr(config.scheduler, "step"), f"the scheduler {config.scheduler!r} has no step()"),
+        (missing, f"the scheduler {config.scheduler!r} has no {'(), '.join(missing)}(). The trainer calls step(), and "
+         f"keeps in a checkpoint what state_dict() gives, for load_state_dict(): give {kind} a subclass that has them"),
         (config.interval not in ("step", "epoch"), f"interval={config.interval!r} is not 'step' or 'epoch'"),
         (config.frequency < 1, f"frequency={config.frequency!r} is below 1"),
-        (takes_metric and config.monitor is None and not needs_none, f"{type(config.scheduler).__name__} steps by a "
-         f"metric and needs `monitor`, for example {{'scheduler': ..., 'monitor': 'valid/loss'}}"),
+        ((plateau or comes_first) and not monitored and not needs_none, f"{kind} steps by a metric and needs "
+         f"`monitor`, for example {{'scheduler': ..., 'monitor': 'valid/loss'}}"),
+        ((demands_more or misplaced) and not by_hand, f"{kind}.step({', '.join(map(str, arguments))}) cannot be called "
+         f"as step({'metric' if monitored else ''}). Say how it steps in {where.partition('.')[0]}.lr_scheduler_step"
+         f"(self, scheduler, metric), for example `scheduler.step(epoch=self.current_epoch + 1, metric=metric)`"),
     )  # fmt: skip
-    if not takes_metric:
-        config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
-    config.reduce_on_plateau = config.monitor is not None
-    config.steps_both_ways = config.reduce_on_plateau and metric is not None and metric.default is not metric.empty
     return config
 
 

@@ -84,7 +84,7 @@ def compare_optimizers(trainer: Trainer) -> None:
     for index, config in enumerate(trainer.lr_scheduler_configs):
         name = f"scheduler {index} ({type(config.scheduler).__name__})"
         values = {key: getattr(config, key) for key in ("interval", "frequency", "monitor", "strict")}
-        values.update(config.scheduler.state_dict())
+        values.update(config.state_dict())
         facts.update({f"{name}, {key}": _describe(value) for key, value in values.items()})
     trainer.strategy.require_same(facts, _ADVICE)
 

@@ -196,6 +196,9 @@ def test_a_scheduler_that_names_no_optimizer_belongs_to_the_only_one():
         def state_dict(self):
             return {"steps": self.steps}
 
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
     scheduler = Own()
     module = Returns(lambda m: ([sgd(m)], [{"scheduler": scheduler, "interval": "step"}]))
     trainer_of(max_epochs=1).fit(module, loader())
