@@ -81,10 +81,11 @@ class StatusFile(Callback):
         if trainer.stopped_by_signal:
             received = trainer.stopping.signals.received
             signal = received.name if received is not None else "on another rank"
+        between = status != "running" and not trainer.fit_loop.within_epoch  # it has ended behind its last epoch
         values = {
             "call": str(trainer.state.fn),
             "status": status,
-            "epoch": trainer.current_epoch,  # as in file names, from 0
+            "epoch": max(0, trainer.current_epoch - between),  # as in file names, from 0
             "epochs_done": trainer.current_epoch,
             "global_step": trainer.global_step,
             "signal": signal,

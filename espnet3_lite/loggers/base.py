@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +191,8 @@ class FolderLogger(Logger):
         save_dir: The folder of all experiments.
         name: The experiment's folder in it; ``""`` or None for none.
         version: A number N for ``version_N``, or a string for a folder of that name. Default: one more than
-            the highest there is, looked up by rank zero when it is first needed.
+            the highest there is. Rank zero looks when it is first needed, and makes the folder at once, so that of
+            runs that begin together each has its own.
         prefix: Put before every metric's name, with a ``-`` between.
     """
 
@@ -253,6 +257,9 @@ class FolderLogger(Logger):
             self._version = found
             return
         if is_global_zero():
+            if found not in (None, state["version"]):
+                with contextlib.suppress(OSError):  # it was made for this run, and holds nothing
+                    os.rmdir(os.path.join(self.root_dir, f"version_{found}"))
             try:
                 self._go_on(state)
             # What stands in a damaged file decides what reading it raises.
@@ -277,15 +284,26 @@ class FolderLogger(Logger):
             self._name, number = f"{os.path.basename(taken)}-{number}", number + 1
         if self.root_dir != taken:
             rank_zero_warn(f"{taken} is a file; the log goes to {self.root_dir}")
-        if not os.path.isdir(self.root_dir):
+        try:
+            os.makedirs(self.root_dir, exist_ok=True)
+            names = [entry.name for entry in os.scandir(self.root_dir) if entry.is_dir()]
+        except OSError:  # who writes there first says what is wrong
             return 0
-        numbers = [
-            int(entry.name.split("_")[1])
-            for entry in os.scandir(self.root_dir)
-            if entry.is_dir() and entry.name.startswith("version_") and entry.name.split("_")[1].isdigit()
-        ]
+        numbers = [int(name.split("_")[1]) for name in names if re.fullmatch(r"version_\d+", name)]
         newest = max(numbers, default=-1)
-        return newest if is_restarted() and numbers else newest + 1  # a restarted run goes on in its own folder
+        if is_restarted() and numbers:
+            return newest  # a restarted run goes on in its own folder
+        return next(version for version in itertools.count(newest + 1) if self._reserve(version))
+
+    def _reserve(self, version: int) -> bool:
+        """Make a version's folder now; False where another run, which looked at the same time, was faster."""
+        try:
+            os.mkdir(os.path.join(self.root_dir, f"version_{version}"))
+        except FileExistsError:
+            return False
+        except OSError:  # who writes there first says what is wrong
+            return True
+        return True
 
     def _with_prefix(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._prefix:

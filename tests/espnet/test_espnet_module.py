@@ -458,7 +458,7 @@ def test_the_status_of_a_run(tmp_path):
     train(module(), tmp_path, max_epochs=2)
     status = json.loads((tmp_path / "status.json").read_text())
     assert {key: status[key] for key in ("call", "status", "epoch", "global_step", "error", "signal")} == {
-        "call": "fit", "status": "finished", "epoch": 2, "global_step": 4, "error": None, "signal": None,
+        "call": "fit", "status": "finished", "epoch": 1, "global_step": 4, "error": None, "signal": None,
     }  # fmt: skip
     with pytest.raises(MisconfigurationException):
         train(ESPnetModule(Model(lambda *r: r[0]), {"optimizer": SGD}), tmp_path)
@@ -512,6 +512,8 @@ def test_the_status_of_a_run_that_runs_says_where_it_is(every, steps, tmp_path, 
     assert {state["status"] for state in seen} == {"running"}
     assert [(state["epoch"], state["epochs_done"]) for state in seen] == [(n, n) for n in (0, 0, 1, 1, 2, 2)]
     assert [state["global_step"] for state in seen] == steps
+    ended = json.loads((tmp_path / "status.json").read_text())
+    assert [ended[key] for key in ("status", "epoch", "epochs_done")] == ["finished", 2, 3]
 
 
 def test_the_status_tells_a_failure_from_a_signal(tmp_path):

@@ -44,7 +44,7 @@ def test_two_epochs_of_digits_leave_what_the_report_names(tmp_path, sklearn):
     assert all((exp_dir / name).exists() for name in names)
     assert len(list(exp_dir.glob("epoch*.ckpt"))) == 4 and "epoch0_step38_valid.acc.ckpt ... (4)" in named
     status = json.loads((exp_dir / "status.json").read_text())
-    assert (status["status"], status["epoch"], status["global_step"]) == ("finished", 2, 76)
+    assert (status["status"], status["epoch"], status["global_step"]) == ("finished", 1, 76)
     log = (exp_dir / "train.log").read_text()
     for line in ("1epoch:train:1-19batch: ", "2epoch:train:20-38batch: ", "epoch_summary:2epoch:valid: "):
         assert log.count(f" INFO {line}") == output.count(f" INFO {line}") == 1

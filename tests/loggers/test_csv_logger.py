@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ def test_folders(tmp_path, arguments, name, expected):
     logger = CSVLogger(tmp_path, **arguments)
     assert (logger.name, logger.save_dir) == (name, str(tmp_path))
     assert Path(logger.log_dir) == tmp_path / expected
-    assert not (tmp_path / expected).exists()
+    assert (tmp_path / expected).exists() == ("version" not in arguments)  # its own from now on
     logger.log_metrics({"a": 1.0}, step=3)
     logger.save()
     assert (tmp_path / expected / "metrics.csv").exists()
@@ -74,6 +76,39 @@ def test_the_next_version_is_one_above_the_highest(tmp_path):
         (tmp_path / "lightning_logs" / folder).mkdir(parents=True)
     (tmp_path / "lightning_logs" / "version_12").write_text("a file is no version")
     assert CSVLogger(tmp_path).version == 9
+
+
+def test_runs_that_begin_together_have_a_version_each(tmp_path, monkeypatch):
+    """Each found the same highest version, and wrote over the other's table."""
+    all_have_looked, listed = threading.Barrier(4), os.scandir
+
+    def scandir(path):
+        found = list(listed(path))
+        all_have_looked.wait()
+        return found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (tmp_path / "lightning_logs").mkdir()
+    with ThreadPool(4) as pool:
+        versions = pool.map(lambda _: CSVLogger(tmp_path).version, range(4), 1)
+    assert sorted(versions) == [0, 1, 2, 3]
+
+
+def test_the_folder_of_a_run_that_goes_on_in_an_earlier_one_is_not_left_behind(tmp_path):
+    first = CSVLogger(tmp_path)
+    first.log_metrics({"a": 1.0}, step=3)
+    second = CSVLogger(tmp_path)
+    assert second.version == 1
+    second.load_state_dict(first.state_dict())
+    assert (second.version, os.listdir(second.root_dir)) == (0, ["version_0"])
+
+
+def test_where_no_folder_can_be_made_the_version_is_known_all_the_same(tmp_path, monkeypatch):
+    def read_only(path, *_):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    assert CSVLogger(tmp_path).version == 0
 
 
 def test_an_existing_file_is_replaced_with_a_warning(tmp_path):
