@@ -15,7 +15,7 @@ from espnet3_lite.config.fields import REFUSED as REFUSED_KEYS
 from espnet3_lite.module.hooks import ModuleHooks
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS
 from espnet3_lite.trainer.properties import TrainerProperties
-from espnet3_lite.trainer.settings import REFUSED, SETTINGS
+from espnet3_lite.trainer.settings import AT_ANY_TIME, BETWEEN_CALLS, REFUSED, SETTINGS
 
 DOCS = Path(__file__).parent
 
@@ -43,6 +43,12 @@ trainer:
   gradient_clip_val: 1.0
   logger: false
 ```
+
+Some settings may be set on a trainer, `trainer.limit_val_batches = 3`, and are checked as the constructor checks them.
+Those "at any time" may be set in any hook too, and count from the next epoch, validation or step on: the
+training's limit and `val_check_interval` from the next epoch, `accumulate_grad_batches` from the next window
+(while gradients wait for their step, it is an error). Those "between calls" are read when a call begins. To set
+any other is an error, since nothing would read it.
 """.strip()
 
 
@@ -51,12 +57,13 @@ def settings() -> str:
     lines = [
         SETTINGS_PAGE,
         "",
-        "| setting | what it does | what it may be | default |",
-        "|---|---|---|---|",
+        "| setting | what it does | what it may be | default | may be set |",
+        "|---|---|---|---|---|",
     ]
     for name, setting in SETTINGS.items():
         meaning = setting.meaning.replace("``", "`")
-        lines.append(f"| `{name}` | {meaning} | {setting.kind.words} | `{setting.default!r}` |")
+        when = "at any time" if name in AT_ANY_TIME else "between calls" if name in BETWEEN_CALLS else ""
+        lines.append(f"| `{name}` | {meaning} | {setting.kind.words} | `{setting.default!r}` | {when} |")
     lines += ["", "## Lightning's settings that are not here", "", "| setting | instead |", "|---|---|"]
     lines += [f"| `{name}` | {instead} |" for name, instead in REFUSED.items()]
     return "\n".join(lines) + "\n"

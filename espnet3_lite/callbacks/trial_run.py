@@ -30,7 +30,7 @@ class Trial:
         owners = trainer.lightning_module, trainer.datamodule
         trial.lightning_module, trial.datamodule = copy.deepcopy(owners, known)
         trial.lightning_module.trainer = trial
-        trial.strategy = copy.copy(trainer.strategy)  # it knows the module that it has set up
+        vars(trial).update(strategy=copy.copy(trainer.strategy))  # it knows the module that it has set up
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
         trial.loggers, trial.return_predictions = [], False
         trial.stopping = copy.copy(trainer.stopping)  # it hears of the same signals

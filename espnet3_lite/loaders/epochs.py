@@ -13,9 +13,8 @@ from espnet3_lite import seed
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words, other_data_in_words
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.loaders import kept_order
-from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild, settings_of
-from espnet3_lite.loaders.requests import check_loader, limited, prepare_loader, request_loaders, several_loaders
+from espnet3_lite.loaders import kept_order, requests
+from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild
 from espnet3_lite.loaders.samplers import EpochSampler, global_seed
 
 if TYPE_CHECKING:
@@ -64,17 +63,17 @@ class TrainData:
         known, self.resumed_requests = self.resumed_requests or [now], []
         self._request = known[trainer.global_rank % len(known)]
         seed.restore_random_state(self._request["random"], trainer.own_generators)
-        loader = request_loaders(trainer, "train")
-        if several_loaders(loader) is not None:
+        loader = requests.request_loaders(trainer, "train")
+        if requests.several_loaders(loader) is not None:
             raise MisconfigurationException(
                 f"train_dataloader gave a {type(loader).__name__} of loaders; give one loader "
                 f"(combine the data sets with torch.utils.data.ConcatDataset or StackDataset)"
             )
-        check_loader(loader, "the training loader")
+        requests.check_loader(loader, "the training loader")
         if trainer.overfit_batches:
             loader = without_shuffling(loader)
-        self.loader = self.in_use = prepare_loader(loader, trainer.strategy, True, trainer.use_distributed_sampler)
-        self.num_batches = limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
+        self.loader = self.in_use = requests.prepare_loader(loader, trainer, True)
+        self.num_batches = requests.limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
         if self.num_batches == 0:
             self._no_batches(had_some=False)
 
@@ -100,10 +99,8 @@ class TrainData:
         """
         assert self.loader is not None  # `setup_if_due`
         began, trainer = time.perf_counter(), self.trainer
-        set_anew = isinstance(self.loader, SharedLoader) and settings_of(self.given) != self.loader.settings
-        if trainer.strategy.any(set_anew):  # collective, and all ranks reach it: each epoch begins on all of them
-            self.loader = prepare_loader(self.given, trainer.strategy, True, trainer.use_distributed_sampler)
-        self.num_batches = limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
+        [self.loader] = requests.as_set_now([self.loader], trainer, True)
+        self.num_batches = requests.limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
         self.trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
         saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
         state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}

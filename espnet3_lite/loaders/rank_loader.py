@@ -59,6 +59,7 @@ class RankLoader:
 
     def __init__(self, given: Any):
         self.given, self._counted, self.step_size = given, given, 1
+        self.settings = settings_of(given)
         self._agreed_length: float | None = None
         self.strategy: Strategy | None = None
         self._until_the_vote = False
@@ -218,7 +219,6 @@ class SharedLoader(RankLoader):
         super().__init__(loader)
         here = (strategy.world_size, strategy.global_rank)
         ranks, rank = (1, 0) if alone else here
-        self.settings = settings_of(loader)
         self.order, own_step, split = how_dealt(loader)
         if _is_plain_shuffle(self.order) and (strategy.deals_out and not alone if by_epoch is None else by_epoch):
             self.order = EpochSampler(self.order.data_source, seed=seed)
@@ -340,9 +340,15 @@ def how_dealt(loader: DataLoader[Any]) -> tuple[Any, int, str]:
     return batch_sampler, 1, "batches" if whole else "batch"
 
 
-def settings_of(loader: DataLoader[Any]) -> list[Any]:
-    """What a program may have set anew since a copy of the loader was made."""
-    return [*how_dealt(loader), getattr(loader.batch_sampler, "drop_last", 0), loader.collate_fn, loader.num_workers]
+#: What torch lets a program set on a loader that is made.
+_SETTABLE = ("collate_fn", "num_workers", "worker_init_fn", "generator", "pin_memory", "prefetch_factor", "timeout")
+
+
+def settings_of(loader: Any) -> list[Any]:
+    """What a program may set anew on a `DataLoader` of which there is a copy."""
+    own = (getattr(loader, name, None) for name in _SETTABLE)
+    drop_last = getattr(getattr(loader, "batch_sampler", None), "drop_last", None)
+    return [*how_dealt(loader), drop_last, *own] if isinstance(loader, DataLoader) else []
 
 
 def _is_plain_shuffle(items: Any) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.loaders import rank_loader
 from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, StreamLoader, check_same_epochs, is_map_style
 
 if TYPE_CHECKING:
-    from espnet3_lite.distributed.single import Strategy
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -111,16 +111,17 @@ def check_loader(loader: Any, name: str) -> None:
 # ---- a rank's part of it -------------------------------------------------------------------------------------------
 
 
-def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bool = True) -> RankLoader:
+def prepare_loader(loader: Any, trainer: Trainer, training: bool) -> RankLoader:
     """The loader that gives this rank its share. All ranks call it together.
 
     Args:
         loader: A `DataLoader`, a list of batches, or any iterable of batches.
-        strategy: Which rank of how many.
+        trainer: Its strategy: which rank of how many; and whether the user has dealt the samples out
+            (``use_distributed_sampler=False``).
         training: The last batch is to be known as such, and a rank without data takes part all the same.
-        deal_out: False: the user has dealt the samples out (``use_distributed_sampler=False``).
     """
-    deal_out = deal_out and strategy.deals_out
+    strategy = trainer.strategy
+    deal_out = trainer.use_distributed_sampler and strategy.deals_out
     if deal_out and isinstance(loader, (list, tuple)):
         batches: Any = loader
         loader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
@@ -134,3 +135,11 @@ def prepare_loader(loader: Any, strategy: Strategy, training: bool, deal_out: bo
     if strategy.deals_out:
         own.wait_for(strategy, training)
     return own
+
+
+def as_set_now(loaders: list[RankLoader], trainer: Trainer, training: bool) -> list[RankLoader]:
+    """What `prepare_loader` gave; anew where a program has set a loader's sampler, `collate_fn` or the like since."""
+    set_anew = any(rank_loader.settings_of(loader.given) != loader.settings for loader in loaders)
+    if not trainer.strategy.any(set_anew):  # collective, and all ranks reach it: an epoch begins, or an evaluation
+        return loaders
+    return [prepare_loader(loader.given, trainer, training) for loader in loaders]

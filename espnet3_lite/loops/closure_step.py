@@ -79,8 +79,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         nonlocal calls, loss
         calls += 1
         if calls > 1 and not work.verdict.skip:
-            accumulate = trainer.accumulate_grad_batches
-            by_weight = trainer.plan.accumulates_by_weight
+            accumulate, by_weight = trainer.accumulate_grad_batches, trainer.plan.accumulates_by_weight
             if by_weight or (accumulate > 1 and not isinstance(slot.optimizer, torch.optim.LBFGS)):
                 setting = "accumulate_by_weight" if by_weight else f"accumulate_grad_batches={accumulate}"
                 raise MisconfigurationException(

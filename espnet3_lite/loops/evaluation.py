@@ -63,9 +63,8 @@ class EvaluationLoop:
 
     def setup(self) -> None:
         """Ask for the loaders, and count their batches."""
-        trainer, name = self.trainer, f"limit_{self.prefix}_batches"
-        limit = getattr(trainer, name)
-        if limit == 0:
+        trainer = self.trainer
+        if getattr(trainer, f"limit_{self.prefix}_batches") == 0:
             self.given, self.loaders, self.num_batches = None, [], []
             return
         self.given = given = self._request()
@@ -73,16 +72,19 @@ class EvaluationLoop:
         named = several if isinstance(several, dict) else dict(enumerate([given] if several is None else several))
         for key, loader in named.items():
             requests.check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
-        share = trainer.use_distributed_sampler
-        loaders = [requests.prepare_loader(loader, trainer.strategy, False, share) for loader in named.values()]
-        self.num_batches = [requests.limited(loader.length, limit, name) for loader in loaders]
-        for loader in filter(lambda loader: loader.length == 0, loaders):
+        self._use([requests.prepare_loader(loader, trainer, False) for loader in named.values()])
+        for loader in filter(lambda loader: loader.length == 0, self.loaders):
             rank_zero_warn(f"the {self.word} loader gives no batch: {loader_in_words(loader.given)}")
         self.suffixes = [f"/{key}" if isinstance(several, dict) else f"/dataloader_idx_{key}" for key in named]
-        self.loaders = loaders  # only once they were counted: a loader that was refused is asked for again
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
         counts = not trainer.sanity_checking or trainer.plan.validation.epoch_validates
         self._loaded_in_epoch = trainer.current_epoch if counts else -math.inf
+
+    def _use(self, loaders: list[RankLoader]) -> None:
+        """Count their batches by the limit as it is now. Only then are they in use: a refused one is asked for anew."""
+        name = f"limit_{self.prefix}_batches"
+        self.num_batches = [requests.limited(loader.length, getattr(self.trainer, name), name) for loader in loaders]
+        self.loaders = loaders
 
     def _request(self) -> Any:
         """The user's loaders; with `overfit_batches` a fit validates on the batches that it trains on."""
@@ -116,6 +118,7 @@ class EvaluationLoop:
         """
         trainer, module, metrics, word = self.trainer, self.trainer.lightning_module, self.trainer.metrics, self.word
         call, in_fit, sanity_check = trainer.call, trainer.state.fn == TrainerFn.FITTING, trainer.sanity_checking
+        self._use(requests.as_set_now(self.loaders, trainer, False))
         if sum(self.limits) == 0:
             return None if self.prefix == "predict" else []
         if not in_fit:
@@ -129,8 +132,9 @@ class EvaluationLoop:
         with torch.inference_mode() if inference_mode else torch.no_grad():
             getattr(module, f"on_{word}_model_eval")()
             call(f"on_{word}_start")
-            limits = self.limits  # a callback may have changed them
             call(f"on_{word}_epoch_start")
+            self._use(self.loaders)  # these hooks may have set the limit
+            limits = self.limits
             for index, loader in enumerate(self.loaders):
                 if len(self.loaders) > 1:
                     metrics.dataloader_idx, metrics.loader_suffix = index, self.suffixes[index]
@@ -298,36 +302,36 @@ class ValidationSchedule:
             rank_zero_warn("You defined a `validation_step` but have no `val_dataloader`. Skipping val loop.")
 
     def count_batches(self) -> None:
-        """Turn `val_check_interval` into a number of batches, now that their number in an epoch is known.
+        """Turn `val_check_interval` into a number of batches, now that their number in an epoch is known. An epoch
+        begins: the settings count that stand now.
 
         Raises:
             ValidationIntervalError: it is larger than the epoch.
             MisconfigurationException: it is a fraction, of a number that is not known.
         """
         trainer, batches, interval = self.trainer, self.trainer.num_training_batches, self.trainer.val_check_interval
+        self.enabled = trainer.enable_validation and trainer.evaluation_loops["val"].is_defined()
         if isinstance(interval, int):
-            self.every_n_batches = interval
             if interval > batches and trainer.check_val_every_n_epoch is not None and self.enabled:
                 raise ValidationIntervalError(
                     f"`val_check_interval` ({interval}) must be less than or equal to the number of the training "
                     f"batches ({batches}). If you want to disable validation set `limit_val_batches` to 0.0 instead. "
                     f"If you want to validate based on the total training batches, set `check_val_every_n_epoch=None`."
                 )
-        elif batches == math.inf:
-            if interval != 1.0:
-                raise MisconfigurationException(
-                    "When using an IterableDataset for `train_dataloader`, `Trainer(val_check_interval)` must be `1.0` "
-                    "or an int. An int k specifies checking validation every k training batches."
-                )
-            self.every_n_batches = math.inf
+        elif batches == math.inf and interval != 1.0:
+            raise MisconfigurationException(
+                "When using an IterableDataset for `train_dataloader`, `Trainer(val_check_interval)` must be `1.0` "
+                "or an int. An int k specifies checking validation every k training batches."
+            )
         else:
-            self.every_n_batches = max(1, int(batches * interval))
+            interval = batches if batches == math.inf else max(1, int(batches * interval))
+        self.every_n_batches = interval
 
     @property
     def epoch_validates(self) -> bool:
-        """The epoch in work is one in which `check_val_every_n_epoch` allows validation."""
-        every = self.trainer.check_val_every_n_epoch
-        return every is None or (self.trainer.current_epoch + 1) % every == 0
+        """The epoch in work is one in which `check_val_every_n_epoch` and `limit_val_batches` allow validation."""
+        trainer, every = self.trainer, self.trainer.check_val_every_n_epoch
+        return trainer.limit_val_batches != 0 and (every is None or (trainer.current_epoch + 1) % every == 0)
 
     def is_due(self, batch_idx: int, is_last: bool) -> bool:
         """Whether to validate after this training batch.
@@ -336,8 +340,7 @@ class ValidationSchedule:
             batch_idx: Its index within the epoch.
             is_last: It is the epoch's last.
         """
-        trainer = self.trainer
-        every_n_epochs = trainer.check_val_every_n_epoch
+        trainer, every_n_epochs = self.trainer, self.trainer.check_val_every_n_epoch
         if not self.enabled or not self.epoch_validates:
             return False
         if trainer.stopping.agreed and trainer.stopping.allowed:

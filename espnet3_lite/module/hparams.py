@@ -24,7 +24,7 @@ from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, wrong_arguments
+from espnet3_lite.exceptions import MisconfigurationException, nearest, wrong_arguments
 from espnet3_lite.signatures import taken_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class HyperparametersMixin:
         Args:
             args: Names of the arguments to save (all by default), or one dict, Namespace, dataclass or OmegaConf
                 `DictConfig` to save instead; where that is an argument of ``__init__``, a checkpoint gives it back so.
-            ignore: A name or names to leave out.
+            ignore: A name or names to leave out, though a base class has saved them.
             frame: Where to look for them; the caller's frame by default.
             logger: Hand them to the loggers at the start of a run.
 
@@ -87,8 +87,12 @@ class HyperparametersMixin:
             if (given := _init_arguments(frame, self)) is None:
                 raise MisconfigurationException(f"{type(self).__name__}.save_hyperparameters: call it from __init__")
             values = {name: given[name] for name in args} if args else given
-        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
-        self.hparams.update({name: value for name, value in values.items() if name not in ignored})
+        self.hparams.update(values)
+        for name in [ignore] if isinstance(ignore, str) else ignore or ():
+            if name not in self.hparams and not taken_of(type(self), {name: None}):
+                where = f"{type(self).__name__}.save_hyperparameters(ignore={ignore!r})"
+                rank_zero_warn(f"{where}: {name!r} is none of {sorted(values)}{nearest(name, values)}")
+            self.hparams.pop(name, None)  # one that the base class saved, too
         self._hparams_initial = AttributeDict(_copied(self.hparams))
 
     @property

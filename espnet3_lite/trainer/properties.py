@@ -70,10 +70,8 @@ def _should_log_step(trainer: Trainer) -> bool:
 
 
 def _log_dir(trainer: Trainer) -> str | None:
-    if trainer.log_dir_of_rank_zero is not None:
-        return trainer.log_dir_of_rank_zero
-    directory = getattr(trainer.logger, "log_dir", None) or getattr(trainer.logger, "save_dir", None)
-    return directory or trainer.default_root_dir
+    directory = trainer.log_dir_of_rank_zero or getattr(trainer.logger, "log_dir", None)
+    return directory or getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir
 
 
 def _sampler_kwargs(trainer: Trainer) -> dict[str, int]:

@@ -26,7 +26,6 @@ from espnet3_lite.value_kinds import (
     Kind,
     instead,
     is_number,
-    is_whole,
     number,
     one_of,
     parse_duration,
@@ -61,8 +60,7 @@ DEVICES = Kind(
     "a number of at least 1, -1 or 'auto' for all, or a list of them",
     lambda value: (
         value in (-1, "-1", "auto")
-        or (is_whole(value) and value >= 1)
-        or (isinstance(value, str) and value.isdecimal() and int(value) >= 1)
+        or (str(value).isdecimal() and int(value) >= 1)
         or (isinstance(value, list | tuple) and len(value) > 0)
     ),
 )
@@ -148,8 +146,12 @@ else:
             delattr(table, name)
             parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=setting.default))
             lines.append(f"    {name} ({setting.kind.words}; default {setting.default!r}): {setting.meaning}")
+
+        def __setattr__(self, name, value):
+            object.__setattr__(self, name, self._checked_change(name, value))
+
         __init__.__signature__, __init__.__doc__ = Signature(parameters), "\n".join(lines)
-        table.__init__ = __init__
+        table.__init__, table.__setattr__ = __init__, __setattr__
         return table
 
 
@@ -230,6 +232,16 @@ class Settings:
         FLAG | MAPPING | one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         "Compile the training step (an ESPnet model itself): True, a mode, or keyword arguments of ``torch.compile``.",
     )
+
+
+#: What may be set on a trainer at any time, ``trainer.max_epochs = 5``: who needs it reads it anew, each time.
+AT_ANY_TIME = frozenset(("logger", "callbacks", "max_epochs", "min_epochs", "max_steps", "min_steps",
+    "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
+    "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "accumulate_grad_batches",
+    "gradient_clip_val", "gradient_clip_algorithm", "inference_mode", "reload_dataloaders_every_n_epochs"))  # fmt: skip
+#: What a call reads when it begins: it may be set between two calls. All else is read when the trainer is made.
+BETWEEN_CALLS = frozenset(("signal_grace", "sync_batchnorm", "use_distributed_sampler", "prefetch_to_device",
+    "detect_anomaly", "check_grad_finite", "async_save", "auto_resume", "compile"))  # fmt: skip
 
 
 REFUSED: dict[str, str] = {

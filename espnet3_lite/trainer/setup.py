@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
-from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
 from espnet3_lite.callbacks.users_hooks import check_hooks
+from espnet3_lite.callbacks.users_optimizers import check_optimizers
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, wrong_class
@@ -93,7 +93,7 @@ class RunPlan:
         """Complete the plan of a fit: optimizers and schedulers, the training step, whether there is validation."""
         trainer, module, precision = self.trainer, self.trainer.lightning_module, self.trainer.precision_plugin
         self.slots, self.schedulers = configure_optimizers(trainer, module)
-        warn_of_modes(trainer)
+        check_optimizers(trainer)
         self.configured, self.not_taken = [run_state.settings_of(optimizer) for optimizer in trainer.optimizers], set()
         self.built = set(map(id, module.parameters()))
         rank_comparison.compare_optimizers(trainer)  # collective: all ranks
@@ -240,16 +240,35 @@ def _check_steps(trainer: Trainer, model: LiteModule) -> None:
     for method in by_call.get(fn, ["training_step"] if by_hand else ["training_step", "configure_optimizers"]):
         if not trainer.is_overridden(method, model):
             raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
-    if fn != TrainerFn.FITTING or not by_hand:
-        return
-    for setting, harmless, what, instead in (
-        ("gradient_clip_val", (None, 0), "clipping", "call `self.clip_gradients(optimizer, ...)`"),
-        ("accumulate_grad_batches", (1,), "accumulation", "accumulate"),
-    ):
-        if (value := getattr(trainer, setting)) not in harmless:
+    for setting in _OF_ONE_OPTIMIZER if fn == TrainerFn.FITTING else ():
+        check_change(trainer, setting, getattr(trainer, setting))
+
+
+#: What the loop does for one optimizer, by the setting: the values that ask for nothing, and how a module does it.
+_OF_ONE_OPTIMIZER: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "gradient_clip_val": ((None, 0), "clipping", "call `self.clip_gradients(optimizer, ...)`"),
+    "accumulate_grad_batches": ((1,), "accumulation", "accumulate"),
+}
+
+
+def check_change(trainer: Trainer, setting: str, value: Any) -> None:
+    """A fit can follow a setting that is set, and loses nothing by it.
+
+    Raises:
+        MisconfigurationException: nothing would read it, or gradients that wait for their window's end would be lost.
+    """
+    harmless, what, instead = _OF_ONE_OPTIMIZER.get(setting, ((value,), "", ""))
+    module, plain, before = trainer.lightning_module, trainer.slots.get(None), trainer.accumulate_grad_batches
+    if value not in harmless and not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"Automatic gradient {what} is not supported for manual optimization. Remove `Trainer({setting}={value})` "
+            f"and {instead} in {type(module).__name__}.training_step"
+        )
+    if setting == "accumulate_grad_batches" and value != before and plain is not None:
+        if plain.open and plain.trained and trainer.fit_loop.within_epoch:
             raise MisconfigurationException(
-                f"Automatic gradient {what} is not supported for manual optimization. Remove `Trainer({setting}="
-                f"{value})` and {instead} in {name}.training_step"
+                f"trainer.{setting} = {value} within a window: the gradients of {plain.pending} of {before} batches "
+                f"wait for their step. Set it between two steps, or in on_train_epoch_start"
             )
 
 

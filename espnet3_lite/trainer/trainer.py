@@ -18,8 +18,9 @@ from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.callbacks.screen import print_results, told
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.distributed.launch import make_strategy
+from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.error_notes import explained
-from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError
+from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError, nearest
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, log_hyperparameters, tell
 from espnet3_lite.loggers.named import make_loggers
@@ -35,6 +36,7 @@ from espnet3_lite.trainer import setup
 from espnet3_lite.trainer.checkpoint_choice import choose_checkpoint
 from espnet3_lite.trainer.hook_calls import HookCalls
 from espnet3_lite.trainer.properties import TrainerProperties
+from espnet3_lite.trainer.settings import AT_ANY_TIME, BETWEEN_CALLS, SETTINGS, resolve
 from espnet3_lite.trainer.states import TrainerFn, TrainerState, TrainerStatus
 from espnet3_lite.trainer.stopping import Stopping
 
@@ -56,13 +58,11 @@ class Trainer(TrainerProperties):
 
     def __post_init__(self, settings: dict[str, Any], epochs_given: bool) -> None:
         """The constructor (of `Settings`) has checked the arguments: make what a trainer is made of."""
-        self.epochs_given = epochs_given
-        for name in settings.keys() - {"strategy", "precision", "logger", "callbacks", "default_root_dir"}:
-            setattr(self, name, settings[name])
-        self.default_root_dir = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
-        self.precision_plugin = Precision(settings["precision"])
-        self.precision = self.precision_plugin.name
-        self.strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout, self.devices)
+        vars(self).update({name: settings[name] for name in settings.keys() - {"logger", "callbacks"}})
+        self.epochs_given, self.precision_plugin = epochs_given, Precision(settings["precision"])
+        strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout, self.devices)
+        folder = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
+        vars(self).update(strategy=strategy, precision=self.precision_plugin.name, default_root_dir=folder)
         #: What the trainer is doing: method, stage, status.
         self.state: TrainerState = TrainerState()
         self.stopping: Stopping = Stopping(self)
@@ -74,7 +74,7 @@ class Trainer(TrainerProperties):
         self.ckpt_path: str | None = None
         self.return_predictions = True
         self.log_dir_of_rank_zero: str | None = None
-        self.loggers: list[Logger] = make_loggers(settings["logger"], self.default_root_dir)
+        self.loggers: list[Logger] = settings["logger"]
         self.make_loops()
         self.callbacks = make_callbacks(settings, self.default_root_dir)
         set_backends(settings["deterministic"], settings["benchmark"])
@@ -232,6 +232,29 @@ class Trainer(TrainerProperties):
 
     # --- what may be set, and what takes part -------------------------------------------------------------------------
 
+    def _checked_change(self, name: str, value: Any) -> Any:
+        """What an attribute becomes that is set: a setting is checked by the table's rule, None is its default.
+
+        Raises:
+            MisconfigurationException: it is too late for it, or the value is not allowed.
+        """
+        if name == "loggers":
+            return make_loggers(value or False, self.default_root_dir)
+        if name not in SETTINGS or isinstance(getattr(type(self), name, None), property):  # which checks for itself
+            if "plan" in vars(self) and not hasattr(self, name) and (hint := nearest(name, SETTINGS, alike=0.9)):
+                rank_zero_warn(f"trainer.{name} is no setting, and nothing here reads it{hint}")
+            return value
+        running, settable = self.state.stage is not None, AT_ANY_TIME | BETWEEN_CALLS
+        if name not in settable or (running and name not in AT_ANY_TIME):
+            made = f"the trainer is made. Set it there, on a new one: Trainer({name}=...)"
+            when = "a call begins, and one is running. Set it before the call" if name in settable else made
+            raise MisconfigurationException(f"trainer.{name} = {value!r}: it is read when {when}")
+        others = {known: set_before for known, set_before in vars(self).items() if known in settable | {"max_time"}}
+        value = resolve({**others, name: value})[name]
+        if running and self.state.fn == TrainerFn.FITTING:
+            setup.check_change(self, name, value)
+        return value
+
     @property
     def should_stop(self) -> bool:
         """Somebody wants the run to end in order. Set it to True in any hook, on any rank."""
@@ -267,7 +290,7 @@ class Trainer(TrainerProperties):
 
     @logger.setter
     def logger(self, logger: Logger | None) -> None:
-        self.loggers = [logger] if logger else []
+        self.loggers = logger  # type: ignore[assignment]  # made a list, as in the constructor
 
     @property
     def owners(self) -> list[LiteDataModule | LiteModule]:

@@ -13,7 +13,8 @@ from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
 RANKS = Ranks(
     "rank_strategy_cases",
-    *("lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "objects", "half", "travelling", "sharded"),
+    *("lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "shortened_embeddings", "objects", "half"),
+    *("travelling", "sharded"),
 )
 QUIET = {"max_epochs": 1, **QUIET}
 
@@ -45,6 +46,14 @@ def test_sync_batchnorm_on_cpus_is_left_out_with_a_warning(two):
     assert two[0]["synchronized_on_a_cpu"] == {
         "kind": "BatchNorm1d", "told": ["sync_batchnorm=True does nothing on CPUs, where torch has no SyncBatchNorm"],
     }  # fmt: skip
+
+
+def test_layers_whose_weights_part_are_told(two):
+    """As with torch's own DDP, which says nothing: only buffers are sent, and no parameter."""
+    assert two[0]["shortened_embeddings"]["weight"] != two[1]["shortened_embeddings"]["weight"]
+    (told,) = two[0]["shortened_embeddings"]["told"]
+    assert told.startswith("Embedding 'words' has max_norm=0.1: its forward pass shortens the rows that this rank's")
+    assert rank_strategy_cases.shortened_embeddings()["told"] == []
 
 
 def test_an_object_of_strategies_is_the_trainers(two):

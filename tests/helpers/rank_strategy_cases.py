@@ -96,6 +96,27 @@ def synchronized_on_a_cpu():
     return {"kind": type(module.norm).__name__, "told": told}
 
 
+class Shortened(Line):
+    """Has embeddings whose forward pass changes their weight, as much as each rank's batch asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(8, 2, max_norm=0.1).double()
+
+    def training_step(self, batch, batch_idx):
+        rows = self.words(torch.tensor([RANK]))
+        return super().training_step(batch, batch_idx) + 0 * rows.sum()
+
+
+def shortened_embeddings():
+    module = Shortened()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(max_epochs=1).fit(module, loader_of(4, 1, False))
+    told = [str(warning.message) for warning in caught if "max_norm" in str(warning.message)]
+    return {"weight": module.words.weight.tolist(), "told": told}
+
+
 # ---- objects and what users ask them ---------------------------------------------------------------------------------
 
 

@@ -227,6 +227,79 @@ def test_what_a_hook_sets_in_the_loader_counts_from_the_next_epoch_on(change, ba
     assert [batch for epoch, _, batch in model.seen if epoch == 1] == batches
 
 
+@pytest.mark.parametrize(
+    ("change", "batches"),
+    [
+        (with_a_larger_size, [[0, 1, 2], [3, 4]]),
+        (with_full_batches_alone, [[0, 1], [2, 3]]),
+        (with_other_batches, [[10, 11], [12, 13], [14]]),
+    ],
+)
+@pytest.mark.parametrize("call", ["fit", "validate", "test", "predict"])
+def test_what_a_hook_sets_in_an_evaluations_loader_counts_from_the_next_pass_on(call, change, batches):
+    class Changes(Model):
+        def validation_step(self, batch, batch_idx):
+            self.seen.append((self.passes, batch.flatten().tolist()))
+
+        test_step = predict_step = validation_step
+        passes = 0
+
+        def on_validation_epoch_end(self):
+            self.passes += 1
+            change(loader)
+
+        on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).mean()
+
+    model, loader = Changes(), DataLoader(Numbers(5), 2)
+    trainer = quiet(max_epochs=2, num_sanity_val_steps=0)
+    if call == "fit":
+        trainer.fit(model, DataLoader(Numbers(2)), loader)
+    else:
+        for _ in range(2):
+            getattr(trainer, call)(model, loader)
+    assert [batch for passed, batch in model.seen if passed == 0] == [[0, 1], [2, 3], [4]]
+    assert [batch for passed, batch in model.seen if passed == 1] == batches
+
+
+def test_a_generator_that_a_hook_sets_in_the_loader_counts_from_the_next_epoch_on():
+    class Changes(Model):
+        def on_train_epoch_end(self):
+            loader.generator = loader.sampler.generator = torch.Generator().manual_seed(5)
+
+    loader = DataLoader(Numbers(5), 2, shuffle=True)
+    model, again = Changes(), Model()
+    quiet(max_epochs=2).fit(model, loader)
+    generator = torch.Generator().manual_seed(5)
+    quiet(max_epochs=1).fit(again, DataLoader(Numbers(5), 2, shuffle=True, generator=generator))
+    assert [batch for epoch, _, batch in model.seen if epoch == 1] == [batch for *_, batch in again.seen]
+
+
+class Notes:
+    """A `worker_init_fn` that leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, worker_id):
+        self.path.touch()
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_a_hook_sets_for_the_workers_counts_from_the_next_epoch_on(stays, tmp_path):
+    """Of a stream with workers that stay the trainer uses a copy."""
+
+    class Changes(Model):
+        def on_train_epoch_end(self):
+            loader.worker_init_fn = Notes(tmp_path / f"after_{self.current_epoch}")
+
+    loader = DataLoader(Stream() if stays else Numbers(4), 2, num_workers=1, persistent_workers=stays)
+    quiet(max_epochs=2).fit(Changes(), loader)
+    assert [path.name for path in tmp_path.iterdir()] == ["after_0"]
+
+
 # ---- loaders that go their own way, with workers that stay -----------------------------------------------------------
 
 

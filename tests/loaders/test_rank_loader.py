@@ -1,5 +1,7 @@
 """Loaders around which a run is started and continued, in one process; with several they are in `test_two_ranks`."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rank_lab import SINGLE, Model, Module, Note, Samples, collate, report, trainer_of
@@ -208,7 +210,8 @@ def test_what_a_loader_itself_knows_goes_on_behind_an_epochs_last_batch(tmp_path
 def test_a_list_that_each_rank_has_for_itself_is_read_as_it_is():
     """Without a `DataLoader` around it, which costs as much a batch as a small step does."""
     batches, strategy = [torch.zeros(1), torch.ones(1), torch.ones(2)], OfTwo(torch.device("cpu"))
-    own, dealt = (prepare_loader(batches, strategy, training=True, deal_out=deal_out) for deal_out in (False, True))
+    trainers = (SimpleNamespace(strategy=strategy, use_distributed_sampler=deal_out) for deal_out in (False, True))
+    own, dealt = (prepare_loader(batches, trainer, training=True) for trainer in trainers)
     assert own.loader is batches
     assert [batch is given for batch, given in zip(iter(own), batches, strict=False)] == [True, True, True]
     assert isinstance(dealt, SharedLoader)

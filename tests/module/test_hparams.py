@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import threading
+import warnings
 
 import pytest
 import torch
@@ -68,6 +69,42 @@ def test_an_unknown_name_is_told():
 
     with pytest.raises(KeyError, match="widht"):
         Wrong(1)
+
+
+@pytest.mark.parametrize(("ignore", "name"), [("widht", "widht"), (["depth", "widht"], "widht")])
+def test_an_unknown_name_that_is_to_be_left_out_is_told(ignore, name):
+    class Wrong(HyperparametersMixin):
+        def __init__(self, width, depth=1):
+            self.save_hyperparameters(ignore=ignore)
+
+    with pytest.warns(UserWarning) as told:
+        assert Wrong(1).hparams["width"] == 1
+    assert [str(warning.message) for warning in told] == [
+        f"Wrong.save_hyperparameters(ignore={ignore!r}): {name!r} is none of ['depth', 'width']; did you mean 'width'?"
+    ]
+
+
+def test_names_that_are_left_out_with_others_or_where_any_may_be_given_are_no_mistake():
+    class Some(HyperparametersMixin):
+        def __init__(self, a, b, **others):
+            self.save_hyperparameters("a", ignore=["b", "net"])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Some(1, 2).hparams == Some(1, 2, net=3).hparams == {"a": 1}
+
+
+def test_a_subclass_leaves_out_what_its_base_has_saved():
+    class Base(HyperparametersMixin):
+        def __init__(self, net, width=1):
+            self.save_hyperparameters()
+
+    class Derived(Base):
+        def __init__(self, net, width=1):
+            super().__init__(net, width)
+            self.save_hyperparameters(ignore="net")
+
+    assert Derived("a net", 2).hparams == {"width": 2}
 
 
 def test_only_init_can_save_them():

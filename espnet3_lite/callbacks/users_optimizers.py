@@ -1,0 +1,80 @@
+"""What users' `configure_optimizers` gave, and how the layers fit to it: what would train wrongly without a word.
+
+Found before the first step: a scheduler that would step twice, parameters that several optimizers step, and, with
+several ranks, layers whose weights would part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+def check_optimizers(trainer: Trainer) -> None:
+    """Look at what a fit's module gave.
+
+    Raises:
+        MisconfigurationException: a scheduler stands there twice, and the loop steps it.
+    """
+    warn_of_modes(trainer)
+    if trainer.plan.automatic_optimization:
+        _refuse_twice(trainer)
+    _warn_of_shared_parameters(trainer)
+    if trainer.world_size > 1:
+        _warn_of_weights_that_part(trainer)
+
+
+def _refuse_twice(trainer: Trainer) -> None:
+    """Each scheduler that was given steps once, also where another one (`SequentialLR`) steps it."""
+    seen: set[int] = set()
+    for config in trainer.plan.schedulers:
+        for scheduler in _with_inner(config.scheduler):
+            if id(scheduler) in seen:
+                raise MisconfigurationException(
+                    f"{type(trainer.lightning_module).__name__}.configure_optimizers() returned the same "
+                    f"{type(scheduler).__name__} twice, which would step twice each time. Return it once"
+                )
+            seen.add(id(scheduler))
+
+
+def _with_inner(scheduler: Any) -> Iterator[Any]:
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):  # of SequentialLR and ChainedScheduler
+        yield from _with_inner(inner)
+
+
+def _warn_of_shared_parameters(trainer: Trainer) -> None:
+    """Two optimizers with a parameter both step it, each with moments of its own."""
+    names = {id(parameter): name for name, parameter in trainer.lightning_module.named_parameters()}
+    owner: dict[int, Any] = {}
+    for key, slot in trainer.slots.items():
+        shared: dict[Any, list[str]] = {}
+        for parameter in slot.parameters:
+            if (other := owner.setdefault(id(parameter), key)) != key:
+                shared.setdefault(other, []).append(names.get(id(parameter), "one outside the module"))
+        for other, found in shared.items():
+            rank_zero_warn(
+                f"the optimizers {other!r} and {key!r} have {len(found)} parameter{'s' * (len(found) > 1)} in common, "
+                f"{', '.join(found[:3])}{' ...' * (len(found) > 3)}: each of them steps it. Give each parameter to one "
+                f"optimizer, unless this was on purpose"
+            )
+
+
+def _warn_of_weights_that_part(trainer: Trainer) -> None:
+    """Layers that change their own weights in the forward pass, by the rank's own batch."""
+    for name, part in trainer.lightning_module.named_modules():
+        if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag) and part.max_norm is not None:
+            rank_zero_warn(
+                f"{type(part).__name__} {name!r} has max_norm={part.max_norm}: its forward pass shortens the rows that "
+                f"this rank's batch uses, on this rank alone, so that the ranks' weights part. Leave max_norm out, and "
+                f"shorten the rows in on_train_batch_end, on all ranks alike"
+            )
