@@ -6,7 +6,7 @@ The loop has run forward and backward already; the closure's first call gives th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
@@ -108,9 +108,8 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
         prepared, finite = True, loop.prepare_step(slot) and finite
         return finite
 
-    trainer.metrics.hook = "optimizer_step"
-    optimizer = cast(Optimizer, ManualOptimizer(slot.optimizer, trainer, prepare))  # has all that is one's
-    module.optimizer_step(loop.epoch, work.index, optimizer, closure)
+    optimizer = ManualOptimizer(slot.optimizer, trainer, prepare)  # has all that is an optimizer's
+    trainer.hook_calls.call_module("optimizer_step", loop.epoch, work.index, optimizer, closure)
     if not calls:
         raise MisconfigurationException(
             f"{type(module).__name__}.optimizer_step has not called its closure. Pass it on: optimizer.step(closure="

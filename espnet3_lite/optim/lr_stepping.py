@@ -213,8 +213,7 @@ def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Ten
     joined, before = groups[own:], groups[0]["lr"] if groups else 0.0
     del groups[own:]
     try:
-        trainer.metrics.hook = "lr_scheduler_step"
-        trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
+        trainer.hook_calls.call_module("lr_scheduler_step", config.scheduler, metric)
     finally:
         groups.extend(joined)
     for group in joined:

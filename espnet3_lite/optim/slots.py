@@ -69,7 +69,7 @@ class OptimizerSlot:
     #: What has these two instead, and may change them: the trainer, for an optimizer without a name.
     clip_settings: Any = None
     #: The module's own `configure_gradient_clipping`, where it has one.
-    clips_by: Callable[[Optimizer, float | None, str | None], torch.Tensor | None] | None = None
+    clips_by: Callable[[Optimizer, float | None, str | None], Any] | None = None
     #: Somebody wants to know whether the gradients are finite, though nothing is clipped.
     checks_gradients: bool = False
     #: Successful updates so far.
@@ -155,7 +155,7 @@ class OptimizerSlot:
         if (self.checks_gradients and not gives_norm) or (value and algorithm == "value"):
             largest = largest_gradient(self.parameters)
         norm = (self.clips_by or clip_gradients)(self.optimizer, value, algorithm)
-        found = largest if norm is None else norm
+        found = norm if gives_norm else largest
         return 0.0 if found is None else float(found)  # a CPU-GPU sync point
 
     def weigh(self, loss: torch.Tensor, weight: float, window: int) -> torch.Tensor:

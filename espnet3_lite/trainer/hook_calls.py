@@ -68,6 +68,12 @@ class HookCalls:
                 trainer.stopping.note(error)
         return response if event in self.of_module else None
 
+    def call_module(self, hook: str, *args: Any) -> Any:
+        """Call a hook of the module alone, of which it returns what it returned."""
+        trainer = self.trainer
+        trainer.metrics.hook = hook
+        return getattr(trainer.lightning_module, hook)(*args)
+
     def call_callbacks(self, event: str, *args: Any) -> None:
         """Call a hook of the callbacks alone, perhaps from within another hook (one that saves), which then goes on."""
         trainer = self.trainer

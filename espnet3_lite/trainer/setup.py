@@ -333,23 +333,13 @@ def configure_optimizers(
     else:
         slots = {None: OptimizerSlot(optimizers[0])}
     for slot in slots.values():
-        if slot.name is None:
-            _clip_as_told(trainer, model, slot)
+        if slot.name is None:  # a named one is clipped by its own settings
+            slot.clip_settings = trainer
+            if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
+                slot.clips_by = functools.partial(trainer.hook_calls.call_module, "configure_gradient_clipping")
         slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
         slot.own_backward = "backward" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     check_parameters(slots.values(), model)
     check_closures(trainer, slots.values())
     return slots, schedulers
-
-
-def _clip_as_told(trainer: Trainer, model: LiteModule, slot: OptimizerSlot) -> None:
-    """A plain optimizer is clipped by the trainer's settings or by the module, a named one by its own settings."""
-
-    def by_module(optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
-        trainer.metrics.hook = "configure_gradient_clipping"
-        model.configure_gradient_clipping(optimizer, value, algorithm)
-
-    slot.clip_settings = trainer
-    if "configure_gradient_clipping" in trainer.hook_calls.of_module and model.automatic_optimization:
-        slot.clips_by = by_module
