@@ -272,7 +272,8 @@ class FitLoop(Progress):
         if slot.name is not None:
             slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
         elif "backward" in trainer.hook_calls.of_module:
-            trainer.hook_calls.call_module("backward", loss)
+            trainer.metrics.hook = "backward"  # as `call_module` does, without a call in each step
+            trainer.lightning_module.backward(loss)
         else:
             loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         if hooks["on_after_backward"]:
