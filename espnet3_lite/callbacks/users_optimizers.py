@@ -1,7 +1,7 @@
-"""What users' `configure_optimizers` gave, and how the layers fit to it: what would train wrongly without a word.
+"""What users' `configure_optimizers` gave, and how the layers fit to it: what would train wrongly, or not at all.
 
-Found before the first step: a scheduler that would step twice, parameters that several optimizers step, and, with
-several ranks, layers whose weights would part.
+Found before the first step: parameters of another model, closures where there can be none, a scheduler that would step
+twice, parameters that several optimizers step, and, with several ranks, layers whose weights would part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import MisconfigurationException, refuse
+from espnet3_lite.optim.manual_optimization import demands_closure
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -23,14 +24,32 @@ def check_optimizers(trainer: Trainer) -> None:
     """Look at what a fit's module gave.
 
     Raises:
-        MisconfigurationException: a scheduler stands there twice, and the loop steps it.
+        MisconfigurationException: an optimizer trains nothing of the module's, or demands a closure where there can be
+            none; a scheduler stands there twice, and the loop steps it.
     """
+    _refuse_unfit_optimizers(trainer)
     warn_of_modes(trainer)
     if trainer.plan.automatic_optimization:
         _refuse_twice(trainer)
     _warn_of_shared_parameters(trainer)
     if trainer.world_size > 1:
         _warn_of_weights_that_part(trainer)
+
+
+def _refuse_unfit_optimizers(trainer: Trainer) -> None:
+    own = set(map(id, trainer.lightning_module.parameters()))
+    scaled = trainer.precision_plugin.scaler is not None
+    for slot in trainer.slots.values():
+        kind, shared, parameters = type(slot.optimizer).__name__, slot.name is not None, slot.parameters
+        among = f" among the other optimizers, as optimizers.{slot.name}" if shared else " with precision='16-mixed'"
+        refuse(
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers(): ",
+            (parameters and own.isdisjoint(map(id, parameters)), f"none of the parameters of {kind} is one of the "
+             f"module's. Was it made for another model, for a copy, or before the parameters were replaced? Make it in "
+             f"configure_optimizers, from self.parameters()"),
+            (demands_closure(slot.optimizer) and (scaled or shared), f"{kind}{among} evaluates its loss several times "
+             f"a step, which goes neither with a gradient scaler nor where several optimizers share one forward pass"),
+        )  # fmt: skip
 
 
 def _refuse_twice(trainer: Trainer) -> None:

@@ -5,7 +5,6 @@ The loop has run forward and backward already; the closure's first call gives th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,18 +12,11 @@ from torch.optim import Optimizer
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.optim.manual_optimization import ManualOptimizer, takes_closure
+from espnet3_lite.optim.manual_optimization import ManualOptimizer, demands_closure, takes_closure
 from espnet3_lite.optim.slots import OptimizerSlot, route
-from espnet3_lite.signatures import demands
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop
-    from espnet3_lite.trainer.trainer import Trainer
-
-
-def demands_closure(optimizer: Optimizer) -> bool:
-    """Whether its `step` cannot do without: LBFGS, and whoever gives the argument no default."""
-    return demands(type(optimizer).step, "closure")
 
 
 def may_use_closure(optimizer: Optimizer) -> bool:
@@ -34,23 +26,6 @@ def may_use_closure(optimizer: Optimizer) -> bool:
     """
     kin = [base for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim.")]
     return demands_closure(optimizer) or (kin == [Optimizer] and takes_closure(optimizer))
-
-
-def check_closures(trainer: Trainer, slots: Iterable[OptimizerSlot]) -> None:
-    """Refuse optimizers that demand a closure where there can be none.
-
-    Raises:
-        MisconfigurationException: several optimizers, or mixed precision with a scaler.
-    """
-    for slot in slots:
-        scaled, shared = trainer.precision_plugin.scaler is not None, slot.name is not None
-        if demands_closure(slot.optimizer) and (scaled or shared):
-            kind = type(slot.optimizer).__name__
-            wrong = f"with the other optimizers, as optimizers.{slot.name}" if shared else "with precision='16-mixed'"
-            raise MisconfigurationException(
-                f"{kind} {wrong}: it evaluates its loss several times a step, which goes neither with a gradient "
-                f"scaler nor where several optimizers share one forward pass"
-            )
 
 
 def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
+from espnet3_lite.signatures import demands
+
 if TYPE_CHECKING:
     from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
@@ -155,6 +157,11 @@ class ManualOptimizer:
 def _marks(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
     """Differ when a parameter, or its gradient, was written or replaced."""
     return [(p._version, p.grad._version if p.grad is not None else -1) for p in weights]
+
+
+def demands_closure(optimizer: Optimizer) -> bool:
+    """Whether its `step` cannot do without: LBFGS, and whoever gives the argument no default."""
+    return demands(type(optimizer).step, "closure")
 
 
 def takes_closure(optimizer: Optimizer) -> bool:

@@ -6,7 +6,7 @@ made in `trainer/setup.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -233,22 +233,6 @@ def parse_optimizers(
                 f"(optimizers, schedulers), a dict with 'optimizer', or None"
             )
     return optimizers, [parse_scheduler(given, where, steps_by_hand, steps_its_way) for given in schedulers]
-
-
-def check_parameters(slots: Iterable[OptimizerSlot], module: torch.nn.Module) -> None:
-    """Refuse an optimizer whose parameters are none of the module's: it would train nothing, without a word.
-
-    Raises:
-        MisconfigurationException: naming the optimizer.
-    """
-    own = {id(parameter) for parameter in module.parameters()}
-    for slot in slots:
-        if slot.parameters and not any(id(parameter) in own for parameter in slot.parameters):
-            raise MisconfigurationException(
-                f"{type(module).__name__}.configure_optimizers(): none of the parameters of "
-                f"{type(slot.optimizer).__name__} is one of the module's. Was it made for another model, for a copy, "
-                f"or before the parameters were replaced? Make it in configure_optimizers, from self.parameters()"
-            )
 
 
 #: What a training step comes to: each loss, ``()``, and what it trains; None where there is nothing to train.

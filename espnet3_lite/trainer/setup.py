@@ -20,14 +20,14 @@ from espnet3_lite.checkpoint import run_state
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, wrong_class
 from espnet3_lite.loaders.transfer import OnItsWay, side_stream
-from espnet3_lite.loops.closure_step import check_closures, may_use_closure
+from espnet3_lite.loops.closure_step import may_use_closure
 from espnet3_lite.loops.evaluation import ValidationSchedule, sanity_check
 from espnet3_lite.metrics.collector import keep_out_of_graphs
 from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.lr_stepping import LRSchedulerConfig, attach_schedulers
 from espnet3_lite.optim.manual_optimization import ManualOptimizer
-from espnet3_lite.optim.slots import OptimizerSlot, check_parameters, parse_optimizers
+from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers
 from espnet3_lite.trainer import rank_comparison
 from espnet3_lite.trainer.properties import TrainerProperties
 from espnet3_lite.trainer.states import TrainerFn
@@ -340,6 +340,4 @@ def configure_optimizers(
         slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
         slot.own_backward = "backward" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
-    check_parameters(slots.values(), model)
-    check_closures(trainer, slots.values())
     return slots, schedulers

@@ -104,7 +104,7 @@ def test_an_own_optimizer_step_is_asked_for_a_window_that_a_skipped_batch_closes
 
 
 def test_lbfgs_cannot_be_scaled():
-    with pytest.raises(MisconfigurationException, match="LBFGS with precision='16-mixed': it evaluates"):
+    with pytest.raises(MisconfigurationException, match="LBFGS with precision='16-mixed' evaluates its"):
         fit(Line(lbfgs), precision="16-mixed")
 
 
@@ -218,7 +218,7 @@ def test_looking_around_goes_with_windows_of_one_batch_alone():
 
 
 def test_what_demands_a_closure_cannot_be_scaled():
-    with pytest.raises(MisconfigurationException, match="Demanding with precision='16-mixed': it eval"):
+    with pytest.raises(MisconfigurationException, match="Demanding with precision='16-mixed' evaluate"):
         fit(Line(lambda parameters: Demanding(parameters, lr=0.1)), precision="16-mixed")
 
 

@@ -197,5 +197,5 @@ def test_what_named_optimizers_cannot_do_is_refused(tmp_path):
         fit(Gan(), tmp_path, accumulate_grad_batches=4)
     lbfgs = {"optimizer": {"_target_": "torch.optim.LBFGS"}, "params": GENERATOR}
     config = {"optimizers": {GENERATOR: lbfgs, DISCRIMINATOR: {**BLOCK, "params": DISCRIMINATOR}}}
-    with pytest.raises(MisconfigurationException, match="LBFGS with the other optimizers, as optimizers.gen"):
+    with pytest.raises(MisconfigurationException, match="LBFGS among the other optimizers, as optimizers.gen"):
         fit(Gan(), tmp_path, config)
