@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.seed import mark_of
+
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
@@ -103,12 +106,54 @@ def cannot_be_iterated_twice(loader: Any) -> str:
     )
 
 
-def other_data_in_words(before: int, now: float) -> str:
-    """A run resumes within an epoch whose loader had another number of samples, or batches."""
-    return (
-        f"this epoch had {before} samples (or batches) and has {now} now, so that its rest may repeat samples or miss "
-        f"some: resume with the same data, or from a checkpoint of an epoch's end"
+def other_data_in_words(loader: Any, before: int | None, now: float | None, within: bool) -> str:
+    """What to say where a run resumes whose training loader does not give what it gave; else nothing.
+
+    Args:
+        loader: The user's.
+        before: How many samples, or batches, it had when the checkpoint was written; None where it has no indices.
+        now: How many it has.
+        within: The run resumes within an epoch. A new epoch may have more.
+    """
+    grown = (
+        "Data that grow while a run trains, such as a replay buffer, are in no checkpoint by themselves: put them "
+        "there in the module's on_save_checkpoint, and back in its on_load_checkpoint"
     )
+    if None not in (before, now) and within and now != before:
+        return (
+            f"this epoch had {before} samples (or batches) and has {now} now, so that its rest may repeat samples or "
+            f"miss some: resume with the same data, or from a checkpoint of an epoch's end. {grown}"
+        )
+    if None not in (before, now) and now < before:  # type: ignore[operator]  # neither is None
+        return (
+            f"the training data had {before} samples (or batches) when the checkpoint was written, and have {now} now. "
+            f"{grown}"
+        )
+    if within and getattr(loader, "num_workers", 0) > 1 and not getattr(loader, "in_order", True):
+        return (
+            "the run resumes within an epoch whose loader has in_order=False: its batches came in the order in which "
+            "the workers had them ready, so that the epoch's rest may repeat some and miss others. Set in_order=True "
+            "for a run that resumes to the same bits"
+        )
+    return ""
+
+
+def warn_of_other_stream(loader: Any, mark: int | None, batch: Any) -> None:
+    """A run resumes within an epoch of a stream, which was read anew: is its next batch the one that it was to be?
+
+    Args:
+        loader: The user's.
+        mark: What `seed.mark_of` gave for that batch when the checkpoint was written; 0 or None where it is not known.
+        batch: The one that came now.
+    """
+    if mark and mark_of(batch) != mark:
+        dataset = type(getattr(loader, "dataset", loader)).__name__
+        rank_zero_warn(
+            f"the run resumes within an epoch, and {dataset} gives other batches there than it gave to the run that "
+            f"was cut: the epoch's rest may repeat samples and miss others. It shuffles by random numbers of its own. "
+            f"Give it a seed (in webdataset shuffle(..., seed=...), in datasets shuffle(seed=...)), or a loader with a "
+            f"state_dict (torchdata's StatefulDataLoader)"
+        )
 
 
 def explained(error: BaseException, trainer: Trainer) -> BaseException:

@@ -5,6 +5,7 @@ import ctypes
 import os
 import random
 import types
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from espnet3_lite.distributed.rank import rank_zero_info
 
@@ -128,6 +129,18 @@ def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether nothing was drawn from Python's, NumPy's and torch's CPU generators between two states."""
     unmoved = one["python"] == other["python"] and one["numpy"] is other["numpy"]
     return unmoved and torch.equal(one["torch"], other["torch"])
+
+
+def mark_of(batch: Any) -> int:
+    """A number that tells batches apart by what is in their tensors, from whose devices it reads; 0 without any."""
+    mark = 0
+    for tensor in (leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)):
+        try:
+            numbers = tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
+        except RuntimeError:  # it is nested, sparse or quantized, or one row of numbers does not make it
+            continue
+        mark = zlib.crc32(numbers.data, mark)
+    return mark
 
 
 @contextlib.contextmanager

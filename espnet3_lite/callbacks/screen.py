@@ -25,6 +25,7 @@ from tqdm import tqdm
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
 from espnet3_lite.callbacks.tqdm_bars import takes_colours, writable
 from espnet3_lite.checkpoint.lightning_format import own_state
+from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import nearest
 from espnet3_lite.trainer.settings import DEFAULT_EPOCHS
@@ -188,6 +189,19 @@ def told(trainer: Trainer) -> Iterator[None]:
         if trainer.is_global_zero and not silent:
             went_on = earlier_steps > 0 or trainer.ckpt_path is not None
             logger.info("%s", "\n".join(end_report(trainer, time.monotonic() - began, went_on=went_on)))
+
+
+def warn_of_missing_processes(devices: int | str | list[int]) -> None:
+    """``Trainer(devices=...)`` starts no processes: torchrun does, and who wants several is told so."""
+    wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    if wanted > 1 and not under_torchrun():
+        as_command = sys.argv[0].endswith(("__main__.py", "espnet3-lite"))
+        script = "YOUR_SCRIPT.py" if hasattr(sys, "ps1") else os.path.basename(sys.argv[0])
+        program = "-m espnet3_lite train" if as_command else script
+        rank_zero_warn(
+            f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
+            f"--nproc-per-node {wanted} {program} ...`"
+        )
 
 
 def warn_of_no_limit(trainer: Trainer) -> None:

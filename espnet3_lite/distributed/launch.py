@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import timedelta
 
 import torch
 
-from espnet3_lite.distributed.rank import local_rank, rank_zero_warn
+from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -42,26 +41,11 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _warn_of_missing_processes(devices: int | str | list[int]) -> None:
-    """``Trainer(devices=...)`` starts no processes: torchrun does, and who wants several is told so."""
-    wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    if wanted > 1 and not under_torchrun():
-        as_command = sys.argv[0].endswith(("__main__.py", "espnet3-lite"))
-        script = "YOUR_SCRIPT.py" if hasattr(sys, "ps1") else os.path.basename(sys.argv[0])
-        program = "-m espnet3_lite train" if as_command else script
-        rank_zero_warn(
-            f"devices={devices}, but this is one process. To train on {wanted}, start it with `torchrun "
-            f"--nproc-per-node {wanted} {program} ...`"
-        )
-
-
 def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def make_strategy(
-    given: str | Strategy, accelerator: str, timeout: timedelta | None = None, devices: int | str | list[int] = "auto"
-) -> Strategy:
+def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | None = None) -> Strategy:
     """One process, DDP or FSDP2. Joins the process group where there are several processes.
 
     Args:
@@ -69,9 +53,7 @@ def make_strategy(
             `espnet3_lite.strategies`.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         timeout: How long a collective waits for the other ranks, unless the object says otherwise.
-        devices: Processes per machine, as the user expects them: several are warned about where there is one alone.
     """
-    _warn_of_missing_processes(devices)
     device = choose_device(accelerator)
     strategy = Strategy() if isinstance(given, str) else given
     if given == "fsdp":

@@ -45,7 +45,7 @@ class TrainData:
         #: What iterates over the epoch in work, or will over the next; at first nothing was asked for.
         self.in_use = RankLoader(())
         #: What this epoch's order was drawn from: `random`, the global generators' state, and what `_kept` gives.
-        self._begun: dict[str, Any] = {"random": None, "generators": {}, "order": {}}
+        self._begun: dict[str, Any] = {"random": None, "generators": {}, "order": {}, "items": None}
         #: Which attributes of the loader's parts have changed since an epoch began.
         self._changed_order: set[str] = set()
         #: What `state_dict` gave, for a run that resumes within an epoch.
@@ -102,6 +102,8 @@ class TrainData:
         [self.loader] = requests.as_set_now([self.loader], trainer, True)
         self.num_batches = requests.limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
         self.trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
+        if told := self.other_data(within=skip > 0 and not over):
+            rank_zero_warn(told)
         saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
         state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
         self._restore(state)
@@ -115,15 +117,13 @@ class TrainData:
         if skip and is_dealt_out(loader):
             position = position if state.get("position") is None else state["position"]
             self.first_batch = position // loader.step_size
-            if state.get("items") not in (None, items := length_of(loader.order)):
-                rank_zero_warn(other_data_in_words(state["items"], items))
             if loader.length != math.inf:  # the last batch's index stays what it was
                 first = self.num_batches - loader.sampler.steps_after(position)
                 self.first_batch = int(max(first, min(self.num_batches, self.first_batch)))
         elif self._knows_its_position(state):
             position = 0
         loader.set_epoch(epoch, position, self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed_random_state = state.get("ahead")
+        loader.resumed = state
         if over:
             return iter(())
         return self._until_the_last(loader, iter(loader), time.perf_counter() - began)
@@ -153,7 +153,7 @@ class TrainData:
     def _no_batches(self, had_some: bool) -> None:
         """An epoch without any: an error where this loader had some before, here or in the run that is resumed."""
         if had_some or (self.trainer.ckpt_path is not None and self.trainer.fit_loop.batches_seen):
-            raise MisconfigurationException(cannot_be_iterated_twice(self.given))
+            raise MisconfigurationException(self.other_data() or cannot_be_iterated_twice(self.given))
         rank_zero_warn(f"the training loader gave no batch, so that nothing is trained: {loader_in_words(self.given)}")
         self.num_batches = 0
 
@@ -161,6 +161,15 @@ class TrainData:
     def replaying(self) -> bool:
         """This rank has no data for the step in work, and takes part with zero weight."""
         return self.in_use.replaying
+
+    def other_data(self, within: bool = False) -> str:
+        """What to say of a run that resumes, `within` an epoch or not, with other data than it had; else nothing."""
+        return other_data_in_words(self.given, (self.resume_state or {}).get("items"), self._items, within)
+
+    @property
+    def _items(self) -> int | float | None:
+        """Samples (or whole batches) that an epoch is dealt out from; None for a loader without indices."""
+        return length_of(self.loader.order) if is_dealt_out(self.loader) else None
 
     # ---- its position ----------------------------------------------------------------------------------------------
 
@@ -171,17 +180,19 @@ class TrainData:
         None for a loader without indices.
         """
         loader, fit_loop = self.in_use, self.trainer.fit_loop
-        position, items, drawn, over = None, None, False, fit_loop.data_is_over
+        position, drawn, over = None, False, fit_loop.data_is_over
         if is_dealt_out(loader):
             done = fit_loop.batches_done - self.first_batch
-            position, drawn, items = loader.position + done * loader.step_size, loader.is_drawn, length_of(loader.order)
+            position, drawn = loader.position + done * loader.step_size, loader.is_drawn
         mine = {**self._begun, "request": self._request, **{key: now for key, now in self._kept().items() if over}}
         changed = {place: kept for place, kept in mine["order"].items() if place in self._changed_order}
-        mine.update(order=kept_order.plain_values(changed), ahead=loader.random_state, loader=loader.state_dict(over))
+        counted = fit_loop.work.index < fit_loop.batches_done  # else the next batch is the one in work
+        mine.update(order=kept_order.plain_values(changed), mark=seed.mark_of(loader.following) if counted else 0)
+        mine.update(ahead=loader.random_state, loader=loader.state_dict(over))
         ranks = self.trainer.strategy.gather_objects(mine)  # collective: all ranks save together
         return {
-            **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position, "items": items,
-            "drawn": drawn, "seed": global_seed(), "ranks": len(ranks),
+            **{key: [rank[key] for rank in ranks] for key in mine}, "over": over, "position": position,
+            "items": mine["items"], "drawn": drawn, "seed": global_seed(), "ranks": len(ranks),
         }  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -217,7 +228,7 @@ class TrainData:
         """
         order = kept_order.kept_order(self.given)
         self._changed_order |= {place for place, was in self._begun["order"].items() if order.get(place) != was}
-        return {"generators": seed.states_of(self._generators), "order": order}
+        return {"generators": seed.states_of(self._generators), "order": order, "items": self._items}
 
     def _resumed_loader(self, state: dict[str, Any], loader: RankLoader) -> RankLoader:
         """What goes on with a cut epoch: for a map-style loader in the order in which it was begun."""
@@ -235,7 +246,7 @@ class TrainData:
         return SharedLoader(loader.given, strategy, by_epoch=not state["drawn"], seed=state["seed"])
 
 
-def is_dealt_out(loader: RankLoader) -> TypeGuard[SharedLoader]:
+def is_dealt_out(loader: RankLoader | None) -> TypeGuard[SharedLoader]:
     """True where an epoch is one row of samples over all ranks, in which there is a position."""
     return isinstance(loader, SharedLoader) and loader.strategy is None
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.datapipes.datapipe import IterDataPipe
 
-from espnet3_lite.error_notes import cannot_be_iterated_twice
+from espnet3_lite.error_notes import cannot_be_iterated_twice, warn_of_other_stream
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
 from espnet3_lite.loaders.worker_seeds import SeededInWorkers, seeded_in_workers, tell_epoch
@@ -54,12 +54,13 @@ class RankLoader:
         copy: Begins to copy a batch to the device, one ahead of the step; None: batches are given as they were read.
         random_state: What this process's generators were like before the batch that was read ahead; None where no
             batch is.
-        resumed_random_state: What they are set to in a run that resumes, before the first batch that is not left out.
+        resumed: What `TrainData.state_dict` gave, until a run that resumes reads the first batch that is not left out:
+            with the random state before it (`ahead`), and its `mark`.
+        following: The batch that was read ahead, as it was read.
     """
 
     def __init__(self, given: Any):
-        self.given, self._counted, self.step_size = given, given, 1
-        self.settings = settings_of(given)
+        self.given, self._counted, self.settings, self.step_size = given, given, settings_of(given), 1
         self._agreed_length: float | None = None
         self.strategy: Strategy | None = None
         self._until_the_vote = False
@@ -67,7 +68,8 @@ class RankLoader:
         self.position, self.limit = 0, math.inf
         self.copy: Callable[[Any], OnItsWay] | None = None
         self.random_state: dict[str, Any] | None = None
-        self.resumed_random_state: dict[str, Any] | None = None
+        self.resumed: dict[str, Any] = {}
+        self.following: Any = END
         self._state: Any = None
         #: Before a batch is read ahead there is something to note.
         self._notes = False
@@ -118,6 +120,7 @@ class RankLoader:
 
         The user's loader knows nothing of them. Left to the garbage collector, torch waits five seconds for each.
         """
+        self.following = END
         own = getattr(self, "loader", self.given)
         if own is not self.given and getattr(own, "_iterator", None) is not None:
             own._iterator._shutdown_workers()
@@ -147,7 +150,8 @@ class RankLoader:
             if self._notes:
                 self._note_position()
             try:
-                if given < limit and (following := next(batches, END)) is not END and copy is not None:
+                following = self.following = next(batches, END) if given < limit else END
+                if copy is not None and following is not END:
                     following = copy(following)
             except Exception as error:
                 failure = error
@@ -291,10 +295,14 @@ class StreamLoader(RankLoader):
         self._own = generators_in({"loader": self.given}) if self._may_draw else {}
         batches = begin(self.loader)
         collections.deque(itertools.islice(batches, self.position), maxlen=0)
-        state, self.resumed_random_state = self.resumed_random_state, None
-        if state is not None:
-            restore_random_state(state, self._own)
-        return self._one_ahead(next(batches, END), batches) if self.ahead else batches
+        state, self.resumed = self.resumed, {}
+        if state.get("ahead") is not None:
+            restore_random_state(state["ahead"], self._own)
+        if not self.ahead:
+            return batches
+        first = next(batches, END)
+        warn_of_other_stream(self.given, state.get("mark"), first)
+        return self._one_ahead(first, batches)
 
     def _note_position(self) -> None:
         if hasattr(self.given, "state_dict"):

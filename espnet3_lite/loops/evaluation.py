@@ -317,6 +317,7 @@ class ValidationSchedule:
                     f"`val_check_interval` ({interval}) must be less than or equal to the number of the training "
                     f"batches ({batches}). If you want to disable validation set `limit_val_batches` to 0.0 instead. "
                     f"If you want to validate based on the total training batches, set `check_val_every_n_epoch=None`."
+                    f" {trainer.train_data.other_data()}".rstrip()
                 )
         elif batches == math.inf and interval != 1.0:
             raise MisconfigurationException(

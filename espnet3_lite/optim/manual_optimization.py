@@ -37,8 +37,7 @@ class ManualOptimizer:
 
     def __init__(self, optimizer: Optimizer, trainer: Trainer | None, prepare: Callable[[], bool] | None = None):
         # `_optimizer` is what code written for Lightning asks for.
-        parts = {"optimizer": optimizer, "_optimizer": optimizer, "_trainer": trainer, "_prepare": prepare}
-        self.__dict__.update(parts)
+        self.__dict__.update(optimizer=optimizer, _optimizer=optimizer, _trainer=trainer, _prepare=prepare)
 
     @property  # type: ignore[misc]  # for isinstance; nobody sets it
     def __class__(self) -> type:

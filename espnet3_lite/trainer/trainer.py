@@ -15,7 +15,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.handler import CallbackHandler
-from espnet3_lite.callbacks.screen import print_results, told
+from espnet3_lite.callbacks.screen import print_results, told, warn_of_missing_processes
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.distributed.launch import make_strategy
 from espnet3_lite.distributed.rank import rank_zero_warn
@@ -60,7 +60,8 @@ class Trainer(TrainerProperties):
         """The constructor (of `Settings`) has checked the arguments: make what a trainer is made of."""
         vars(self).update({name: settings[name] for name in settings.keys() - {"logger", "callbacks"}})
         self.epochs_given, self.precision_plugin = epochs_given, Precision(settings["precision"])
-        strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout, self.devices)
+        warn_of_missing_processes(self.devices)
+        strategy = make_strategy(settings["strategy"], self.accelerator, self.dist_timeout)
         folder = os.path.expanduser(settings["default_root_dir"] or os.getcwd())
         vars(self).update(strategy=strategy, precision=self.precision_plugin.name, default_root_dir=folder)
         #: What the trainer is doing: method, stage, status.
