@@ -142,11 +142,11 @@ class EvaluationLoop:
                 if sanity_check and len(self.loaders) > 1:
                     metrics.forget()
                 else:
-                    by_loader.append(metrics.end_epoch(metrics.evaluation))
+                    by_loader.append(metrics.end_epoch())
             metrics.dataloader_idx, metrics.loader_suffix = None, ""
             trainer.strategy.free_gathered()  # first, since the next hooks may change the weights
             call(f"on_{word}_epoch_end")
-            at_end = metrics.end_epoch(metrics.evaluation, over=True)  # values that hooks logged outside of any loader
+            at_end = metrics.end_epoch(over=True)  # values that hooks logged outside of any loader
             if in_fit and not sanity_check and trainer.plan.automatic_optimization:
                 with torch.enable_grad():
                     lr_stepping.step_waiting(trainer)

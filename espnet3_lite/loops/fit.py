@@ -203,9 +203,9 @@ class FitLoop(Progress):
         trainer, call, metrics, strategy = self.trainer, self.trainer.call, self.trainer.metrics, self.trainer.strategy
         schedulers_due = trainer.plan.automatic_optimization and self.is_last_batch
         self.stage = EpochStage.SCHEDULERS_DUE if schedulers_due else EpochStage.END_HOOKS
-        logged = metrics.end_epoch(metrics.training)
+        logged = metrics.end_epoch()
         call("on_train_epoch_end")
-        logged.update(metrics.end_epoch(metrics.training))  # these hooks may have logged, too
+        logged.update(metrics.end_epoch())  # these hooks may have logged, too
         if schedulers_due:
             self.stage = EpochStage.END_HOOKS
             lr_stepping.step_with_epoch(trainer, monitored=True)  # the others stepped after the validation
@@ -213,7 +213,7 @@ class FitLoop(Progress):
                 lr_stepping.require_monitored(trainer)
         trainer.log_metrics(logged, ago=1)  # before the hook that saves, so that no resumed run logs it again
         call("on_train_epoch_end:monitoring")
-        trainer.log_metrics(metrics.end_epoch(metrics.training), ago=1)
+        trainer.log_metrics(metrics.end_epoch(), ago=1)
         metrics.forget()
         warn_of_late_parameters(trainer)
         trainer.stopping.agree(strategy.any(trainer.stopping.wanted))  # collective: all ranks end the epoch

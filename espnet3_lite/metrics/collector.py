@@ -165,14 +165,13 @@ class Metrics:
             if entry.last is not None and entry.on_step and entry.arguments.logger and index == loader
         }
 
-    def end_epoch(self, entries: dict[Key, LoggedValue], over: bool = False) -> dict[str, torch.Tensor]:
-        """Reduce an epoch's values over all ranks, publish them, and begin anew.
+    def end_epoch(self, over: bool = False) -> dict[str, torch.Tensor]:
+        """Reduce the values of the epoch, or of the evaluation, over all ranks, publish them, and begin anew.
 
         All ranks call this: it is one gather, with more than one rank. While one of several loaders is in work, only
         its values are meant.
 
         Args:
-            entries: The training's or the evaluation's.
             over: The hooks of the epoch's end have run, who may look at a metric object: these are reset now. Where
                 loaders follow one another, they are after each, which may share one.
 
@@ -182,10 +181,10 @@ class Metrics:
         self._publish()
         self.start_batch(None)
         loader = self.dataloader_idx
-        chosen = {key: entry for key, entry in entries.items() if loader is None or key[-1] == loader}
+        chosen = {key: entry for key, entry in self.active.items() if loader is None or key[-1] == loader}
         if self.trainer.strategy.world_size > 1:
             logged_value.reduce_over_ranks(chosen, self.trainer)
-            entries.update(chosen)  # another rank may have logged what this one did not
+            self.active.update(chosen)  # another rank may have logged what this one did not
         logged = {}
         for entry in chosen.values():
             value = entry.epoch_value() if entry.on_epoch else None

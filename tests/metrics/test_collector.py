@@ -18,7 +18,7 @@ def test_the_mean_is_weighted_and_kept_in_float64():
         metrics.start_batch(torch.ones(size, 1))
         log(metrics, "loss", torch.tensor(value), on_epoch=True)
     assert metrics.training[("training_step", "loss", None)].total == 32.0
-    logged = metrics.end_epoch(metrics.training)
+    logged = metrics.end_epoch()
     assert logged == {"loss_epoch": torch.tensor(4.0)} and logged["loss_epoch"].dtype == torch.float32
 
 
@@ -67,7 +67,7 @@ def test_a_discarded_batch_leaves_what_was_there():
     log(metrics, "loss", 9.0, on_epoch=True)
     metrics.discard_since()
     assert metrics.callback["loss_step"] == 1.0
-    assert metrics.end_epoch(metrics.training)["loss_epoch"] == 1.0
+    assert metrics.end_epoch()["loss_epoch"] == 1.0
 
 
 def test_a_discarded_value_that_somebody_looked_at_is_taken_back_too():
@@ -104,9 +104,9 @@ def test_a_metric_object_is_computed_and_reset_at_the_epochs_end():
     for right, total in ((1, 2), (3, 6)):
         accuracy.add(right, total)
         log(metrics, "acc", accuracy)
-    assert metrics.end_epoch(metrics.evaluation)["acc"] == 0.5
+    assert metrics.end_epoch()["acc"] == 0.5
     assert metrics.callback["acc"] == 0.5 and accuracy.compute() == 0.5  # the epoch's last hooks may look at it
-    assert metrics.end_epoch(metrics.evaluation, over=True) == {}, "what belongs to no loader: not this one once more"
+    assert metrics.end_epoch(over=True) == {}, "what belongs to no loader: not this one once more"
     assert metrics.callback["acc"] == 0.5 and (accuracy.right, accuracy.total) == (0, 0)
 
 
@@ -117,7 +117,7 @@ def test_a_metric_object_that_two_loaders_share_begins_anew_with_the_second():
         metrics.loader_suffix = f"/dataloader_idx_{metrics.dataloader_idx}"
         accuracy.add(right, 4)
         log(metrics, "acc", accuracy)
-        assert metrics.end_epoch(metrics.evaluation)[f"acc/dataloader_idx_{metrics.dataloader_idx}"] == right / 4
+        assert metrics.end_epoch()[f"acc/dataloader_idx_{metrics.dataloader_idx}"] == right / 4
 
 
 def test_a_validations_last_hook_sees_what_a_metric_object_computes():
@@ -158,7 +158,7 @@ def test_sums_go_on_from_a_saved_state():
     resumed.load_epoch(state)
     for name, value, how in (("loss", 3.0, "mean"), ("most", 2.0, "max")):
         log(resumed, name, value, on_epoch=True, reduce_fx=how)
-    logged = resumed.end_epoch(resumed.training)
+    logged = resumed.end_epoch()
     assert logged == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(4.0)}
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_resumes_may_log_in_another_way():
     log(resumed, "most", 2.0, on_epoch=True, reduce_fx="max")
     log(resumed, "update_step", 4.0, reduce_fx="max")
     assert resumed.step_values() == {"loss_step": 3.0, "most_step": 2.0, "update_step": 4.0}
-    assert resumed.end_epoch(resumed.training) == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(2.0)}
+    assert resumed.end_epoch() == {"loss_epoch": torch.tensor(2.0), "most_epoch": torch.tensor(2.0)}
     with pytest.raises(MisconfigurationException, match="`training_step`: called twice with different arg"):
         log(resumed, "most", 2.0, on_epoch=True, reduce_fx="min")
 
@@ -204,7 +204,7 @@ def test_what_was_logged_anew_is_given_once_and_not_published():
     log(metrics, "loss", 1.0, on_epoch=True)  # the same number, logged anew
     metrics.publish("found", 3.0)
     assert logged_anew(metrics, seen) == {"found": 3.0, "loss": 1.0, "loss_step": 1.0}
-    assert metrics.end_epoch(metrics.training) == {"loss_epoch": 1.0}
+    assert metrics.end_epoch() == {"loss_epoch": 1.0}
     assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
     assert logged_anew(metrics, seen) == {}
 

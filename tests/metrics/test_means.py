@@ -23,7 +23,7 @@ def mean_of(pairs, **arguments):
     metrics = metrics_in()
     for value, weight in pairs:
         log(metrics, "x", value, on_epoch=True, on_step=False, batch_size=weight, **arguments)
-    return metrics.end_epoch(metrics.training)["x"]
+    return metrics.end_epoch()["x"]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -68,7 +68,7 @@ def test_integers_stay_exact(number, make):
     assert (
         int(metrics.callback["count"]) == int(metrics.logged["count"]) == int(metrics.step_values()["count"]) == number
     )
-    logged = metrics.end_epoch(metrics.training)
+    logged = metrics.end_epoch()
     assert {name: int(value) for name, value in logged.items()} == dict.fromkeys(("sum", "largest", "mean"), number)
 
 
@@ -76,7 +76,7 @@ def test_a_sum_of_large_integers_is_exact():
     metrics = metrics_in()
     for number in (67128463, 1, 1):
         log(metrics, "sum", number, on_epoch=True, on_step=False, reduce_fx="sum")
-    assert int(metrics.end_epoch(metrics.training)["sum"]) == 67128465
+    assert int(metrics.end_epoch()["sum"]) == 67128465
 
 
 @pytest.mark.parametrize(
