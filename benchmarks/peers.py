@@ -69,7 +69,7 @@ def accelerate(batches: Any, features: bool) -> tuple[float, Any]:
     layer, optimizer, scheduler = accelerator.prepare(
         layer, plain, torch.optim.lr_scheduler.ExponentialLR(plain, GAMMA)
     )
-    bar = tqdm(total=len(batches), mininterval=0) if features else None
+    bar = tqdm(total=len(batches)) if features else None
     start = now()
     for index, (x, y) in enumerate(batches):
         loss = torch.nn.functional.mse_loss(layer(x), y)

@@ -108,18 +108,19 @@ class Module(LiteModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def by_hand(batches: list[Any], features: bool = False, logs: int = 0) -> Outcome:
-    """The loop that one writes oneself."""
+def by_hand(batches: list[Any], features: bool = False, logs: int = 0, reads: bool = False) -> Outcome:
+    """The loop that one writes oneself. With `reads` it adds up numbers, not tensors, as one may on a CPU."""
     layer = make_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, GAMMA)
     bar = tqdm(total=len(batches), file=io.StringIO()) if features else None
-    sums, weights = {f"value{number}": torch.zeros((), dtype=torch.float64) for number in range(logs)}, 0
+    zero: Any = 0.0 if reads else torch.zeros((), dtype=torch.float64)
+    sums, weights = {f"value{number}": zero for number in range(logs)}, 0
     start = now()
     for index, (x, y) in enumerate(batches):
         loss = torch.nn.functional.mse_loss(layer(x), y)
         for name in sums:
-            sums[name] = sums[name] + loss.detach().double() * len(x)
+            sums[name] = sums[name] + (loss.item() if reads else loss.detach().double()) * len(x)
         weights += len(x)
         if features and not math.isfinite(loss.item()):
             continue
@@ -295,16 +296,17 @@ def named_module() -> ESPnetModule:
 # ---- validation ----------------------------------------------------------------------------------------------------
 
 
-def validation_by_hand(batches: list[Any]) -> Outcome:
-    """Seconds a batch, and the mean loss by weight."""
-    layer, total, weight = make_layer().eval(), torch.zeros((), dtype=torch.float64), 0
+def validation_by_hand(batches: list[Any], reads: bool = False) -> Outcome:
+    """Seconds a batch, and the mean loss by weight. `reads` as above."""
+    layer, weight = make_layer().eval(), 0
+    total: Any = 0.0 if reads else torch.zeros((), dtype=torch.float64)
     start = now()
     with torch.inference_mode():
         for x, y in batches:
             loss = torch.nn.functional.mse_loss(layer(x), y)
-            total = total + loss.double() * len(x)
+            total = total + (loss.item() if reads else loss.double()) * len(x)
             weight += len(x)
-    return (now() - start) / len(batches), (total / weight).float()
+    return (now() - start) / len(batches), torch.as_tensor(total / weight).float()
 
 
 def validation(batches: list[Any]) -> Outcome:
@@ -338,12 +340,10 @@ def _step(options: Options, features: bool) -> Samples:
     return compare(options, sides)
 
 
-def _logging(options: Options) -> Samples:
+def _logging(options: Options, reads: bool = False) -> Samples:
     batches = make_batches(options.count(200))
-    return compare(
-        options,
-        {BY_HAND: lambda: by_hand(batches, logs=100), "espnet3_lite": lambda: one_optimizer(batches, logs=100)},
-    )
+    sides = {BY_HAND: lambda: by_hand(batches, logs=100, reads=reads)}
+    return compare(options, {**sides, "espnet3_lite": lambda: one_optimizer(batches, logs=100)})
 
 
 def _listeners(options: Options) -> Samples:
@@ -377,9 +377,10 @@ def _named(options: Options) -> Samples:
     )
 
 
-def _validation(options: Options) -> Samples:
+def _validation(options: Options, reads: bool = False) -> Samples:
     batches = make_batches(options.count(2000))
-    return compare(options, {BY_HAND: lambda: validation_by_hand(batches), "espnet3_lite": lambda: validation(batches)})
+    sides = {BY_HAND: lambda: validation_by_hand(batches, reads)}
+    return compare(options, {**sides, "espnet3_lite": lambda: validation(batches)})
 
 
 ROWS = (
@@ -388,7 +389,10 @@ ROWS = (
     Row("tensors", "a step of 2,000 parameters of one number", 1.0, "us", _tensors),
     Row("callbacks", "a step with 50 callbacks that listen to nothing", 0.9, "us", _listeners),
     Row("logging", "a step that logs 100 values for the epoch's means", 1.1, "us", _logging),
+    Row("logging-read", "the same against sums of numbers, for which each value is read", None, "us",
+        lambda options: _logging(options, reads=True)),
     Row("contract", "ESPnet's contract with the default callbacks", 1.05, "us", _contract),
     Row("named", "two named optimizers", 1.02, "us", _named),
     Row("validation", "a validation batch", 1.15, "us", _validation),
-)
+    Row("validation-read", "the same against a sum of numbers", None, "us", lambda o: _validation(o, reads=True)),
+)  # fmt: skip

@@ -14,8 +14,8 @@ from benchmarks.measuring import Row, interleaved, known, lines_of, require_equa
 from espnet3_lite.espnet.data.samplers import build_batch_sampler
 
 #: Rows in one process and without a process of their own; each takes a second.
-QUICK = ("step", "features", "tensors", "callbacks", "logging", "contract", "named", "validation", "save", "bytes",
-         "epochs", "resume", "numel", "length")  # fmt: skip
+QUICK = ("step", "features", "tensors", "callbacks", "logging", "logging-read", "contract", "named", "validation",
+         "validation-read", "save", "bytes", "epochs", "resume", "numel", "length")  # fmt: skip
 IN_A_PROCESS = [pytest.param(name, marks=pytest.mark.slow) for name in ("load", "load-again", "average")]
 
 
