@@ -12,6 +12,8 @@ from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.optim.lr_stepping import LRSchedulerConfig
+from espnet3_lite.optim.slots import OptimizerSlot
 
 
 class Line(LiteModule):
@@ -224,10 +226,10 @@ def test_that_a_run_is_finished_is_told_before_anything_else_is_made(limit, told
 def test_what_a_scheduler_has_seen_and_waits_for_comes_to_the_one_of_the_same_optimizer():
     """As its state does: the file's order is the configuration's that wrote it."""
 
-    def config(name, seen=0, waits=False):
+    def config(name):
         optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        return SimpleNamespace(slot=SimpleNamespace(name=name), scheduler=scheduler, seen_version=seen, waits=waits)
+        return LRSchedulerConfig(scheduler, slot=OptimizerSlot(optimizer, name=name))
 
     a, b = config("a"), config("b")
     states = [{**a.scheduler.state_dict(), "last_epoch": last} for last in (5, 7)]
