@@ -9,7 +9,7 @@ import torch
 
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.single import Strategy
-from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.exceptions import MisconfigurationException, refuse
 
 
 def under_torchrun() -> bool:
@@ -24,16 +24,13 @@ def choose_device(accelerator: str) -> torch.device:
         MisconfigurationException: a GPU is wanted and there is none, or one that several processes cannot share.
     """
     on_mps, on_cuda = accelerator == "mps", accelerator in ("gpu", "cuda")
-    if on_mps and not torch.backends.mps.is_available() or on_cuda and not torch.cuda.is_available():
-        raise MisconfigurationException(
-            f"Trainer(accelerator={accelerator!r}): torch finds no {'Apple ' * on_mps}GPU here; use accelerator='auto' "
-            f"or 'cpu'"
-        )
-    if on_mps and _world_size() > 1:
-        raise MisconfigurationException(
-            "Trainer(accelerator='mps'): torch has no collectives between processes there; start one process, or use "
-            "accelerator='cpu'"
-        )
+    missing = on_mps and not torch.backends.mps.is_available() or on_cuda and not torch.cuda.is_available()
+    refuse(
+        f"Trainer(accelerator={accelerator!r}): ",
+        (missing, f"torch finds no {'Apple ' * on_mps}GPU here; use accelerator='auto' or 'cpu'"),
+        (on_mps and _world_size() > 1, "torch has no collectives between processes there; start one process, or use "
+         "accelerator='cpu'"),
+    )  # fmt: skip
     if on_mps:
         return torch.device("mps")
     if accelerator != "cpu" and torch.cuda.is_available():
