@@ -6,6 +6,7 @@ table.
 
 from __future__ import annotations
 
+import abc
 import importlib
 import re
 import sys
@@ -60,6 +61,11 @@ _UTILITIES = {
     "is_oom_error": "callbacks.batch_size_finder:is_out_of_memory",
     "_load": "checkpoint.files:load_checkpoint",
     "_load_from_checkpoint": "compat.utilities.functions",
+    "_is_local_file_protocol": "compat.utilities.functions",
+    "_jit_is_scripting": "compat.utilities.functions",
+    "_logger": "compat.utilities.functions",
+    "Interval": "compat.utilities.functions",
+    "package_available": "compat.utilities.functions",
     "num_cuda_devices": "compat.utilities.functions",
     "HyperparametersMixin": "module.hparams",
     "seed_everything": "seed",
@@ -109,13 +115,16 @@ INNER = frozenset(
     "prediction_writer progress progress_bar rich_progress tqdm_progress pruning quantization rich_model_summary "
     "stochastic_weight_avg timer weight_averaging csv_logs logger mlflow tensorboard wandb ddp fsdp strategy "
     "warnings mixins hparams_mixin cloud_io hooks tuning connectors logger_connector result accelerator_connector "
-    "apply_func data enums exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
+    "apply_func combined_loader data enums imports signature_utils automatic checkpoint_connector "
+    "exceptions grads memory model_helpers parsing rank_zero distributed seed".split()
 )
 
 _WRITE_YOUR_OWN = "write a class with `log_metrics` and `log_hyperparams`, which `Trainer(logger=...)` takes"
 _PLUGIN = "plugins are Lightning's own; use Trainer's arguments, such as `precision` and `strategy`"
 _PROFILER = "use `Trainer(profiler='simple')` or 'pytorch', or torch.profiler"
 _NOT_HERE = "ddp and fsdp are what there is, see `espnet3_lite.strategies`"
+#: Classes that are Lightning's own business, and that packages derive from all the same.
+_INNER_CLASS = re.compile("_[A-Z]")
 #: What Lightning has and this package has not, each with what to do instead.
 LEFT_OUT: dict[str, str] = {
     "LightningCLI": "use `espnet3-lite train CONFIG`, or `espnet3_lite.load_config` and `instantiate`",
@@ -147,10 +156,14 @@ LEFT_OUT: dict[str, str] = {
     "SpikeDetection": "write a `Callback` with `on_train_batch_end`; what is not finite is skipped anyway",
     "ThroughputMonitor": "use `MetricsLogger`, which writes times, or `DeviceStatsMonitor`",
     "XLAStatsMonitor": "use `DeviceStatsMonitor`",
+    **dict.fromkeys(
+        ("ClosureResult", "is_param_in_hook_signature"),
+        "Lightning's inner parts have no counterpart; the loop here is `espnet3_lite/loops/fit.py`",
+    ),
     "CombinedLoader": "for training combine the data sets; evaluation takes a list or a dict of loaders",
     **dict.fromkeys(("fabric", "Fabric", "LightningLite"), "write the loop with torch alone, or a `LightningModule`"),
     **dict.fromkeys(
-        ("loops", "overrides", "accelerators", "demos", "serve", "tests"),
+        ("call", "loops", "overrides", "accelerators", "demos", "serve", "tests"),
         "Lightning's inner parts have no counterpart; the loop here is `espnet3_lite/loops/fit.py`",
     ),
 }  # fmt: skip
@@ -201,6 +214,8 @@ def find(module: str, name: str) -> Any:
         return list(HOMES[home])
     homes = dict.fromkeys((home, "utilities", ""))
     reason = next((part for part in (*_parts(module), name) if part in LEFT_OUT), None)
+    if reason is None and _INNER_CLASS.match(name) and not any(name in HOMES[home] for home in homes):
+        reason = "loops"
     if reason is not None and not name.startswith("__") and name not in _UTILITIES:
         return LeftOut(name, (), {"__module__": module, "reason": f"`{module}.{name}`: {LEFT_OUT[reason]}"})
     for home in homes:
@@ -215,7 +230,7 @@ def _parts(module: str) -> list[str]:
     return [part for part in PACKAGES.sub("", module, count=1).split(".") if part]
 
 
-class LeftOut(type):
+class LeftOut(abc.ABCMeta):
     """The type of a class of Lightning's that is not here: it may be imported and derived from, and raises when used.
 
     >>> find("lightning.pytorch.plugins", "CheckpointIO")()  # doctest: +ELLIPSIS

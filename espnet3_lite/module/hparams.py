@@ -101,6 +101,10 @@ class HyperparametersMixin:
         hparams: AttributeDict = self.__dict__.setdefault("_hparams", AttributeDict())
         return hparams
 
+    def _set_hparams(self, values: Any) -> None:
+        """Lightning's way to put others in their place, which NeMo's models take."""
+        self.__dict__["_hparams"] = AttributeDict(_items_of(values))
+
     @property
     def hparams_initial(self) -> AttributeDict:
         """The saved arguments as they were then, whatever changed since."""

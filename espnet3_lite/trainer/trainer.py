@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ class Trainer(TrainerProperties):
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         return outputs if self.return_predictions else None
 
-    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
+    def save_checkpoint(self, filepath: str | Path, weights_only: bool = False) -> None:
         """Save the state of this moment. All ranks call it; rank zero writes.
 
         Args:

@@ -43,8 +43,8 @@ TARGETS = {
 }
 
 
-#: Names for annotations are made of torch's and Python's own types.
-FOREIGN = {"KINDS", *compat.utilities.types.__all__}
+#: Names for annotations are made of torch's and Python's own types; a logger is one of Python's.
+FOREIGN = {"KINDS", "_logger", *compat.utilities.types.__all__}
 
 
 @pytest.mark.parametrize("name", sorted({*compat.__all__} - FOREIGN))

@@ -1,5 +1,7 @@
 """Programs and packages that import Lightning run as they stand: `espnet3_lite.compat.run` and `install`."""
 
+import abc
+import logging
 import subprocess
 import sys
 import types
@@ -85,6 +87,10 @@ IMPORTED = {
     "lightning.pytorch.tuner.lr_finder": ["_LRFinder"],
     "pytorch_lightning.utilities.warnings": ["PossibleUserWarning"],
     "pytorch_lightning.core.saving": ["get_filesystem"],
+    "lightning.pytorch.utilities.imports": ["package_available"],
+    "lightning.pytorch.core.module": ["_jit_is_scripting"],
+    "lightning.pytorch.callbacks.timer": ["Interval", "Timer"],
+    "lightning.pytorch.callbacks.model_checkpoint": ["ModelCheckpoint", "_is_local_file_protocol"],
 }
 
 
@@ -108,12 +114,53 @@ def test_what_is_left_out_may_be_imported_and_derived_from_and_raises_when_used(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("lightning.pytorch.loggers.comet", "CometLogger"), ("lightning.pytorch.strategies", "StrategyRegistry")],
+    [
+        ("lightning.pytorch.loggers.comet", "CometLogger"),
+        ("lightning.pytorch.strategies", "StrategyRegistry"),
+        ("lightning.pytorch.trainer", "call"),
+        ("lightning.pytorch.loops", "_TrainingEpochLoop"),
+        ("lightning.pytorch.trainer.connectors.checkpoint_connector", "_CheckpointConnector"),
+        ("lightning.pytorch.loops.optimization.automatic", "ClosureResult"),
+        ("lightning.pytorch.utilities.signature_utils", "is_param_in_hook_signature"),
+    ],
 )
 def test_what_is_left_out_may_be_imported(module, name):
-    """anomalib imports both, and needs neither."""
+    """anomalib imports two, NeMo the others, and they need none of them."""
     assert names.home_of(module) is not None
     assert isinstance(names.find(module, name), names.LeftOut)
+
+
+def test_what_is_left_out_goes_with_an_abstract_class():
+    class Own(names.find("lightning.fabric.plugins.io.checkpoint_io", "CheckpointIO"), abc.ABC):
+        pass
+
+    with pytest.raises(MisconfigurationException, match="plugins are Lightning's own"):
+        Own()
+
+
+def test_small_things_that_nemo_takes():
+    assert compat._logger is logging.getLogger("espnet3_lite")
+    assert compat.Interval.epoch == "epoch"
+    with compat._jit_is_scripting():
+        assert [compat.package_available(name) for name in ("json.decoder", "no_such_package", "no_such.one")] == [
+            True, False, False,
+        ]  # fmt: skip
+    paths = ("exp/last.ckpt", "file:///exp/last.ckpt", "s3://bucket/last.ckpt")
+    assert [compat._is_local_file_protocol(path) for path in paths] == [True, True, False]
+
+
+def test_hyperparameters_that_are_set_anew_as_nemo_does():
+    class Module(compat.LightningModule):
+        def __init__(self, cfg):
+            super().__init__()
+            self.save_hyperparameters()
+
+        @property
+        def hparams(self):
+            self._set_hparams({"cfg": {"width": 8}})
+            return super().hparams
+
+    assert Module({"width": 4}).hparams == {"cfg": {"width": 8}}
 
 
 @pytest.mark.parametrize(("devices", "found"), [("auto", 1), (1, 1), ([0], [0])])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import gc
-import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -247,3 +248,34 @@ def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
         yield
     finally:
         restore_random_state(before)
+
+
+@contextmanager
+def _jit_is_scripting() -> Iterator[None]:
+    """Around ``torch.jit.script``: Lightning forgives attributes then that it would refuse; ours raise none."""
+    yield
+
+
+def _is_local_file_protocol(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a file of this machine, and no URL of a store."""
+    protocol, found, _ = os.fspath(path).partition("://")
+    return not found or protocol == "file"
+
+
+def package_available(package: str) -> bool:
+    """Whether a package, or a module in one, could be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it would be in is not there
+        return False
+
+
+#: Lightning's logger, to which programs add handlers: ours.
+_logger = logging.getLogger("espnet3_lite")
+
+
+class Interval(str, enum.Enum):
+    """Lightning's name for what `Timer` takes as a text."""
+
+    step = "step"
+    epoch = "epoch"
