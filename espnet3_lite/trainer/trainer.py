@@ -52,8 +52,7 @@ class Trainer(TrainerProperties):
         MisconfigurationException: values that are not allowed, all in one message. None stands for the default.
 
     Example:
-        >>> trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        >>> trainer.max_epochs
+        >>> Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False).max_epochs
         1
     """
 
