@@ -34,7 +34,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
         weights_only: Leave out optimizers, schedulers and callbacks.
 
     Returns:
-        The checkpoint, ready for `checkpoint_io.save_checkpoint`.
+        The checkpoint, ready for `files.save_checkpoint`.
     """
     module, loop = trainer.lightning_module, trainer.fit_loop
     trainer.strategy.sync_buffers(module)
