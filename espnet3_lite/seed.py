@@ -201,6 +201,16 @@ def set_state(generator: Generator, state: Any) -> None:
             generator.set_state(arrays)
 
 
+def _generator_for(state: Any) -> Generator:
+    """A new generator of the kind that `state_of` gave this state of."""
+    if isinstance(state, torch.Tensor):
+        return torch.Generator(state.device)
+    if isinstance(state, list):
+        return random.Random()
+    kind = getattr(np.random, state["bit_generator"])
+    return np.random.RandomState(kind()) if "has_gauss" in state else np.random.Generator(kind())
+
+
 def seed_anew(generator: Generator, seed: int) -> None:
     """Let a generator begin from a seed, as a new one would: 0 to 2**63 - 1."""
     if isinstance(generator, torch.Generator):
@@ -223,7 +233,9 @@ _PLAIN = frozenset((str, bytes, int, float, bool, type(None), torch.Tensor, np.n
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
 
 
-def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
+def generators_in(
+    parts: Mapping[str, Any], states: Mapping[str, Any] = types.MappingProxyType({})
+) -> dict[str, Generator]:
     """The generators that objects keep in attributes, by place, such as ``loader.dataset.transform.rng``.
 
     Looked through are attributes, dicts, lists and tuples of at most 100 items, what a `functools.partial`, a bound
@@ -232,6 +244,8 @@ def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
 
     Args:
         parts: The objects, by the first part of the place.
+        states: By place, as `states_of` gave them: where an object has None in such an attribute, since it makes its
+            generator when it first draws, it gets one of that kind.
 
     Example:
         >>> part = types.SimpleNamespace(rng=random.Random(1), inner=[np.random.default_rng(2)])
@@ -247,7 +261,13 @@ def generators_in(parts: Mapping[str, Any]) -> dict[str, Generator]:
                 found[".".join(map(str, place))] = value
         elif len(place) <= _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
             seen[id(value)] = value
-            waiting += [((*place, name), part) for name, part in _held_by(value) if not _holds_nothing(part)]
+            for name, part in _held_by(value):
+                if states and part is None and name in getattr(value, "__dict__", ()):
+                    if (state := states.get(".".join(map(str, (*place, name))))) is not None:
+                        part = _generator_for(state)
+                        setattr(value, str(name), part)
+                if not _holds_nothing(part):
+                    waiting.append(((*place, name), part))
     return found
 
 

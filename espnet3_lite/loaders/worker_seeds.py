@@ -44,6 +44,7 @@ class SeededInWorkers(Dataset[Any]):
         self.dataset = dataset
         self._collate_fn = collate_fn
         self._own: dict[str, Generator] | None = None  # found by each worker
+        self._looked_again = False  # after its first sample
         self.seed = global_seed() if seed is None else seed
         # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -58,9 +59,8 @@ class SeededInWorkers(Dataset[Any]):
 
     def __getitem__(self, placed: tuple[int, Any]) -> Any:
         place, index = placed
-        self._seed_for("sample", place)
         with sample_noted(self.dataset, index):  # here, since the main process sees no frame of a worker
-            sample = self.dataset[index]
+            sample = self._seeded(place, lambda: self.dataset[index])
         self._seed_for("collate", place)
         return sample
 
@@ -69,8 +69,7 @@ class SeededInWorkers(Dataset[Any]):
             return []
         first = placed[0][0]
         if fetches_batches(self.dataset):
-            self._seed_for("sample", first)
-            samples = self.dataset.__getitems__([index for _, index in placed])
+            samples = self._seeded(first, lambda: self.dataset.__getitems__([index for _, index in placed]))
         else:
             samples = [self[pair] for pair in placed]
         self._seed_for("collate", first)
@@ -81,6 +80,18 @@ class SeededInWorkers(Dataset[Any]):
         self._seed_for("stream", self._rank, info.id if info is not None else 0)
         return iter(self.dataset)
 
+    def _seeded(self, place: int, fetch: Callable[[], Any]) -> Any:
+        """What is fetched for a place. Where the first fetch has made generators, which nobody had seeded, another."""
+        self._seed_for("sample", place)
+        fetched, known = fetch(), len(self._own or ())
+        if self._looked_again:
+            return fetched
+        self._looked_again, self._own = True, self._find_generators()
+        return fetched if len(self._own) == known else self._seeded(place, fetch)
+
+    def _find_generators(self) -> dict[str, Generator]:
+        return generators_in({"dataset": self.dataset, "collate_fn": self._collate_fn})
+
     def _seed_for(self, *what: Any) -> None:
         epoch = int(self._epoch)
         if epoch != self._told:
@@ -90,8 +101,7 @@ class SeededInWorkers(Dataset[Any]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-        if self._own is None:
-            self._own = generators_in({"dataset": self.dataset, "collate_fn": self._collate_fn})
+        self._own = self._find_generators() if self._own is None else self._own
         for number, generator in enumerate(self._own.values()):
             seed_anew(generator, _seed_of(self.seed, epoch, *what, number))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.optim import lr_stepping
+from espnet3_lite.seed import generators_in
 from espnet3_lite.seed import restore_random_state as restore
 
 if TYPE_CHECKING:
@@ -39,4 +40,4 @@ def restore_random_state(loop: FitLoop) -> None:
         state, validation = states[loop.trainer.global_rank % len(states)], loop.trainer.evaluation_loops["val"]
         if any(place.startswith("val.") for place in state.get("own", ())):
             validation.setup_if_due()  # its loaders were there, with generators of their own
-        restore(state, loop.trainer.own_generators)
+        restore(state, generators_in(loop.trainer.own_parts, state.get("own", {})))

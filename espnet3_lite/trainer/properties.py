@@ -17,7 +17,7 @@ from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.callbacks.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.distributed.rank import local_rank, node_rank
 from espnet3_lite.module.data_module import is_overridden
-from espnet3_lite.seed import Generator, generators_in
+from espnet3_lite.seed import generators_in
 from espnet3_lite.trainer.settings import SETTINGS, Settings
 from espnet3_lite.trainer.states import RunningStage
 
@@ -78,10 +78,10 @@ def _sampler_kwargs(trainer: Trainer) -> dict[str, int]:
     return {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
 
 
-def _own_generators(trainer: Trainer) -> dict[str, Generator]:
+def _own_parts(trainer: Trainer) -> dict[str, Any]:
     loaders = {"train": trainer.train_data.given, "val": trainer.evaluation_loops["val"].given}
     owners = {"module": trainer.lightning_module, "datamodule": trainer.datamodule, "given": trainer.given_loaders}
-    return generators_in({**owners, **loaders})
+    return {**owners, **loaders}
 
 
 def _num_sanity_val_batches(trainer: Trainer) -> list[int | float]:
@@ -183,7 +183,8 @@ class TrainerProperties(Settings):
     num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "For each test loader.")
     num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "For each of `predict`.")
     num_sanity_val_batches = _Tells(_num_sanity_val_batches, "Of each validation loader in the sanity check.")
-    own_generators = _Tells(_own_generators, "The generators that module, data module and loaders keep, by place.")
+    own_parts = _Tells(_own_parts, "What may keep generators: module, data module and loaders, by name.")
+    own_generators = _Tells(lambda self: generators_in(self.own_parts), "The generators that they keep, by place.")
     # With named optimizers: the batches that will step, as `global_step` counts them.
     estimated_stepping_batches = _Tells(_estimated_stepping_batches, "Steps of a whole fit. Asks for its loader.")
 
