@@ -204,8 +204,15 @@ def warn_of_missing_processes(devices: int | str | list[int]) -> None:
         )
 
 
-def warn_of_no_limit(trainer: Trainer) -> None:
-    """A fit begins of which nobody has said how long it is."""
+def warn_at_begin(trainer: Trainer) -> None:
+    """A fit begins of which nobody has said how long it is, or of another model than the fit before."""
+    before = trainer.plan.built
+    if before and trainer.ckpt_path is None and before.isdisjoint(map(id, trainer.lightning_module.parameters())):
+        rank_zero_warn(
+            f"this trainer has trained another model before: its epochs and steps are counted on (epoch "
+            f"{trainer.current_epoch}, step {trainer.global_step}), and its callbacks keep what they saw of that one "
+            f"(the best score and file, how long to wait). Make a new Trainer for each model"
+        )
     if not trainer.epochs_given and trainer.max_epochs == DEFAULT_EPOCHS:
         rank_zero_warn(f"`max_epochs` was not set. Setting it to {DEFAULT_EPOCHS} epochs. To train without an epoch "
                        f"limit, set `max_epochs=-1`.")  # fmt: skip

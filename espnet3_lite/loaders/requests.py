@@ -31,7 +31,7 @@ def request_loaders(trainer: Trainer, prefix: str) -> Any:
         return given
     if (owner := trainer.provider_of(f"{prefix}_dataloader")) is not None:
         return getattr(owner, f"{prefix}_dataloader")()
-    name = type(trainer.datamodule or trainer.lightning_module).__name__
+    name = type(trainer.data_provider or trainer.lightning_module).__name__
     raise MisconfigurationException(
         f"no loader for {trainer.state.fn}: pass {'train_dataloaders=' if prefix == 'train' else 'dataloaders='} to "
         f"Trainer.{trainer.state.fn}(), or define {name}.{prefix}_dataloader()"

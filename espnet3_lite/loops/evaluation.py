@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
-_WORDS = {"val": "validation", "test": "test", "predict": "predict"}
+#: The evaluations: what their loaders and limits are named by, and their word in steps and hooks.
+WORDS = {"val": "validation", "test": "test", "predict": "predict"}
 
 
 class ValidationBrokenOff(Exception):
@@ -47,7 +48,7 @@ class EvaluationLoop:
     """
 
     def __init__(self, trainer: Trainer, prefix: str):
-        self.trainer, self.prefix, self.word = trainer, prefix, _WORDS[prefix]
+        self.trainer, self.prefix, self.word = trainer, prefix, WORDS[prefix]
         self.given: Any = None
         self.loaders: list[RankLoader] = []
         #: What is appended to the names of what several loaders log: the keys of a dict, or their number.

@@ -46,12 +46,19 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
+def _limit(name: str) -> Any:
+    """One of the trainer's limits, which Lightning's users set on the loop, to train on."""
+    return property(lambda loop: getattr(loop.trainer, name), lambda loop, value: setattr(loop.trainer, name, value))
+
+
 class FitLoop(Progress):
     """The training loop of one trainer, and all that it counts.
 
     Args:
         trainer: Its settings and its plan are read here.
     """
+
+    max_epochs, min_epochs, max_steps, min_steps = map(_limit, ("max_epochs", "min_epochs", "max_steps", "min_steps"))
 
     def __init__(self, trainer: Trainer):
         super().__init__()
@@ -64,15 +71,6 @@ class FitLoop(Progress):
         self.resumed_random_states: list[dict[str, Any]] | None = None
         #: A run that resumes from a state saved within a validation validates again, from this random state.
         self.random_before_validation: dict[str, Any] | None = None
-
-    @property
-    def max_epochs(self) -> int:
-        """The trainer's limit; Lightning's users set it here to train on."""
-        return self.trainer.max_epochs
-
-    @max_epochs.setter
-    def max_epochs(self, epochs: int) -> None:
-        self.trainer.max_epochs = epochs
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
-from espnet3_lite.callbacks.screen import tell_if_over, warn_of_no_limit
+from espnet3_lite.callbacks.screen import tell_if_over, warn_at_begin
 from espnet3_lite.callbacks.users_hooks import check_hooks
 from espnet3_lite.callbacks.users_optimizers import check_optimizers
 from espnet3_lite.checkpoint import run_state
@@ -211,7 +211,7 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     """
     data, fn, fitting = trainer.datamodule, str(trainer.state.fn), trainer.state.fn == TrainerFn.FITTING
     if fitting:
-        warn_of_no_limit(trainer)
+        warn_at_begin(trainer)
     if data is not None:
         data.setup(fn)
     trainer.call("setup", fn)

@@ -1,7 +1,6 @@
 """``Trainer(...).fit / validate / test / predict``, and the frame of these calls. A fit's own loop is in `fit.py`.
 
-`Trainer._run` is that frame: set up, run, tear down. Properties that only tell are in `properties.py`, the table of the
-settings is in `settings.py`, and what a call prepares is the `RunPlan` of `setup.py`.
+`Trainer._run` is that frame. Properties that only tell are in `properties.py`; what a call prepares is in `setup.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, log_hyperparameters, tell
 from espnet3_lite.loggers.named import make_loggers
-from espnet3_lite.loops.evaluation import EvaluationLoop, ValidationSchedule
+from espnet3_lite.loops.evaluation import WORDS, EvaluationLoop, ValidationSchedule
 from espnet3_lite.loops.fit import FitLoop
 from espnet3_lite.loops.progress import EpochStage
 from espnet3_lite.metrics.collector import Metrics
@@ -43,9 +42,7 @@ from espnet3_lite.trainer.stopping import Stopping
 
 
 class Trainer(TrainerProperties):
-    """Trains a `LiteModule`.
-
-    Its arguments are the settings: ``help(Trainer.__init__)``.
+    """Trains a `LiteModule`. Its arguments are the settings: ``help(Trainer.__init__)``.
 
     Raises:
         TypeError: an unknown argument, with the nearest known one.
@@ -69,7 +66,9 @@ class Trainer(TrainerProperties):
         self.stopping: Stopping = Stopping(self)
         #: The module of the present or last call; there is none before the first.
         self.lightning_module: LiteModule = None  # type: ignore[assignment]
+        #: The data module of the last call that was given one, whose hooks are called; and the one whose data count.
         self.datamodule: LiteDataModule | None = None
+        self.data_provider: LiteDataModule | None = None
         #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
         self.given_loaders: dict[str, Any] = {}
         self.ckpt_path: str | None = None
@@ -89,8 +88,7 @@ class Trainer(TrainerProperties):
         #: Calls a hook of the callbacks and the module.
         self.call: Callable[..., Any] = self.hook_calls.call
         #: By ``val``, ``test`` and ``predict``.
-        loops = {prefix: EvaluationLoop(self, prefix) for prefix in ("val", "test", "predict")}
-        self.evaluation_loops: dict[str, EvaluationLoop] = loops
+        self.evaluation_loops: dict[str, EvaluationLoop] = {prefix: EvaluationLoop(self, prefix) for prefix in WORDS}
         self.fit_loop = FitLoop(self)
         self.train_data: TrainData = TrainData(self)
         self.plan = setup.RunPlan(self, ValidationSchedule(self))
@@ -114,7 +112,7 @@ class Trainer(TrainerProperties):
             model: What to train.
             train_dataloaders: The training loader; by default the data module's or the model's.
             val_dataloaders: One validation loader, a list of loaders, or a dict whose keys name them.
-            datamodule: Provides the loaders instead.
+            datamodule: Provides the loaders instead, also those of later calls with this module that are given none.
             ckpt_path: Resume from this checkpoint: a path, ``"last"`` or ``"best"``.
             weights_only: Lightning's argument. None or True; False would let a checkpoint run code, and is an error.
             override_optimizer: A run that resumes takes the optimizers' configured values (rate, weight decay, ...),
@@ -177,10 +175,8 @@ class Trainer(TrainerProperties):
         """Predict: `model`, `dataloaders`, `datamodule`, `ckpt_path` and `weights_only` as in `validate`.
 
         Args:
-            return_predictions: False: keep nothing (a callback writes them). Default True.
-
-        Returns:
-            What `predict_step` returned for each batch; for several loaders a list of such lists.
+            return_predictions: False: keep nothing (a callback writes them). Default True: for each batch what
+                `predict_step` returned, for several loaders a list of such lists.
         """
         self.return_predictions = return_predictions is not False
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
@@ -300,7 +296,8 @@ class Trainer(TrainerProperties):
 
     def provider_of(self, method: str) -> LiteDataModule | LiteModule | None:
         """Who defines a method that loads or moves data: the data module, else the module; None where nobody does."""
-        return next((owner for owner in self.owners if self.is_overridden(method, owner)), None)
+        owners = (self.data_provider, self.lightning_module)
+        return next((owner for owner in owners if owner is not None and self.is_overridden(method, owner)), None)
 
     def agree_on_log_dir(self) -> None:
         """At the start of a call: let all ranks know where rank zero logs."""
@@ -320,15 +317,17 @@ class Trainer(TrainerProperties):
         if isinstance(first, LiteDataModule):  # as the second positional argument
             given, datamodule = dict.fromkeys(given), first
         setup.check_data(datamodule)
-        if datamodule is not None and any(loader is not None for loader in given.values()):
+        if (with_loaders := any(loader is not None for loader in given.values())) and datamodule is not None:
             raise MisconfigurationException(f"Trainer.{fn}(): pass loaders or a datamodule, not both")
         module = setup.check_module(self.lightning_module if model is None else model)
         self.state, lender = self.state.begin(fn), vars(module).get("_trainer")
         self.stopping.begin()
         signals, result = self.stopping.signals, None
         try:
-            self.lightning_module, self.given_loaders = module, given
+            if datamodule is not None or with_loaders or module is not self.lightning_module:
+                self.data_provider = datamodule  # else that of the call before goes on with its module
             self.datamodule = datamodule if datamodule is not None else self.datamodule
+            self.lightning_module, self.given_loaders = module, given
             checkpoint = self._set_up(module, ckpt_path, model_given=model is not None)
             signals.install(at_once=not fitting)
             try:

@@ -184,6 +184,16 @@ def test_the_nearest_setting_is_told():
         trainer.max_epoch = 6  # said once
 
 
+def test_limits_may_be_set_on_the_loop_as_in_lightning():
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit_loop.max_epochs, trainer.fit_loop.max_steps = 3, 7
+    trainer.fit_loop.min_epochs, trainer.fit_loop.min_steps = 1, 2
+    assert (trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps) == (3, 7, 1, 2)
+    assert (trainer.fit_loop.max_epochs, trainer.fit_loop.max_steps) == (3, 7)
+    with pytest.raises(MisconfigurationException, match="max_steps=2.5 is not a whole number"):
+        trainer.fit_loop.max_steps = 2.5
+
+
 def test_loggers_are_set_as_the_constructor_takes_them(tmp_path):
     trainer = quiet_trainer(default_root_dir=tmp_path)
     trainer.logger = "csv"
