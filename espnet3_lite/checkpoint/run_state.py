@@ -17,7 +17,7 @@ from espnet3_lite.checkpoint import lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.checkpoint.lightning_format import LAYOUT, OUR_STATE, own_state
 from espnet3_lite.distributed.rank import is_restarted, rank_zero_info, rank_zero_warn
-from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, refuse
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.trainer.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
@@ -205,10 +205,10 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_opti
 
 
 def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Load optimizers and schedulers; the schedulers of named optimizers by name where the checkpoint knows it.
+    """Load optimizers and schedulers; named optimizers, and their schedulers, by name where the checkpoint knows it.
 
     Raises:
-        MisconfigurationException: their numbers differ.
+        MisconfigurationException: their numbers or names differ.
     """
     states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     configs = list(trainer.lr_scheduler_configs)
@@ -217,9 +217,16 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             raise MisconfigurationException(
                 f"the checkpoint holds {len(saved)} {kind}, this run has {len(here)}; resume with its own configuration"
             )
+    ours = own_state(checkpoint)
+    order = [state["name"] for state in ours.get("optimizers", ())]
+    if order and None not in order:  # named ones have their states by name
+        there = f"the checkpoint's optimizers are {order}, this run's {[*trainer.slots]}"
+        refuse(there, (set(order) != trainer.slots.keys(), "; resume with its own configuration"))
+        states = [states[order.index(name)] for name in trainer.slots]
+        known = ours.get("configured", [])
+        ours["configured"] = known and [known[order.index(name)] for name in trainer.slots]
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         trainer.strategy.load_optimizer_state_dict(optimizer, state)
-    ours = own_state(checkpoint)
     names = ours.get("scheduler_names")
     if names and len(set(names)) == len(names):  # schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}

@@ -8,7 +8,7 @@ import torch
 from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
-from espnet3_lite import Callback, LiteModule, Trainer
+from espnet3_lite import Callback, LiteModule, OptimizationStep, Trainer
 from espnet3_lite.callbacks import EarlyStopping, WeightAveraging
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.exceptions import MisconfigurationException
@@ -221,6 +221,41 @@ def test_that_a_run_is_finished_is_told_before_anything_else_is_made(limit, told
         quiet_trainer(**limit).fit(Watching(), DATA, ckpt_path=path)
     finished = [line for line in told_before if "The run of this checkpoint is finished" in line]
     assert len(finished) == bool(told) and all(told in line for line in finished)
+
+
+class Pair(LiteModule):
+    """Two parts of one shape, each with an optimizer that has a name."""
+
+    def __init__(self, **part_of):
+        super().__init__()
+        self.part_of, self.named_optimizers = part_of, {name: {} for name in part_of}
+        self.parts = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1, bias=False) for name in ("small", "large")})
+
+    def training_step(self, batch, batch_idx):
+        losses = {"small": self.parts["small"](batch[:1]).sum(), "large": self.parts["large"](batch[:1]).sum() * 100}
+        return [OptimizationStep(losses[part], name) for name, part in self.part_of.items()]
+
+    def configure_optimizers(self):
+        rates = {"small": 0.1, "large": 0.2}
+        return [
+            torch.optim.SGD(self.parts[part].parameters(), lr=rates[part], momentum=0.5)
+            for part in self.part_of.values()
+        ]
+
+
+def test_named_optimizers_get_their_own_state_whatever_their_order_in_the_configuration(tmp_path, recwarn):
+    trainer, data = trainer_of(), [torch.ones(1, 1)] * 2
+    trainer.fit(Pair(first="small", second="large"), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    recwarn.clear()
+    resumed = trainer_of(max_epochs=1)
+    resumed.fit(Pair(second="large", first="small"), data, ckpt_path=tmp_path / "a.ckpt")
+    buffers = {name: [*slot.optimizer.state.values()][0]["momentum_buffer"] for name, slot in resumed.slots.items()}
+    assert buffers == {"first": torch.tensor([[1.5]]), "second": torch.tensor([[150.0]])}
+    assert [str(warning.message) for warning in recwarn if "goes on with" in str(warning.message)] == []
+    message = r"optimizers are \['first', 'second'\], this run's \['first', 'third'\]; resume with its own"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer_of(max_epochs=2).fit(Pair(first="small", third="large"), data, ckpt_path=tmp_path / "a.ckpt")
 
 
 def test_what_a_scheduler_has_seen_and_waits_for_comes_to_the_one_of_the_same_optimizer():
