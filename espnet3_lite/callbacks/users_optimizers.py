@@ -10,14 +10,24 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
+from espnet3_lite.callbacks.optimizer_modes import warn_of_late_parameters, warn_of_modes
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, refuse
 from espnet3_lite.optim.manual_optimization import demands_closure
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+
+#: Whole numbers of as many bytes.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sum_of_bits(parameter: torch.Tensor) -> torch.Tensor:
+    numbers = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+    return numbers.view(_BITS[numbers.element_size()]).sum(dtype=torch.int64)
 
 
 def check_optimizers(trainer: Trainer) -> None:
@@ -97,3 +107,24 @@ def _warn_of_weights_that_part(trainer: Trainer) -> None:
                 f"this rank's batch uses, on this rank alone, so that the ranks' weights part. Leave max_norm out, and "
                 f"shorten the rows in on_train_batch_end, on all ranks alike"
             )
+
+
+def look_at_weights(trainer: Trainer) -> None:
+    """After an epoch: say which parameters no optimizer knows, and, with DDP, that the ranks' weights have parted.
+
+    Collective: all ranks end an epoch. The sums are those of the numbers' bits, which no order of adding changes.
+    """
+    warn_of_late_parameters(trainer)
+    if trainer.world_size == 1 or trainer.strategy.name != "ddp":
+        return
+    named = trainer.lightning_module.named_parameters()
+    sums = {name: _sum_of_bits(parameter).to(trainer.device) for name, parameter in named if not is_lazy(parameter)}
+    mine = torch.stack(list(sums.values())).tolist() if sums else []
+    by_rank = trainer.strategy.gather_objects(mine)  # collective
+    parted = [name for name, *found in zip(sums, *by_rank, strict=True) if len(set(found)) > 1]
+    if parted:
+        rank_zero_warn(
+            f"the ranks' weights are no longer the same: {', '.join(parted[:3])}{' ...' * (len(parted) > 3)}. "
+            f"Something changes them on one rank alone, or by each rank's own batch: a forward pass (an embedding's "
+            f"max_norm), or code such as `if trainer.is_global_zero:`. Rank 0's are validated and saved"
+        )

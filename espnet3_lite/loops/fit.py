@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.optimizer_modes import warn_of_late_parameters
+from espnet3_lite.callbacks.users_optimizers import look_at_weights
 from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
@@ -213,7 +213,7 @@ class FitLoop(Progress):
         call("on_train_epoch_end:monitoring")
         trainer.log_metrics(metrics.end_epoch(), ago=1)
         metrics.forget()
-        warn_of_late_parameters(trainer)
+        look_at_weights(trainer)  # collective: all ranks end the epoch
         trainer.stopping.agree(strategy.any(trainer.stopping.wanted))  # collective: all ranks end the epoch
         self.begin_next_epoch()
 

@@ -13,7 +13,15 @@ from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
 RANKS = Ranks(
     "rank_strategy_cases",
-    *("lbfgs", "synchronized_norm", "synchronized_on_a_cpu", "shortened_embeddings", "objects", "half"),
+    *(
+        "lbfgs",
+        "synchronized_norm",
+        "synchronized_on_a_cpu",
+        "shortened_embeddings",
+        "weights_of_one_rank",
+        "objects",
+        "half",
+    ),
     *("travelling", "sharded"),
 )
 QUIET = {"max_epochs": 1, **QUIET}
@@ -51,9 +59,16 @@ def test_sync_batchnorm_on_cpus_is_left_out_with_a_warning(two):
 def test_layers_whose_weights_part_are_told(two):
     """As with torch's own DDP, which says nothing: only buffers are sent, and no parameter."""
     assert two[0]["shortened_embeddings"]["weight"] != two[1]["shortened_embeddings"]["weight"]
-    (told,) = two[0]["shortened_embeddings"]["told"]
-    assert told.startswith("Embedding 'words' has max_norm=0.1: its forward pass shortens the rows that this rank's")
+    before, after = two[0]["shortened_embeddings"]["told"]
+    assert before.startswith("Embedding 'words' has max_norm=0.1: its forward pass shortens the rows that this rank's")
+    assert after.startswith("the ranks' weights are no longer the same: words.weight. Something changes them")
     assert rank_strategy_cases.shortened_embeddings()["told"] == []
+
+
+def test_weights_that_were_changed_on_one_rank_are_told_after_the_epoch(two):
+    (told,) = two[0]["weights_of_one_rank"]
+    assert told.startswith("the ranks' weights are no longer the same: ")
+    assert two[1]["weights_of_one_rank"] == rank_strategy_cases.weights_of_one_rank() == []
 
 
 def test_an_object_of_strategies_is_the_trainers(two):

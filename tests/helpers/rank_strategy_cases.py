@@ -113,8 +113,25 @@ def shortened_embeddings():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer_of(max_epochs=1).fit(module, loader_of(4, 1, False))
-    told = [str(warning.message) for warning in caught if "max_norm" in str(warning.message)]
+    told = [str(warning.message) for warning in caught if "weights" in str(warning.message)]
     return {"weight": module.words.weight.tolist(), "told": told}
+
+
+class OnOneRank(Line):
+    """Changes a weight on rank zero, once."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.trainer.is_global_zero and self.trainer.global_step == 1:
+            with torch.no_grad():
+                next(self.parameters()).add_(1.0)
+
+
+def weights_of_one_rank():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(max_epochs=1).fit(OnOneRank(), loader_of(4, 1, False))
+        trainer_of(max_epochs=1).fit(Line(), loader_of(4, 1, False))
+    return [str(warning.message) for warning in caught if "weights" in str(warning.message)]
 
 
 # ---- objects and what users ask them ---------------------------------------------------------------------------------
