@@ -63,6 +63,7 @@ _UTILITIES = {
     "_load_from_checkpoint": "compat.utilities.functions",
     "_is_local_file_protocol": "compat.utilities.functions",
     "_jit_is_scripting": "compat.utilities.functions",
+    "_scan_checkpoints": "compat.utilities.functions",
     "_logger": "compat.utilities.functions",
     "Interval": "compat.utilities.functions",
     "package_available": "compat.utilities.functions",
@@ -192,6 +193,8 @@ def home_of(module: str) -> str | None:
             break  # its classes may be imported, and raise when they are used
         if (deeper := f"{home}.{part}".lstrip(".")) in HOMES:
             home = deeper
+        elif part in HOMES:
+            home = part  # `loggers.utilities`
         elif part not in INNER:
             return None
     return home

@@ -43,8 +43,8 @@ class SeededInWorkers(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int | None = None, collate_fn: Any = None):
         self.dataset = dataset
         self._collate_fn = collate_fn
-        self._own: dict[str, Generator] | None = None  # found by each worker
-        self._looked_again = False  # after its first sample
+        self._own: dict[str, Generator] = {}  # found by each worker: before its first sample, and after it
+        self._looks = 2
         self.seed = global_seed() if seed is None else seed
         # In shared memory, since workers that outlive an epoch (`persistent_workers`) keep their copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -83,14 +83,11 @@ class SeededInWorkers(Dataset[Any]):
     def _seeded(self, place: int, fetch: Callable[[], Any]) -> Any:
         """What is fetched for a place. Where the first fetch has made generators, which nobody had seeded, another."""
         self._seed_for("sample", place)
-        fetched, known = fetch(), len(self._own or ())
-        if self._looked_again:
-            return fetched
-        self._looked_again, self._own = True, self._find_generators()
-        return fetched if len(self._own) == known else self._seeded(place, fetch)
-
-    def _find_generators(self) -> dict[str, Generator]:
-        return generators_in({"dataset": self.dataset, "collate_fn": self._collate_fn})
+        fetched, known = fetch(), len(self._own)
+        if self._looks:
+            self._seed_for("sample", place)
+            fetched = fetched if len(self._own) == known else fetch()
+        return fetched
 
     def _seed_for(self, *what: Any) -> None:
         epoch = int(self._epoch)
@@ -101,7 +98,8 @@ class SeededInWorkers(Dataset[Any]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-        self._own = self._find_generators() if self._own is None else self._own
+        if self._looks:
+            self._looks, self._own = self._looks - 1, generators_in({"set": self.dataset, "collate": self._collate_fn})
         for number, generator in enumerate(self._own.values()):
             seed_anew(generator, _seed_of(self.seed, epoch, *what, number))
 

@@ -58,13 +58,13 @@ def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
     """
     try:
         fresh = copy.deepcopy(metric)
+        fresh.reset()
     except Exception as error:
         rank_zero_warn(
-            f"the metric object {place} ({type(metric).__name__}) cannot be copied ({type(error).__name__}: {error}), "
-            f"and stands in no checkpoint: a run that is resumed within an epoch forgets what it has seen of it"
+            f"the metric object {place} ({type(metric).__name__}) cannot be copied and reset ({type(error).__name__}: "
+            f"{error}), and is in no checkpoint: a run that is resumed within an epoch forgets what it has seen of it"
         )
         return {}
-    fresh.reset()
     unset = dict(_values(fresh))
     state: dict[str, dict[str, Any]] = {}
     for (part, key), value in _values(metric):
@@ -80,8 +80,12 @@ def _as_it_is_now(leaf: Any) -> Any:
 def restore(metric: Any, state: dict[str, dict[str, Any]], device: torch.device) -> None:
     """Put back what `state_of` gave, on this device."""
     parts = dict(_parts(metric))
-    for name, attributes in state.items():
-        for key, value in attributes.items():
+    if gone := state.keys() - parts.keys():  # a `MetricTracker` gets a part with each epoch
+        rank_zero_warn(
+            f"{type(metric).__name__} had parts {sorted(gone)} when it was saved, and forgets what they knew"
+        )
+    for name in state.keys() & parts.keys():
+        for key, value in state[name].items():
             setattr(parts[name], key, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value))
 
 

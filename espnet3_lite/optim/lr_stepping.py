@@ -54,8 +54,8 @@ class LRSchedulerConfig:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave, into the same objects."""
-        now = self.scheduler.state_dict()
-        inner = {name: v for name, v in now.items() if name in state and hasattr(v, "load_state_dict")}
+        now = self.scheduler.state_dict().items()
+        inner = {name: v for name, v in now if name in state and hasattr(v, "load_state_dict")}
         self.scheduler.load_state_dict({name: value for name, value in state.items() if name not in inner})
         for name, scheduler in inner.items():
             scheduler.load_state_dict(state[name])

@@ -2,6 +2,7 @@
 
 import abc
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -88,6 +89,7 @@ IMPORTED = {
     "pytorch_lightning.utilities.warnings": ["PossibleUserWarning"],
     "pytorch_lightning.core.saving": ["get_filesystem"],
     "lightning.pytorch.utilities.imports": ["package_available"],
+    "lightning.pytorch.loggers.utilities": ["_scan_checkpoints"],
     "lightning.pytorch.core.module": ["_jit_is_scripting"],
     "lightning.pytorch.callbacks.timer": ["Interval", "Timer"],
     "lightning.pytorch.callbacks.model_checkpoint": ["ModelCheckpoint", "_is_local_file_protocol"],
@@ -147,6 +149,18 @@ def test_small_things_that_nemo_takes():
         ]  # fmt: skip
     paths = ("exp/last.ckpt", "file:///exp/last.ckpt", "s3://bucket/last.ckpt")
     assert [compat._is_local_file_protocol(path) for path in paths] == [True, True, False]
+
+
+def test_the_files_of_a_checkpoint_callback_that_are_new(tmp_path):
+    paths = [str(tmp_path / f"{name}.ckpt") for name in ("a", "b", "gone")]
+    for number, path in enumerate(paths[:2]):
+        Path(path).write_text("")
+        os.utime(path, (number, number))
+    callback = compat.callbacks.ModelCheckpoint(monitor="loss")
+    callback.best_k_models, callback.best_model_path, callback.best_model_score = {paths[0]: 1, paths[1]: 2}, "", None
+    callback.last_model_path, callback.current_score = paths[1], 2
+    assert compat._scan_checkpoints(callback, {}) == [(0.0, paths[0], 1, "best_k"), (1.0, paths[1], 2, "best_k")]
+    assert compat._scan_checkpoints(callback, {paths[0]: 0.0}) == [(1.0, paths[1], 2, "best_k")]
 
 
 def test_hyperparameters_that_are_set_anew_as_nemo_does():

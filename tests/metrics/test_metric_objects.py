@@ -173,7 +173,9 @@ def test_an_object_that_cannot_be_copied_is_told(tmp_path):
 
     module = Measured(Locked)
     trainer = trainer_of(ModelCheckpoint(tmp_path), max_epochs=1, enable_checkpointing=True)
-    with pytest.warns(UserWarning, match=r"the metric object logged \(Locked\) cannot be copied \(TypeError: a lock\)"):
+    with pytest.warns(
+        UserWarning, match=r"the metric object logged \(Locked\) cannot be copied and reset \(TypeError: a lock\)"
+    ):
         trainer.fit(module, loader())
 
 

@@ -274,6 +274,21 @@ def package_available(package: str) -> bool:
 _logger = logging.getLogger("espnet3_lite")
 
 
+def _scan_checkpoints(callback: Any, known: dict[str, float]) -> list[tuple[float, str, Any, str]]:
+    """The files of a `ModelCheckpoint` that are new since `known` (a time for each path), which loggers send.
+
+    Returns:
+        For each: when it was written (seconds), path, score, and ``latest``, ``best`` or ``best_k``; by time.
+    """
+    found = {callback.last_model_path: (callback.current_score, "latest")}
+    found[callback.best_model_path] = (callback.best_model_score, "best")
+    found.update({path: (score, "best_k") for path, score in callback.best_k_models.items()})
+    files = [(os.path.getmtime(path), path, *rest) for path, rest in found.items() if os.path.isfile(path)]
+    return sorted(
+        (file for file in files if known.get(file[1], -1.0) < file[0]), key=lambda file: (file[0], str(file[1]))
+    )
+
+
 class Interval(str, enum.Enum):
     """Lightning's name for what `Timer` takes as a text."""
 
