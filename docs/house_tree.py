@@ -12,7 +12,7 @@ PAGE = Path(__file__).with_name("house.md")
 PACKAGE = PAGE.parents[1] / "espnet3_lite"
 FLOORS = {
     "the trainer: knows nothing of ESPnet": (
-        "trainer", "loops", "module", "optim", "metrics", "loaders", "distributed", "checkpoint", "callbacks",
+        "trainer", "loops", "module", "optim", "metrics", "loaders", "distributed", "checkpoint", "checks", "callbacks",
         "loggers",
     ),
     "on top of it": ("espnet", "accelerated"),

@@ -16,9 +16,9 @@ import torch
 
 from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
+from espnet3_lite.checks.value_kinds import parse_duration
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.value_kinds import parse_duration
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule

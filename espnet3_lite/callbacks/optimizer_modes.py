@@ -1,7 +1,6 @@
 """`OptimizerModes`: for optimizers that train other weights than those that are to be used, such as schedule-free ones.
 
-What kind of optimizer that is, and the word about one that nobody switches, is here too; and that about parameters that
-no optimizer knows, since they were made after it.
+What kind of optimizer that is, and the word about one that nobody switches, is here too.
 """
 
 from __future__ import annotations
@@ -115,21 +114,4 @@ def warn_of_modes(trainer: Trainer) -> None:
             f"{type(found[0]).__name__} has train() and eval(): which weights are trained, validated and saved depends "
             f"on them. Add callbacks=[espnet3_lite.callbacks.OptimizerModes()], which calls them, unless your own "
             f"hooks do"
-        )
-
-
-def warn_of_late_parameters(trainer: Trainer) -> None:
-    """Say once, after an epoch, which parameters the module has got since its optimizers were made, and none trains."""
-    trained = {id(parameter) for slot in trainer.plan.slots.values() for parameter in slot.parameters}
-    late = {
-        name: parameter
-        for name, parameter in trainer.lightning_module.named_parameters()
-        if parameter.requires_grad and id(parameter) not in trained and id(parameter) not in trainer.plan.built
-    }
-    if late:
-        trainer.plan.built.update(map(id, late.values()))
-        rank_zero_warn(
-            f"no optimizer trains {', '.join(list(late)[:5])}{' ...' if len(late) > 5 else ''}, which the module got "
-            f"after configure_optimizers. Make them in __init__ or configure_model (torch.nn.LazyLinear and its like "
-            f"find their size in the first batch), or call optimizer.add_param_group"
         )

@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.checks.value_kinds import parse_duration
 from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.trainer.states import RunningStage
-from espnet3_lite.value_kinds import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ Not here: code that reads them (`schema`), and what keys say about each other (`
 
 from collections.abc import Collection
 
+from espnet3_lite.checks.value_kinds import FLAG, LIST, MAPPING, OBJECT, PATH, Kind, instead, number, one_of, whole
 from espnet3_lite.trainer.settings import REFUSED as REFUSED_BY_THE_TRAINER
 from espnet3_lite.trainer.settings import SETTINGS
-from espnet3_lite.value_kinds import FLAG, LIST, MAPPING, OBJECT, PATH, Kind, instead, number, one_of, whole
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.checks.signatures import metric_of_step
+from espnet3_lite.checks.value_kinds import one_of
 from espnet3_lite.config.fields import OBJECT, REFUSED
 from espnet3_lite.config.targets import (
     HOW_TO_INSTALL_ESPNET,
@@ -21,9 +23,7 @@ from espnet3_lite.config.targets import (
 )
 from espnet3_lite.config.yaml_text import KeyPath, dotted_name
 from espnet3_lite.exceptions import nearest
-from espnet3_lite.signatures import metric_of_step
 from espnet3_lite.trainer.settings import LOGGER_NAMES
-from espnet3_lite.value_kinds import one_of
 
 if TYPE_CHECKING:
     from torch.nn import Module

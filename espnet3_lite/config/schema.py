@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.checks.value_kinds import Kind
 from espnet3_lite.config.container import Config, ConfigList
 from espnet3_lite.config.environment import masked, masked_repr
 from espnet3_lite.config.fields import CLOSED, FIELDS, MORE_KEYS, REFUSED
@@ -17,7 +18,6 @@ from espnet3_lite.config.loader_rules import LOADER_RULES
 from espnet3_lite.config.rules import RULES, UNRESOLVED, is_resolved
 from espnet3_lite.config.yaml_text import KeyPath, format_path
 from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.value_kinds import Kind
 
 if TYPE_CHECKING:
     from torch.nn import Module

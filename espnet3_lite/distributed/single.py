@@ -13,9 +13,9 @@ import torch
 
 from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
+from espnet3_lite.checks.signatures import taking
 from espnet3_lite.distributed.rank import local_rank
 from espnet3_lite.distributed.vote import Verdict, vote_alone
-from espnet3_lite.signatures import taking
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from espnet3_lite.checks.signatures import metric_of_step
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import check_config
@@ -30,7 +31,6 @@ from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.slots import named_steps
-from espnet3_lite.signatures import metric_of_step
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer

@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from espnet3_lite.checkpoint.atomic_files import write_text
+from espnet3_lite.checks.value_kinds import plain_containers
 from espnet3_lite.config.targets import TargetError, find_target
 from espnet3_lite.exceptions import MisconfigurationException
-from espnet3_lite.value_kinds import plain_containers
 
 
 class AbsESPnetModel(torch.nn.Module, ABC):

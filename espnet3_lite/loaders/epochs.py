@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from espnet3_lite import seed
+from espnet3_lite.checks.error_notes import cannot_be_iterated_twice, loader_in_words, other_data_in_words
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words, other_data_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import kept_order, requests
 from espnet3_lite.loaders.rank_loader import RankLoader, SharedLoader, length_of, rebuild

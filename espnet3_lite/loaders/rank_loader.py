@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.datapipes.datapipe import IterDataPipe
 
-from espnet3_lite.error_notes import cannot_be_iterated_twice, warn_of_other_stream
+from espnet3_lite.checks.error_notes import cannot_be_iterated_twice, warn_of_other_stream
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.samplers import EpochSampler, ShareSampler
 from espnet3_lite.loaders.worker_seeds import SeededInWorkers, seeded_in_workers, tell_epoch

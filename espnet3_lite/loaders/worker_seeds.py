@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
+from espnet3_lite.checks.error_notes import sample_noted
 from espnet3_lite.distributed.rank import global_rank
-from espnet3_lite.error_notes import sample_noted
 from espnet3_lite.loaders.samplers import global_seed
 from espnet3_lite.seed import Generator, generators_in, seed_anew
 

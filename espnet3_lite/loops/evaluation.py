@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.screen import warn_of_unknown_monitors
+from espnet3_lite.checks.error_notes import cannot_be_iterated_twice, loader_in_words
+from espnet3_lite.checks.signatures import takes, taking
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import all_sound, batch_weight
-from espnet3_lite.error_notes import cannot_be_iterated_twice, loader_in_words
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders import requests
 from espnet3_lite.loaders.rank_loader import RankLoader
@@ -24,7 +25,6 @@ from espnet3_lite.loaders.transfer import loss_of
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import named_steps
 from espnet3_lite.seed import collect_random_state, isolated_random_state, restore_random_state
-from espnet3_lite.signatures import takes, taking
 from espnet3_lite.trainer.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.users_optimizers import look_at_weights
+from espnet3_lite.checks.optimizers import look_at_weights
 from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from espnet3_lite.checks.signatures import taken_of
 from espnet3_lite.module.hooks import DataHooks, ModuleHooks
 from espnet3_lite.module.hparams import HyperparametersMixin
 from espnet3_lite.module.lite_module import LiteModule
-from espnet3_lite.signatures import taken_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -23,9 +23,9 @@ import yaml
 from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
+from espnet3_lite.checks.signatures import taken_of
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest, wrong_arguments
-from espnet3_lite.signatures import taken_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from espnet3_lite.checks.signatures import arguments_of_step, metric_of_step
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest, refuse
-from espnet3_lite.signatures import arguments_of_step, metric_of_step
 
 if TYPE_CHECKING:
     from espnet3_lite.optim.slots import OptimizerSlot

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from espnet3_lite.signatures import demands
+from espnet3_lite.checks.signatures import demands
 
 if TYPE_CHECKING:
     from espnet3_lite.optim.slots import OptimizerSlot

@@ -14,8 +14,7 @@ from datetime import timedelta
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Generic
 
-from espnet3_lite.exceptions import MisconfigurationException, nearest
-from espnet3_lite.value_kinds import (
+from espnet3_lite.checks.value_kinds import (
     DURATION,
     FLAG,
     LIST,
@@ -32,6 +31,7 @@ from espnet3_lite.value_kinds import (
     plain_containers,
     whole,
 )
+from espnet3_lite.exceptions import MisconfigurationException, nearest
 
 if TYPE_CHECKING:
     from torch.profiler import profile as Profile

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
+from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.screen import tell_if_over, warn_at_begin
-from espnet3_lite.callbacks.users_hooks import check_hooks
-from espnet3_lite.callbacks.users_optimizers import check_optimizers
 from espnet3_lite.checkpoint import run_state
+from espnet3_lite.checks.hooks import check_hooks
+from espnet3_lite.checks.optimizers import check_optimizers
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, wrong_class
 from espnet3_lite.loaders.transfer import OnItsWay, side_stream
@@ -94,6 +95,7 @@ class RunPlan:
         trainer, module, precision = self.trainer, self.trainer.lightning_module, self.trainer.precision_plugin
         self.slots, self.schedulers = configure_optimizers(trainer, module)
         check_optimizers(trainer)
+        warn_of_modes(trainer)
         self.configured, self.not_taken = [run_state.settings_of(optimizer) for optimizer in trainer.optimizers], set()
         self.built = set(map(id, module.parameters()))
         rank_comparison.compare_optimizers(trainer)  # collective: all ranks

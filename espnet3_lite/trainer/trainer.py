@@ -17,9 +17,9 @@ from espnet3_lite.callbacks.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.handler import CallbackHandler
 from espnet3_lite.callbacks.screen import print_results, told, warn_of_missing_processes
 from espnet3_lite.checkpoint import files, run_state
+from espnet3_lite.checks.error_notes import explained
 from espnet3_lite.distributed.launch import make_strategy
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.error_notes import explained
 from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError, nearest
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, log_hyperparameters, tell

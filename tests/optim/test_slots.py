@@ -6,10 +6,10 @@ from quiet import quiet_trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from espnet3_lite import LiteModule, MisconfigurationException, OptimizationStep
+from espnet3_lite.checks.signatures import metric_of_step
 from espnet3_lite.optim.clipping import clip_gradients
 from espnet3_lite.optim.lr_stepping import LRSchedulerConfig
 from espnet3_lite.optim.slots import OptimizerSlot, parse_optimizers, route
-from espnet3_lite.signatures import metric_of_step
 
 
 def sgd(value=1.0):

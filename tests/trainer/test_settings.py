@@ -12,11 +12,11 @@ import torch
 from quiet import QUIET
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
+from espnet3_lite.checks.value_kinds import parse_duration
 from espnet3_lite.config.fields import FIELDS
 from espnet3_lite.config.schema import ConfigError, check_config
 from espnet3_lite.loggers import CSVLogger
 from espnet3_lite.trainer.settings import SETTINGS
-from espnet3_lite.value_kinds import parse_duration
 
 SOUND = {"model": {"_target_": "torch.nn.Identity"}, "optimizer": {"_target_": "torch.optim.SGD"}}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
 
+from espnet3_lite.checks.value_kinds import plain_containers
 from espnet3_lite.config.targets import find_target, instantiate
 from espnet3_lite.distributed.rank import global_rank, world_size
 from espnet3_lite.espnet.data.collate import takes_ids
@@ -20,7 +21,6 @@ from espnet3_lite.espnet.data.samplers import build_batch_sampler
 from espnet3_lite.espnet.data.worker_imports import ImportedInWorkers
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.loaders.samplers import EpochSampler
-from espnet3_lite.value_kinds import plain_containers
 
 _DISTRIBUTIONS = ("per_gpu", "global")
 # Keys of a loader's block that say something else than how torch's DataLoader is made.

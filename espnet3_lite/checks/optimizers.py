@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from espnet3_lite.callbacks.optimizer_modes import warn_of_late_parameters, warn_of_modes
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, refuse
 from espnet3_lite.optim.manual_optimization import demands_closure
@@ -38,7 +37,6 @@ def check_optimizers(trainer: Trainer) -> None:
             none; a scheduler stands there twice, and the loop steps it.
     """
     _refuse_unfit_optimizers(trainer)
-    warn_of_modes(trainer)
     if trainer.plan.automatic_optimization:
         _refuse_twice(trainer)
     _warn_of_shared_parameters(trainer)
@@ -109,12 +107,29 @@ def _warn_of_weights_that_part(trainer: Trainer) -> None:
             )
 
 
+def _warn_of_late_parameters(trainer: Trainer) -> None:
+    """Say once, after an epoch, which parameters the module has got since its optimizers were made, and none trains."""
+    trained = {id(parameter) for slot in trainer.plan.slots.values() for parameter in slot.parameters}
+    late = {
+        name: parameter
+        for name, parameter in trainer.lightning_module.named_parameters()
+        if parameter.requires_grad and id(parameter) not in trained and id(parameter) not in trainer.plan.built
+    }
+    if late:
+        trainer.plan.built.update(map(id, late.values()))
+        rank_zero_warn(
+            f"no optimizer trains {', '.join(list(late)[:5])}{' ...' if len(late) > 5 else ''}, which the module got "
+            f"after configure_optimizers. Make them in __init__ or configure_model (torch.nn.LazyLinear and its like "
+            f"find their size in the first batch), or call optimizer.add_param_group"
+        )
+
+
 def look_at_weights(trainer: Trainer) -> None:
     """After an epoch: say which parameters no optimizer knows, and, with DDP, that the ranks' weights have parted.
 
     Collective: all ranks end an epoch. The sums are those of the numbers' bits, which no order of adding changes.
     """
-    warn_of_late_parameters(trainer)
+    _warn_of_late_parameters(trainer)
     if trainer.world_size == 1 or trainer.strategy.name != "ddp":
         return
     named = trainer.lightning_module.named_parameters()

@@ -2,7 +2,7 @@
 
 import torch
 
-from espnet3_lite.signatures import demands, metric_of_step, taken_of, takes, taking
+from espnet3_lite.checks.signatures import demands, metric_of_step, taken_of, takes, taking
 
 
 class Model:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from espnet3_lite import LiteModule, MisconfigurationException
-from espnet3_lite.error_notes import add_note
+from espnet3_lite.checks.error_notes import add_note
 
 
 class Frames(Dataset):
