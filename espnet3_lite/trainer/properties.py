@@ -81,7 +81,7 @@ def _sampler_kwargs(trainer: Trainer) -> dict[str, int]:
 def _own_parts(trainer: Trainer) -> dict[str, Any]:
     loaders = {"train": trainer.train_data.given, "val": trainer.evaluation_loops["val"].given}
     owners = {"module": trainer.lightning_module, "datamodule": trainer.datamodule, "given": trainer.given_loaders}
-    return {**owners, **loaders}
+    return {**owners, **loaders, "optimizers": trainer.optimizers}
 
 
 def _num_sanity_val_batches(trainer: Trainer) -> list[int | float]:
@@ -183,7 +183,7 @@ class TrainerProperties(Settings):
     num_test_batches = _Tells(lambda self: self.evaluation_loops["test"].num_batches, "For each test loader.")
     num_predict_batches = _Tells(lambda self: self.evaluation_loops["predict"].num_batches, "For each of `predict`.")
     num_sanity_val_batches = _Tells(_num_sanity_val_batches, "Of each validation loader in the sanity check.")
-    own_parts = _Tells(_own_parts, "What may keep generators: module, data module and loaders, by name.")
+    own_parts = _Tells(_own_parts, "What may keep generators: module, data module, loaders and optimizers, by name.")
     own_generators = _Tells(lambda self: generators_in(self.own_parts), "The generators that they keep, by place.")
     # With named optimizers: the batches that will step, as `global_step` counts them.
     estimated_stepping_batches = _Tells(_estimated_stepping_batches, "Steps of a whole fit. Asks for its loader.")
