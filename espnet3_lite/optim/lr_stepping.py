@@ -54,8 +54,7 @@ class LRSchedulerConfig:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave, into the same objects."""
-        now = self.scheduler.state_dict().items()
-        inner = {name: v for name, v in now if name in state and hasattr(v, "load_state_dict")}
+        inner = {n: v for n, v in self.scheduler.state_dict().items() if n in state and hasattr(v, "load_state_dict")}
         self.scheduler.load_state_dict({name: value for name, value in state.items() if name not in inner})
         for name, scheduler in inner.items():
             scheduler.load_state_dict(state[name])
@@ -85,7 +84,6 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
     plateau = config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau)
     metric = metric_of_step(config.scheduler)
     comes_first, by_hand = metric in arguments[:1], steps_by_hand or steps_its_way
-    needs_none = steps_by_hand or (steps_its_way and not plateau)
     if not plateau and metric is None:
         config.monitor = None  # Lightning ignores it too; in a configuration file it is an error
     config.reduce_on_plateau = monitored = config.monitor is not None
@@ -98,8 +96,8 @@ def parse_scheduler(given: Any, where: str, steps_by_hand: bool, steps_its_way: 
          f"keeps in a checkpoint what state_dict() gives, for load_state_dict(): give {kind} a subclass that has them"),
         (config.interval not in ("step", "epoch"), f"interval={config.interval!r} is not 'step' or 'epoch'"),
         (config.frequency < 1, f"frequency={config.frequency!r} is below 1"),
-        ((plateau or comes_first) and not monitored and not needs_none, f"{kind} steps by a metric and needs "
-         f"`monitor`, for example {{'scheduler': ..., 'monitor': 'valid/loss'}}"),
+        ((plateau or comes_first) and not (monitored or steps_by_hand or (steps_its_way and not plateau)),
+         f"{kind} steps by a metric and needs `monitor`, for example {{'scheduler': ..., 'monitor': 'valid/loss'}}"),
         ((demands_more or misplaced) and not by_hand, f"{kind}.step({', '.join(map(str, arguments))}) cannot be called "
          f"as step({'metric' if monitored else ''}). Say how it steps in {where.partition('.')[0]}.lr_scheduler_step"
          f"(self, scheduler, metric), for example `scheduler.step(epoch=self.current_epoch + 1, metric=metric)`"),
