@@ -27,8 +27,8 @@ class Trial:
     def __init__(self, trainer: Trainer):
         self.trainer = trial = copy.copy(trainer)
         known = {id(trainer): trial, **_data_sets(trainer.lightning_module), **_data_sets(trainer.datamodule)}
-        owners = trainer.lightning_module, trainer.datamodule
-        trial.lightning_module, trial.datamodule = copy.deepcopy(owners, known)
+        owners = trainer.lightning_module, trainer.datamodule, trainer.data_provider
+        trial.lightning_module, trial.datamodule, trial.data_provider = copy.deepcopy(owners, known)
         trial.lightning_module.trainer = trial
         vars(trial).update(strategy=copy.copy(trainer.strategy))  # it knows the module that it has set up
         trial.precision_plugin, trial.state = copy.deepcopy(trainer.precision_plugin), copy.copy(trainer.state)
