@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from espnet3_lite.checkpoint import lightning_format
 from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.checkpoint.lightning_format import LAYOUT, OUR_STATE, own_state
-from espnet3_lite.distributed.rank import is_restarted, rank_zero_info, rank_zero_warn
+from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn, times_restarted
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException, refuse
 from espnet3_lite.seed import collect_random_state
 from espnet3_lite.trainer.states import RunningStage
@@ -168,7 +168,7 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     Only where a run finds its own checkpoint: one that is told where to begin is another run, with logs of its own.
     """
     states = own_state(checkpoint).get("loggers", ())
-    if trainer.auto_resume or is_restarted():
+    if trainer.auto_resume or times_restarted():
         for logger, state in zip(trainer.loggers, states, strict=False):
             if state and hasattr(logger, "load_state_dict"):
                 logger.load_state_dict(state)

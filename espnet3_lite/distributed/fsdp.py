@@ -305,19 +305,22 @@ def materialize(unit: torch.nn.Module) -> None:
     """Give parameters and buffers on the meta device memory, and values by `reset_parameters` of their modules.
 
     Raises:
-        AttributeError: a module that holds some has no such method.
+        MisconfigurationException: a module that holds some has no such method.
     """
-    for part in unit.modules():
-        held = {**part._parameters, **part._buffers}
-        on_meta = {key: tensor for key, tensor in held.items() if tensor is not None and tensor.is_meta}
-        if not on_meta:
-            continue
-        for tensor in on_meta.values():  # in place, so that tied weights stay tied
+    for name, part in unit.named_modules():
+        on_meta = [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None and t.is_meta]
+        refuse(
+            f"strategy='fsdp': {name or 'the module itself'} ({type(part).__name__}) ",
+            (on_meta and not hasattr(part, "reset_parameters"), "has parameters or buffers on the meta device, and no "
+             "`reset_parameters()` that gives them values. Define one, or build it on the CPU"),
+        )  # fmt: skip
+        for tensor in on_meta:  # in place, so that tied weights stay tied
             memory = torch.empty_like(tensor, device="cpu")
             if isinstance(tensor, torch.nn.Parameter):
                 memory = torch.nn.Parameter(memory, tensor.requires_grad)
             torch.utils.swap_tensors(tensor, memory)  # type: ignore[no-untyped-call]  # torch's
-        cast(Any, part).reset_parameters()
+        if on_meta:
+            cast(Any, part).reset_parameters()
 
 
 def _as(value: Any, like: Any) -> Any:

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from espnet3_lite.distributed.rank import note_restart, restarts_here
+from espnet3_lite.distributed.rank import times_restarted
 
 
 class OtherRankError(RuntimeError):
@@ -97,12 +97,12 @@ class RankStore:
 _joined: RankStore | None = None
 
 
-def _count_starts(store: Store, rank: int, world_size: int, timeout: timedelta) -> int:
-    """How often the ranks have started with this store, from 1: the same number on all of them. Collective.
+def _count_starts(store: Store, rank: int, world_size: int, timeout: timedelta) -> tuple[int, int]:
+    """How often the ranks have started with this store, from 1, and been restarted: the same on all. Collective.
 
     ``TORCHELASTIC_RESTART_COUNT`` does not tell: each machine counts its own failures, and starts its ranks anew
     without counting where another machine's have failed. So rank zero counts. It answers the token that each rank
-    leaves in the store; nobody reads the answer to a dead rank's token. All learn whether any of them was restarted.
+    leaves in the store; nobody reads the answer to a dead rank's token.
 
     Raises:
         TimeoutError: another rank has not come.
@@ -124,23 +124,21 @@ def _count_starts(store: Store, rank: int, world_size: int, timeout: timedelta) 
     if rank == 0:
         starts = store.add("starts", 1)
         wait_for(all_have_come)
-        store.set(f"{starts} restarts", str(starts - 1 + restarts_here() + store.add(f"{starts} elsewhere", 0)))
+        store.set(f"{starts} restarts", str(starts - 1 + times_restarted() + store.add(f"{starts} elsewhere", 0)))
     else:
-        token = uuid.uuid4().hex
-        store.set(f"rank {rank}", token)
+        store.set(f"rank {rank}", token := uuid.uuid4().hex)
         wait_for(lambda: store.check([token]))
         starts = int(store.get(token))
-        store.add(f"{starts} elsewhere", restarts_here())
+        store.add(f"{starts} elsewhere", times_restarted())
         store.add(f"{starts} come", 1)
         wait_for(lambda: store.check([f"{starts} restarts"]))
-    note_restart(int(store.get(f"{starts} restarts")) > 0)
-    return starts
+    return starts, int(store.get(f"{starts} restarts"))
 
 
 _found: tuple[Store, int, int] | None = None
 
 
-def find_ranks(timeout: timedelta | None = None) -> tuple[Store, int, int]:
+def find_ranks(timeout: timedelta = default_pg_timeout) -> tuple[Store, int, int]:
     """What torchrun's environment describes: the ranks' store, this process's rank, and how many there are.
 
     Collective, once a process.
@@ -149,12 +147,13 @@ def find_ranks(timeout: timedelta | None = None) -> tuple[Store, int, int]:
     dead ones.
 
     Args:
-        timeout: How long to wait for the other ranks; 30 minutes for None.
+        timeout: How long to wait for the other ranks; 30 minutes by default.
     """
     global _found
     if _found is None:
         store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-        starts = _count_starts(PrefixStore("espnet3_lite", store), rank, world_size, timeout or default_pg_timeout)
+        starts, restarts = _count_starts(PrefixStore("espnet3_lite", store), rank, world_size, timeout)
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)  # what `times_restarted` tells, on all ranks alike
         _found = PrefixStore(f"espnet3_lite/{starts}", store), rank, world_size
     return _found
 
@@ -171,7 +170,7 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
     global _joined
     if _joined is None:
         alone = "WORLD_SIZE" not in os.environ
-        store, rank, world_size = (HashStore(), 0, 1) if alone else find_ranks(timeout)
+        store, rank, world_size = (HashStore(), 0, 1) if alone else find_ranks(timeout or default_pg_timeout)
         _joined = RankStore(store, rank, world_size)
         if not dist.is_initialized():
             on_gpu = device.type == "cuda"

@@ -48,23 +48,12 @@ def is_global_zero() -> bool:
     return global_rank() == 0
 
 
-def restarts_here() -> int:
-    """How often torchrun has started this machine's processes anew after a failure of one of them."""
+def times_restarted() -> int:
+    """Above 0 where torchrun has started this run anew (``--max-restarts``), after a failure on any machine.
+
+    Until the ranks have met (`group.find_ranks`) it is what this machine's torchrun has counted.
+    """
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-_restarted = False
-
-
-def note_restart(restarted: bool) -> None:
-    """The ranks have found out together whether this run was started anew."""
-    global _restarted
-    _restarted = restarted
-
-
-def is_restarted() -> bool:
-    """Torchrun has started this run anew (``--max-restarts``), after a failure on any machine."""
-    return _restarted or restarts_here() > 0
 
 
 def rank_zero_only(function: Callable[_P, _R]) -> Callable[_P, _R | None]:

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from espnet3_lite.checkpoint.atomic_files import replacing
-from espnet3_lite.distributed.rank import is_global_zero, is_restarted, rank_zero_only, rank_zero_warn
+from espnet3_lite.distributed.rank import is_global_zero, rank_zero_only, rank_zero_warn, times_restarted
 
 if TYPE_CHECKING:
     from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
@@ -291,7 +291,7 @@ class FolderLogger(Logger):
             return 0
         numbers = [int(name.split("_")[1]) for name in names if re.fullmatch(r"version_\d+", name)]
         newest = max(numbers, default=-1)
-        if is_restarted() and numbers:
+        if times_restarted() and numbers:
             return newest  # a restarted run goes on in its own folder
         return next(version for version in itertools.count(newest + 1) if self._reserve(version))
 

@@ -25,7 +25,7 @@ from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.checks.signatures import taken_of
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, nearest, wrong_arguments
+from espnet3_lite.exceptions import MisconfigurationException, nearest, refuse, wrong_arguments
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,8 +73,8 @@ class HyperparametersMixin:
             logger: Hand them to the loggers at the start of a run.
 
         Raises:
-            MisconfigurationException: called from elsewhere than ``__init__``, or with an object that is none of these.
-            KeyError: a name that is none of its arguments'.
+            MisconfigurationException: called from elsewhere than ``__init__``, with an object that is none of these, or
+                with a name that is none of its arguments'.
         """
         self._log_hyperparams = logger
         frame = frame or sys._getframe(1)
@@ -84,9 +84,11 @@ class HyperparametersMixin:
             holders = (_init_arguments(frame, self) or {}).items()
             self._hparams_name = next((name for name, value in holders if value is args[0]), None)
         else:
-            if (given := _init_arguments(frame, self)) is None:
-                raise MisconfigurationException(f"{type(self).__name__}.save_hyperparameters: call it from __init__")
-            values = {name: given[name] for name in args} if args else given
+            given, where = _init_arguments(frame, self), f"{type(self).__name__}.save_hyperparameters: "
+            known = given or {}
+            unknown = (f"{name!r} is none of {sorted(known)}{nearest(name, known)}" for name in {*args} - known.keys())
+            refuse(where, (given is None, "call it from __init__"), *((True, what) for what in unknown))
+            values = {name: known[name] for name in args} if args else known
         self.hparams.update(values)
         for name in [ignore] if isinstance(ignore, str) else ignore or ():
             if name not in self.hparams and not taken_of(type(self), {name: None}):

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from espnet3_lite.callbacks.checkpoint_files import newest_checkpoint
-from espnet3_lite.distributed.rank import is_restarted, rank_zero_warn
+from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
@@ -36,7 +36,7 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
     fn = str(trainer.state.fn)
     given = None if ckpt_path is None else os.path.expanduser(os.fspath(ckpt_path))
-    restarted = fn == "fit" and is_restarted()
+    restarted = fn == "fit" and times_restarted() > 0
     if restarted and (path := newest_checkpoint(trainer)):
         return path
     if fn == "fit" and ckpt_path is None:

@@ -15,29 +15,27 @@ def start(store, restarts, monkeypatch, patience=60):
     Args:
         restarts: What each machine's torchrun has counted.
     """
-    own, told = threading.local(), {}
-    monkeypatch.setattr(group, "restarts_here", lambda: restarts[own.rank])
-    monkeypatch.setattr(group, "note_restart", lambda restarted: told.update({own.rank: restarted}))
+    own = threading.local()
+    monkeypatch.setattr(group, "times_restarted", lambda: restarts[own.rank])
 
     def run(number):
         own.rank = number
         return group._count_starts(store, number, len(restarts), timedelta(seconds=patience))
 
     with ThreadPoolExecutor(len(restarts)) as threads:
-        starts = list(threads.map(run, reversed(range(len(restarts)))))
-    return starts, [told[number] for number in range(len(restarts))]
+        return list(threads.map(run, reversed(range(len(restarts)))))
 
 
 def test_ranks_count_their_starts_together_whatever_each_machine_has_counted(monkeypatch):
     store = group.dist.HashStore()
-    assert start(store, [0, 0, 0], monkeypatch) == ([1, 1, 1], [False] * 3)
-    assert start(store, [0, 1, 0], monkeypatch) == ([2, 2, 2], [True] * 3)  # the others have only followed
-    assert start(store, [0], monkeypatch) == ([3], [True])  # two machines are lost
-    assert start(store, [0, 0], monkeypatch) == ([4, 4], [True] * 2)  # one is back
+    assert start(store, [0, 0, 0], monkeypatch) == [(1, 0)] * 3
+    assert start(store, [0, 1, 0], monkeypatch) == [(2, 2)] * 3  # the others have only followed
+    assert start(store, [0], monkeypatch) == [(3, 2)]  # two machines are lost
+    assert start(store, [0, 0], monkeypatch) == [(4, 3)] * 2  # one is back
 
 
 def test_a_restart_is_known_where_the_store_is_new(monkeypatch):
-    assert start(group.dist.HashStore(), [0, 2], monkeypatch) == ([1, 1], [True] * 2)
+    assert start(group.dist.HashStore(), [0, 2], monkeypatch) == [(1, 2)] * 2
 
 
 def test_a_rank_that_nobody_joins_ends(monkeypatch):
@@ -46,6 +44,6 @@ def test_a_rank_that_nobody_joins_ends(monkeypatch):
 
 
 def test_one_process_was_restarted_if_torchrun_says_so(monkeypatch):
-    assert not rank.is_restarted()
+    assert not rank.times_restarted()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert rank.is_restarted()
+    assert rank.times_restarted() == 1

@@ -67,7 +67,7 @@ def test_an_unknown_name_is_told():
         def __init__(self, width):
             self.save_hyperparameters("widht")
 
-    with pytest.raises(KeyError, match="widht"):
+    with pytest.raises(MisconfigurationException, match=r"'widht' is none of \[.*'width'\].*did you mean 'width'"):
         Wrong(1)
 
 
