@@ -17,7 +17,7 @@ from benchmarks.measuring import BY_HAND, Options, Row, Samples, clock, interlea
 from benchmarks.steps import QUIET, Module, make_batches
 from espnet3_lite import Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
-from espnet3_lite.callbacks.averaging import average_checkpoints
+from espnet3_lite.callbacks.checkpoints.averaging import average_checkpoints
 from espnet3_lite.checkpoint.files import load_checkpoint, save_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver
 

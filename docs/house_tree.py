@@ -26,6 +26,18 @@ def purpose(path: Path) -> str:
     return re.split(r"(?<=[^.])\.(?: |$)", text)[0]
 
 
+def files(folder: Path, indent: int) -> list[str]:
+    """A line for each file of a folder, and below the line of a folder within it those of its files."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        within = (path / "__init__.py").exists()
+        if within or (path.suffix == ".py" and path.stem != "__init__"):
+            name = " " * indent + path.name + "/" * within
+            lines.append(f"{name:<31} {purpose(path / '__init__.py' if within else path)}")
+            lines += files(path, indent + 2) if within else []
+    return lines
+
+
 def tree(rooms: dict[str, str]) -> str:
     """The package's folders and files, one a line; `rooms` says what each folder answers."""
     lines = ["espnet3_lite/"]
@@ -34,11 +46,7 @@ def tree(rooms: dict[str, str]) -> str:
         lines += ["", f"  -- {title} ".ljust(110, "-")]
         for room in (PACKAGE / name for name in names if (PACKAGE / name).is_dir()):
             lines.append(f"  {room.name + '/':<30}{rooms.get(room.name) or purpose(room / '__init__.py')}")
-            for path in sorted(room.iterdir()):
-                if (path / "__init__.py").exists():
-                    lines.append(f"    {path.name + '/':<28}{purpose(path / '__init__.py')}")
-                elif path.suffix == ".py" and path.stem != "__init__":
-                    lines.append(f"    {path.name:<27} {purpose(path)}")
+            lines += files(room, indent=4)
     return "\n".join(lines)
 
 

@@ -16,22 +16,22 @@ _HOME = {
     "ESPnetTrainer": "espnet.trainer",
     "OptimizationStep": "optim.slots",
     "Callback": "callbacks.base",
-    "CallbackHandler": "callbacks.handler",
+    "CallbackHandler": "callbacks.calling.handler",
     "get_default_callbacks": "espnet.default_callbacks",
     "seed_everything": "seed",
     "load_config": "config",
     "instantiate": "config.targets",
     "collect_stats": "espnet.data.collect_stats",
-    "average_checkpoints": "callbacks.averaging",
+    "average_checkpoints": "callbacks.checkpoints.averaging",
     "MisconfigurationException": "exceptions",
     "StopTrainingError": "exceptions",
 }
 
 __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compares them)
-    from espnet3_lite.callbacks.averaging import average_checkpoints as average_checkpoints
     from espnet3_lite.callbacks.base import Callback as Callback
-    from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
+    from espnet3_lite.callbacks.calling.handler import CallbackHandler as CallbackHandler
+    from espnet3_lite.callbacks.checkpoints.averaging import average_checkpoints as average_checkpoints
     from espnet3_lite.config import load_config as load_config
     from espnet3_lite.config.targets import instantiate as instantiate
     from espnet3_lite.espnet.data.collect_stats import collect_stats as collect_stats

@@ -10,7 +10,7 @@ from espnet3_lite.lazy_names import lazy_names
 _HOME = {
     "Callback": "callbacks.base",
     "Checkpoint": "callbacks.base",
-    "CallbackHandler": "callbacks.handler",
+    "CallbackHandler": "callbacks.calling.handler",
     "get_default_callbacks": "espnet.default_callbacks",
     "ModelCheckpoint": "callbacks.model_checkpoint",
     "AverageCheckpointsCallback": "callbacks.average_checkpoints",
@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
     from espnet3_lite.callbacks.base import Callback as Callback
     from espnet3_lite.callbacks.base import Checkpoint as Checkpoint
     from espnet3_lite.callbacks.batch_size_finder import BatchSizeFinder as BatchSizeFinder
+    from espnet3_lite.callbacks.calling.handler import CallbackHandler as CallbackHandler
     from espnet3_lite.callbacks.device_stats_monitor import DeviceStatsMonitor as DeviceStatsMonitor
     from espnet3_lite.callbacks.device_stats_monitor import GPUStatsMonitor as GPUStatsMonitor
     from espnet3_lite.callbacks.early_stopping import EarlyStopping as EarlyStopping
@@ -80,7 +81,6 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names (a test compa
         GradientAccumulationScheduler as GradientAccumulationScheduler,
     )
     from espnet3_lite.callbacks.gradient_norm import GradientNorm as GradientNorm
-    from espnet3_lite.callbacks.handler import CallbackHandler as CallbackHandler
     from espnet3_lite.callbacks.lambda_callback import LambdaCallback as LambdaCallback
     from espnet3_lite.callbacks.learning_rate_finder import LearningRateFinder as LearningRateFinder
     from espnet3_lite.callbacks.lr_monitor import LearningRateMonitor as LearningRateMonitor

@@ -1,6 +1,6 @@
 """`AverageCheckpointsCallback`: the mean of the best checkpoints, written when a run ends.
 
-Which checkpoints are the best is `model_checkpoint.py`'s, the arithmetic `averaging.py`'s.
+Which checkpoints are the best is `model_checkpoint.py`'s, the arithmetic `checkpoints/averaging.py`'s.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.averaging import average_usable, kind_of
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.checkpoints.averaging import average_usable, kind_of
 from espnet3_lite.checkpoint.files import save_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import CheckpointError

@@ -1,4 +1,4 @@
-"""`Callback`, with every hook in the order in which a run calls it. Dispatch is in `handler.py`.
+"""`Callback`, with every hook in the order in which a run calls it. Dispatch is in `calling/handler.py`.
 
 `HOOKS` is that order as data: the README's list, the `hooks` command and the test against the code read it.
 """
@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks import event_aliases
+from espnet3_lite.callbacks.calling import event_aliases
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.trainer.hook_table import EVENTS
 

@@ -1,4 +1,4 @@
-"""`BatchSizeFinder`: the largest batch size that fits into memory, found by trying. Trials are `trial_run.py`'s."""
+"""`BatchSizeFinder`: the largest batch size that fits into memory, found by trying. Trials are `trials/`'s."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.trial_run import Trial
-from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
+from espnet3_lite.callbacks.trials.trial_run import Trial
+from espnet3_lite.callbacks.trials.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loaders.requests import request_loaders

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.trial_run import Trial
-from espnet3_lite.callbacks.tuned_attribute import TunedAttribute
+from espnet3_lite.callbacks.trials.trial_run import Trial
+from espnet3_lite.callbacks.trials.tuned_attribute import TunedAttribute
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 from espnet3_lite.seed import isolated_random_state

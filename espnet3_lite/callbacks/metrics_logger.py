@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.screen import epoch_in_work
+from espnet3_lite.callbacks.showing.screen import epoch_in_work
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`ModelCheckpoint`: when a checkpoint is saved, and when an older one goes.
 
-Which ones are best is kept in `checkpoint_ranking.py`, names and folders in `checkpoint_files.py`. What a checkpoint
+Which ones are best is kept in `checkpoints/checkpoint_ranking.py`, names and folders beside it. What a checkpoint
 holds is `checkpoint/run_state.py`'s, how it comes to disk `checkpoint/files.py`'s.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from espnet3_lite.callbacks.checkpoint_ranking import CheckpointRanking, check_arguments
+from espnet3_lite.callbacks.checkpoints.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.checks.value_kinds import parse_duration
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.tqdm_bars import Tqdm, bar_for, writable
+from espnet3_lite.callbacks.showing.tqdm_bars import Tqdm, bar_for, writable
 from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar
 from espnet3_lite.exceptions import MisconfigurationException
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.progress_bar import ProgressBar
-from espnet3_lite.callbacks.screen import epoch_in_work, results
-from espnet3_lite.callbacks.tqdm_bars import (
+from espnet3_lite.callbacks.showing.screen import epoch_in_work, results
+from espnet3_lite.callbacks.showing.tqdm_bars import (
     DRAW_EVERY,
     LINE_EVERY,
     LogLines,

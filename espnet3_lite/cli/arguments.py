@@ -18,7 +18,7 @@ OVERRIDES = "Several files are merged in order. key.path=value changes a key, +k
 
 def tell(*lines: object) -> None:
     """Print lines, on rank zero alone. Who reads them may have seen enough (``| head``)."""
-    from espnet3_lite.callbacks.screen import read_no_further
+    from espnet3_lite.callbacks.showing.screen import read_no_further
     from espnet3_lite.distributed.rank import is_global_zero
 
     if lines and is_global_zero():

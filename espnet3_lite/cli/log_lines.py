@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from espnet3_lite.callbacks.screen import AboveBars, ScreenLines
-from espnet3_lite.callbacks.tqdm_bars import writable
+from espnet3_lite.callbacks.showing.screen import AboveBars, ScreenLines
+from espnet3_lite.callbacks.showing.tqdm_bars import writable
 from espnet3_lite.distributed.rank import is_global_zero
 from espnet3_lite.exceptions import MisconfigurationException
 

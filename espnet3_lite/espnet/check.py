@@ -19,7 +19,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.model_summary import ModelSummary
 from espnet3_lite.callbacks.progress_bar import ProgressBar
-from espnet3_lite.callbacks.screen import report_left_to_the_caller
+from espnet3_lite.callbacks.showing.screen import report_left_to_the_caller
 from espnet3_lite.config import Config
 from espnet3_lite.config.container import merge
 from espnet3_lite.config.schema import check_config

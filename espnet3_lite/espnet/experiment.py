@@ -16,7 +16,7 @@ import torch
 
 from espnet3_lite.callbacks.base import HOOKS, Callback
 from espnet3_lite.callbacks.learning_rate_finder import Found, LearningRateFinder
-from espnet3_lite.callbacks.screen import end_report, report_left_to_the_caller
+from espnet3_lite.callbacks.showing.screen import end_report, report_left_to_the_caller
 from espnet3_lite.checkpoint.files import load_checkpoint
 from espnet3_lite.config import Config
 from espnet3_lite.config.schema import check_config

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.average_checkpoints import average_best, told_in_one_message
-from espnet3_lite.callbacks.averaging import average_checkpoints, average_usable
 from espnet3_lite.callbacks.base import Callback, Checkpoint
-from espnet3_lite.callbacks.checkpoint_files import newest_first
+from espnet3_lite.callbacks.checkpoints.averaging import average_checkpoints, average_usable
+from espnet3_lite.callbacks.checkpoints.checkpoint_files import newest_first
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.checkpoint.files import load_checkpoint, newest_intact, save_checkpoint
 from espnet3_lite.config import Config, load_config

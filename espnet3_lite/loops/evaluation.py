@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.screen import warn_of_unknown_monitors
+from espnet3_lite.callbacks.showing.screen import warn_of_unknown_monitors
 from espnet3_lite.checks.error_notes import cannot_be_iterated_twice, loader_in_words
 from espnet3_lite.checks.signatures import takes, taking
 from espnet3_lite.distributed.rank import rank_zero_warn

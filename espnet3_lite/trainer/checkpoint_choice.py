@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from espnet3_lite.callbacks.checkpoint_files import newest_checkpoint
+from espnet3_lite.callbacks.checkpoints.checkpoint_files import newest_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 
 if TYPE_CHECKING:

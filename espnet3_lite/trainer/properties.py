@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 import torch
 
 from espnet3_lite.callbacks.base import Callback, Checkpoint
+from espnet3_lite.callbacks.calling.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.callbacks.early_stopping import EarlyStopping
 from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from espnet3_lite.callbacks.progress_bar import ProgressBar
-from espnet3_lite.callbacks.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.distributed.rank import local_rank, node_rank
 from espnet3_lite.module.data_module import is_overridden
 from espnet3_lite.seed import generators_in

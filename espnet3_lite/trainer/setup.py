@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.default_callbacks import add_model_callbacks
+from espnet3_lite.callbacks.calling.default_callbacks import add_model_callbacks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
-from espnet3_lite.callbacks.screen import tell_if_over, warn_at_begin
+from espnet3_lite.callbacks.showing.screen import tell_if_over, warn_at_begin
 from espnet3_lite.checkpoint import run_state
 from espnet3_lite.checks.hooks import check_hooks
 from espnet3_lite.checks.optimizers import check_optimizers

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.default_callbacks import make_callbacks
-from espnet3_lite.callbacks.handler import CallbackHandler
-from espnet3_lite.callbacks.screen import print_results, told, warn_of_missing_processes
+from espnet3_lite.callbacks.calling.default_callbacks import make_callbacks
+from espnet3_lite.callbacks.calling.handler import CallbackHandler
+from espnet3_lite.callbacks.showing.screen import print_results, told, warn_of_missing_processes
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.checks.error_notes import explained
 from espnet3_lite.distributed.launch import make_strategy

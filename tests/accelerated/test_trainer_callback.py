@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import TrainerCallback
-from espnet3_lite.callbacks.event_aliases import NAMES
-from espnet3_lite.callbacks.handler import CallbackHandler
+from espnet3_lite.callbacks.calling.event_aliases import NAMES
+from espnet3_lite.callbacks.calling.handler import CallbackHandler
 
 EPOCH = [
     "on_train_epoch_start", "on_train_step_start", "on_train_step_end", "on_train_step_start", "on_train_step_end",

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
 from espnet3_lite.callbacks.metrics_logger import RunningMeans
-from espnet3_lite.callbacks.screen import end_report
+from espnet3_lite.callbacks.showing.screen import end_report
 from espnet3_lite.loggers import CSVLogger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint
-from espnet3_lite.callbacks.checkpoint_files import newest_checkpoint
+from espnet3_lite.callbacks.checkpoints.checkpoint_files import newest_checkpoint
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.exceptions import CheckpointError, MisconfigurationException
 from espnet3_lite.loggers import CSVLogger

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from espnet3_lite import ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, OptimizationStep, Trainer
 from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.screen import end_report, results
+from espnet3_lite.callbacks.showing.screen import end_report, results
 from espnet3_lite.config import Config
 from espnet3_lite.config.rules import selects
 from espnet3_lite.config.schema import ConfigError

@@ -22,7 +22,7 @@ from espnet3_lite.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from espnet3_lite.callbacks.averaging import average_state_dicts
+from espnet3_lite.callbacks.checkpoints.averaging import average_state_dicts
 from espnet3_lite.espnet import schedulers
 from espnet3_lite.optim.clipping import clip_gradients, largest_gradient
 

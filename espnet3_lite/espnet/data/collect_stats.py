@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from espnet3_lite.callbacks.tqdm_bars import LINE_EVERY, LogLines, bar_for, writable
+from espnet3_lite.callbacks.showing.tqdm_bars import LINE_EVERY, LogLines, bar_for, writable
 from espnet3_lite.checkpoint.atomic_files import replacing
 from espnet3_lite.distributed.rank import global_rank, is_distributed, is_global_zero, world_size
 from espnet3_lite.espnet.data.batch_stats import BatchStats, Collector, collect_batch, start_worker

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from espnet3_lite.callbacks.checkpoint_files import CheckpointFiles
+from espnet3_lite.callbacks.checkpoints.checkpoint_files import CheckpointFiles
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
 

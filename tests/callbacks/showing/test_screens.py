@@ -15,8 +15,8 @@ from line_model import Line
 from espnet3_lite import Trainer
 from espnet3_lite.callbacks import EarlyStopping, MetricsLogger, RichProgressBar, TQDMProgressBar
 from espnet3_lite.callbacks.metrics_logger import rate_names, screen_values
-from espnet3_lite.callbacks.screen import AboveBars, ScreenLines
-from espnet3_lite.callbacks.tqdm_bars import Tqdm, takes_colours
+from espnet3_lite.callbacks.showing.screen import AboveBars, ScreenLines
+from espnet3_lite.callbacks.showing.tqdm_bars import Tqdm, takes_colours
 from espnet3_lite.loggers import CSVLogger
 
 BAR = TQDMProgressBar.BAR_FORMAT

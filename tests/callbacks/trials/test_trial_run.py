@@ -7,7 +7,7 @@ from quiet import quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteDataModule, LiteModule
-from espnet3_lite.callbacks.trial_run import Trial
+from espnet3_lite.callbacks.trials.trial_run import Trial
 
 
 class Module(LiteModule):

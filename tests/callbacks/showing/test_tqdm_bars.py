@@ -8,8 +8,8 @@ import torch
 from line_model import Line
 
 from espnet3_lite import Trainer
-from espnet3_lite.callbacks import tqdm_bars
-from espnet3_lite.callbacks.tqdm_bars import LogLines, NotebookBar, Tqdm
+from espnet3_lite.callbacks.showing import tqdm_bars
+from espnet3_lite.callbacks.showing.tqdm_bars import LogLines, NotebookBar, Tqdm
 
 
 def test_a_notebook_gets_its_own_bars(monkeypatch):

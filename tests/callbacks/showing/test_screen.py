@@ -11,7 +11,7 @@ import torch
 
 from espnet3_lite import LiteModule, Trainer
 from espnet3_lite.callbacks import EarlyStopping, LearningRateMonitor, MetricsLogger, ModelCheckpoint
-from espnet3_lite.callbacks.screen import end_report, log_lines_shown, report_left_to_the_caller, results
+from espnet3_lite.callbacks.showing.screen import end_report, log_lines_shown, report_left_to_the_caller, results
 from espnet3_lite.loggers import CSVLogger
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet3_lite.callbacks import ModelCheckpoint
-from espnet3_lite.callbacks.checkpoint_files import pattern_of
+from espnet3_lite.callbacks.checkpoints.checkpoint_files import pattern_of
 from espnet3_lite.exceptions import MisconfigurationException
 
 

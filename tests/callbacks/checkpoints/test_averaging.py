@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from espnet3_lite.callbacks import averaging
-from espnet3_lite.callbacks.averaging import average_state_dicts
+from espnet3_lite.callbacks.checkpoints import averaging
+from espnet3_lite.callbacks.checkpoints.averaging import average_state_dicts
 
 
 def average(*state_dicts):

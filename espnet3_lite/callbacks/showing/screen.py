@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from espnet3_lite.callbacks.model_checkpoint import ModelCheckpoint
-from espnet3_lite.callbacks.tqdm_bars import takes_colours, writable
+from espnet3_lite.callbacks.showing.tqdm_bars import takes_colours, writable
 from espnet3_lite.checkpoint.lightning_format import own_state
 from espnet3_lite.distributed.launch import under_torchrun
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_info, rank_zero_warn

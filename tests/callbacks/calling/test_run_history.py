@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, Trainer
 from espnet3_lite.callbacks import ModelCheckpoint, TrainerCallback
-from espnet3_lite.callbacks.run_history import RunHistory, RunHistoryRecorder
+from espnet3_lite.callbacks.calling.run_history import RunHistory, RunHistoryRecorder
 
 VALUES = torch.tensor([[1.0], [2.0], [6.0]])
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks import foreign
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
-from espnet3_lite.callbacks.run_history import run_history_of
+from espnet3_lite.callbacks.calling import foreign
+from espnet3_lite.callbacks.calling.run_history import run_history_of
 from espnet3_lite.checks.hooks import check_arguments
 from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE

@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 
 import espnet3_lite
-from espnet3_lite.callbacks.averaging import average_checkpoints
+from espnet3_lite.callbacks.checkpoints.averaging import average_checkpoints
 from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, save_checkpoint
 from espnet3_lite.checkpoint.sharded import shardable
 
@@ -157,7 +157,7 @@ def test_sharded_checkpoints_are_averaged_alone_and_beside_plain_ones(tmp_path, 
 MEASURE = """
 import sys, threading
 import torch
-from espnet3_lite.callbacks.averaging import average_checkpoints
+from espnet3_lite.callbacks.checkpoints.averaging import average_checkpoints
 
 def anonymous_memory():
     for line in open("/proc/self/smaps_rollup"):

@@ -1,0 +1,1 @@
+"""WHAT a run says by itself, and how wide a bar may be."""
