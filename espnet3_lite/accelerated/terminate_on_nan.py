@@ -35,7 +35,7 @@ class TerminateOnNaNCallback(TrainerCallback):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Was the batch skipped? With manual optimization nobody has looked: read the loss."""
-        if trainer.automatic_optimization:
+        if trainer.plan.automatic_optimization:
             bad = outputs is None
         else:
             bad = trainer.strategy.any(bool(_is_bad(outputs)))  # collective: all ranks end the batch

@@ -64,10 +64,10 @@ class GradientAccumulationScheduler(Callback):
                 "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not supported for manual "
                 "optimization. Please remove the callback or switch to automatic optimization."
             )
-        if None not in trainer.slots:
+        if None not in trainer.plan.slots:
             raise MisconfigurationException(
-                f"GradientAccumulationScheduler is for one optimizer; for {list(trainer.slots)} set `accum_grad_steps` "
-                f"of each in `optimizers`"
+                f"GradientAccumulationScheduler is for one optimizer; for {list(trainer.plan.slots)} set "
+                f"`accum_grad_steps` of each in `optimizers`"
             )
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(

@@ -124,7 +124,7 @@ def _named_optimizers(trainer: Trainer) -> Iterator[tuple[list[str], Optimizer, 
     """Each optimizer with its groups' names and its scheduler's interval: with schedulers first, then without."""
     seen_classes: Counter[type] = Counter()
     seen: list[Optimizer] = []
-    own_names = {id(slot.optimizer): slot.name for slot in trainer.slots.values()}
+    own_names = {id(slot.optimizer): slot.name for slot in trainer.plan.slots.values()}
     configs = trainer.lr_scheduler_configs
     scheduled = [(config.slot.optimizer, config.name, config.interval) for config in configs if config.slot is not None]
     for optimizer, name, interval in [*scheduled, *((optimizer, None, None) for optimizer in trainer.optimizers)]:

@@ -153,7 +153,7 @@ class StochasticWeightAveraging(Callback):
                 f"max_epochs={trainer.max_epochs} epochs: nothing is averaged, the module keeps its own weights"
             )
         elif trainer.max_epochs != -1 and any(isinstance(module, _BatchNorm) for module in pl_module.modules()):
-            if not trainer.automatic_optimization:
+            if not trainer.plan.automatic_optimization:
                 raise MisconfigurationException(
                     f"SWA recomputes BatchNorm statistics in an epoch without optimization, which manual optimization "
                     f"({type(pl_module).__name__}.automatic_optimization=False) does not allow"
@@ -208,7 +208,7 @@ class StochasticWeightAveraging(Callback):
 
     def _swap_scheduler(self, trainer: Trainer) -> None:
         """`SWALR` in place of the module's scheduler; it steps with each epoch."""
-        (slot,) = trainer.slots.values()
+        (slot,) = trainer.plan.slots.values()
         rates = self._rates(slot.optimizer)
         self._swa_scheduler = SWALR(
             slot.optimizer,

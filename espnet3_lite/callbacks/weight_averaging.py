@@ -322,7 +322,7 @@ def _average_many(
     if is_averaged(averaged[0]):  # torch groups them by dtype
         multi_avg_fn(averaged, current, count)
     else:
-        torch._foreach_copy_(averaged, current)
+        torch._foreach_copy_(averaged, current)  # as torch's optimizers do; it has no public name
 
 
 def update_average(average: AveragedModel, module: torch.nn.Module, owner: str) -> None:

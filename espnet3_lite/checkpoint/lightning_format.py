@@ -69,9 +69,9 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     if not begun and loop.epoch and trainer.num_training_batches != math.inf:
         done = int(trainer.num_training_batches)  # between two epochs Lightning keeps the last one's count
     # Under ESPnet3 several optimizers step in manual optimization, where Lightning counts each step.
-    by_hand = not trainer.automatic_optimization or has_named_optimizers(trainer)
-    manual_steps = sum(slot.update_step for slot in trainer.slots.values()) if has_named_optimizers(trainer) else steps
-    manual_steps, steps = (manual_steps, 0) if by_hand else (0, steps)
+    named, manual_steps = has_named_optimizers(trainer), 0
+    if named or not trainer.plan.automatic_optimization:
+        manual_steps, steps = sum(slot.update_step for slot in trainer.plan.slots.values()) if named else steps, 0
     steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # the last batch closes a window
     counts = (count for count in trainer.num_val_batches if trainer.validation_ran and count != math.inf)
     validated = int(sum(counts))  # a validation is over, or has not begun
@@ -98,7 +98,7 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
 
 def has_named_optimizers(trainer: Trainer) -> bool:
     """True where the configuration's `optimizers` names them, as opposed to a module that steps several by hand."""
-    return trainer.automatic_optimization and bool(trainer.slots) and None not in trainer.slots
+    return trainer.plan.automatic_optimization and bool(trainer.plan.slots) and None not in trainer.plan.slots
 
 
 def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if has_named_optimizers(trainer):
         trainer.lightning_module.restore_named_optimizers(checkpoint)  # Lightning knows none, and counts none
     # On the loggers' axis a batch counts only after its validation, as in Lightning.
-    loop.batches_stepped = loop.global_step if trainer.automatic_optimization else loop.batches_seen
+    loop.batches_stepped = loop.global_step if trainer.plan.automatic_optimization else loop.batches_seen
     loop.uncounted = int(loop.within_epoch)
     loop.batches_stepped -= loop.uncounted
     states = fit.get("state_dict", {}).get("combined_loader")

@@ -81,7 +81,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective
         "optimizers": [
             {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
-            for slot in trainer.slots.values()
+            for slot in trainer.plan.slots.values()
         ],
         "configured": trainer.plan.configured,
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
@@ -220,11 +220,11 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     ours = own_state(checkpoint)
     order = [state["name"] for state in ours.get("optimizers", ())]
     if order and None not in order:  # named ones have their states by name
-        there = f"the checkpoint's optimizers are {order}, this run's {[*trainer.slots]}"
-        refuse(there, (set(order) != trainer.slots.keys(), "; resume with its own configuration"))
-        states = [states[order.index(name)] for name in trainer.slots]
+        there = f"the checkpoint's optimizers are {order}, this run's {[*trainer.plan.slots]}"
+        refuse(there, (set(order) != trainer.plan.slots.keys(), "; resume with its own configuration"))
+        states = [states[order.index(name)] for name in trainer.plan.slots]
         known = ours.get("configured", [])
-        ours["configured"] = known and [known[order.index(name)] for name in trainer.slots]
+        ours["configured"] = known and [known[order.index(name)] for name in trainer.plan.slots]
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         trainer.strategy.load_optimizer_state_dict(optimizer, state)
     names = ours.get("scheduler_names")
@@ -260,7 +260,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
     if loop.within_epoch or (data is not None and data.get("over")):
         trainer.train_data.resume_state = data
     by_name = {state["name"] or index: state for index, state in enumerate(ours["optimizers"])}
-    for index, slot in enumerate(trainer.slots.values()):
+    for index, slot in enumerate(trainer.plan.slots.values()):
         if (state := by_name.get(slot.name or index)) is not None:
             slot.load_state_dict(state)
             _restore_gradients(trainer, slot, state["gradients"])

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict  # undoes `save`; it has no public name
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader

@@ -47,7 +47,7 @@ def check_optimizers(trainer: Trainer) -> None:
 def _refuse_unfit_optimizers(trainer: Trainer) -> None:
     own = set(map(id, trainer.lightning_module.parameters()))
     scaled = trainer.precision_plugin.scaler is not None
-    for slot in trainer.slots.values():
+    for slot in trainer.plan.slots.values():
         kind, shared, parameters = type(slot.optimizer).__name__, slot.name is not None, slot.parameters
         among = f" among the other optimizers, as optimizers.{slot.name}" if shared else " with precision='16-mixed'"
         refuse(
@@ -83,7 +83,7 @@ def _warn_of_shared_parameters(trainer: Trainer) -> None:
     """Two optimizers with a parameter both step it, each with moments of its own."""
     names = {id(parameter): name for name, parameter in trainer.lightning_module.named_parameters()}
     owner: dict[int, Any] = {}
-    for key, slot in trainer.slots.items():
+    for key, slot in trainer.plan.slots.items():
         shared: dict[Any, list[str]] = {}
         for parameter in slot.parameters:
             if (other := owner.setdefault(id(parameter), key)) != key:

@@ -75,8 +75,8 @@ class DDPStrategy(SeveralProcesses):
         self._step = _TrainingStep(module, super().wrap(trainer, module))
         self._parameters = list(module.parameters())
         self._wrap_anew()
-        for slot in trainer.slots.values():
-            slot.synchronized = trainer.automatic_optimization  # by hand: averaged when clipped, or stepped
+        for slot in trainer.plan.slots.values():
+            slot.synchronized = trainer.plan.automatic_optimization  # by hand: averaged when clipped, or stepped
         return self.training_step
 
     def _wrap_anew(self) -> None:
@@ -84,8 +84,8 @@ class DDPStrategy(SeveralProcesses):
         self._required = list(map(_REQUIRES_GRAD, self._parameters))
         self._forget_parameters()
         self._arranged = self._outdated = False
-        slots = self.trainer.slots
-        if self.trainer.automatic_optimization and any(self._required):
+        slots = self.trainer.plan.slots
+        if self.trainer.plan.automatic_optimization and any(self._required):
             if None in slots:
                 self._wrapped = DistributedDataParallel(self._step, **_no_buffer_broadcasts(), **self._settings)
                 self.model = self._wrapped
@@ -95,7 +95,7 @@ class DDPStrategy(SeveralProcesses):
     def _forget_parameters(self) -> None:
         """Take all hooks off them. The graph of a forward pass may still need DDP's object."""
         if self._wrapped is not None:
-            self._wrapped._remove_autograd_hooks()  # type: ignore[no-untyped-call]  # torch declares no types
+            self._wrapped._remove_autograd_hooks()  # type: ignore[no-untyped-call]  # no public name, no types
         self._wrapped, self._synchronizing = None, False
         if self._travelling is not None:
             self._travelling.close()
@@ -137,7 +137,7 @@ class DDPStrategy(SeveralProcesses):
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
         """A loss of zero, with a gradient of zero for all that DDP waits for; none at all for named optimizers."""
-        if trainer.slots.get(None) is None:
+        if trainer.plan.slots.get(None) is None:
             return [(torch.zeros((), device=self.root_device, requires_grad=True), slot) for slot in returned]
         if not returned:  # None from every rank's model; no step at all where nothing is optimized, or by hand
             return [(None, slot) for _, slot in steps]

@@ -118,14 +118,15 @@ class FSDPStrategy(SeveralProcesses):
             MisconfigurationException: several optimizers, LBFGS, steps by hand; a module that holds gradients of a fit
                 that failed; a torch too old for ``sync_each_batch=False``.
         """
+        plan = trainer.plan
         refuse(
             "strategy='fsdp' ",
-            (not trainer.automatic_optimization, "does not train with automatic_optimization=False: the steps that a "
+            (not plan.automatic_optimization, "does not train with automatic_optimization=False: the steps that a "
              "module makes by hand would not reach the sharded parameters. Use strategy='ddp'"),
             (any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers), "does not train with "
              "LBFGS, which joins whole gradients into one vector. Use strategy='ddp', or another optimizer"),
-            (len(trainer.slots) > 1, f"trains one optimizer, this run has {len(trainer.slots)} "
-             f"({', '.join(map(str, trainer.slots))}): a backward pass for some of the sharded parameters would leave "
+            (len(plan.slots) > 1, f"trains one optimizer, this run has {len(plan.slots)} "
+             f"({', '.join(map(str, plan.slots))}): a backward pass for some of the sharded parameters would leave "
              f"no gradients on them. Use strategy='ddp'"),
             # The end of a backward pass reduces what waits; in torch 2.6, of gathered units alone.
             (not self._sync_each_batch and not hasattr(module, "reset_iter_state"),
@@ -143,7 +144,7 @@ class FSDPStrategy(SeveralProcesses):
         """Gradients are to be reduced by this batch's backward pass if it closes the window."""
         if self.trainer.fit_loop.work.index % self.trainer.accumulate_grad_batches == 0:
             # What an earlier window has left, for which no step was made, must not come into this one.
-            self.share_gradients(self.trainer.slots.values())
+            self.share_gradients(self.trainer.plan.slots.values())
         self._reduce_from_now_on(closes or self._sync_each_batch)
 
     def free_gathered(self) -> None:
@@ -176,7 +177,7 @@ class FSDPStrategy(SeveralProcesses):
         """As ever; for the checkpoint, validation or end of the fit that follows, gradients are reduced. Collective."""
         super().sync_buffers(module)
         if not self.failed:
-            self.share_gradients(self.trainer.slots.values())
+            self.share_gradients(self.trainer.plan.slots.values())
             self._reduce_from_now_on(True)
 
     def _reduce_from_now_on(self, reduce: bool) -> None:
@@ -243,7 +244,7 @@ class FSDPStrategy(SeveralProcesses):
         """As ever; but what is being written is given up where another rank has gone, which had a part of it."""
         if self.failed:
             self.saver = FileSaver()
-            if not (self._reducing and all(slot.synchronized for slot in self.trainer.slots.values())):
+            if not (self._reducing and all(slot.synchronized for slot in self.trainer.plan.slots.values())):
                 _LEFT_WITH_GRADIENTS.add(self._module)
         super().teardown()
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]  # not listed in its types
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
@@ -187,7 +187,8 @@ def join_process_group(device: torch.device, timeout: timedelta | None = None) -
             )
             atexit.register(leave_process_group)
     elif timeout is not None:
-        dist.distributed_c10d._set_pg_timeout(timeout)
+        # Public from torch 2.14 on, where the name before is about to go.
+        (getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout)(timeout)
     return _joined
 
 
@@ -205,7 +206,7 @@ def leave_process_group() -> None:
     """
     if dist.is_initialized():
         if _joined is not None and _joined.failed and "nccl" in dist.get_backend_config():
-            dist.distributed_c10d._abort_process_group()
+            dist.distributed_c10d._abort_process_group()  # which has no public name
         else:
             dist.destroy_process_group()
     time.sleep(_LAST_WORK_SECONDS)

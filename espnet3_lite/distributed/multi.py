@@ -180,7 +180,7 @@ class SeveralProcesses(Strategy):
 
         In the configuration's order: the models may have listed the optimizers differently.
         """
-        for slot in self.trainer.slots.values():
+        for slot in self.trainer.plan.slots.values():
             if slot in closing and not slot.synchronized:
                 self.average_gradients(slot)
                 slot.synchronized = True

@@ -238,7 +238,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         MisconfigurationException: on all ranks, where models returned losses for different optimizers, or where a rank
             does something else than to train a batch.
     """
-    data, slots = trainer.train_data, list(trainer.slots.values())
+    data, slots = trainer.train_data, list(trainer.plan.slots.values())
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0

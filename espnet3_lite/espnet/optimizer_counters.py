@@ -18,7 +18,7 @@ def dump_counters(trainer: Trainer) -> dict[str, dict[str, int]]:
     """Of each named optimizer, as ESPnet3 has them."""
     return {
         str(name): {"accum_counter": slot.pending, "update_step": slot.update_step}
-        for name, slot in trainer.slots.items()
+        for name, slot in trainer.plan.slots.items()
     }
 
 
@@ -31,7 +31,7 @@ def restore_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     Raises:
         MisconfigurationException: the file names other optimizers.
     """
-    loop, slots, counters = trainer.fit_loop, trainer.slots, checkpoint.get(RUNTIME_STATE) or {}
+    loop, slots, counters = trainer.fit_loop, trainer.plan.slots, checkpoint.get(RUNTIME_STATE) or {}
     if set(counters) != set(slots):
         raise MisconfigurationException(
             f"the checkpoint has counters of the optimizers {sorted(counters)}, this run has {sorted(slots)}; resume "

@@ -322,7 +322,7 @@ def keep_out_of_graphs() -> None:
 
     Compiled backward passes keep their buffers, too: several losses may share a graph.
     """
-    import torch._functorch.config as graphs
+    import torch._functorch.config as graphs  # as torch's own error message says; it has no public name
 
     graphs.donated_buffer = False
     if not hasattr(Metrics.log, "_torchdynamo_disable"):

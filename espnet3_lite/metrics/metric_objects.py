@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only  # no public name up to torch 2.14
 
 from espnet3_lite.checkpoint.allowed_types import is_plain
 from espnet3_lite.distributed.rank import rank_zero_warn

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map  # no public name up to torch 2.14
 
 from espnet3_lite.checkpoint.files import check_state_dict
 from espnet3_lite.distributed.rank import is_global_zero, rank_zero_warn

@@ -158,9 +158,7 @@ class TrainerProperties(Settings):
     # ---- what runs -------------------------------------------------------------------------------------------------
 
     model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
-    slots = _Tells(lambda self: self.plan.slots, "The optimizers with their windows, by name; a plain one's is None.")
     lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
-    automatic_optimization = _Tells(lambda self: self.plan.automatic_optimization, "False: the module makes the steps.")
 
     checkpoint_callbacks = _Tells(lambda self: _of_type(self, Checkpoint), "The callbacks that save checkpoints.")
     checkpoint_callback = _Tells(lambda self: _first_of_type(self, Checkpoint), "The first of them, or None.")

@@ -73,7 +73,7 @@ def compare_optimizers(trainer: Trainer) -> None:
     if trainer.world_size == 1:
         return
     facts: dict[str, str] = {}
-    for index, slot in enumerate(trainer.slots.values()):
+    for index, slot in enumerate(trainer.plan.slots.values()):
         name = f"optimizer {slot.name or index} ({type(slot.optimizer).__name__})"
         for number, group in enumerate(slot.optimizer.param_groups):
             values = {key: value for key, value in group.items() if key != "params"}

@@ -260,7 +260,7 @@ def check_change(trainer: Trainer, setting: str, value: Any) -> None:
         MisconfigurationException: nothing would read it, or gradients that wait for their window's end would be lost.
     """
     harmless, what, instead = _OF_ONE_OPTIMIZER.get(setting, ((value,), "", ""))
-    module, plain, before = trainer.lightning_module, trainer.slots.get(None), trainer.accumulate_grad_batches
+    module, plain, before = trainer.lightning_module, trainer.plan.slots.get(None), trainer.accumulate_grad_batches
     if value not in harmless and not module.automatic_optimization:
         raise MisconfigurationException(
             f"Automatic gradient {what} is not supported for manual optimization. Remove `Trainer({setting}={value})` "

@@ -273,11 +273,11 @@ class Trainer(TrainerProperties):
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, in order; what is set, as many, steps from now on in their places."""
-        return [slot.optimizer for slot in self.slots.values()]
+        return [slot.optimizer for slot in self.plan.slots.values()]
 
     @optimizers.setter
     def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        for slot, optimizer in zip(self.slots.values(), optimizers, strict=True):
+        for slot, optimizer in zip(self.plan.slots.values(), optimizers, strict=True):
             slot.optimizer = optimizer
 
     @property

@@ -155,7 +155,10 @@ def test_named_optimizers_counters(tmp_path):
     trainer, fit = make(case, tmp_path)
     train, valid = lab.loaders_of(case)
     fit(train_dataloaders=train, val_dataloaders=valid, ckpt_path=RECORDED / "gan.ckpt")
-    assert {name: slot.update_step for name, slot in trainer.slots.items()} == {"generator": 12, "discriminator": 12}
+    assert {name: slot.update_step for name, slot in trainer.plan.slots.items()} == {
+        "generator": 12,
+        "discriminator": 12,
+    }
     written = load_checkpoint(tmp_path / "last.ckpt")
     assert written[RUNTIME_STATE]["generator"] == {"accum_counter": 0, "update_step": 12}
     manual = written["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]

@@ -250,7 +250,9 @@ def test_named_optimizers_get_their_own_state_whatever_their_order_in_the_config
     recwarn.clear()
     resumed = trainer_of(max_epochs=1)
     resumed.fit(Pair(second="large", first="small"), data, ckpt_path=tmp_path / "a.ckpt")
-    buffers = {name: [*slot.optimizer.state.values()][0]["momentum_buffer"] for name, slot in resumed.slots.items()}
+    buffers = {
+        name: [*slot.optimizer.state.values()][0]["momentum_buffer"] for name, slot in resumed.plan.slots.items()
+    }
     assert buffers == {"first": torch.tensor([[1.5]]), "second": torch.tensor([[150.0]])}
     assert [str(warning.message) for warning in recwarn if "goes on with" in str(warning.message)] == []
     message = r"optimizers are \['first', 'second'\], this run's \['first', 'third'\]; resume with its own"

@@ -266,9 +266,9 @@ def test_named_losses_and_updates_are_logged(tmp_path):
 def test_a_tuple_and_a_single_step_will_do(tmp_path):
     both = Gan(lambda g, d: (OptimizationStep(g, "generator"), OptimizationStep(d, "discriminator")))
     trainer = train(ESPnetModule(both, NAMED), tmp_path / "both")
-    assert [slot.update_step for slot in trainer.trainer.slots.values()] == [2, 2]
+    assert [slot.update_step for slot in trainer.trainer.plan.slots.values()] == [2, 2]
     trainer = train(ESPnetModule(Gan(lambda g, d: OptimizationStep(g, "generator")), NAMED), tmp_path / "one")
-    assert [slot.update_step for slot in trainer.trainer.slots.values()] == [2, 0]
+    assert [slot.update_step for slot in trainer.trainer.plan.slots.values()] == [2, 0]
 
 
 def test_the_state_dict_is_the_models_own():

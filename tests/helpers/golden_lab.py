@@ -42,7 +42,7 @@ class Recorder(Callback):
                 "epoch": trainer.current_epoch, "batch_idx": batch_idx, "global_step": trainer.global_step,
                 "metrics": self.values(trainer), "param_sum_l2": [float(parameters.sum()), float(parameters.norm())],
                 "lr_start": self.lr_at_start[-1], "lr_end": self.rates(trainer),
-                "updates": {slot.name: [slot.pending, slot.update_step] for slot in trainer.slots.values()},
+                "updates": {slot.name: [slot.pending, slot.update_step] for slot in trainer.plan.slots.values()},
             }
         )  # fmt: skip
 

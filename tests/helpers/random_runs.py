@@ -169,7 +169,7 @@ def train(run, folder, disturbance, rank):
         "weights": _digest(module.state_dict()),
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
-        "updates": [slot.update_step for slot in trainer.slots.values()],
+        "updates": [slot.update_step for slot in trainer.plan.slots.values()],
         "optimizers": _digest([optimizer.state_dict() for optimizer in trainer.optimizers]),
         "schedulers": [str(sorted(c.scheduler.state_dict().items())) for c in trainer.lr_scheduler_configs],
         "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},

@@ -147,7 +147,7 @@ def report(trainer, module):
     return {
         "parameters": [whole(parameter).detach().double().flatten().tolist() for parameter in module.parameters()],
         "global_step": trainer.global_step,
-        "updates": {str(name): slot.update_step for name, slot in trainer.slots.items()},
+        "updates": {str(name): slot.update_step for name, slot in trainer.plan.slots.items()},
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "trained": module.trained,
         "validated": module.validated,

@@ -163,7 +163,7 @@ def compare(seed):
     exact, expected = True, theirs
     if setting["named"]:
         updates, scale, steps = reference.train_named(theirs, batches, setting)
-        assert {name: slot.update_step for name, slot in trainer.slots.items()} == updates, (seed, setting)
+        assert {name: slot.update_step for name, slot in trainer.plan.slots.items()} == updates, (seed, setting)
     else:
         means, average, scale, steps = reference.train(theirs, batches, setting)
         exact = not setting["average"] and not setting["by_weight"]

@@ -44,7 +44,7 @@ def test_windows_of_batches_of_different_sizes_equal_large_batches(precision):
 def test_several_optimizers_with_windows_of_their_own():
     rows = batches()
     found, trainer = parameters_after(SEVERAL, True)
-    assert [slot.update_step for slot in trainer.slots.values()] == [2, 2]
+    assert [slot.update_step for slot in trainer.plan.slots.values()] == [2, 2]
     torch.testing.assert_close(found, by_hand([rows[:3], rows[3:6]]), rtol=0, atol=1e-12)
 
 

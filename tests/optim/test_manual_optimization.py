@@ -180,4 +180,4 @@ def test_optimizers_by_hand_can_be_copied_and_pickled():
     assert torch.equal(optimizer.param_groups[0]["params"][0], module.b.weight)
     other = copy.deepcopy(trainer)
     kept = other.lightning_module.kept[0]
-    assert kept._trainer is other and kept.optimizer is other.slots[0].optimizer
+    assert kept._trainer is other and kept.optimizer is other.plan.slots[0].optimizer

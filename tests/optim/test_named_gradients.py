@@ -132,7 +132,7 @@ def test_one_optimizers_failure_takes_back_its_own_update_alone(tmp_path, order)
     with pytest.warns(UserWarning, match="batch 2: the gradient norm of 'generator' is nan; this step is skipped"):
         trainer = fit(model, tmp_path, batches=4, check_grad_finite=True)
     logged = trainer.callback_metrics
-    assert {name: slot.update_step for name, slot in trainer.slots.items()} == {GENERATOR: 1, DISCRIMINATOR: 4}
+    assert {name: slot.update_step for name, slot in trainer.plan.slots.items()} == {GENERATOR: 1, DISCRIMINATOR: 4}
     assert (logged["train/generator/update_step"], logged["train/discriminator/update_step"]) == (1.0, 4.0)
     assert (trainer.global_step, trainer.fit_loop.consecutive_skips) == (4, 0)
 
@@ -153,7 +153,7 @@ def test_with_clipping_a_bad_gradient_is_not_stepped(tmp_path, algorithm):
     model = SpoiltGan(1, [GENERATOR])
     with pytest.warns(UserWarning, match="norm of 'generator' is nan"):
         trainer = fit(model, tmp_path, config)
-    assert numbers(model)[:2] == [0.5, 0.25] and trainer.slots[DISCRIMINATOR].update_step == 1
+    assert numbers(model)[:2] == [0.5, 0.25] and trainer.plan.slots[DISCRIMINATOR].update_step == 1
 
 
 # ---- misuse --------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_a_shared_parameter_goes_to_the_optimizer_that_selects_one_of_its_names(
     del model.generator
     model.tied = torch.nn.ParameterList([generator.weight])  # its first name, which nobody selects
     model.generator = generator
-    assert fit(model, tmp_path).slots[GENERATOR].parameters[0] is generator.weight
+    assert fit(model, tmp_path).plan.slots[GENERATOR].parameters[0] is generator.weight
 
 
 def test_what_named_optimizers_cannot_do_is_refused(tmp_path):

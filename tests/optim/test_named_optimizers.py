@@ -332,8 +332,8 @@ def test_killed_in_an_open_window_resumes_to_the_same_bits(tmp_path, monkeypatch
             state = torch.load(path, weights_only=True)
             resumed = start(ckpt_path=path)
             assert_same_parameters(resumed.model, values_of(whole.model), 0.0)
-            assert {k: (s.pending, s.update_step) for k, s in resumed.trainer.slots.items()} == {
-                k: (s.pending, s.update_step) for k, s in whole.trainer.slots.items()
+            assert {k: (s.pending, s.update_step) for k, s in resumed.trainer.plan.slots.items()} == {
+                k: (s.pending, s.update_step) for k, s in whole.trainer.plan.slots.items()
             }
             assert resumed.trainer.global_step == whole.trainer.global_step
             assert set(state["espnet3_optimizer_runtime_state"]) == {GENERATOR, DISCRIMINATOR}

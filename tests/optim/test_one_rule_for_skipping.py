@@ -58,7 +58,7 @@ def test_an_overflow_of_one_optimizer_leaves_the_others_gradient_alone():
     assert module.seen == [(1.0, 3.0), (math.inf, 3.0), (1.0, 3.0)]
     assert (float(module.a), float(module.b)) == (1.0 - 2 * 0.125, 1.0 - 3 * 0.375)
     assert trainer.global_step == 5
-    assert [slot.update_step for slot in trainer.slots.values()] == [2, 3]
+    assert [slot.update_step for slot in trainer.plan.slots.values()] == [2, 3]
     assert trainer.precision_plugin.scaler.get_scale() == 2.0**15
 
 
@@ -90,7 +90,7 @@ def test_check_grad_finite_counts_by_hand_too():
     with pytest.warns(UserWarning, match="epoch 0, batch 1: the gradient norm is inf; this step is skipped on all"):
         trainer.fit(module, BATCHES[:3])
     assert float(module.a) == 1.0 - 2 * 0.125 and float(module.b) == 1.0 - 3 * 0.125
-    assert [slot.update_step for slot in trainer.slots.values()] == [2, 3] and trainer.global_step == 5
+    assert [slot.update_step for slot in trainer.plan.slots.values()] == [2, 3] and trainer.global_step == 5
 
 
 @pytest.mark.parametrize("algorithm, expected", [("norm", 1.0), ("value", 1.0)])
@@ -220,7 +220,7 @@ def test_a_hook_that_mends_a_gradient_is_heeded():
     module = Mends()
     trainer = trainer_of(max_epochs=1, precision="16-mixed")
     trainer.fit(module, BATCHES[:3])
-    assert trainer.global_step == 3 and trainer.slots[None].update_step == 3
+    assert trainer.global_step == 3 and trainer.plan.slots[None].update_step == 3
 
 
 @pytest.mark.parametrize("given", [{"gradient_clip_val": 2.0}, {"gradient_clip_algorithm": "value"}])

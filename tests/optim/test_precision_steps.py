@@ -96,7 +96,7 @@ def test_the_scaler_finds_its_scale_and_skips_what_overflows(tmp_path, overrides
     trainer.fit(module, DataLoader(torch.full((6, 3), 0.01), batch_size=2))
     assert trainer.precision_plugin.scaler.get_scale() == 32768.0
     assert module.layer.weight.isfinite().all()
-    assert trainer.global_step == 2 and trainer.slots[None].update_step == 2
+    assert trainer.global_step == 2 and trainer.plan.slots[None].update_step == 2
 
 
 def test_clipping_sees_unscaled_gradients(tmp_path):

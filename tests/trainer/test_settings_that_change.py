@@ -171,7 +171,7 @@ def test_what_a_call_reads_as_it_begins_is_set_before_it():
     trainer.callbacks = []
     trainer.check_grad_finite = True
     trainer.fit(Model(), BATCHES)
-    assert trainer.slots[None].checks_gradients
+    assert trainer.plan.slots[None].checks_gradients
 
 
 def test_the_nearest_setting_is_told():

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map  # no public name up to torch 2.14
 
 from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.distributed.rank import global_rank, rank_zero_warn
