@@ -228,6 +228,11 @@ class Metrics:
             for name in {entry.name, forked} if counts else ():
                 self.versions[name] += counts
 
+    def mean_follows(self, name: str) -> bool:
+        """Whether an evaluation is in work, after which the training epoch's mean will be published under `name`."""
+        training = () if self.active is self.training else self.training.values()
+        return any(entry.on_epoch and entry.name == name for entry in training)
+
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
         self.callback_as_published[name] = torch.as_tensor(value).detach().reshape(())

@@ -160,9 +160,9 @@ class ModuleHooks(DataHooks, torch.nn.Module):
 
     # ---- parts of a step -------------------------------------------------------------------------------------------
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """How gradients are computed from `loss` with one optimizer."""
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """How gradients are computed from `loss` with one optimizer; more arguments are those of `manual_backward`."""
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch's
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure: Callable[[], Any]

@@ -153,25 +153,33 @@ def step_waiting(trainer: Trainer) -> None:
 def step_with_epoch(trainer: Trainer, monitored: bool) -> None:
     """`interval: epoch` schedulers without a metric, with the epoch's last batch.
 
-    Those with a metric (`monitored`) step after the epoch's validation, and before a checkpoint of it is written.
+    Those with a metric (`monitored`) step after the epoch's validation, and before a checkpoint of it is written. A
+    training metric that is logged for the epoch's mean decides by that mean, which comes with the epoch's end.
     """
     for config in trainer.plan.schedulers:
         by_epoch = config.interval == "epoch" or config.steps_both_ways
         due = by_epoch and (trainer.current_epoch + 1) % config.frequency == 0
         if due and monitored and config.monitor is not None:
-            step_monitored(trainer, config)
+            step_monitored(trainer, config, by_mean=True)
         elif due and not monitored and config.monitor is None:
             _step(trainer, config, None)
 
 
-def step_monitored(trainer: Trainer, config: LRSchedulerConfig) -> bool:
-    """Step by the metric if it was logged anew (on any rank) since the last step. False where it was not."""
+def step_monitored(trainer: Trainer, config: LRSchedulerConfig, by_mean: bool = False) -> bool:
+    """Step by the metric if it was logged anew (on any rank) since the last step. False where it was not.
+
+    Args:
+        trainer: Whose metrics are looked at.
+        config: The scheduler.
+        by_mean: A step's value is none where the epoch's mean of it will follow.
+    """
     metrics, strategy, monitor = trainer.metrics, trainer.strategy, config.monitor
     assert monitor is not None  # the callers' condition
     value = metrics.callback.get(monitor)
     version = metrics.versions.get(monitor, 0)
     # Collective: also a rank that has logged nothing itself steps, by the mean of the others.
-    value = strategy.agreed_metric(value if version > config.seen_version else None)
+    anew = version > config.seen_version and not (by_mean and metrics.mean_follows(monitor))
+    value = strategy.agreed_metric(value if anew else None)
     if value is None:
         return False
     # Collective: the same on all ranks, so that rank zero's, which a checkpoint holds, is everybody's.

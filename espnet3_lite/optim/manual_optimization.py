@@ -169,13 +169,13 @@ def takes_closure(optimizer: Optimizer) -> bool:
 
 
 def manual_backward(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    """``loss.backward(...)`` with the scaler and the two hooks."""
+    """``loss.backward(...)``, or the module's own `backward`, with the scaler and the two hooks."""
     if trainer.precision_plugin.scaler is not None:
         loss = trainer.precision_plugin.scaler.scale(loss)
     if trainer.train_data.replaying:
         loss = loss * 0.0  # this rank has run out of data, others have not
     trainer.call("on_before_backward", loss)
-    loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch's
+    trainer.lightning_module.backward(loss, *args, **kwargs)
     for slot in trainer.plan.slots.values():
         slot.synchronized = False
         slot.pending += any(parameter.grad is not None for parameter in slot.parameters)

@@ -64,9 +64,8 @@ def _evaluation_loop(trainer: Trainer) -> EvaluationLoop:
 
 
 def _should_log_step(trainer: Trainer) -> bool:
-    every, stopping = trainer.log_every_n_steps, trainer.stopping
-    due = every > 0 and (trainer.fit_loop.batches_stepped + 1) % every == 0
-    return due or (every > 0 and stopping.wanted and stopping.allowed)
+    every = trainer.log_every_n_steps
+    return every > 0 and ((trainer.fit_loop.batches_stepped + 1) % every == 0 or trainer.stopping.wanted)
 
 
 def _log_dir(trainer: Trainer) -> str | None:
@@ -138,7 +137,7 @@ class TrainerProperties(Settings):
     sanity_checking = _in_stage(RunningStage.SANITY_CHECKING, "The first few validation batches are tried out.")
     evaluating = _Tells(lambda self: bool(self.state.stage and self.state.stage.evaluating), "In a validation or test.")
     interrupted = _Tells(lambda self: self.state.status == "interrupted", "A signal or an exception ended the call.")
-    should_log_step = _Tells(_should_log_step, "True on each `log_every_n_steps`-th step, and before the run stops.")
+    should_log_step = _Tells(_should_log_step, "True on each `log_every_n_steps`-th step, and once a stop is wanted.")
 
     # ---- which process ---------------------------------------------------------------------------------------------
 

@@ -139,3 +139,43 @@ def test_a_value_of_a_validation_that_was_broken_off_has_no_say(tmp_path):
     resumed.signal_in = 2  # the same folder
     resumed.validations = 9
     assert cut.steps + run(resumed) == whole
+
+
+class ByTrainingLoss(LiteModule):
+    """Logs its training loss for steps and for the epoch's mean, and notes what its plateau decides by."""
+
+    def __init__(self, interval="epoch", **logged):
+        super().__init__()
+        self.layer, self.interval, self.logged, self.decisions = nn.Linear(1, 1), interval, logged, []
+
+    def training_step(self, batch, batch_idx):
+        self.log("loss", float(batch_idx + 10 * self.current_epoch), **self.logged)
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/loss", 1.0)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.decisions.append(float(metric))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return [optimizer], [{"scheduler": plateau, "monitor": "loss", "interval": self.interval}]
+
+
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 2}, {"limit_val_batches": 0}], ids=str)
+@pytest.mark.parametrize(
+    ("interval", "logged", "decisions"),
+    [
+        ("epoch", {"on_step": True, "on_epoch": True}, [1.5, 11.5]),  # the mean, once an epoch
+        ("epoch", {"on_step": False, "on_epoch": True}, [1.5, 11.5]),
+        ("epoch", {"on_step": True, "on_epoch": False}, [3.0, 13.0]),  # it has the last value alone
+        ("step", {"on_step": True, "on_epoch": True}, [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]),
+    ],
+)
+def test_a_plateau_by_a_training_metric_steps_once_an_epoch_by_its_mean(settings, interval, logged, decisions):
+    module = ByTrainingLoss(interval, **logged)
+    loader = DataLoader(torch.ones(4, 1))
+    quiet_trainer(max_epochs=2, **settings).fit(module, loader, loader)
+    assert module.decisions == decisions

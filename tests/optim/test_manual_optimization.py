@@ -181,3 +181,29 @@ def test_optimizers_by_hand_can_be_copied_and_pickled():
     other = copy.deepcopy(trainer)
     kept = other.lightning_module.kept[0]
     assert kept._trainer is other and kept.optimizer is other.plan.slots[0].optimizer
+
+
+def test_manual_backward_calls_the_modules_own_backward():
+    class Own(Manual):
+        given = ()
+
+        def backward(self, loss, *args, **kwargs):
+            self.given += (kwargs,)
+            super().backward(loss * 3, *args, **kwargs)
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            loss = self.first.bias.sum()
+            self.manual_backward(loss, retain_graph=True)
+            self.manual_backward(loss)
+            optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.first.parameters(), lr=1.0)
+
+    module = Own()
+    before = module.first.bias.item()
+    fit(module, limit_train_batches=1)
+    assert module.given == ({"retain_graph": True}, {})
+    assert module.first.bias.item() == pytest.approx(before - 6.0)
