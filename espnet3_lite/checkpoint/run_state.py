@@ -85,6 +85,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
         ],
         "configured": trainer.plan.configured,
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
+        "logger_names": _logger_names(trainer),
         "scheduler_versions": [config.seen_version for config in trainer.lr_scheduler_configs],
         "scheduler_waits": [config.waits for config in trainer.lr_scheduler_configs],
         "scheduler_names": [config.slot.name if config.slot else None for config in trainer.lr_scheduler_configs],
@@ -167,12 +168,19 @@ def restore_loggers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
     Only where a run finds its own checkpoint: one that is told where to begin is another run, with logs of its own.
     """
-    states = own_state(checkpoint).get("loggers", ())
     if trainer.auto_resume or times_restarted():
-        for logger, state in zip(trainer.loggers, states, strict=False):
-            if state and hasattr(logger, "load_state_dict"):
+        ours, here = own_state(checkpoint), _logger_names(trainer)  # files of earlier versions hold no names
+        states = dict(zip(ours.get("logger_names", here), ours.get("loggers", ()), strict=False))
+        for name, logger in zip(here, trainer.loggers, strict=True):
+            if (state := states.get(name)) and hasattr(logger, "load_state_dict"):
                 logger.load_state_dict(state)
         trainer.agree_on_log_dir()
+
+
+def _logger_names(trainer: Trainer) -> list[str]:
+    """What tells the loggers apart, whatever their order: class, home, and number among those with the same of both."""
+    names = [f"{type(logger).__name__} {getattr(logger, 'log_home', dict)()}" for logger in trainer.loggers]
+    return [f"{name} {names[:index].count(name)}" for index, name in enumerate(names)]
 
 
 def restore_training(trainer: Trainer, checkpoint: dict[str, Any], override_optimizer: bool) -> None:

@@ -117,6 +117,10 @@ class Logger(ABC):
             state: What `state_dict` gave.
         """
 
+    def log_home(self) -> dict[str, str]:
+        """What its runs belong to: tells it from other loggers of its class where a run goes on with several."""
+        return {}
+
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: B027 - as above
         """Called on rank zero when a checkpoint callback has saved a file. Default: nothing.
 
@@ -238,6 +242,10 @@ class FolderLogger(Logger):
             return None
         return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
 
+    def log_home(self) -> dict[str, str]:
+        """The name of the experiment's folder, which stays when that is moved."""
+        return {"folder": os.path.basename(os.path.realpath(self.root_dir))}
+
     @rank_zero_only
     def state_dict(self) -> dict[str, Any]:
         """Which log this is, and how far it goes."""
@@ -252,7 +260,7 @@ class FolderLogger(Logger):
         if state.get("logger") != type(self).__name__ or self._given_version not in (None, state["version"]):
             return
         found, self._version = self._version, state["version"]
-        moved = os.path.basename(state["root_dir"]) == os.path.basename(os.path.realpath(self.root_dir))
+        moved = os.path.basename(state["root_dir"]) == self.log_home()["folder"]
         if os.path.realpath(self.root_dir) != state["root_dir"] and not (moved and os.path.isdir(self.log_dir or "")):
             self._version = found
             return

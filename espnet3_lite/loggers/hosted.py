@@ -31,7 +31,7 @@ class HostedLogger(Logger):
         """Send a file, or the folder of a sharded checkpoint."""
         raise NotImplementedError
 
-    def home(self) -> dict[str, str]:
+    def log_home(self) -> dict[str, str]:
         """What a run belongs to, by the service's word for it: a project, an experiment."""
         raise NotImplementedError
 
@@ -68,13 +68,13 @@ class HostedLogger(Logger):
     @rank_zero_only
     def state_dict(self) -> dict[str, Any]:
         """Which run this is."""
-        return {"logger": type(self).__name__, **self.home(), "version": self.known_id()}
+        return {"logger": type(self).__name__, **self.log_home(), "version": self.known_id()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with that run, if it has the same home.
 
         What was logged after the checkpoint stays: the service cannot take it back.
         """
-        mine = {"logger": type(self).__name__, **self.home()}
+        mine = {"logger": type(self).__name__, **self.log_home()}
         if mine.items() <= state.items():
             self.go_on_with(state["version"])

@@ -178,7 +178,7 @@ class MLFlowLogger(HostedLogger):
             self.send_what_is_left()
         self.experiment.set_terminated(self.run_id, {"success": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
 
-    def home(self) -> dict[str, str]:
+    def log_home(self) -> dict[str, str]:
         """The experiment, by its name."""
         return {"experiment": self._experiment_name}
 

@@ -222,7 +222,7 @@ class WandbLogger(HostedLogger):
         if status == "success" and self._experiment is not None:
             self.send_what_is_left()
 
-    def home(self) -> dict[str, str]:
+    def log_home(self) -> dict[str, str]:
         """The project."""
         return {"project": self._init["project"]}
 

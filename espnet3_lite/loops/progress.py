@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from espnet3_lite.callbacks.calling.foreign import epoch_loop_of
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.optim.slots import OptimizerSlot
 
@@ -93,20 +93,8 @@ class Progress:
         """The epoch's last batch is counted, and the next epoch has not begun."""
         return self.epoch_ended or (self.is_last_batch and self.within_epoch and self.stage is not EpochStage.BATCHES)
 
-    @property
-    def epoch_loop(self) -> SimpleNamespace:
-        """The same counters under Lightning's names, as they are now: what code written for it reads."""
-        begun = self.stage is EpochStage.BATCHES  # a batch is in work, and is not counted yet
-        under_way = begun + self.batch_is_open  # the hooks of a batch's end are not through with it
-        done, seen = self.batches_done + begun, self.batches_seen + begun
-        current = SimpleNamespace(ready=done, completed=done - under_way)
-        total = SimpleNamespace(ready=seen, completed=seen - under_way)
-        return SimpleNamespace(
-            batch_idx=done - 1, total_batch_idx=seen - 1, global_step=self.global_step,
-            val_loop=getattr(self, "val_loop", None),  # of a fit
-            batch_progress=SimpleNamespace(current=current, total=total, is_last_batch=self.is_last_batch),
-            _batches_that_stepped=self.batches_stepped,
-        )  # fmt: skip
+    #: The same counters under Lightning's names.
+    epoch_loop = property(epoch_loop_of)
 
     def count_batch(self) -> None:
         """The batch in work is over, but for its hooks and its validation."""
