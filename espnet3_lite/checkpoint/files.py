@@ -192,17 +192,22 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     )
 
 
-def damage(path: str | Path) -> str | None:
+def damage(path: str | Path, *share: int) -> str | None:
     """Say what is wrong with a checkpoint, a file or a sharded folder; None where torch can read it, and all is there.
 
     No checksum covers all that torch reads: only trying it tells.
+
+    Args:
+        path: The file or folder.
+        share: Of a folder, which part of several processes this one looks at: its rank, and how many they are.
     """
     try:
         if os.path.isdir(path):
             from espnet3_lite.checkpoint import sharded  # torch.distributed.checkpoint is slow to import
 
-            return sharded.damage(path)
-        load_checkpoint(path, mmap=True)
+            sharded.verify(path, *share)
+        else:
+            load_checkpoint(path, mmap=True)
     except CheckpointError as error:
         return str(error)
     return None

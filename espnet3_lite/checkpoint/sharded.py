@@ -111,8 +111,8 @@ def _check_metadata(metadata: object) -> None:
     metadata.planner_data = places
 
 
-def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """Say what is wrong with a sharded checkpoint, or None: all is there, and every checksum is right.
+def verify(folder: str | Path, rank: int = 0, world_size: int = 1) -> Metadata:
+    """Look whether all of a sharded checkpoint is there, and every checksum is right. Returns what it holds and where.
 
     Each stored item is an archive of `torch.save`, which carries checksums (CRC) of its content; torch does not look at
     them when it reads. Takes memory for the largest item.
@@ -121,21 +121,21 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
         folder: The sharded checkpoint.
         rank: Of several processes that look through it together, this one reads each `world_size`-th item.
         world_size: How many processes these are.
+
+    Raises:
+        CheckpointError: something is missing or damaged.
     """
-    try:
-        metadata = read_metadata(folder)
-    except CheckpointError as error:
-        return str(error)
+    metadata = read_metadata(folder)
     items = sorted({(info.relative_path, info.offset, info.length) for info in metadata.storage_data.values()})
     for name, of_file in itertools.groupby(items, key=operator.itemgetter(0)):
         places = [(offset, length) for _, offset, length in of_file]
         path, end = Path(folder) / name, max(map(sum, places))
         if not path.is_file():
-            return f"{folder}: the data file {name} is missing"
+            raise CheckpointError(f"{folder}: the data file {name} is missing")
         if path.stat().st_size < end:
-            return f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes"
+            raise CheckpointError(f"{folder}: the data file {name} is truncated: {path.stat().st_size} of {end} bytes")
         if sum(length for _, length in places) > end:
-            return f"{folder}: damaged metadata: items of the data file {name} overlap"
+            raise CheckpointError(f"{folder}: damaged metadata: items of the data file {name} overlap")
     for name, offset, length in items[rank::world_size]:
         with open(Path(folder) / name, "rb") as file:
             file.seek(offset)
@@ -144,8 +144,8 @@ def damage(folder: str | Path, rank: int = 0, world_size: int = 1) -> str | None
             with archives.verified(item):
                 pass
         except archives.DamagedArchiveError as error:
-            return f"{folder}: the data file {name}, at byte {offset}: {error}"
-    return None
+            raise CheckpointError(f"{folder}: the data file {name}, at byte {offset}: {error}") from error
+    return metadata
 
 
 class _VerifiedReader(FileSystemReader):
@@ -174,9 +174,7 @@ def load_sharded(folder: Path, only: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: It is damaged.
     """
-    if reason := damage(folder):
-        raise CheckpointError(reason)
-    tops = {place[0] for place in read_metadata(folder).planner_data.values()}
+    tops = {place[0] for place in verify(folder).planner_data.values()}
     return _read(folder, lambda top, *_: only not in tops or top in (only, PLAIN_ENTRY), lambda *_: None, alone=True)
 
 
@@ -184,7 +182,7 @@ def load_parts(folder: Path, module: torch.nn.Module) -> dict[str, Any]:
     """A sharded checkpoint, of whose weights each rank has its own parts. Collective.
 
     Args:
-        folder: Whole, as `damage` says.
+        folder: Whole, as `verify` says.
         module: Its state dict says who holds which part.
 
     Returns:

@@ -142,7 +142,7 @@ class DDPStrategy(SeveralProcesses):
         if not returned:  # None from every rank's model; no step at all where nothing is optimized, or by hand
             return [(None, slot) for _, slot in steps]
         if self.find_unused_parameters:  # DDP has seen in the graph which gradients will come: they must
-            return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
+            return super().empty_steps(trainer, steps, returned)
         # Empty slices, not products with zero: an infinite parameter times zero would be NaN.
         zero = torch.stack([p.reshape(-1)[:0].sum() for p in self._parameters if p.requires_grad]).sum()
         return [(zero, slot) for slot in returned]

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from espnet3_lite.checkpoint import sharded
+from espnet3_lite.checkpoint import files, sharded
 from espnet3_lite.checkpoint.allowed_types import plain
 from espnet3_lite.checkpoint.atomic_files import remove_checkpoint
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
@@ -28,7 +28,7 @@ from espnet3_lite.loaders.transfer import map_tensors, whole
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
-    from espnet3_lite.optim.slots import OptimizerSlot, Steps
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -153,10 +153,6 @@ class FSDPStrategy(SeveralProcesses):
             if isinstance(part, FSDPModule):
                 part.reshard()
 
-    def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
-        """The same backward pass as on the other ranks, of a loss that weighs nothing."""
-        return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
-
     def synchronizes(self, slot: OptimizerSlot) -> bool:
         """True when the backward pass that just ran has reduced gradients."""
         return self._reducing
@@ -205,7 +201,7 @@ class FSDPStrategy(SeveralProcesses):
         if not Path(path).is_dir():
             return super().load_checkpoint(path)
         # Collective: each rank looks through its share of the files, and all refuse what one of them refuses.
-        found = self.gather_objects(sharded.damage(path, self.global_rank, self.world_size))
+        found = self.gather_objects(files.damage(path, self.global_rank, self.world_size))
         if damage := next(filter(None, found), None):
             raise CheckpointError(damage)
         return sharded.load_parts(Path(path), self._module)

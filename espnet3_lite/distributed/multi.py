@@ -172,8 +172,11 @@ class SeveralProcesses(Strategy):
             trainer: Whose loop asks.
             steps: The (loss, optimizer) pairs of the batch that this rank replays.
             returned: The optimizers that the other ranks train in this step.
+
+        Returns:
+            Here: the same backward pass as on the other ranks, of losses that weigh nothing.
         """
-        raise NotImplementedError
+        return [(loss if loss is None else loss * 0.0, slot) for loss, slot in steps]
 
     def share_gradients(self, closing: Collection[OptimizerSlot]) -> None:
         """Average what is about to be stepped and is still each rank's own. Collective.

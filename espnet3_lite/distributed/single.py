@@ -92,8 +92,15 @@ class Strategy:
         module.to(self.root_device)
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
-        """What the loop calls as `module`'s training step; `trainer` has made the optimizers before."""
-        return training_step_of(module, trainer.compile)
+        """What the loop calls as `module`'s training step, a function of a batch and its index.
+
+        It is compiled as ``Trainer(compile=...)`` says. `trainer` has made the optimizers before.
+        """
+        step, compile = taking(module.training_step, ("batch", "batch_idx")), trainer.compile
+        if not compile:
+            return step
+        arguments = {"mode": compile} if isinstance(compile, str) else compile if isinstance(compile, dict) else {}
+        return module.compiled_step(step, **arguments)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
@@ -214,12 +221,3 @@ class Strategy:
         """The call is over: what is being written is seen through to its end, and later saves are waited for."""
         self.saver.in_background = False
         self.saver.finish()
-
-
-def training_step_of(module: LiteModule, compile: bool | str | dict[str, Any] | None) -> Callable[[Any, int], Any]:
-    """A module's training step as a function of a batch and its index; compiled as ``Trainer(compile=...)`` says."""
-    step = taking(module.training_step, ("batch", "batch_idx"))
-    if not compile:
-        return step
-    arguments = {"mode": compile} if isinstance(compile, str) else compile if isinstance(compile, dict) else {}
-    return module.compiled_step(step, **arguments)

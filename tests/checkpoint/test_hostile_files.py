@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as distributed_checkpoint
 
 from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.files import CheckpointError, load_checkpoint, newest_intact, save_checkpoint
-from espnet3_lite.checkpoint.sharded import METADATA_FILE, damage, read_metadata
+from espnet3_lite.checkpoint.sharded import METADATA_FILE, read_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of pickle protocols in flipped bits
 
@@ -189,7 +189,7 @@ def test_no_bit_of_a_file_ends_a_run_that_has_an_older_state(tmp_path):
 def folder(tmp_path):
     state = {"state_dict": {"w": torch.arange(4.0)}, "plain": ({"epoch": 2},)}
     distributed_checkpoint.save(state, checkpoint_id=tmp_path / "step1.ckpt")
-    assert damage(tmp_path / "step1.ckpt") is None
+    assert files.damage(tmp_path / "step1.ckpt") is None
     return tmp_path / "step1.ckpt"
 
 
@@ -293,7 +293,7 @@ def test_the_same_item_under_many_names_is_read_once(folder):
     forged(folder, lambda metadata: metadata.storage_data.update(
         {(name, 0): info for name in range(50_000) for info in list(metadata.storage_data.values())[:1]}
     ))  # fmt: skip
-    assert damage(folder) is None
+    assert files.damage(folder) is None
 
 
 def test_items_that_overlap_are_refused(folder):
@@ -302,4 +302,4 @@ def test_items_that_overlap_are_refused(folder):
             info.offset, info.length = index, 400
 
     forged(folder, overlap)
-    assert "overlap" in damage(folder)
+    assert "overlap" in files.damage(folder)

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as distributed_checkpoint
 
 from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.files import consolidate, load_checkpoint, save_checkpoint
-from espnet3_lite.checkpoint.sharded import PLAIN_ENTRY, damage, load_sharded, read_metadata, shardable
+from espnet3_lite.checkpoint.sharded import PLAIN_ENTRY, load_sharded, read_metadata, shardable
 from espnet3_lite.exceptions import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -106,24 +106,24 @@ def test_files_of_two_ranks_make_one_checkpoint(tmp_path):
     expected = {"state_dict": {"w": torch.arange(10.0).view(5, 2)}, "epoch": 2}
     assert_equal(load_checkpoint(folder), expected)
     (folder / "__1_0.distcp").unlink()
-    assert damage(folder) == f"{folder}: the data file __1_0.distcp is missing"
+    assert files.damage(folder) == f"{folder}: the data file __1_0.distcp is missing"
     with pytest.raises(CheckpointError, match="__1_0.distcp is missing"):
         load_checkpoint(folder)
 
 
 def test_damage_is_named(tmp_path):
     folder = save_sharded({"state_dict": {"w": torch.ones(100)}}, tmp_path / "step1.ckpt")
-    assert damage(folder) is None
+    assert files.damage(folder) is None
     data = folder / "__0_0.distcp"
     size = data.stat().st_size
     os.truncate(data, size - 1)
-    assert damage(folder) == f"{folder}: the data file __0_0.distcp is truncated: {size - 1} of {size} bytes"
+    assert files.damage(folder) == f"{folder}: the data file __0_0.distcp is truncated: {size - 1} of {size} bytes"
     os.truncate(folder / ".metadata", 50)
-    assert "damaged metadata" in damage(folder)
+    assert "damaged metadata" in files.damage(folder)
     (folder / ".metadata").unlink()
-    assert damage(folder) == f"{folder}: no .metadata; not a sharded checkpoint, or its save did not finish"
+    assert files.damage(folder) == f"{folder}: no .metadata; not a sharded checkpoint, or its save did not finish"
     (folder / ".metadata").write_bytes(pickle.dumps({"a": 1}))
-    assert "not a sharded checkpoint's metadata but a dict" in damage(folder)
+    assert "not a sharded checkpoint's metadata but a dict" in files.damage(folder)
 
 
 def test_data_of_the_right_length_but_overwritten_is_refused(tmp_path):
@@ -145,11 +145,11 @@ def test_a_flipped_bit_in_a_tensor_is_found_by_its_checksum(tmp_path):
         info.offset for index, info in read_metadata(folder).storage_data.items() if index.fqn == "state_dict.w"
     )
     expected = f"{folder}: the data file __0_0.distcp, at byte {offset}: damaged: the checksum (CRC) of "
-    assert damage(folder).startswith(expected)
+    assert files.damage(folder).startswith(expected)
     assert files.damage(folder)
     with pytest.raises(CheckpointError, match="the checksum"):
         load_checkpoint(folder)
-    found = [damage(folder, rank, 3) for rank in range(3)]
+    found = [files.damage(folder, rank, 3) for rank in range(3)]
     assert sorted(map(bool, found)) == [False, False, True], "three processes share the work"
 
 
