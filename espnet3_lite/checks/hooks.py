@@ -6,13 +6,15 @@ wrong arguments would end a run in Python's words, perhaps after hours.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from espnet3_lite.checks.signatures import takes, taking
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, nearest
 
@@ -79,6 +81,41 @@ def check_arguments(callback: object, base: type, listeners: dict[str, Callable[
     """
     own = (name for name, listener in listeners.items() if listener == getattr(callback, name, None) is not None)
     _refuse([problem for name in own for problem in _problems(callback, name, getattr(base, name))])
+
+
+def as_evaluated(module: object, word: str, loaders: int, hooks: Mapping[str, list[Callable[..., Any]]]) -> Any:
+    """A module's evaluation step, as its loop calls it: with several loaders with the loader's index, else without.
+
+    Args:
+        module: Whose.
+        word: ``validation``, ``test`` or ``predict``.
+        loaders: How many there are.
+        hooks: For each event what is called at it.
+
+    Returns:
+        (batch, batch_idx) to its output; with several loaders (batch, batch_idx, dataloader_idx).
+
+    Raises:
+        RuntimeError: the step, or a hook of a batch, takes no index where there is one, or demands one where there is
+            none. (It is Lightning's kind of error.)
+    """
+    names, name = list(_OF_A_STEP[: 2 + (loaders > 1)]), f"{word}_step"
+    step = getattr(module, name)
+    fits = takes(step, "dataloader_idx", place=2) if loaders > 1 else _step_fits(inspect.signature(step), tuple(names))
+    wrong = [] if fits else [(module, name, ["self"])]
+    for event, first in (("start", []), ("end", ["outputs"])):
+        for hook in hooks[name := f"on_{word}_batch_{event}"]:
+            if not _binds(inspect.signature(hook), [*first, *names]):
+                of_callback = isinstance(hook, functools.partial)  # trainer and module are filled in
+                owner = getattr(hook.func if isinstance(hook, functools.partial) else hook, "__self__", module)
+                wrong.append((owner, name, ["self", *(["trainer", "pl_module"] if of_callback else []), *first]))
+    for owner, name, given in wrong:
+        there = f"there are {loaders} loaders, but" if loaders > 1 else "there is one loader, and no index of it, but"
+        raise RuntimeError(
+            f"{there} {type(owner).__name__}.{name} {'takes no' if loaders > 1 else 'demands'} `dataloader_idx`; write "
+            f"`def {name}({', '.join([*given, 'batch', 'batch_idx'])}, dataloader_idx=0)`"
+        )
+    return taking(step, names)
 
 
 def _refuse(problems: list[str]) -> None:

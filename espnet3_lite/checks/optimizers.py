@@ -6,7 +6,7 @@ twice, parameters that several optimizers step, and, with several ranks, layers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from espnet3_lite.exceptions import MisconfigurationException, refuse
 from espnet3_lite.optim.manual_optimization import demands_closure
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -42,6 +43,28 @@ def check_optimizers(trainer: Trainer) -> None:
     _warn_of_shared_parameters(trainer)
     if trainer.world_size > 1:
         _warn_of_weights_that_part(trainer)
+
+
+def as_many(slots: Mapping[Any, OptimizerSlot], given: Any) -> Iterator[tuple[OptimizerSlot, torch.optim.Optimizer]]:
+    """Each optimizer's place with what a program sets there: ``trainer.optimizers = [...]``.
+
+    Args:
+        slots: The places, by name.
+        given: What was set.
+
+    Raises:
+        MisconfigurationException: it is no list of optimizers, or of another length.
+    """
+    problem = ""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, torch.optim.Optimizer) for one in given):
+        problem = f"{given!r}: it must be a list of optimizers"
+    elif len(given) != len(slots):
+        problem = f"{len(given)} of them"
+    names = ", ".join(type(slot.optimizer).__name__ for slot in slots.values()) or "none: they are made when fit begins"
+    refuse("trainer.optimizers = ", (problem, f"{problem}. What is set takes the places of those that there are, one "
+           f"each, and there {'is' if len(slots) == 1 else 'are'} {len(slots)} ({names}). To train with another number "
+           f"return them from configure_optimizers"))  # fmt: skip
+    return zip(slots.values(), given, strict=True)
 
 
 def _refuse_unfit_optimizers(trainer: Trainer) -> None:

@@ -24,6 +24,9 @@ PACKAGES = re.compile(
     r"(?=\.|$)"
 )
 
+#: Those of them that have no trainer, and their classes that are another one's bases there.
+_FABRIC, _OF_FABRIC = re.compile(r"lightning(\.|_)fabric\."), {"Logger": "FabricLogger"}
+
 
 def _of(package: str) -> dict[str, str]:
     """All public names of one of our packages, at home there."""
@@ -58,6 +61,12 @@ _UTILITIES = {
     "get_filesystem": "compat.utilities.functions",
     "get_init_args": "compat.utilities.functions",
     "_AcceleratorConnector": "compat.utilities.functions",
+    **dict.fromkeys(
+        ("_flatten_dict", "_sanitize_callable_params", "_sanitize_params", "_convert_json_serializable"),
+        "compat.utilities.functions",
+    ),
+    "_add_prefix": "loggers.base:with_prefix",
+    "_convert_params": "loggers.base:as_dict",
     "is_oom_error": "callbacks.batch_size_finder:is_out_of_memory",
     "_load": "checkpoint.files:load_checkpoint",
     "_load_from_checkpoint": "compat.utilities.functions",
@@ -100,6 +109,7 @@ HOMES: dict[str, dict[str, str]] = {
     "loggers": {
         **_of("loggers"),
         "rank_zero_experiment": "loggers.base",
+        "FabricLogger": "loggers.base",
         **_RANKS,
         "rank_zero_only": "compat.utilities.functions",
     },
@@ -215,6 +225,7 @@ def find(module: str, name: str) -> Any:
         return CHECKPOINT_FORMAT
     if name == "__all__":
         return list(HOMES[home])
+    name = _OF_FABRIC.get(name, name) if _FABRIC.match(module) else name
     homes = dict.fromkeys((home, "utilities", ""))
     reason = next((part for part in (*_parts(module), name) if part in LEFT_OUT), None)
     if reason is None and _INNER_CLASS.match(name) and not any(name in HOMES[home] for home in homes):

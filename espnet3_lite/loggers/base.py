@@ -29,21 +29,8 @@ if TYPE_CHECKING:
 HPARAMS_FILE = "hparams.yaml"
 
 
-class Logger(ABC):
-    """Base of all loggers: subclass it to send metrics to a platform of your own.
-
-    The trainer calls every method on all ranks; decorate what writes with
-    `espnet3_lite.distributed.rank.rank_zero_only`.
-
-    >>> class PrintLogger(Logger):
-    ...     name, version = "print", 0
-    ...     def log_metrics(self, metrics, step=None):
-    ...         print(step, metrics)
-    ...     def log_hyperparams(self, params):
-    ...         print(params)
-    >>> PrintLogger().log_metrics({"train/loss": 0.5}, step=10)
-    10 {'train/loss': 0.5}
-    """
+class FabricLogger(ABC):
+    """Lightning Fabric's base, without a trainer: ``class Theirs(Logger, TheirFabricLogger)`` finds its methods there."""
 
     @property
     @abstractmethod
@@ -62,11 +49,6 @@ class Logger(ABC):
     @abstractmethod
     def log_hyperparams(self, params: Mapping[str, Any] | argparse.Namespace) -> None:
         """Record `params`, the hyper-parameters that the run was set up with."""
-
-    @property
-    def save_dir(self) -> str | None:
-        """The folder that was given for all experiments; None if nothing is written to disk."""
-        return None
 
     @property
     def log_dir(self) -> str | None:
@@ -101,6 +83,36 @@ class Logger(ABC):
     def save(self) -> None:  # noqa: B027 - most loggers hold nothing back
         """Write out what is held back. Default: nothing is."""
 
+    def finalize(self, status: str) -> None:
+        """Called once at the end of a run. Default: `save`.
+
+        Args:
+            status: ``"success"``, or ``"failed"`` when an exception ended the run.
+        """
+        self.save()
+
+
+class Logger(FabricLogger):
+    """Base of all loggers: subclass it to send metrics to a platform of your own.
+
+    The trainer calls every method on all ranks; decorate what writes with
+    `espnet3_lite.distributed.rank.rank_zero_only`.
+
+    >>> class PrintLogger(Logger):
+    ...     name, version = "print", 0
+    ...     def log_metrics(self, metrics, step=None):
+    ...         print(step, metrics)
+    ...     def log_hyperparams(self, params):
+    ...         print(params)
+    >>> PrintLogger().log_metrics({"train/loss": 0.5}, step=10)
+    10 {'train/loss': 0.5}
+    """
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder that was given for all experiments; None if nothing is written to disk."""
+        return None
+
     def state_dict(self) -> dict[str, Any] | None:
         """Called when a checkpoint is made: plain values that say which log this is and how far it goes. Default: none.
 
@@ -108,7 +120,7 @@ class Logger(ABC):
         """
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most loggers know no going on
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the log of a run that was cut, where the checkpoint stands: drop what was logged after it.
 
         Called before anything is logged, on all ranks, in a run that finds its own checkpoint (``auto_resume``).
@@ -121,20 +133,12 @@ class Logger(ABC):
         """What its runs belong to: tells it from other loggers of its class where a run goes on with several."""
         return {}
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: B027 - as above
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Called on rank zero when a checkpoint callback has saved a file. Default: nothing.
 
         Args:
             checkpoint_callback: Who saved: its `best_model_path`, `last_model_path` and `best_k_models` are up to date.
         """
-
-    def finalize(self, status: str) -> None:
-        """Called once at the end of a run. Default: `save`.
-
-        Args:
-            status: ``"success"``, or ``"failed"`` when an exception ended the run.
-        """
-        self.save()
 
 
 def rank_zero_experiment(experiment: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -314,9 +318,7 @@ class FolderLogger(Logger):
         return True
 
     def _with_prefix(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not self._prefix:
-            return metrics
-        return {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}": value for name, value in metrics.items()}
+        return with_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR)
 
 
 def with_prefix(metrics: Mapping[str, Any], prefix: str, between: str) -> Mapping[str, Any]:
@@ -325,10 +327,7 @@ def with_prefix(metrics: Mapping[str, Any], prefix: str, between: str) -> Mappin
 
 
 def is_logger(value: object) -> bool:
-    """True for what the trainer takes as a logger: an object with `log_metrics` and `log_hyperparams`.
-
-    Lightning's own loggers are such objects, and so is a small class of one's own.
-    """
+    """True for what the trainer takes as a logger: an object with `log_metrics` and `log_hyperparams`, whosever."""
     methods = (getattr(value, name, None) for name in ("log_metrics", "log_hyperparams"))
     return not isinstance(value, type) and all(map(callable, methods))
 

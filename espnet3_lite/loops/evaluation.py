@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.showing.screen import warn_of_unknown_monitors
 from espnet3_lite.checks.error_notes import cannot_be_iterated_twice, loader_in_words
-from espnet3_lite.checks.signatures import takes, taking
+from espnet3_lite.checks.hooks import as_evaluated
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.vote import all_sound, batch_weight
 from espnet3_lite.exceptions import MisconfigurationException
@@ -169,7 +169,10 @@ class EvaluationLoop:
     def _run_loader(self, loader: RankLoader, index: int, count: int | float) -> list[Any]:
         """The batches of one loader. What is the same for all of them is looked up before."""
         trainer, call, hooks = self.trainer, self.trainer.call, self.trainer.hook_calls.listeners
-        metrics, transfer, step = trainer.metrics, trainer.plan.transfer, self._step()
+        metrics, transfer, module = trainer.metrics, trainer.plan.transfer, trainer.lightning_module
+        step = trainer.precision_plugin.wrap(
+            as_evaluated(module, self.word, len(self.loaders), hooks), cache=module.automatic_optimization
+        )
         step_hook, start, end = f"{self.word}_step", f"on_{self.word}_batch_start", f"on_{self.word}_batch_end"
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
@@ -217,22 +220,6 @@ class EvaluationLoop:
         loader.gave_batches = loader.gave_batches or self.batches_done > 0
         _warn_about_left_out(trainer.strategy, finite, self.word)
         return outputs
-
-    def _step(self) -> Callable[..., Any]:
-        """The module's step in the trainer's precision; with several loaders it takes the loader's index.
-
-        Raises:
-            RuntimeError: it takes none.
-        """
-        module, word, precision = self.trainer.lightning_module, self.word, self.trainer.precision_plugin
-        step, several = getattr(module, f"{word}_step"), len(self.loaders) > 1
-        if several and not takes(step, "dataloader_idx", place=2):
-            raise RuntimeError(
-                f"there are {len(self.loaders)} loaders, but {type(module).__name__}.{word}_step takes no "
-                f"`dataloader_idx`; write `def {word}_step(self, batch, batch_idx, dataloader_idx=0)`"
-            )
-        step = taking(step, ("batch", "batch_idx", "dataloader_idx") if several else ("batch", "batch_idx"))
-        return precision.wrap(step, cache=module.automatic_optimization)
 
     def abandon(self) -> None:
         """Leave an evaluation that was broken off."""

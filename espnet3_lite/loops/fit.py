@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from espnet3_lite.callbacks.calling import lightning_names
 from espnet3_lite.checks.optimizers import look_at_weights
 from espnet3_lite.distributed.vote import GO_ON, Verdict, weight_of_step
 from espnet3_lite.exceptions import StopTrainingError
@@ -59,6 +60,8 @@ class FitLoop(Progress):
     """
 
     max_epochs, min_epochs, max_steps, min_steps = map(_limit, ("max_epochs", "min_epochs", "max_steps", "min_steps"))
+    epoch_loop = property(lightning_names.epoch_loop_of, lightning_names.set_epoch_loop)
+    __getattr__ = lightning_names.look_up("trainer.fit_loop")
 
     def __init__(self, trainer: Trainer):
         super().__init__()

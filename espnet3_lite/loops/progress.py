@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.calling.foreign import epoch_loop_of
 from espnet3_lite.distributed.vote import GO_ON, Verdict
 from espnet3_lite.optim.slots import OptimizerSlot
 
@@ -92,9 +91,6 @@ class Progress:
     def data_is_over(self) -> bool:
         """The epoch's last batch is counted, and the next epoch has not begun."""
         return self.epoch_ended or (self.is_last_batch and self.within_epoch and self.stage is not EpochStage.BATCHES)
-
-    #: The same counters under Lightning's names.
-    epoch_loop = property(epoch_loop_of)
 
     def count_batch(self) -> None:
         """The batch in work is over, but for its hooks and its validation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from espnet3_lite.callbacks.calling.lightning_names import path_for
 from espnet3_lite.callbacks.checkpoints.checkpoint_files import newest_checkpoint
 from espnet3_lite.distributed.rank import rank_zero_warn, times_restarted
 
@@ -17,7 +18,7 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 
     Args:
         trainer: In the call, which has its module already.
-        ckpt_path: What the user gave: a path, ``"best"``, ``"last"`` or None.
+        ckpt_path: What the user gave: a path, ``"best"``, ``"last"`` or None: what was set on the trainer.
         model_given: The user gave the call a model. Without one it evaluates the best checkpoint there is.
 
     Returns:
@@ -35,6 +36,7 @@ def choose_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
 
 def _choose(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None, model_given: bool) -> str | None:
     fn = str(trainer.state.fn)
+    ckpt_path = path_for(trainer, fn, ckpt_path)
     given = None if ckpt_path is None else os.path.expanduser(os.fspath(ckpt_path))
     restarted = fn == "fit" and times_restarted() > 0
     if restarted and (path := newest_checkpoint(trainer)):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback, Checkpoint
+from espnet3_lite.callbacks.calling import lightning_names
 from espnet3_lite.callbacks.calling.run_history import AcceleratorStandIn, gather, run_config_of, run_history_of
 from espnet3_lite.callbacks.early_stopping import EarlyStopping
 from espnet3_lite.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
@@ -121,6 +121,8 @@ class TrainerProperties(Settings):
         shown = sorted(f"{n}={v!r}" for n, v in changed.items() if v != SETTINGS[n].default and v is not None)
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    __getattr__ = lightning_names.look_up("trainer")
+
     # ---- where we are ----------------------------------------------------------------------------------------------
 
     current_epoch = _Tells(lambda self: self.fit_loop.epoch, "The epoch in work, from 0; after a run, their number.")
@@ -152,13 +154,16 @@ class TrainerProperties(Settings):
     device_ids = _Tells(lambda self: [self.device.index or 0], "This process's GPU by its number; [0] on a CPU.")
     distributed_sampler_kwargs = _Tells(_sampler_kwargs, "What `torch.utils.data.DistributedSampler` is to be told.")
     # Optuna's pruning callback, made for Lightning, asks it.
-    _accelerator_connector = _Tells(lambda self: SimpleNamespace(is_distributed=self.world_size > 1), "Of the ranks.")
+    _accelerator_connector = _Tells(lightning_names.accelerator_connector_of, "Of the ranks.")
+    _logger_connector = _Tells(lightning_names.LoggerConnector, "For NeMo, which sets the loggers by it.")
 
     # ---- what runs -------------------------------------------------------------------------------------------------
 
     model = _Tells(lambda self: self.lightning_module, "The module; the same as `lightning_module`.")
     lr_scheduler_configs = _Tells(lambda self: self.plan.schedulers, "The schedulers, and when each steps.")
 
+    #: What the present or last call started from. A path that is set is what calls start from that name none.
+    ckpt_path = property(lightning_names.ckpt_path_of, lightning_names.set_ckpt_path)
     checkpoint_callbacks = _Tells(lambda self: _of_type(self, Checkpoint), "The callbacks that save checkpoints.")
     checkpoint_callback = _Tells(lambda self: _first_of_type(self, Checkpoint), "The first of them, or None.")
     early_stopping_callbacks = _Tells(lambda self: _of_type(self, EarlyStopping), "The `EarlyStopping` callbacks.")

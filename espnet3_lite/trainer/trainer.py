@@ -15,12 +15,13 @@ import torch
 from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.callbacks.calling.default_callbacks import make_callbacks
 from espnet3_lite.callbacks.calling.handler import CallbackHandler
+from espnet3_lite.callbacks.calling.lightning_names import refuse_storage_options, warn_of_unread
 from espnet3_lite.callbacks.showing.screen import print_results, told, warn_of_missing_processes
 from espnet3_lite.checkpoint import files, run_state
 from espnet3_lite.checks.error_notes import explained
+from espnet3_lite.checks.optimizers import as_many
 from espnet3_lite.distributed.launch import make_strategy
-from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError, nearest
+from espnet3_lite.exceptions import MisconfigurationException, SearchIsOverError, StopTrainingError
 from espnet3_lite.loaders.epochs import TrainData
 from espnet3_lite.loggers.base import Logger, log_hyperparameters, tell
 from espnet3_lite.loggers.named import make_loggers
@@ -71,7 +72,6 @@ class Trainer(TrainerProperties):
         self.data_provider: LiteDataModule | None = None
         #: What the call was given, by ``train``, ``val``, ``test``, ``predict``.
         self.given_loaders: dict[str, Any] = {}
-        self.ckpt_path: str | None = None
         self.return_predictions = True
         self.log_dir_of_rank_zero: str | None = None
         self.loggers: list[Logger] = settings["logger"]
@@ -182,16 +182,18 @@ class Trainer(TrainerProperties):
         outputs = self._run(TrainerFn.PREDICTING, model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         return outputs if self.return_predictions else None
 
-    def save_checkpoint(self, filepath: str | Path, weights_only: bool = False) -> None:
+    def save_checkpoint(self, filepath: str | Path, weights_only: bool = False, storage_options: None = None) -> None:
         """Save the state of this moment. All ranks call it; rank zero writes.
 
         Args:
             filepath: Where to.
             weights_only: Leave out optimizers, schedulers and callbacks.
+            storage_options: Of a plugin of Lightning's, which writes the file; here there is none: None alone.
 
         Raises:
             AttributeError: no module has been attached yet.
         """
+        refuse_storage_options(storage_options)
         if self.lightning_module is None:
             raise AttributeError("Saving a checkpoint is only possible if a model is attached to the Trainer; call fit "
                                  "(or validate, test, predict) first")  # fmt: skip
@@ -238,8 +240,7 @@ class Trainer(TrainerProperties):
         if name == "loggers":
             return make_loggers(value or False, self.default_root_dir)
         if name not in SETTINGS or isinstance(getattr(type(self), name, None), property):  # which checks for itself
-            if "plan" in vars(self) and not hasattr(self, name) and (hint := nearest(name, SETTINGS, alike=0.9)):
-                rank_zero_warn(f"trainer.{name} is no setting, and nothing here reads it{hint}")
+            warn_of_unread(self, name)
             return value
         running, settable = self.state.stage is not None, AT_ANY_TIME | BETWEEN_CALLS
         if name not in settable or (running and name not in AT_ANY_TIME):
@@ -277,7 +278,7 @@ class Trainer(TrainerProperties):
 
     @optimizers.setter
     def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        for slot, optimizer in zip(self.plan.slots.values(), optimizers, strict=True):
+        for slot, optimizer in as_many(self.plan.slots, optimizers):
             slot.optimizer = optimizer
 
     @property
@@ -388,7 +389,7 @@ class Trainer(TrainerProperties):
         fitting = self.state.fn == TrainerFn.FITTING
         self.strategy.begin_call(self)
         self.agree_on_log_dir()
-        self.ckpt_path = choose_checkpoint(self, ckpt_path, model_given)
+        self._ckpt_path = choose_checkpoint(self, ckpt_path, model_given)
         if fitting:
             self.fit_loop.stage = EpochStage.NOT_BEGUN
             self.train_data.loader, self.evaluation_loops["val"].loaders = None, []  # each fit asks for its own

@@ -113,6 +113,60 @@ def test_the_bar_counts_batches_where_max_steps_ends_the_run():
     assert trainer.global_step == 3 and totals[-1] == (6, 6)
 
 
+def test_limits_that_are_set_on_the_epoch_loop_count():
+    trainer = Trainer(max_epochs=9, **QUIET)
+    trainer.fit_loop.epoch_loop.max_steps = 3
+    trainer.fit(Line(), [torch.ones(1, 1)] * 2)
+    assert trainer.global_step == trainer.max_steps == trainer.fit_loop.epoch_loop.max_steps == 3
+    trainer.fit_loop.epoch_loop.max_steps = 5  # to train on, as Lightning's users do
+    trainer.fit(Line(), [torch.ones(1, 1)] * 2)
+    assert trainer.global_step == 5
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("trainer.fit_loop.epoch_loop._batches_that_stepped = 7", "'_batches_that_stepped', which is here for reading"),
+        ("trainer.fit_loop.epoch_loop.batch_progress.current.completed = 7", "'completed', which is here for reading"),
+        ("trainer.fit_loop.epoch_loop.optim_progress.optimizer", "epoch_loop.optim_progress is an inner part"),
+        ("trainer.fit_loop.epoch_loop = None", "epoch_loop = None: the training loop cannot be exchanged"),
+        (
+            "trainer.fit_loop.epoch_progress.current.completed = 7",
+            "epoch_progress is an inner part .*ckpt_path",
+        ),
+        (
+            "trainer._checkpoint_connector.restore('x')",
+            "_checkpoint_connector is .*save_best_model",
+        ),
+        ("trainer._logger_connector.log_metrics({})", "trainer._logger_connector.log_metrics is .* `trainer.loggers"),
+        ("trainer.validate_loop.run()", "trainer.validate_loop is an inner part .* `trainer.num_val_batches`"),
+        ("trainer.no_such_name", "'Trainer' object has no attribute 'no_such_name'"),
+        ("trainer.fit_loop.no_such_name", "'FitLoop' object has no attribute 'no_such_name'"),
+    ],
+)
+def test_inner_parts_of_lightnings_are_told_with_what_would_do(statement, told):
+    with pytest.raises(AttributeError, match=told):
+        exec(statement, {"trainer": Trainer(max_epochs=1, **QUIET)})
+
+
+def test_a_propertys_own_error_is_not_replaced():
+    class Mine(Trainer):
+        @property
+        def scaler(self):
+            return self.of_mine
+
+    with pytest.raises(AttributeError, match="'Mine' object has no attribute 'of_mine'"):
+        Mine(max_epochs=1, **QUIET).scaler  # noqa: B018 - it is the look-up that fails
+
+
+def test_what_would_be_set_in_vain_is_told():
+    trainer = Trainer(max_epochs=1, **QUIET)
+    with pytest.warns(UserWarning, match="val_check_batch is no setting, .*: `trainer.val_check_interval` says"):
+        trainer.val_check_batch = 4
+    trainer._logger_connector.configure_logger([])  # as NeMo's exp_manager does
+    assert trainer.loggers == []
+
+
 @pytest.mark.parametrize("call", ["fit", "validate", "test", "predict"])
 def test_files_are_always_read_safely(call):
     arguments = {"weights_only": False, "ckpt_path": "x.ckpt"}

@@ -374,3 +374,47 @@ def test_what_a_logger_of_ones_own_inherits():
             pass
 
     assert (Own().log_graph(Line()), Own().group_separator, Own().root_dir) == (None, "/", None)
+
+
+def test_a_logger_for_both_of_lightnings_bases(capsys):
+    """As DVCLive's is built: what it does stands in a class for Fabric, which one for the trainer is derived from."""
+    theirs, add_prefix, flat, plain = (
+        names.find(f"lightning.fabric.{module}", name)
+        for module, name in (
+            ("loggers.logger", "Logger"), ("utilities.logger", "_add_prefix"), ("utilities.logger", "_flatten_dict"),
+            ("utilities.logger", "_sanitize_params"),
+        )
+    )  # fmt: skip
+
+    class ForFabric(theirs):
+        name, version = "both", 0
+
+        def __init__(self, word, **kwargs):
+            super().__init__()
+            self.word = word
+
+        def log_metrics(self, metrics, step=None, sync=True):
+            print(self.word, step, sync, dict(add_prefix(metrics, "p", "/")))
+
+        def log_hyperparams(self, params):
+            print(plain(flat(params)))
+
+        def finalize(self, status):
+            print(status)
+
+    class Both(names.find("lightning.pytorch.loggers.logger", "Logger"), ForFabric):
+        def __init__(self, word):
+            super().__init__(word=word)
+
+        def log_metrics(self, metrics, step=None, sync=False):
+            super().log_metrics(metrics, step, sync)
+
+        def finalize(self, status):
+            super().finalize(status)
+
+    logger = Both("logged")
+    logger.log_metrics({"loss": 0.5}, step=1)
+    logger.log_hyperparams({"model": {"width": 8, "kind": str}})
+    logger.finalize("success")
+    lines = ["logged 1 False {'p/loss': 0.5}", "{'model/width': 8, 'model/kind': \"<class 'str'>\"}", "success"]
+    assert capsys.readouterr().out.splitlines() == lines and logger.save_dir is None

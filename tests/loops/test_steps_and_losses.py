@@ -1,9 +1,11 @@
 """Steps in whatever way they are written, losses that train nothing, runs that trained nothing, and their words."""
 
+import re
 import warnings
 
 import pytest
 import torch
+from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 from weights_parts import Net, loader, trainer_of
 
@@ -71,6 +73,22 @@ def test_several_loaders_need_a_step_that_takes_their_index(signature, index):
     assert module.seen == [0, 1]
 
 
+def test_a_callbacks_hook_that_takes_no_index_of_several_loaders_is_told():
+    class Module(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            pass
+
+    class Ends(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pass
+
+    write = "`def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0)`"
+    told = f"there are 2 loaders, but Ends.on_validation_batch_end takes no `dataloader_idx`; write {write}"
+    with pytest.raises(RuntimeError, match=re.escape(told)):
+        quiet_trainer(max_epochs=1, callbacks=[Ends()]).fit(Module(), loader(), [loader(), loader()])
+    quiet_trainer(max_epochs=1, callbacks=[Ends()]).fit(Module(), loader(), loader())
+
+
 @pytest.mark.parametrize("name", ["validation_step", "on_validation_batch_start", "on_validation_batch_end"])
 def test_who_demands_a_loaders_index_with_one_loader_is_told(name):
     class Module(Net):
@@ -84,7 +102,8 @@ def test_who_demands_a_loaders_index_with_one_loader_is_told(name):
         pass
 
     setattr(Module, name, at_the_end if name.endswith("end") else positional)
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'dataloader_idx'"):
+    told = f"there is one loader, and no index of it, but Module.{name} demands `dataloader_idx`; write `def {name}"
+    with pytest.raises(RuntimeError, match=re.escape(told)):
         trainer_of(max_epochs=1).fit(Module(), loader(), loader())
 
 

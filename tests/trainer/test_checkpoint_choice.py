@@ -43,3 +43,26 @@ def test_it_goes_on_from_the_newest_checkpoint_whatever_it_was_told_to_begin_fro
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert steps_of(folder, given / "last.ckpt", max_epochs=3)[0] == [9, 10, 11, 12]
     assert steps_of(tmp_path / "new", given / "last.ckpt", max_epochs=2)[0] == [5, 6, 7, 8]
+
+
+def test_a_path_that_a_program_sets_on_the_trainer_is_gone_on_from(tmp_path):
+    """NeMo's `exp_manager` does so; under Lightning the path counts until a call names another."""
+    steps_of(tmp_path, max_epochs=1)
+    seen = []
+
+    class Line(line_model.Line):
+        def on_train_start(self):
+            seen.append(self.trainer.global_step)
+
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.ckpt_path = str(tmp_path / "last.ckpt")
+    trainer.fit(Line(), DATA)
+    trainer.ckpt_path = str(tmp_path / "last.ckpt")
+    trainer.fit(Line(), DATA)
+    assert seen == [4, 4]
+    with pytest.warns(UserWarning, match=r"last.ckpt' was set, and then .fit\(ckpt_path='.*first.ckpt'\) was called"):
+        (tmp_path / "last.ckpt").rename(tmp_path / "first.ckpt")
+        trainer.fit(Line(), DATA, ckpt_path=str(tmp_path / "first.ckpt"))
+    trainer.max_epochs = 3
+    trainer.fit(Line(), DATA)  # the set path no longer counts
+    assert seen == [4, 4, 4, 8]

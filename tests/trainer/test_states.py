@@ -5,7 +5,7 @@ import torch
 from line_model import Line
 from quiet import quiet_trainer
 
-from espnet3_lite import Callback, LiteModule
+from espnet3_lite import Callback, LiteModule, MisconfigurationException
 from espnet3_lite.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 
@@ -110,5 +110,7 @@ def test_optimizers_that_a_callback_sets_make_the_steps():
     trainer = quiet_trainer(max_steps=1, callbacks=[Replaces()])
     trainer.fit(module, [torch.ones(1, 1)])
     assert before - module.layer.weight.item() == pytest.approx(0.25) and trainer.optimizers[0].defaults["lr"] == 0.25
-    with pytest.raises(ValueError, match="argument 2 is longer than argument 1"):
+    with pytest.raises(MisconfigurationException, match=r"= 2 of them\. What .* there is 1 \(SGD\)\. To train"):
         trainer.optimizers = [*trainer.optimizers] * 2
+    with pytest.raises(MisconfigurationException, match=r"(?s)= SGD .*: it must be a list of optimizers"):
+        trainer.optimizers = trainer.optimizers[0]

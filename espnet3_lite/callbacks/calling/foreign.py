@@ -1,22 +1,17 @@
 """Callbacks that were written for Lightning, as objects of Lightning's own classes: Optuna's pruning callback, say.
 
 They are taken where all their hooks exist here. Lightning's own callbacks that this package has under the same name
-are refused with that name: they reach into parts of Lightning's trainer that ours has not. What others look up most
-often in its inner parts, the counters of its loops, they find.
+are refused with that name: they reach into parts of Lightning's trainer that ours has not.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from espnet3_lite.exceptions import is_lightnings, parentheses_missing
 from espnet3_lite.trainer.hook_table import EVENTS
-
-if TYPE_CHECKING:
-    from espnet3_lite.loops.progress import Progress
 
 
 def base_of(callback: Any) -> Any:
@@ -56,18 +51,3 @@ def listener(callback: Any, event: str) -> Callable | None:
 def _overridden(callback: Any, base: type, name: str) -> bool:
     own = getattr(callback, name)
     return getattr(own, "__func__", own) is not getattr(base, name, None)
-
-
-def epoch_loop_of(fit_loop: Progress) -> SimpleNamespace:
-    """``trainer.fit_loop.epoch_loop``: the counters of a fit under Lightning's names, as they are now."""
-    begun = fit_loop.stage == "batches"  # a batch is in work, and is not counted yet
-    under_way = begun + fit_loop.batch_is_open  # the hooks of a batch's end are not through with it
-    done, seen = fit_loop.batches_done + begun, fit_loop.batches_seen + begun
-    current = SimpleNamespace(ready=done, completed=done - under_way)
-    total = SimpleNamespace(ready=seen, completed=seen - under_way)
-    return SimpleNamespace(
-        batch_idx=done - 1, total_batch_idx=seen - 1, global_step=fit_loop.global_step,
-        val_loop=getattr(fit_loop, "val_loop", None),  # of a fit
-        batch_progress=SimpleNamespace(current=current, total=total, is_last_batch=fit_loop.is_last_batch),
-        _batches_that_stepped=fit_loop.batches_stepped,
-    )  # fmt: skip

@@ -5,6 +5,7 @@ When a file is saved and which ones stay is decided in `model_checkpoint.py`.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -123,6 +124,11 @@ class CheckpointFiles(Checkpoint):
                 f"{cls.__name__}.{name}: Lightning's ModelCheckpoint calls it, espnet3_lite's does not; override "
                 f"{_NOT_CALLED[name]} instead"
             )
+
+    @property
+    def _fs(self) -> Any:
+        """fsspec's file system of the folder, which classes written for Lightning's ask; torch brings fsspec along."""
+        return importlib.import_module("fsspec").core.url_to_fs(os.fspath(self.dirpath or "."))[0]
 
     @property
     def _own_folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import gc
@@ -10,10 +11,11 @@ import inspect
 import logging
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map  # no public name up to torch 2.14
 
@@ -287,6 +289,43 @@ def _scan_checkpoints(callback: Any, known: dict[str, float]) -> list[tuple[floa
     return sorted(
         (file for file in files if known.get(file[1], -1.0) < file[0]), key=lambda file: (file[0], str(file[1]))
     )
+
+
+def _flatten_dict(params: Mapping[Any, Any], delimiter: str = "/", parent_key: str = "") -> dict[str, Any]:
+    """Nested hyper-parameters in one dict, as loggers want them.
+
+    >>> _flatten_dict({"model": {"width": 8}, "parts": [{"a": 1}], "rates": [0.1]})
+    {'model/width': 8, 'parts/0/a': 1, 'rates': [0.1]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        name = f"{parent_key}{delimiter}{key}" if parent_key else str(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        elif isinstance(value, argparse.Namespace):
+            value = vars(value)
+        elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))
+        flat.update(_flatten_dict(value, delimiter, name) if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _sanitize_callable_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters with functions and classes by their names."""
+    return {key: getattr(value, "__name__", None) if callable(value) else value for key, value in params.items()}
+
+
+def _sanitize_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as numbers, tensors and texts: what is something else becomes a text."""
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in params.items()}
+    kept = (bool, int, float, str, torch.Tensor)
+    return {key: value if type(value) in kept else str(value) for key, value in plain.items()}
+
+
+def _convert_json_serializable(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of which JSON has each: what it has not becomes a text."""
+    plain = (type(None), bool, int, float, str, list, dict)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in params.items()}
 
 
 class Interval(str, enum.Enum):

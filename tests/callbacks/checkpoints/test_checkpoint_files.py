@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from line_model import Line
+from quiet import quiet_trainer
 
 from espnet3_lite.callbacks import ModelCheckpoint
 from espnet3_lite.callbacks.checkpoints.checkpoint_files import pattern_of
@@ -59,3 +61,23 @@ def test_a_format_that_does_not_fit_is_named():
 def test_names_are_recognised(template, insert_names, name, matches):
     pattern = pattern_of(template, insert_names, "=", "-v", ".ckpt")
     assert bool(pattern.fullmatch(name)) is matches
+
+
+def test_a_class_for_lightning_finds_its_file_system_and_saves_by_the_trainer(tmp_path):
+    """NeMo's `NeMoModelCheckpoint` is written so."""
+    seen = []
+
+    class Theirs(ModelCheckpoint):
+        def file_exists(self, filepath, trainer):
+            return trainer.strategy.broadcast(self._fs.exists(filepath))
+
+        def _save_checkpoint(self, trainer, filepath):
+            seen.append(self._fs.exists(filepath))
+            trainer.save_checkpoint(filepath, self.save_weights_only, storage_options=None)
+            seen.append(self._fs.exists(filepath))
+            with pytest.raises(MisconfigurationException, match=r"storage_options={'a': 1}\): they are for a Check"):
+                trainer.save_checkpoint(filepath, storage_options={"a": 1})
+
+    trainer = quiet_trainer(max_epochs=1, enable_checkpointing=True, callbacks=[Theirs(tmp_path)])
+    trainer.fit(Line(), [torch.ones(1, 1)])
+    assert seen == [False, True]
