@@ -30,7 +30,7 @@ HPARAMS_FILE = "hparams.yaml"
 
 
 class FabricLogger(ABC):
-    """Lightning Fabric's base, without a trainer: ``class Theirs(Logger, TheirFabricLogger)`` finds its methods there."""
+    """Lightning Fabric's base, without a trainer: in ``class Theirs(Logger, ItsFabricLogger)`` the second counts."""
 
     @property
     @abstractmethod
