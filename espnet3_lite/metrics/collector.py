@@ -89,13 +89,12 @@ class Metrics:
         """A new value; or one that is `known` by the same arguments, in other words."""
         if not isinstance(name, str):
             raise TypeError(f"`self.log({name!r}, ...)`: first comes the name, such as 'train/loss', then the value")
-        arguments = logged_value.normalized(name, given)
+        on_step, on_epoch, step_possible = LOG_DEFAULTS.get(self.hook, _NOWHERE)
+        arguments = logged_value.normalized(name, given, on_step, on_epoch)
         if known is not None and known.arguments == arguments:
             known.given = given
             return known
-        on_step, on_epoch, step_possible = LOG_DEFAULTS.get(self.hook, _NOWHERE)
-        on_step = on_step if arguments.on_step is None else bool(arguments.on_step)
-        on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
+        on_step, on_epoch = arguments.on_step, arguments.on_epoch
         others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
         twice = known is not None and known.times  # else it is of a checkpoint, whose run logged it in another way
         refuse(
@@ -109,7 +108,7 @@ class Metrics:
             (not step_possible and on_step, "on_step=True, which must be one of (False,)"),
             (not on_epoch and not (on_step and step_possible), "on_epoch=False, which is not useful without a step"),
         )  # fmt: skip
-        entry = LoggedValue(name, self.hook, arguments, on_step, on_epoch, self.loader_suffix)
+        entry = LoggedValue(name, self.hook, arguments, self.loader_suffix)
         entry.given = given
         if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on
             entry.total, entry.weight = known.total, known.weight

@@ -47,15 +47,14 @@ class LogArguments(NamedTuple):
 class LoggedValue:
     """One name logged in one hook: its arguments, its last value, and its sum over the epoch."""
 
-    def __init__(
-        self, name: str, hook: str, arguments: LogArguments, on_step: bool, on_epoch: bool, loader_suffix: str = ""
-    ):
-        self.hook, self.arguments, self.on_step, self.on_epoch = hook, arguments, on_step, on_epoch
+    def __init__(self, name: str, hook: str, arguments: LogArguments, loader_suffix: str = ""):
+        self.hook, self.arguments = hook, arguments
+        self.on_step, self.on_epoch = bool(arguments.on_step), bool(arguments.on_epoch)
         #: The arguments as they were given, in whose place others may say the same.
         self.given: tuple[Any, ...] = arguments
         self.reduce: str = arguments.reduce_fx
         suffix = loader_suffix if arguments.add_dataloader_idx else ""
-        forked = on_step and on_epoch
+        forked = self.on_step and self.on_epoch
         self.name = name + suffix
         self.step_name = f"{name}_step{suffix}" if forked else self.name
         self.epoch_name = f"{name}_epoch{suffix}" if forked else self.name
@@ -137,7 +136,8 @@ class LoggedValue:
     @classmethod
     def of_row(cls, key: Key, row: dict[str, Any], loader_suffix: str = "") -> LoggedValue:
         """One that has logged nothing yet, for `add`."""
-        return cls(key[1], key[0], LogArguments(*row["arguments"]), row["on_step"], row["on_epoch"], loader_suffix)
+        arguments = LogArguments(*row["arguments"])._replace(on_step=row["on_step"], on_epoch=row["on_epoch"])
+        return cls(key[1], key[0], arguments, loader_suffix)
 
     def add(self, row: dict[str, Any], module: torch.nn.Module) -> None:
         """Add what `row` gave to what is here."""
@@ -288,8 +288,10 @@ def wide(number: Number) -> torch.Tensor:
     return number.to(torch.float64 if number.is_floating_point() else torch.int64)
 
 
-def normalized(name: str, given: tuple[Any, ...]) -> LogArguments:
+def normalized(name: str, given: tuple[Any, ...], on_step: bool, on_epoch: bool) -> LogArguments:
     """Arguments of `log` with `reduce_fx` as ``mean``, ``sum``, ``min`` or ``max``, which a function may be named too.
+
+    `on_step` and `on_epoch` are the hook's, for those that were not given.
 
     Raises:
         MisconfigurationException: it is something else.
@@ -302,4 +304,6 @@ def normalized(name: str, given: tuple[Any, ...]) -> LogArguments:
         raise MisconfigurationException(
             f"`self.log({name!r}, ..., reduce_fx={reduce!r})`: only {{min,max,mean,sum}} are supported"
         )
-    return arguments._replace(reduce_fx=how)
+    on_step = on_step if arguments.on_step is None else bool(arguments.on_step)
+    on_epoch = on_epoch if arguments.on_epoch is None else bool(arguments.on_epoch)
+    return arguments._replace(reduce_fx=how, on_step=on_step, on_epoch=on_epoch)

@@ -12,7 +12,8 @@ from line_model import Line
 from torch.utils.data import DataLoader, TensorDataset
 
 from espnet3_lite import Callback, LiteModule, Trainer, get_default_callbacks
-from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, checkpoint_files
+from espnet3_lite.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from espnet3_lite.callbacks.checkpoints import checkpoint_files
 from espnet3_lite.checkpoint import files as checkpoint_io
 from espnet3_lite.exceptions import MisconfigurationException
 from espnet3_lite.loggers import CSVLogger

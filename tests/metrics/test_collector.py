@@ -179,6 +179,16 @@ def test_a_run_that_resumes_may_log_in_another_way():
         log(resumed, "most", 2.0, on_epoch=True, reduce_fx="min")
 
 
+def test_what_a_hook_does_by_default_may_be_said():
+    metrics = metrics_in()
+    log(metrics, "loss", 1.0)
+    log(metrics, "loss", 2.0, on_step=True)
+    log(metrics, "loss", 4.0, on_step=True, on_epoch=False, reduce_fx=torch.mean)
+    assert metrics.step_values() == {"loss": 4.0}
+    with pytest.raises(MisconfigurationException, match="`training_step`: called twice with different arg"):
+        log(metrics, "loss", 1.0, on_epoch=True)
+
+
 @pytest.mark.parametrize(
     ("batch", "size"),
     [

@@ -118,7 +118,7 @@ def test_ranks_are_reduced_alike_in_any_order(how, expected, nan_at):
     row = {"arguments": arguments, "on_step": False, "on_epoch": True, "metric": None}
     parts = [{key: {**row, "total": total, "weight": 1 + rank % 2}} for rank, total in enumerate(totals)]
     strategy = SimpleNamespace(gather_objects=lambda mine: parts, root_device=torch.device("cpu"))
-    entries = {key: LoggedValue("x", "training_step", arguments, False, True)}
+    entries = {key: LoggedValue("x", "training_step", arguments)}
     metrics = SimpleNamespace(loader_suffix="")
     reduce_over_ranks(entries, SimpleNamespace(strategy=strategy, lightning_module=None, metrics=metrics))
     value = float(entries[key].epoch_value())

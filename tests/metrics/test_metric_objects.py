@@ -201,7 +201,7 @@ def test_collections_and_vectors_are_refused_by_name(value, message):
     with pytest.raises(ValueError, match=message):
         one_number("seen", Several(), value)
     arguments = LogArguments(False, True, False, True, "mean", False, False, True, False)
-    entry = LoggedValue("seen", "training_step", arguments, False, True)
+    entry = LoggedValue("seen", "training_step", arguments)
     entry.take_metric(Several())
     with pytest.raises(ValueError, match=message):
         entry.epoch_value()
