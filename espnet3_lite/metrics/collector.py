@@ -89,12 +89,12 @@ class Metrics:
         """A new value; or one that is `known` by the same arguments, in other words."""
         if not isinstance(name, str):
             raise TypeError(f"`self.log({name!r}, ...)`: first comes the name, such as 'train/loss', then the value")
-        on_step, on_epoch, step_possible = LOG_DEFAULTS.get(self.hook, _NOWHERE)
-        arguments = logged_value.normalized(name, given, on_step, on_epoch)
+        defaults = LOG_DEFAULTS.get(self.hook, _NOWHERE)
+        arguments = logged_value.normalized(name, given, defaults.on_step, defaults.on_epoch)
         if known is not None and known.arguments == arguments:
             known.given = given
             return known
-        on_step, on_epoch = arguments.on_step, arguments.on_epoch
+        on_step, on_epoch, step_possible = arguments.on_step, arguments.on_epoch, defaults.step_possible
         others = [index for hook, logged, index in self.active if (hook, logged) == (self.hook, name)]
         twice = known is not None and known.times  # else it is of a checkpoint, whose run logged it in another way
         refuse(
