@@ -7,6 +7,7 @@ import random
 import types
 import zlib
 from array import array
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias, cast
@@ -228,7 +229,11 @@ _LEADS_AWAY = {"_trainer", "trainer", "_iterator"}
 #: Whose classes name no generators of the user's.
 _NOT_THE_USERS = ("builtins", "collections", "functools", "torch.", "types", f"{__package__}.")
 _CONTAINERS = (list, tuple, dict)
-_PLAIN = frozenset((str, bytes, int, float, bool, type(None), torch.Tensor, np.ndarray))
+#: What holds nothing, and what does not where all in it is such.
+_PLAIN = frozenset(
+    (str, bytes, int, float, bool, type(None), types.ModuleType, torch.Tensor, torch.nn.Parameter, np.ndarray)
+)
+_ROWS = frozenset((*_CONTAINERS, OrderedDict, defaultdict))
 #: What torch keeps in a module; of it only the parts are looked at.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
 
@@ -262,11 +267,11 @@ def generators_in(
         elif len(place) <= _DEEPEST and id(value) not in seen and len(seen) < _MOST_OBJECTS:
             seen[id(value)] = value
             for name, part in _held_by(value):
-                if states and part is None and name in getattr(value, "__dict__", ()):
+                if part is None and states and name in getattr(value, "__dict__", ()):
                     if (state := states.get(".".join(map(str, (*place, name))))) is not None:
                         part = _generator_for(state)
                         setattr(value, str(name), part)
-                if not _holds_nothing(part):
+                if type(part) not in _PLAIN and not _holds_nothing(part):
                     waiting.append(((*place, name), part))
     return found
 
@@ -276,10 +281,12 @@ _Place: TypeAlias = tuple[object, ...]
 
 
 def _holds_nothing(part: Any) -> bool:
-    """A plain value, a tensor, or a row of such: of 60 batches of two tensors, there is nothing to look through."""
-    if type(part) in (list, tuple) and len(part) <= _MOST_ITEMS:
-        return _PLAIN.issuperset(map(type, part))
-    return type(part) in _PLAIN
+    """A container of plain values and tensors, such as a list of 60 batches of two; a class that is not the user's."""
+    if isinstance(part, type):
+        return part.__module__.startswith(_NOT_THE_USERS)
+    if type(part) not in _ROWS or len(part) > _MOST_ITEMS:
+        return False
+    return _PLAIN.issuperset(map(type, part.values() if isinstance(part, dict) else part))
 
 
 def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
@@ -287,9 +294,8 @@ def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
     if isinstance(value, (str, bytes, int, float, type(None), types.ModuleType, torch.Tensor, np.ndarray)):
         return
     if isinstance(value, type):
-        if not value.__module__.startswith(_NOT_THE_USERS):
-            yield from ((name, part) for name, part in vars(value).items() if isinstance(part, types.FunctionType))
-            yield from enumerate(value.__bases__)
+        yield from ((name, part) for name, part in vars(value).items() if isinstance(part, types.FunctionType))
+        yield from enumerate(value.__bases__)
         return
     if isinstance(value, _CONTAINERS):
         if len(value) <= _MOST_ITEMS:
@@ -304,14 +310,16 @@ def _held_by(value: Any) -> Iterator[tuple[object, Any]]:
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
         yield "defaults", value.__defaults__
-        used = ((name, value.__globals__.get(name)) for name in value.__code__.co_names)
-        yield from ((name, part) for name, part in used if isinstance(part, Generator) or _beside(value, part))
+        used = {name: known[name] for name in value.__code__.co_names if name in (known := value.__globals__)}
+        yield from ((name, part) for name, part in used.items() if isinstance(part, Generator) or _beside(value, part))
     yield "class", type(value)
     attributes = getattr(value, "__dict__", {})
     is_module = isinstance(value, torch.nn.Module)
     for name, part in attributes.items() if isinstance(attributes, dict) else ():
-        if name not in _LEADS_AWAY and not (is_module and name in _TORCHS_OWN):
-            yield from part.items() if is_module and name == "_modules" else ((name, part),)
+        if is_module and name == "_modules":
+            yield from part.items()
+        elif name not in _LEADS_AWAY and not (is_module and name in _TORCHS_OWN):
+            yield name, part
 
 
 def _beside(function: types.FunctionType, part: Any) -> bool:

@@ -46,7 +46,8 @@ def _attributes_within(module: torch.nn.Module | None) -> Iterator[tuple[str, An
     """The attributes of a module and of its parts, those of an outer part first, each with its place."""
     for prefix, part in module.named_modules() if module is not None else ():
         for name, value in (*vars(part).items(), *part.named_children()):
-            yield (f"{prefix}.{name}" if prefix else name), value
+            if name not in _TORCHS_OWN:
+                yield (f"{prefix}.{name}" if prefix else name), value
 
 
 def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
