@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ def _epochs(options: Options) -> Samples:
 
     Both sides write the same files with the same care. In each epoch: a row of the table, the state to go on from, and
     the weights where they are among the best three; each file is written beside its name, flushed to the disk and
-    renamed, and the folder flushed. Both check each loss for NaN, and their states hold the random generators' states;
-    the trainer's also holds its counters and what its callbacks keep.
+    renamed, and the folder flushed. Both check each loss for NaN, have the mean over the finite ones by weight, switch
+    the module's mode for validation, keep which files are best in the state, look at the checksums before they average,
+    and sum in float64. Both states hold the random generators' states. The trainer's also holds those from before the
+    epoch's order was drawn, its counters by Lightning's names, and what its callbacks keep.
     """
     train, valid, epochs = make_batches(options.count(300)), make_batches(options.count(60)), options.count(30)
 
@@ -111,6 +114,7 @@ def _epochs(options: Options) -> Samples:
             scores: dict[str, float] = {}
             with open(f"{folder}/metrics.csv", "w") as file:
                 table = csv.DictWriter(file, ["epoch", "loss"])
+                table.writeheader()
                 for epoch in range(epochs):
                     for x, y in train:
                         loss = torch.nn.functional.mse_loss(layer(x), y)
@@ -119,23 +123,36 @@ def _epochs(options: Options) -> Samples:
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
+                    total, weight = 0.0, 0
+                    layer.eval()
                     with torch.no_grad():
-                        losses = [torch.nn.functional.mse_loss(layer(x), y) for x, y in valid]
+                        for x, y in valid:
+                            value = torch.nn.functional.mse_loss(layer(x), y).item()
+                            if math.isfinite(value):
+                                total, weight = total + value * len(x), weight + len(x)
+                    layer.train()
                     path = f"{folder}/{epoch}.ckpt"
-                    scores[path] = mean = torch.stack(losses).double().mean().item()
+                    scores[path] = mean = total / weight if weight else math.nan
                     table.writerow({"epoch": epoch, "loss": mean})
                     file.flush()
+                    worst = max(scores, key=scores.__getitem__)
+                    gone = [worst] if len(scores) > 3 else []
+                    best = {path: score for path, score in scores.items() if path not in gone}
                     state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
                     state["random"] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-                    save_by_hand(state, f"{folder}/last.ckpt")
-                    worst = max(scores, key=scores.__getitem__)
-                    if len(scores) <= 3 or worst != path:
+                    if path in best:
                         save_by_hand(state["model"], path)
-                    if len(scores) > 3:
-                        del scores[worst]
-                        Path(worst).unlink(missing_ok=True)  # the new one was not written where it is the worst
+                    save_by_hand({**state, "best": best}, f"{folder}/last.ckpt")
+                    for path in gone:
+                        Path(path).unlink(missing_ok=True)  # the new one was not written where it is the worst
+                    scores = best
+            for path in scores:
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        raise RuntimeError(f"{path} is damaged")
             states = [torch.load(path, weights_only=True) for path in scores]
-            save_by_hand({key: sum(s[key] for s in states) / len(states) for key in states[0]}, f"{folder}/average.pth")
+            means = {key: sum(s[key].double() for s in states) / len(states) for key in states[0]}
+            save_by_hand({key: mean.to(states[0][key].dtype) for key, mean in means.items()}, f"{folder}/average.pth")
             return now() - start
 
     def ours() -> float:

@@ -18,6 +18,9 @@ def taking(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., 
     >>> taking(lambda batch, **others: others, ("batch", "batch_idx"))(1, 2)
     {'batch_idx': 2}
     """
+    plain = getattr(getattr(function, "__func__", None), "__code__", None)
+    if plain is not None and plain.co_argcount > len(names):  # a method with as many: to read a signature takes long
+        return function
     parameters = inspect.signature(function).parameters.values()
     kinds = [parameter.kind for parameter in parameters]
     by_place = kinds.count(inspect.Parameter.POSITIONAL_ONLY) + kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
