@@ -91,10 +91,9 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
         "epoch_loop.val_loop.batch_progress": _batch_progress(validated, validated, is_last_batch=bool(validated)),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
-    idle = _batch_progress(0, 0)
-    evaluation = {"state_dict": {}, "batch_progress": {**idle, "is_last_batch": False}}
-    predict = {"state_dict": {}, "batch_progress": idle}
-    return {"fit_loop": fit_loop, "validate_loop": evaluation, "test_loop": dict(evaluation), "predict_loop": predict}
+    idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, is_last_batch=False)}
+    predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0)}
+    return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": dict(idle), "predict_loop": predict}
 
 
 def has_named_optimizers(trainer: Trainer) -> bool:

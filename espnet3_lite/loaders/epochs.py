@@ -72,8 +72,8 @@ class TrainData:
         requests.check_loader(loader, "the training loader")
         if trainer.overfit_batches:
             loader = without_shuffling(loader)
-        self.loader = self.in_use = requests.prepare_loader(loader, trainer, True)
-        self.num_batches = requests.limited(self.loader.length, trainer.limit_train_batches, "limit_train_batches")
+        self.in_use = prepared = requests.prepare_loader(loader, trainer, True)
+        self._use(prepared)
         if self.num_batches == 0:
             self._no_batches(had_some=False)
 
@@ -99,34 +99,33 @@ class TrainData:
         """
         assert self.loader is not None  # `setup_if_due`
         began, trainer = time.perf_counter(), self.trainer
-        [self.loader] = requests.as_set_now([self.loader], trainer, True)
-        self.num_batches = requests.limited(self.loader.length, self.trainer.limit_train_batches, "limit_train_batches")
-        self.trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
-        if told := self.other_data(within=skip > 0 and not over):
-            rank_zero_warn(told)
-        saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
-        state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
-        self._restore(state)
-        if state.get("over") and not over:
-            state = {}  # the epoch that was cut is not this one
-        drawn_from = state.get("random") if over else None
-        self._begun = {"random": drawn_from or seed.collect_random_state(), **self._kept()}
-        self.first_batch = skip
+        self._use(*requests.as_set_now([self.loader], trainer, True))
+        trainer.plan.validation.count_batches()  # anew, since this epoch may have more batches than the last one
+        state = self._restore(skip, over)
+        self._begun = {"random": (over and state.get("random")) or seed.collect_random_state(), **self._kept()}
         self.in_use = loader = self._resumed_loader(state, self.loader)
+        position, self.first_batch = self._place(state, loader, skip)
+        loader.set_epoch(epoch, position, self.num_batches - skip, trainer.plan.copy)
+        loader.resumed = state
+        return iter(()) if over else self._until_the_last(loader, iter(loader), time.perf_counter() - began)
+
+    def _use(self, loader: RankLoader) -> None:
+        """Count its batches by the limit as it is now."""
+        self.loader = loader
+        self.num_batches = requests.limited(loader.length, self.trainer.limit_train_batches, "limit_train_batches")
+
+    def _place(self, state: dict[str, Any], loader: RankLoader, skip: int) -> tuple[int, int]:
+        """Where an epoch begins or goes on: how many items over all ranks are left out, and the first batch's index."""
         position = skip * loader.step_size
         if skip and is_dealt_out(loader):
             position = position if state.get("position") is None else state["position"]
-            self.first_batch = position // loader.step_size
+            skip = position // loader.step_size
             if loader.length != math.inf:  # the last batch's index stays what it was
                 first = self.num_batches - loader.sampler.steps_after(position)
-                self.first_batch = int(max(first, min(self.num_batches, self.first_batch)))
+                skip = int(max(first, min(self.num_batches, skip)))
         elif self._knows_its_position(state):
             position = 0
-        loader.set_epoch(epoch, position, self.num_batches - skip, self.trainer.plan.copy)
-        loader.resumed = state
-        if over:
-            return iter(())
-        return self._until_the_last(loader, iter(loader), time.perf_counter() - began)
+        return position, skip
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
         index, count = self.first_batch, self.num_batches
@@ -195,14 +194,19 @@ class TrainData:
             "items": mine["items"], "drawn": drawn, "seed": global_seed(), "ranks": len(ranks),
         }  # fmt: skip
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, skip: int, over: bool) -> dict[str, Any]:
         """Draw the same order as the epoch that was cut, unless its batches are over: then go on behind it.
 
-        Args:
-            state: What this rank has of `state_dict`; less of it, or nothing, where less is known.
+        Returns:
+            What this rank has of `state_dict`: less of it, or nothing, where less is known; nothing where the epoch
+            that was cut is not this one.
         """
-        over, order = state.get("over"), state.get("order", {})
-        if state.get("random") is not None and not over:
+        if told := self.other_data(within=skip > 0 and not over):
+            rank_zero_warn(told)
+        saved, self.resume_state, rank = self.resume_state or {}, None, self.trainer.global_rank
+        state = {key: part[rank % len(part)] if isinstance(part, list) else part for key, part in saved.items()}
+        was_over, order = state.get("over"), state.get("order", {})
+        if state.get("random") is not None and not was_over:
             seed.restore_random_state(state["random"])
         if known := state.get("generators"):  # those of a sampler stood as "sampler." in earlier versions' files
             seed.set_states(self._generators, {**{f"loader.{place}": one for place, one in known.items()}, **known})
@@ -210,9 +214,10 @@ class TrainData:
         self._changed_order.update(order)
         if self._knows_its_position(state):
             self.given.load_state_dict(state["loader"])
-            if over:  # the iteration that was over, which the next one follows
+            if was_over:  # the iteration that was over, which the next one follows
                 with seed.isolated_random_state(self._generators):
                     iter(self.given)
+        return {} if was_over and not over else state
 
     def _knows_its_position(self, state: dict[str, Any]) -> bool:
         return state.get("loader") is not None and hasattr(self.given, "load_state_dict")

@@ -45,9 +45,8 @@ def place_of_metric(module: torch.nn.Module, metric: Any) -> str:
 def _attributes_within(module: torch.nn.Module | None) -> Iterator[tuple[str, Any]]:
     """The attributes of a module and of its parts, those of an outer part first, each with its place."""
     for prefix, part in module.named_modules() if module is not None else ():
-        for name, value in (*vars(part).items(), *part.named_children()):
-            if name not in _TORCHS_OWN:
-                yield (f"{prefix}.{name}" if prefix else name), value
+        own = ((name, value) for name, value in vars(part).items() if name not in _TORCHS_OWN)
+        yield from ((f"{prefix}.{name}" if prefix else name, value) for name, value in (*own, *part.named_children()))
 
 
 def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
