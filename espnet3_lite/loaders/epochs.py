@@ -64,7 +64,7 @@ class TrainData:
         self._request = known[trainer.global_rank % len(known)]
         seed.restore_random_state(self._request["random"], trainer.own_generators)
         loader = requests.request_loaders(trainer, "train")
-        if requests.several_loaders(loader) is not None:
+        if any(suffix for suffix, _ in requests.named_loaders(loader)):
             raise MisconfigurationException(
                 f"train_dataloader gave a {type(loader).__name__} of loaders; give one loader "
                 f"(combine the data sets with torch.utils.data.ConcatDataset or StackDataset)"

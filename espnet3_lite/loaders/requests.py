@@ -71,13 +71,16 @@ def limited(length: int | float, limit: int | float, name: str) -> int | float:
 # ---- what was given ------------------------------------------------------------------------------------------------
 
 
-def several_loaders(given: Any) -> dict[str, Any] | list[Any] | None:
-    """Loaders in a dict, or in a list of nothing but loaders; None for one loader, such as a list of batches."""
+def named_loaders(given: Any) -> list[tuple[str, Any]]:
+    """The loaders in a dict, or in a list of nothing but loaders, each behind what is appended to the names it logs.
+
+    Anything else, such as a list of batches, is one loader, which appends nothing.
+    """
     if isinstance(given, Mapping):
-        return dict(given)
+        return [(f"/{key}", loader) for key, loader in given.items()]
     if isinstance(given, (list, tuple)) and given and all(map(_is_loader, given)):
-        return list(given)
-    return None
+        return [(f"/dataloader_idx_{index}", loader) for index, loader in enumerate(given)]
+    return [("", given)]
 
 
 def _is_loader(data: Any) -> bool:
@@ -91,7 +94,7 @@ def check_loader(loader: Any, name: str) -> None:
 
     Args:
         loader: The user's.
-        name: How the message calls it: ``train_dataloader``, ``val_dataloader['clean']``.
+        name: How the message calls it: ``the training loader``, ``val_dataloader/clean``.
 
     Raises:
         MisconfigurationException: it is a data set, cannot be iterated over, or was prepared by accelerate.

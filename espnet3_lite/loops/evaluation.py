@@ -51,7 +51,7 @@ class EvaluationLoop:
         self.trainer, self.prefix, self.word = trainer, prefix, WORDS[prefix]
         self.given: Any = None
         self.loaders: list[RankLoader] = []
-        #: What is appended to the names of what several loaders log: the keys of a dict, or their number.
+        #: What is appended to the names of what several loaders log.
         self.suffixes: list[str] = []
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # of the loader that runs now
@@ -68,15 +68,14 @@ class EvaluationLoop:
         if getattr(trainer, f"limit_{self.prefix}_batches") == 0:
             self.given, self.loaders, self.num_batches = None, [], []
             return
-        self.given = given = self._request()
-        several = requests.several_loaders(given)
-        named = several if isinstance(several, dict) else dict(enumerate([given] if several is None else several))
-        for key, loader in named.items():
-            requests.check_loader(loader, f"{self.prefix}_dataloader" + ("" if several is None else f"[{key!r}]"))
-        self._use([requests.prepare_loader(loader, trainer, False) for loader in named.values()])
+        self.given = self._request()
+        named = requests.named_loaders(self.given)
+        for suffix, loader in named:
+            requests.check_loader(loader, f"{self.prefix}_dataloader{suffix}")
+        self._use([requests.prepare_loader(loader, trainer, False) for _, loader in named])
         for loader in filter(lambda loader: loader.length == 0, self.loaders):
             rank_zero_warn(f"the {self.word} loader gives no batch: {loader_in_words(loader.given)}")
-        self.suffixes = [f"/{key}" if isinstance(several, dict) else f"/dataloader_idx_{key}" for key in named]
+        self.suffixes = [suffix for suffix, _ in named]
         # A sanity check's loaders do not count as the epoch's, where that epoch does not validate.
         counts = not trainer.sanity_checking or trainer.plan.validation.epoch_validates
         self._loaded_in_epoch = trainer.current_epoch if counts else -math.inf

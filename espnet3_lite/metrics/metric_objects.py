@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only  # no public name up to torch 2.14
+from torch.utils._pytree import tree_flatten  # no public name up to torch 2.14
 
 from espnet3_lite.checkpoint.allowed_types import is_plain
 from espnet3_lite.distributed.rank import rank_zero_warn
+from espnet3_lite.loaders.transfer import map_tensors
 
 #: What torch keeps in a module beside its attributes.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module()))
@@ -69,12 +70,8 @@ def state_of(place: str, metric: Any) -> dict[str, dict[str, Any]]:
     state: dict[str, dict[str, Any]] = {}
     for (part, key), value in _values(metric):
         if is_plain(value) and not ((part, key) in unset and _same(value, unset[part, key])):
-            state.setdefault(part, {})[key] = tree_map(_as_it_is_now, value)
+            state.setdefault(part, {})[key] = copy.deepcopy(map_tensors(value, torch.Tensor.detach))
     return state
-
-
-def _as_it_is_now(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else copy.copy(leaf)
 
 
 def restore(metric: Any, state: dict[str, dict[str, Any]], device: torch.device) -> None:
@@ -86,7 +83,7 @@ def restore(metric: Any, state: dict[str, dict[str, Any]], device: torch.device)
         )
     for name in state.keys() & parts.keys():
         for key, value in state[name].items():
-            setattr(parts[name], key, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value))
+            setattr(parts[name], key, map_tensors(value, lambda tensor: tensor.to(device)))
 
 
 def _parts(metric: Any) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from espnet3_lite.callbacks.calling.default_callbacks import add_model_callbacks
 from espnet3_lite.callbacks.optimizer_modes import warn_of_modes
 from espnet3_lite.callbacks.showing.screen import tell_if_over, warn_at_begin
 from espnet3_lite.checkpoint import run_state
+from espnet3_lite.checks.calls import check_steps
 from espnet3_lite.checks.hooks import check_hooks
 from espnet3_lite.checks.optimizers import check_optimizers
 from espnet3_lite.distributed.rank import local_rank, rank_zero_info, rank_zero_warn
@@ -189,29 +190,26 @@ def check_data(data: object) -> None:
     check_hooks(data)
 
 
-def connect(trainer: Trainer, module: LiteModule) -> None:
-    """Let module, data and trainer know one another, have the data prepared, and look at what all of them define."""
+def prepare(trainer: Trainer) -> dict[str, Any] | None:
+    """Let module, data and trainer know one another; data, hooks, device and weights; last the optimizers of a fit.
+
+    Returns:
+        The checkpoint to start from, its weights and callback states already restored; or None.
+    """
+    module, data, fn = trainer.lightning_module, trainer.datamodule, str(trainer.state.fn)
+    fitting, checkpoint = fn == TrainerFn.FITTING, None
     for owner in trainer.owners:
         owner.trainer = trainer
     add_model_callbacks(trainer)
     rank_comparison.compare_settings(trainer)  # collective: all ranks
     trainer.callback_handler.begin_call(trainer)
-    _check_steps(trainer, module)
+    check_steps(trainer)
     trainer.metrics.clear()
     if local_rank() == 0:
         for owner in trainer.owners:
             owner.prepare_data()
     trainer.strategy.barrier("prepare_data")  # all ranks wait until the data are there
     trainer.plan.begin()
-
-
-def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
-    """Set-up hooks, device, weights: all that comes before the optimizers.
-
-    Returns:
-        The checkpoint to start from, its weights and callback states already restored; or None.
-    """
-    data, fn, fitting = trainer.datamodule, str(trainer.state.fn), trainer.state.fn == TrainerFn.FITTING
     if fitting:
         warn_at_begin(trainer)
     if data is not None:
@@ -220,58 +218,16 @@ def prepare(trainer: Trainer, module: LiteModule) -> dict[str, Any] | None:
     module.configure_model()
     trainer.precision_plugin.setup(module, trainer.device)  # before loading: 64-true must not round the weights
     trainer.strategy.setup(trainer, module)  # before loading: a rank of a sharded model loads its part only
-    if trainer.ckpt_path is None:
-        return None
-    checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path)
-    run_state.restore_module(trainer, checkpoint, fitting)
-    rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
-                   "checkpoint at %s", trainer.ckpt_path)  # fmt: skip
+    if trainer.ckpt_path is not None:
+        checkpoint = trainer.strategy.load_checkpoint(trainer.ckpt_path)
+        run_state.restore_module(trainer, checkpoint, fitting)
+        rank_zero_info("Restored all states from the checkpoint at %s" if fitting else "Loaded model weights from the "
+                       "checkpoint at %s", trainer.ckpt_path)  # fmt: skip
+        if fitting:
+            tell_if_over(trainer, checkpoint)
     if fitting:
-        tell_if_over(trainer, checkpoint)
+        trainer.plan.plan_training()
     return checkpoint
-
-
-def _check_steps(trainer: Trainer, model: LiteModule) -> None:
-    """The methods that this call needs are there, and nothing is wanted that goes without manual optimization.
-
-    Raises:
-        MisconfigurationException: one is not, or something is.
-    """
-    name, fn, by_hand = type(model).__name__, str(trainer.state.fn), not model.automatic_optimization
-    by_call = {"validate": ["validation_step"], "test": ["test_step"], "predict": []}
-    for method in by_call.get(fn, ["training_step"] if by_hand else ["training_step", "configure_optimizers"]):
-        if not trainer.is_overridden(method, model):
-            raise MisconfigurationException(f"No `{method}()` method defined on {name}, which Trainer.{fn}() needs")
-    for setting in _OF_ONE_OPTIMIZER if fn == TrainerFn.FITTING else ():
-        check_change(trainer, setting, getattr(trainer, setting))
-
-
-#: What the loop does for one optimizer, by the setting: the values that ask for nothing, and how a module does it.
-_OF_ONE_OPTIMIZER: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "gradient_clip_val": ((None, 0), "clipping", "call `self.clip_gradients(optimizer, ...)`"),
-    "accumulate_grad_batches": ((1,), "accumulation", "accumulate"),
-}
-
-
-def check_change(trainer: Trainer, setting: str, value: Any) -> None:
-    """A fit can follow a setting that is set, and loses nothing by it.
-
-    Raises:
-        MisconfigurationException: nothing would read it, or gradients that wait for their window's end would be lost.
-    """
-    harmless, what, instead = _OF_ONE_OPTIMIZER.get(setting, ((value,), "", ""))
-    module, plain, before = trainer.lightning_module, trainer.plan.slots.get(None), trainer.accumulate_grad_batches
-    if value not in harmless and not module.automatic_optimization:
-        raise MisconfigurationException(
-            f"Automatic gradient {what} is not supported for manual optimization. Remove `Trainer({setting}={value})` "
-            f"and {instead} in {type(module).__name__}.training_step"
-        )
-    if setting == "accumulate_grad_batches" and value != before and plain is not None:
-        if plain.open and plain.trained and trainer.fit_loop.within_epoch:
-            raise MisconfigurationException(
-                f"trainer.{setting} = {value} within a window: the gradients of {plain.pending} of {before} batches "
-                f"wait for their step. Set it between two steps, or in on_train_epoch_start"
-            )
 
 
 def _compose_transfer(trainer: Trainer, module: LiteModule) -> tuple[Callable[..., Any] | None, ...]:

@@ -18,6 +18,7 @@ from espnet3_lite.callbacks.calling.handler import CallbackHandler
 from espnet3_lite.callbacks.calling.lightning_names import refuse_storage_options, warn_of_unread
 from espnet3_lite.callbacks.showing.screen import print_results, told, warn_of_missing_processes
 from espnet3_lite.checkpoint import files, run_state
+from espnet3_lite.checks.calls import check_change
 from espnet3_lite.checks.error_notes import explained
 from espnet3_lite.checks.optimizers import as_many
 from espnet3_lite.distributed.launch import make_strategy
@@ -250,7 +251,7 @@ class Trainer(TrainerProperties):
         others = {known: set_before for known, set_before in vars(self).items() if known in settable | {"max_time"}}
         value = resolve({**others, name: value})[name]
         if running and self.state.fn == TrainerFn.FITTING:
-            setup.check_change(self, name, value)
+            check_change(self, name, value)
         return value
 
     @property
@@ -329,7 +330,7 @@ class Trainer(TrainerProperties):
                 self.data_provider = datamodule  # else that of the call before goes on with its module
             self.datamodule = datamodule if datamodule is not None else self.datamodule
             self.lightning_module, self.given_loaders = module, given
-            checkpoint = self._set_up(module, ckpt_path, model_given=model is not None)
+            checkpoint = self._set_up(ckpt_path, model_given=model is not None)
             signals.install(at_once=not fitting)
             try:
                 if fitting:
@@ -384,17 +385,12 @@ class Trainer(TrainerProperties):
         self.strategy.teardown()
         self.state.stage = None
 
-    def _set_up(self, module: LiteModule, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:
+    def _set_up(self, ckpt_path: Any, model_given: bool) -> dict[str, Any] | None:
         """Make the plan of a call. Returns the checkpoint that it starts from, if there is one."""
-        fitting = self.state.fn == TrainerFn.FITTING
         self.strategy.begin_call(self)
         self.agree_on_log_dir()
         self._ckpt_path = choose_checkpoint(self, ckpt_path, model_given)
-        if fitting:
+        if self.state.fn == TrainerFn.FITTING:
             self.fit_loop.stage = EpochStage.NOT_BEGUN
             self.train_data.loader, self.evaluation_loops["val"].loaders = None, []  # each fit asks for its own
-        setup.connect(self, module)
-        checkpoint = setup.prepare(self, module)
-        if fitting:
-            self.plan.plan_training()
-        return checkpoint
+        return setup.prepare(self)

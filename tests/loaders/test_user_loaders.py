@@ -113,7 +113,7 @@ def test_a_data_set_is_no_loader():
         MisconfigurationException, match="was prepared by accelerate .DataLoaderShard.*the loader it was given"
     ):
         quiet(max_epochs=1).fit(Model(), prepared)
-    with pytest.raises(MisconfigurationException, match=r"val_dataloader\['other'\] must be a loader.*got int"):
+    with pytest.raises(MisconfigurationException, match=r"val_dataloader/other must be a loader.*got int"):
         quiet(max_epochs=1).fit(Model(), numbers(1), {"clean": numbers(1), "other": 3})
 
 
