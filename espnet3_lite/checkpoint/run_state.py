@@ -75,7 +75,6 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
     data = trainer.train_data
     return {
         **trainer.fit_loop.state_dict(),
-        "world_size": trainer.world_size,
         "random": trainer.strategy.gather_objects(_random_state(trainer)),  # collective: all ranks
         "train_data": data.state_dict() if data.loader is not None else data.resume_state,
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective

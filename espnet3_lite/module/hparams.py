@@ -197,19 +197,15 @@ def _init_arguments(frame: Any, instance: Any) -> dict[str, Any] | None:
     """
     found: dict[str, Any] | None = None
     while frame is not None:
-        if _initializes(frame, instance):
+        code = frame.f_code
+        is_init = code.co_name == "__init__" and code.co_argcount > 0
+        if is_init and frame.f_locals.get(code.co_varnames[0]) is instance:  # of this very object
             names = inspect.getargvalues(frame)
             arguments = {name: names.locals[name] for name in names.args[1:]}
             more = names.locals[names.keywords] if names.keywords else {}
             found = {**(found or {}), **arguments, **more}  # an outer one is a subclass's: its values are the user's
         frame = frame.f_back
     return found
-
-
-def _initializes(frame: Any, instance: Any) -> bool:
-    """True for a frame that runs an ``__init__`` of this very object."""
-    code = frame.f_code
-    return code.co_name == "__init__" and bool(code.co_argcount) and frame.f_locals.get(code.co_varnames[0]) is instance
 
 
 # ---- in a checkpoint -----------------------------------------------------------------------------------------------
@@ -231,22 +227,11 @@ def storable(values: Mapping[str, Any]) -> tuple[dict[str, Any], Kinds, list[str
     """
     kinds: Kinds = {}
     left_out: list[str] = []
-    return _stored_items(values, (), kinds, left_out), kinds, left_out
-
-
-def _stored_items(values: Mapping[Any, Any], place: Place, kinds: Kinds, left_out: list[str]) -> dict[Any, Any]:
-    stored: dict[Any, Any] = {}
-    for key, value in values.items():
-        found: Kinds = {}
-        try:
-            stored[plain(key)] = _stored(value, (*place, key), found, left_out)
-            kinds.update(found)
-        except TypeError:  # a checkpoint could not give it back
-            left_out.append(".".join(map(str, [*place, key])))
-    return stored
+    return _stored(values, (), kinds, left_out), kinds, left_out
 
 
 def _stored(value: Any, place: Place, kinds: Kinds, left_out: list[str]) -> Any:
+    """A value at its place, with all that it holds; of a dict without the entries that no checkpoint can hold."""
     if isinstance(value, os.PathLike):
         kinds[place], value = "path", os.fspath(value)
     elif isinstance(value, argparse.Namespace):
@@ -256,12 +241,20 @@ def _stored(value: Any, place: Place, kinds: Kinds, left_out: list[str]) -> Any:
     elif dataclasses.is_dataclass(value):
         kinds[place] = _name_of(type(value))
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-    if isinstance(value, Mapping):  # an OmegaConf container is one, too
-        return _stored_items(value, place, kinds, left_out)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         items = [_stored(item, (*place, index), kinds, left_out) for index, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
-    return plain(value)
+    if not isinstance(value, Mapping):  # an OmegaConf container is one, too
+        return plain(value)
+    stored: dict[Any, Any] = {}
+    for key, item in value.items():
+        found: Kinds = {}
+        try:
+            stored[plain(key)] = _stored(item, (*place, key), found, left_out)
+            kinds.update(found)
+        except TypeError:  # a checkpoint could not give it back
+            left_out.append(".".join(map(str, [*place, key])))
+    return stored
 
 
 def _name_of(value: Any) -> str:

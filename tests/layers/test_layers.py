@@ -19,7 +19,7 @@ import pytest
 import torch
 from quiet import quiet_trainer
 
-from espnet3_lite import LiteModule
+from espnet3_lite import LiteModule, callbacks
 
 PACKAGE = Path(__file__).parents[2] / "espnet3_lite"
 
@@ -185,6 +185,12 @@ def test_the_page_of_the_house_names_every_file():
     assert missing == [], "run `python docs/house_tree.py`"
 
 
+def test_the_folder_of_callbacks_holds_one_callback_a_file():
+    """What they are called by and share is in the folders within it."""
+    files = {name for name, path in SOURCES.items() if path.parent == PACKAGE / "callbacks" and path.stem != "__init__"}
+    assert sorted(files - set(callbacks._HOME.values())) == []
+
+
 def test_no_test_imports_another():
     """What several tests need is in `tests/helpers`."""
     tests = [path for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
@@ -253,7 +259,7 @@ def test_nobody_but_the_trainer_sets_its_attributes():
 
 FLOOR = ("trainer", "loops", "module", "optim", "metrics", "loaders", "distributed", "checkpoint")
 #: Far from the aim; to be lowered whenever the floor has become smaller.
-MOST_LINES_OF_CODE, AIM = 6619, 4900
+MOST_LINES_OF_CODE, AIM = 6615, 4900
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
