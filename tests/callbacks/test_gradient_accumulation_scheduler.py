@@ -1,6 +1,7 @@
 """`GradientAccumulationScheduler`: how many steps an epoch makes."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,7 @@ def test_what_does_not_go_with_it(tmp_path):
         fit(GradientAccumulationScheduler({0: 2}), ModelCheckpoint(tmp_path), accumulate_grad_batches=3)
     with pytest.raises(RuntimeError, match="not supported for manual optimization"):
         fit(GradientAccumulationScheduler({0: 2}), ModelCheckpoint(tmp_path), module=Line(automatic=False))
-    named = type("Stub", (), {"slots": {"generator": OptimizerSlot(None, name="generator")}})()
+    slots = {"generator": OptimizerSlot(None, name="generator")}
+    named = SimpleNamespace(plan=SimpleNamespace(slots=slots))
     with pytest.raises(MisconfigurationException, match=r"for \['generator'\] set `accum_grad_steps`"):
         GradientAccumulationScheduler({0: 2}).on_train_start(named, Line())

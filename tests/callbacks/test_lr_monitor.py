@@ -1,6 +1,7 @@
 """`LearningRateMonitor`: names, moments and values, as recorded from Lightning 2.6.6."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,7 +195,8 @@ def test_a_named_optimizer_goes_by_its_name():
     slots = {n: OptimizerSlot(o, name=n) for n, o in zip(("generator", "discriminator"), optimizers, strict=True)}
     rows = Rows()
     trainer = type("Stub", (), {
-        "loggers": [rows], "slots": slots, "optimizers": optimizers, "lr_scheduler_configs": [], "callback_metrics": {},
+        "loggers": [rows], "plan": SimpleNamespace(slots=slots), "optimizers": optimizers, "lr_scheduler_configs": [],
+        "callback_metrics": {},
         "device": torch.device("cpu"), "logging_step": 7, "fast_dev_run": False,
     })()  # fmt: skip
     monitor.on_train_start(trainer, None)
