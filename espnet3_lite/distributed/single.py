@@ -44,6 +44,8 @@ class Strategy:
     inference_mode = True
     #: Loaders are dealt out to the ranks, of which there may be one.
     deals_out = False
+    #: Gradients are exchanged with other ranks, or with a shard of this one's: `before_forward` and the like have work.
+    exchanges_gradients = False
     #: Ranks must run their batches equally often in evaluation too.
     equal_batches = False
     world_size = 1

@@ -70,10 +70,7 @@ def step_with_closure(loop: FitLoop, slot: OptimizerSlot) -> bool:
                     f"{kind} evaluates the loss several times a step, and the training step returned None in a later "
                     f"evaluation of batch {work.index}; return a loss each time, or None the first time"
                 )
-            if work.index % accumulate == 0:
-                trainer.call("on_before_zero_grad", slot.optimizer)
-                module.optimizer_zero_grad(loop.epoch, work.index, slot.optimizer)
-            loop.backward(loss, slot, retain_graph=False)
+            loop.backward(loss, slot)
         if loss is None or not may_use_closure(slot.optimizer):
             return loss
         return trainer.strategy.reduce(loss)  # collective: what the loss decides, all ranks decide alike

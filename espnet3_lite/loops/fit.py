@@ -25,8 +25,8 @@ epoch stands in `progress.py`. A few words are our own:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +38,7 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
-from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
+from espnet3_lite.loops.nonfinite import count_skips, require_training, skip_batch
 from espnet3_lite.loops.progress import BatchInWork, EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
@@ -106,7 +106,7 @@ class FitLoop(Progress):
         trainer, plan, work, turns = self.trainer, self.trainer.plan, self.work, self.trainer.model.training_turns
         call, hooks, of_module = trainer.call, self.hooks, trainer.hook_calls.of_module
         metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
-        batches, precision = self.begin_epoch(), trainer.precision_plugin
+        batches, precision, ranks = self.begin_epoch(), trainer.precision_plugin, strategy.exchanges_gradients
         optimizes = plan.automatic_optimization and not self.forward_only
 
         for work.batch, self.is_last_batch in batches:
@@ -132,22 +132,26 @@ class FitLoop(Progress):
                 if work.steps:
                     work.begin_turn(metrics)
                 work.closes = self.is_last_batch or (batch_idx + 1) % accumulate == 0
-                strategy.before_forward(work.closes)
+                if ranks:
+                    strategy.before_forward(work.closes)
                 metrics.hook = "training_step"
                 work.output = plan.training_step(work.batch, batch_idx)
-                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else []
+                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
 
                 # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
-                work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
-                if work.verdict is not GO_ON:
-                    self.heed(work.verdict)
+                verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
+                if verdict is not GO_ON:
+                    self.heed(verdict)
 
                 # ---- Backward: all passes, in the list's order.
-                if work.losses:
-                    self.backward_all()
+                for loss, slot in work.losses:
+                    self.backward(loss, slot)
+                    if work.closes if slot.name is None else slot.pending >= slot.window:
+                        work.closing.append(slot)
 
                 # ---- Update: then all steps, in the list's order.
-                strategy.share_gradients(work.closing)
+                if ranks:
+                    strategy.share_gradients(work.closing)
                 for slot in work.closing:
                     if plan.closure_wanted:
                         finite = step_with_closure(self, slot)
@@ -160,7 +164,7 @@ class FitLoop(Progress):
                         work.stepped.append(slot)
                 if precision.scaler is not None:
                     precision.update_scaler(plan.slots.values(), failed=bool(work.failed))
-                if work.verdict.skip:
+                if verdict.skip:
                     break
 
             # ---- Finish: counters, schedulers, hooks, loggers, what saves; then the validation that is due.
@@ -229,6 +233,7 @@ class FitLoop(Progress):
     def heed(self, verdict: Verdict) -> None:
         """Follow a vote that says more than "go on"."""
         work, stopping = self.work, self.trainer.stopping
+        work.verdict = verdict
         stopping.agree(stopping.agreed or verdict.stop, verdict.signal)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
         work.closes = work.closes or self.is_last_batch
@@ -241,38 +246,31 @@ class FitLoop(Progress):
             slots = self.trainer.plan.slots.values()
             work.closing = [slot for slot in slots if slot.name is None and slot.pending]
 
-    def backward_all(self) -> None:
-        """Propagate each loss, and find out which windows are full. A graph is kept until its last pass is over."""
-        trainer, plan, work, strategy = self.trainer, self.trainer.plan, self.work, self.trainer.strategy
-        accumulate, last = trainer.accumulate_grad_batches, work.losses[-1][1]
-        for loss, slot in work.losses:
-            if not slot.open or (slot.name is None and work.index % accumulate == 0):
-                if self.hooks["on_before_zero_grad"]:
-                    trainer.call("on_before_zero_grad", slot.optimizer)
-                if "optimizer_zero_grad" in trainer.hook_calls.of_module:
-                    trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
-                else:
-                    slot.zero_grad()
-                slot.open, slot.pending, slot.weight = True, 0, 0.0
-            if loss is not None:
-                if plan.accumulates_by_weight:
-                    loss = slot.weigh(loss, weight_of_step(trainer), accumulate if slot.name is None else slot.window)
-                self.backward(loss, slot, retain_graph=slot is not last)
-                slot.pending += 1
-                slot.trained = True
-                slot.synchronized = strategy.synchronizes(slot)
-            if work.closes if slot.name is None else slot.pending >= slot.window:
-                work.closing.append(slot)
+    def backward(self, loss: torch.Tensor | None, slot: OptimizerSlot) -> None:
+        """One optimizer's backward pass with its hooks. Before the first one of a window its gradients are cleared."""
+        trainer, work, hooks = self.trainer, self.work, self.hooks
+        if not slot.open or (slot.name is None and work.index % trainer.accumulate_grad_batches == 0):
+            if hooks["on_before_zero_grad"]:
+                trainer.call("on_before_zero_grad", slot.optimizer)
+            if slot.own_zero_grad:
+                trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
+            else:
+                slot.zero_grad()
+            slot.open, slot.pending, slot.weight = True, 0, 0.0
+        if loss is None:
+            return
 
-    def backward(self, loss: torch.Tensor, slot: OptimizerSlot, retain_graph: bool) -> None:
-        """One backward pass with its hooks, for one optimizer."""
-        trainer, hooks, scaler = self.trainer, self.hooks, self.trainer.precision_plugin.scaler
-        loss = loss if scaler is None else scaler.scale(loss)
+        if trainer.plan.accumulates_by_weight:
+            window = trainer.accumulate_grad_batches if slot.name is None else slot.window
+            loss = slot.weigh(loss, weight_of_step(trainer), window)
+        if (scaler := trainer.precision_plugin.scaler) is not None:
+            loss = scaler.scale(loss)
         if hooks["on_before_backward"]:
             trainer.call("on_before_backward", loss)
-        if slot.name is not None:
-            slot.backward(loss, retain_graph, stands_in=trainer.train_data.replaying)
-        elif "backward" in trainer.hook_calls.of_module:
+        if slot.name is not None:  # its own parameters alone; the graph is kept for those that follow
+            more_follow = slot is not work.losses[-1][1]
+            slot.backward(loss, retain_graph=more_follow, stands_in=trainer.train_data.replaying)
+        elif slot.own_backward:
             trainer.metrics.hook = "backward"  # as `call_module` does, without a call in each step
             trainer.lightning_module.backward(loss)
         else:
@@ -280,20 +278,25 @@ class FitLoop(Progress):
         if hooks["on_after_backward"]:
             trainer.strategy.settle_gradients()
             trainer.call("on_after_backward")
+        slot.pending += 1
+        slot.trained = True
+        if trainer.strategy.exchanges_gradients:
+            slot.synchronized = trainer.strategy.synchronizes(slot)
 
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
-        trainer, logged = self.trainer, self.trainer.metrics.mark()
+        trainer = self.trainer
+        logged = len(trainer.metrics.touched)
         if slot.weight:
             slot.divide_by_weight()
-        if slot.pending and trainer.precision_plugin.scaler is not None:
+        if trainer.precision_plugin.scaler is not None and slot.pending:
             trainer.precision_plugin.unscale(slot, trainer.plan.slots.values())
         if self.hooks["on_before_optimizer_step"]:
             trainer.call("on_before_optimizer_step", slot.optimizer)
-        if math.isfinite(norm := slot.clip()):
+        if isfinite(norm := slot.clip()):
             return True
         trainer.metrics.discard_since(logged)  # only what this step logged: other optimizers may step
-        self.work.failed.append(("" if slot.name is None else f" of {slot.name!r}", norm))
+        self.work.failed = [*self.work.failed, ("" if slot.name is None else f" of {slot.name!r}", norm)]
         return False
 
     def finish_batch(self) -> None:
@@ -301,14 +304,10 @@ class FitLoop(Progress):
         trainer, plan, work, hooks = self.trainer, self.trainer.plan, self.work, self.hooks
         if work.stepped:
             self.global_step += 1
-            self.gradient_failed = False
             if plan.schedulers:
                 lr_stepping.step_after_update(trainer, work.stepped, work.index)
-        if work.failed:
-            skip_steps(self)
-        if self.consecutive_skips and not work.verdict.skip and not self.gradient_failed:
-            self.consecutive_skips = 0
-
+        if self.consecutive_skips or work.failed:
+            count_skips(self)
         self.count_batch()
         if self.is_last_batch and plan.automatic_optimization:  # epoch schedulers without a metric
             lr_stepping.step_with_epoch(trainer, monitored=False)
@@ -331,17 +330,20 @@ class FitLoop(Progress):
 
     def validate_if_due(self) -> None:
         """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
-        trainer, schedule, stopping = self.trainer, self.trainer.plan.validation, self.trainer.stopping
-        if schedule.enabled:
-            self.stage = EpochStage.VALIDATION_DUE
-            if stopping.now:
-                return
-            if schedule.is_due(self.batches_done - 1, self.is_last_batch):
-                if not trainer.plan.pending:
-                    trainer.lightning_module.on_validation_model_zero_grad()
-                validate_within_fit(trainer)
-                stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated
-                if stopping.by_signal:
-                    return
-        self.after_validation()
-        self.count_on_axis()
+        if not self.trainer.plan.validation.enabled or self.validate():
+            self.after_validation()
+            self.count_on_axis()
+
+    def validate(self) -> bool:
+        """The same where there is validation. False: the run ends before."""
+        trainer, stopping = self.trainer, self.trainer.stopping
+        self.stage = EpochStage.VALIDATION_DUE
+        if stopping.now:
+            return False
+        if not trainer.plan.validation.is_due(self.batches_done - 1, self.is_last_batch):
+            return True
+        if not trainer.plan.pending:
+            trainer.lightning_module.on_validation_model_zero_grad()
+        validate_within_fit(trainer)
+        stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated
+        return not stopping.by_signal

@@ -143,25 +143,32 @@ class BatchInWork:
         failed: Those that have not: whose gradient it was, for a message, and its norm.
     """
 
+    batch: Any
+    index: int
+    turn = ""
+    logged: int
+    earlier: Sequence[tuple[Any, OptimizerSlot]]
+    output: Any
+    steps: Sequence[tuple[Any, OptimizerSlot]]
+    losses: Sequence[tuple[Any, OptimizerSlot]]
+    verdict: Verdict
+    closes = False
+    closing: list[OptimizerSlot]
+    stepped: list[OptimizerSlot]
+    stepped_by_hand: bool
+    failed: Sequence[tuple[str, float]]
+
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Let go of the batch, its graph and its losses."""
-        self.batch: Any = None
-        self.output: Any = None
-        self.index, self.turn, self.logged, self.closes = 0, "", 0, False
-        self.earlier: list[tuple[Any, OptimizerSlot]] = []
-        self.verdict: Verdict = GO_ON
-        self.steps: list[tuple[Any, OptimizerSlot]] = []
-        self.losses: Sequence[tuple[Any, OptimizerSlot]] = ()
-        self.closing: list[OptimizerSlot] = []
-        self.stepped: list[OptimizerSlot] = []
-        self.stepped_by_hand = False
-        self.failed: list[tuple[str, float]] = []
+        self.batch, self.output, self.index, self.logged, self.stepped_by_hand = None, None, 0, 0, False
+        self.steps, self.losses, self.earlier, self.failed = (), (), (), ()
+        self.verdict, self.closing, self.stepped = GO_ON, [], []
 
     def begin_turn(self, metrics: Metrics) -> None:
         """A further forward pass of the same batch, for other optimizers."""
-        self.logged = metrics.mark()
-        self.earlier += [(loss.detach(), slot) for loss, slot in self.steps]
+        self.logged = len(metrics.touched)
+        self.earlier = [*self.earlier, *((loss.detach(), slot) for loss, slot in self.steps)]
         self.steps, self.losses, self.closing = [], [], []

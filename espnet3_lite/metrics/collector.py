@@ -82,7 +82,7 @@ class Metrics:
         if arguments.sync_dist and entry.on_step and self.active is self.training:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
             number = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
-        self._touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
+        self.touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
         entry.update(number, 1 if batch_size is None else batch_size, dtype)
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
@@ -126,24 +126,20 @@ class Metrics:
         self.batch = batch
         self._batch_size: int | None = None
         #: The values that the batch in work has changed, as they were: last, total, weight, times.
-        self._touched: list[tuple[LoggedValue, Number | None, Number | None, Any, int]] = []
-
-    def mark(self) -> int:
-        """Now, for `discard_since`."""
-        return len(self._touched)
+        self.touched: list[tuple[LoggedValue, Number | None, Number | None, Any, int]] = []
 
     def discard_since(self, mark: int = 0) -> None:
-        """Take back what was logged for the batch in work, all of it or what came after a mark: it was skipped."""
-        for entry, *before in reversed(self._touched[mark:]):
+        """Take back what was logged for the batch in work, all of it or what came after so many: it was skipped."""
+        for entry, *before in reversed(self.touched[mark:]):
             entry.last, entry.total, entry.weight, entry.times = before
-        del self._touched[mark:]
+        del self.touched[mark:]
 
     def mask_batch(self, finite: bool | torch.Tensor) -> None:
         """Leave the batch in work out of the means unless `finite`; a tensor, ``()`` bool, is not read here.
 
         Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
         """
-        for entry, _, total, weight, *_ in self._touched:
+        for entry, _, total, weight, *_ in self.touched:
             entry.leave_out(torch.as_tensor(finite), total, weight)
 
     @property

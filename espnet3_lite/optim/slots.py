@@ -82,8 +82,9 @@ class OptimizerSlot:
     open: bool = False
     #: False: the pending gradients are this rank's alone.
     synchronized: bool = True
-    #: The module's own `backward` propagates the loss, in its way.
+    #: The module's own `backward` propagates the loss, in its way; its own `optimizer_zero_grad` clears gradients.
     own_backward: bool = False
+    own_zero_grad: bool = False
     #: A step that returned None was told.
     warned_of_none: bool = False
     #: A loss was propagated.

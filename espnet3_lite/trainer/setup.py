@@ -297,5 +297,6 @@ def configure_optimizers(
                 slot.clips_by = functools.partial(trainer.hook_calls.call_module, "configure_gradient_clipping")
         slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
         slot.own_backward = "backward" in trainer.hook_calls.of_module
+        slot.own_zero_grad = "optimizer_zero_grad" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     return slots, schedulers
