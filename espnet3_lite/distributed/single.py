@@ -15,7 +15,7 @@ from espnet3_lite.checkpoint import files
 from espnet3_lite.checkpoint.savers import FileSaver, Saver
 from espnet3_lite.checks.signatures import taking
 from espnet3_lite.distributed.rank import local_rank
-from espnet3_lite.distributed.vote import Verdict, vote_alone
+from espnet3_lite.distributed.vote import GO_ON, LOSS, Verdict, all_sound, batch_weight, describe_bad_losses
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -116,7 +116,12 @@ class Strategy:
         """
         if self.saver.under_way is not None:
             self.saver.poll()
-        return vote_alone(trainer, steps)
+        sound = trainer.detect_anomaly or all_sound(map(LOSS, steps), batch_weight(trainer))
+        signal = trainer.stopping.signals.received is not None
+        if sound and not signal:
+            return GO_ON
+        reason = "" if sound else describe_bad_losses(trainer, steps) or f"the weight is {float(batch_weight(trainer))}"
+        return Verdict(skip=not sound, reason=reason, signal=signal)
 
     def before_forward(self, closes: bool) -> None:
         """The next forward pass comes; it `closes` the plain optimizer's window, or not."""

@@ -2,14 +2,16 @@
 
 Since every exchange of ours begins with a table of this one form, which says where each rank stands, ranks that have
 parted (one saves a checkpoint while the others train) meet in it, learn so, and raise instead of waiting for ever.
-Gradients alone travel without it. One process needs no collective: `vote_alone`.
+Gradients alone travel without it. One process needs no collective: `Strategy.vote`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -181,11 +183,15 @@ def weight_of_step(trainer: Trainer) -> float:
     return 1.0 if weight is None else float(weight)
 
 
-def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = True) -> bool | torch.Tensor:
+#: Of the pairs of `Steps`.
+LOSS = operator.itemgetter(0)
+
+
+def all_sound(losses: Iterable[torch.Tensor | None], weight: Any = None, read: bool = True) -> bool | torch.Tensor:
     """Whether every loss is finite, and the batch's weight can stand in a mean: finite, and at least 0.
 
     Args:
-        losses: Each ``()``, or ``(1,)`` as ESPnet2 gives it; all on one device.
+        losses: Each ``()``, or ``(1,)`` as ESPnet2 gives it; all on one device. None is no loss.
         weight: A number or a tensor ``()``; None where the module gives none.
         read: Read the device once, which is the step's one CPU-GPU sync point.
 
@@ -195,10 +201,14 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
     """
     elsewhere = []
     for loss in losses:
+        if loss is None:
+            continue
         if not loss.is_cpu:
             elsewhere.append(loss)
-        elif not math.isfinite(loss.item()):
+        elif not isfinite(loss.item()):
             return False
+    if weight is None and not elsewhere:  # asked first: nearly always so
+        return True
     known = len(elsewhere)
     if weight is not None:
         if isinstance(weight, torch.Tensor) and not weight.is_cpu:
@@ -208,23 +218,14 @@ def all_sound(losses: Sequence[torch.Tensor], weight: Any = None, read: bool = T
     if not elsewhere:
         return True
     if read and known == len(elsewhere) == 1:
-        return math.isfinite(elsewhere[0].item())
+        return isfinite(elsewhere[0].item())
     # One read of several numbers costs less than to compare them there. MPS has no float64.
     dtype = torch.float64 if any(number.dtype == torch.float64 for number in elsewhere) else torch.float32
     stacked = torch.stack([n.detach().reshape(()).to(elsewhere[0].device, dtype) for n in elsewhere])
     if not read:
         return stacked.isfinite().all() & (stacked[known:] >= 0).all()
     found = stacked.tolist()
-    return all(map(math.isfinite, found)) and all(given >= 0 for given in found[known:])
-
-
-def vote_alone(trainer: Trainer, steps: Steps) -> Verdict:
-    """One process's verdict: are losses and weight sound, did a signal arrive?"""
-    weight, signal = batch_weight(trainer), trainer.stopping.signals.received is not None
-    if trainer.detect_anomaly or all_sound([loss for loss, _ in steps if loss is not None], weight):
-        return Verdict(signal=True) if signal else GO_ON
-    reason = describe_bad_losses(trainer, steps) or f"the weight is {float(weight)}"
-    return Verdict(skip=True, reason=reason, signal=signal)
+    return all(map(isfinite, found)) and all(given >= 0 for given in found[known:])
 
 
 def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
@@ -267,7 +268,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         # Collective: all ranks skip this batch, and tell one another why.
         reasons = strategy.gather_objects(describe_bad_losses(trainer, steps if active else ()))
         reason = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
-    elif not math.isfinite(total) or min(weights) < 0:
+    elif not isfinite(total) or min(weights) < 0:
         reason = f"the ranks' weights are {list(weights)}"
     elif not all(with_data) and strategy.put_back_buffers():
         without = f"{with_data.count(0.0)} of {strategy.world_size} ranks"

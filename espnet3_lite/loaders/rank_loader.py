@@ -144,17 +144,18 @@ class RankLoader:
         """The batches. Before one is given the next one is read, so that it is known whether it has `ended`, and its
         copy to the device begins. What goes wrong with the next one is raised in its own turn.
         """
-        given, failure, limit, copy = 0, None, self.limit, self.copy
+        failure, copy, notes = None, self.copy, self._notes
+        if self.limit < math.inf:
+            batches = itertools.islice(batches, max(0, int(self.limit) - 1))
         while batch is not END:
-            given, following = given + 1, END
-            if self._notes:
+            if notes:
                 self._note_position()
             try:
-                following = self.following = next(batches, END) if given < limit else END
+                following = self.following = next(batches, END)
                 if copy is not None and following is not END:
                     following = copy(following)
             except Exception as error:
-                failure = error
+                following, failure = END, error
             self.ended = following is END and failure is None
             yield batch
             if failure is not None:

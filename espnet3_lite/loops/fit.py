@@ -139,13 +139,15 @@ class FitLoop(Progress):
                 work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
 
                 # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
-                verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
-                if verdict is not GO_ON:
-                    self.heed(verdict)
+                work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
+                if work.verdict is not GO_ON:
+                    self.heed(work.verdict)
 
                 # ---- Backward: all passes, in the list's order.
-                for loss, slot in work.losses:
-                    self.backward(loss, slot)
+                for work.loss, slot in work.losses:
+                    self.backward(work.loss, slot)
+                    if ranks and work.loss is not None:
+                        slot.synchronized = strategy.synchronizes(slot)
                     if work.closes if slot.name is None else slot.pending >= slot.window:
                         work.closing.append(slot)
 
@@ -164,7 +166,7 @@ class FitLoop(Progress):
                         work.stepped.append(slot)
                 if precision.scaler is not None:
                     precision.update_scaler(plan.slots.values(), failed=bool(work.failed))
-                if verdict.skip:
+                if work.verdict.skip:
                     break
 
             # ---- Finish: counters, schedulers, hooks, loggers, what saves; then the validation that is due.
@@ -233,7 +235,6 @@ class FitLoop(Progress):
     def heed(self, verdict: Verdict) -> None:
         """Follow a vote that says more than "go on"."""
         work, stopping = self.work, self.trainer.stopping
-        work.verdict = verdict
         stopping.agree(stopping.agreed or verdict.stop, verdict.signal)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
         work.closes = work.closes or self.is_last_batch
@@ -280,8 +281,6 @@ class FitLoop(Progress):
             trainer.call("on_after_backward")
         slot.pending += 1
         slot.trained = True
-        if trainer.strategy.exchanges_gradients:
-            slot.synchronized = trainer.strategy.synchronizes(slot)
 
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""

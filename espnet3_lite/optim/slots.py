@@ -148,10 +148,11 @@ class OptimizerSlot:
             A number that is finite where the step is to be made: their total norm before, where they are clipped by
             it, else the largest of them; 0.0 where nobody wants to know.
         """
-        settings = self if self.clip_settings is None else self.clip_settings
-        value, algorithm, largest = settings.gradient_clip_val, settings.gradient_clip_algorithm, None
+        settings = self.clip_settings or self
+        value = settings.gradient_clip_val
         if not value and self.clips_by is None and not self.checks_gradients:
             return 0.0
+        algorithm, largest = settings.gradient_clip_algorithm, None
         gives_norm = value and algorithm != "value" and self.clips_by is None
         if (self.checks_gradients and not gives_norm) or (value and algorithm == "value"):
             largest = largest_gradient(self.parameters)
@@ -254,17 +255,12 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        loss = output if isinstance(output, torch.Tensor) else loss_of(output, otherwise="none at all")
-        if output is None or loss is None:
+        loss = output if isinstance(output, torch.Tensor) else _loss_in(output)
+        if loss is None:
             plain.warn_of_none()
             return [(None, plain)]
-        if loss is not output and (is_step(output) or not isinstance(loss, torch.Tensor)):
-            raise MisconfigurationException(
-                f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with "
-                f"'loss', or None; got {_describe(output)}. `OptimizationStep` is for a configuration with named "
-                f"`optimizers`"
-            )
-        check_loss(loss, "the loss that training_step returned", plain.own_backward)
+        if not (loss.requires_grad or plain.own_backward) or loss.numel() != 1 or loss.is_complex():
+            raise _no_loss(loss, "the loss that training_step returned")
         return [(loss if divisor == 1 else loss / divisor, plain)]
     steps = named_steps(output)
     if steps is None:
@@ -287,7 +283,8 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
             raise MisconfigurationException(
                 f"OptimizationStep(name={name!r}) stands twice in one list; add the losses up into one"
             )
-        check_loss(loss, f"the loss of OptimizationStep(name={name!r})")
+        if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1 or loss.is_complex():
+            raise _no_loss(loss, f"the loss of OptimizationStep(name={name!r})")
         losses[name] = loss if slots[name].window == 1 else loss / slots[name].window
     return [(loss, slots[name]) for name, loss in losses.items()]
 
@@ -310,18 +307,27 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
     return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
 
 
-def check_loss(loss: Any, which: str, own_backward: bool = False) -> None:
-    """A loss is one number from which a backward pass can begin; not with a `backward` of the module's own.
+def _loss_in(output: Any) -> torch.Tensor | None:
+    """The loss of a training step that returned something else than a tensor; None where there is nothing to train.
 
     Raises:
-        MisconfigurationException: it is not.
+        MisconfigurationException: there is none in it.
     """
+    loss = None if output is None else loss_of(output, otherwise="none at all")
+    if loss is not None and (is_step(output) or not isinstance(loss, torch.Tensor)):
+        raise MisconfigurationException(
+            f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with 'loss', or "
+            f"None; got {_describe(output)}. `OptimizationStep` is for a configuration with named `optimizers`"
+        )
+    return loss
+
+
+def _no_loss(loss: Any, which: str) -> MisconfigurationException:
+    """A loss is one number from which a backward pass can begin, and this is not."""
     is_tensor = isinstance(loss, torch.Tensor)
-    if is_tensor and loss.numel() == 1 and not loss.is_complex() and (loss.requires_grad or own_backward):
-        return
     found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}" if is_tensor else repr(loss)
     graph = " without a graph (detached, under no_grad, or frozen?)" if is_tensor and not loss.requires_grad else ""
-    raise MisconfigurationException(
+    return MisconfigurationException(
         f"{which} must be one real number with a graph to the parameters, got {found}{graph}. Reduce it with .mean() "
         f"or .sum(), and return it as it was computed; where nothing is to be trained, return None, or leave the step "
         f"out"
