@@ -190,9 +190,10 @@ class ESPnetModule(LiteModule):
 
     def _log_stats(self, mode: str, loss: Any, stats: Mapping[str, Any], weight: Any) -> None:
         if self._has_named_optimizers:
-            steps = named_steps(loss) or ()
-            losses = {f"{step.name}/loss": step.loss for step in steps if isinstance(step.loss, torch.Tensor)}
-            stats = {**stats, **losses}
+            stats = dict(stats)
+            for step in named_steps(loss) or ():
+                if isinstance(step.loss, torch.Tensor):
+                    stats[f"{step.name}/loss"] = step.loss
         for key, value in stats.items():
             if value is not None:
                 value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
@@ -200,8 +201,9 @@ class ESPnetModule(LiteModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""
-        slot = self.trainer.plan.slot_of(optimizer)
-        self.trainer.metrics.hook = "training_step"
+        trainer = self.trainer
+        slot = trainer.plan.slot_of(optimizer)
+        trainer.metrics.hook = "training_step"
         self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), reduce_fx="max")  # a count has no mean
 
     # ---- optimizers ------------------------------------------------------------------------------------------------

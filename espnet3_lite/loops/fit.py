@@ -144,12 +144,13 @@ class FitLoop(Progress):
                     self.heed(work.verdict)
 
                 # ---- Backward: all passes, in the list's order.
-                for work.loss, slot in work.losses:
-                    self.backward(work.loss, slot)
-                    if ranks and work.loss is not None:
+                for loss, slot in work.losses:
+                    self.backward(loss, slot)
+                    if ranks and loss is not None:
                         slot.synchronized = strategy.synchronizes(slot)
                     if work.closes if slot.name is None else slot.pending >= slot.window:
                         work.closing.append(slot)
+                loss = None  # nor does its graph outlive the batch
 
                 # ---- Update: then all steps, in the list's order.
                 if ranks:

@@ -135,7 +135,6 @@ class BatchInWork:
         output: What the training step returned.
         steps: (loss, slot) pairs: what the output trains. Empty with manual optimization.
         losses: The same with this rank's weight, as they are propagated; none in a skipped batch.
-        loss: That which is propagated now.
         verdict: What all ranks agreed on.
         closes: The plain optimizer's window is full with this batch.
         closing: The slots whose window is full.
@@ -152,7 +151,6 @@ class BatchInWork:
     output: Any
     steps: Sequence[tuple[Any, OptimizerSlot]]
     losses: Sequence[tuple[Any, OptimizerSlot]]
-    loss: Any
     verdict: Verdict
     closes = False
     closing: list[OptimizerSlot]
@@ -165,8 +163,7 @@ class BatchInWork:
 
     def clear(self) -> None:
         """Let go of the batch, its graph and its losses."""
-        self.batch, self.output, self.loss = None, None, None
-        self.index, self.logged, self.stepped_by_hand = 0, 0, False
+        self.batch, self.output, self.index, self.logged, self.stepped_by_hand = None, None, 0, 0, False
         self.steps, self.losses, self.earlier, self.failed = (), (), (), ()
         self.verdict, self.closing, self.stepped = GO_ON, [], []
 

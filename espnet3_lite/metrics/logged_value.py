@@ -235,6 +235,8 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tu
         ValueError: it is not one real number.
     """
     if not isinstance(value, torch.Tensor):
+        if type(value) is float:
+            return value, torch.get_default_dtype()
         if not hasattr(value, "__float__") or getattr(value, "size", 1) != 1:  # NumPy's arrays have a size
             raise ValueError(
                 f"`self.log({name!r}, {value!r})` was called, but {type(value).__name__} values cannot be logged; "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 
+#: Of a parameter group.
+_PARAMS = operator.itemgetter("params")
+
+
 def parameters_of(optimizer: Optimizer) -> list[torch.nn.Parameter]:
     """All that an optimizer trains now."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return list(chain.from_iterable(map(_PARAMS, optimizer.param_groups)))  # no loop: it is asked in each step
 
 
 def clip_gradients(optimizer: Optimizer, value: float | None, algorithm: str | None = "norm") -> torch.Tensor | None:
@@ -59,12 +65,14 @@ def _with_dense_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torc
     found: list[torch.Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is not None and gradient.is_sparse:
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
             values = gradient.values().detach()
             found.append(torch.empty_like(values))
             found[-1].grad = values
-        elif gradient is not None:
+        else:
             found.append(parameter)
     return found
 

@@ -138,9 +138,10 @@ def step_after_update(trainer: Trainer, stepped: list[OptimizerSlot], batch_idx:
         # Lightning counts `frequency` in batches of the epoch; a named optimizer counts its own updates.
         count = batch_idx + 1 if config.slot.name is None else config.slot.update_step
         due = config.interval == "step" and count % config.frequency == 0
-        config.waits = due and config.monitor is not None and not config.steps_both_ways
-        if config.steps_both_ways or (due and not config.waits):
+        if config.steps_both_ways or (due and config.monitor is None):
             _step(trainer, config, None)
+        else:
+            config.waits = due
 
 
 def step_waiting(trainer: Trainer) -> None:
@@ -214,9 +215,11 @@ def _step(trainer: Trainer, config: LRSchedulerConfig, metric: float | torch.Ten
 
     A scheduler knows the groups that were there when it was made, and most refuse others in the middle of a run.
     """
-    groups = config.slot.optimizer.param_groups if config.slot is not None else []
-    own = config.own_groups or len(groups)
-    joined, before = groups[own:], groups[0]["lr"] if groups else 0.0
+    groups, own = config.slot.optimizer.param_groups if config.slot is not None else [], config.own_groups
+    if not own or len(groups) <= own:  # nearly always
+        trainer.hook_calls.call_module("lr_scheduler_step", config.scheduler, metric)
+        return
+    joined, before = groups[own:], groups[0]["lr"]
     del groups[own:]
     try:
         trainer.hook_calls.call_module("lr_scheduler_step", config.scheduler, metric)

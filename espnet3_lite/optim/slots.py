@@ -6,6 +6,8 @@ made in `trainer/setup.py`.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -50,6 +52,9 @@ def named_steps(output: object) -> list[OptimizationStep] | None:
     if is_step(output):
         output = [output]
     return list(output) if isinstance(output, (list, tuple)) and all(map(is_step, output)) else None
+
+
+_REQUIRES_GRAD = operator.attrgetter("requires_grad")
 
 
 @dataclass(eq=False, slots=True)
@@ -108,8 +113,8 @@ class OptimizerSlot:
         Raises:
             MisconfigurationException: the loss reaches none of them.
         """
-        parameters = self.parameters
-        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        parameters = parameters_of(self.optimizer)
+        frozen = list(itertools.filterfalse(_REQUIRES_GRAD, parameters))
         for parameter in frozen:  # as it may be since the forward pass; torch would refuse it among the inputs
             parameter.requires_grad_(True)
         try:
@@ -117,8 +122,9 @@ class OptimizerSlot:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        trains = stands_in or self.pending or any(parameter.grad is not None for parameter in parameters)
-        if not trains and len(frozen) < len(parameters):
+        if stands_in or self.pending or parameters[0].grad is not None:
+            return
+        if len(frozen) < len(parameters) and all(parameter.grad is None for parameter in parameters):
             raise MisconfigurationException(
                 f"the loss of {self.name!r} reaches none of this optimizer's parameters, so that it trains nothing. Is "
                 f"it the loss of another optimizer? Activation checkpointing needs use_reentrant=False here"
@@ -153,12 +159,13 @@ class OptimizerSlot:
         if not value and self.clips_by is None and not self.checks_gradients:
             return 0.0
         algorithm, largest = settings.gradient_clip_algorithm, None
-        gives_norm = value and algorithm != "value" and self.clips_by is None
-        if (self.checks_gradients and not gives_norm) or (value and algorithm == "value"):
-            largest = largest_gradient(self.parameters)
-        norm = (self.clips_by or clip_gradients)(self.optimizer, value, algorithm)
-        found = norm if gives_norm else largest
-        return 0.0 if found is None else float(found)  # a CPU-GPU sync point
+        if self.clips_by is None and value and algorithm != "value":
+            norm: Any = clip_gradients(self.optimizer, value, algorithm)
+            return float(norm)  # a CPU-GPU sync point, as the other one is
+        if self.checks_gradients or (value and algorithm == "value"):
+            largest = largest_gradient(parameters_of(self.optimizer))
+        (self.clips_by or clip_gradients)(self.optimizer, value, algorithm)
+        return 0.0 if largest is None else float(largest)
 
     def weigh(self, loss: torch.Tensor, weight: float, window: int) -> torch.Tensor:
         """A loss times its batch's weight, instead of its share in a window of so many batches."""
@@ -272,21 +279,22 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
         raise MisconfigurationException(
             f"the model returned an empty list of optimization steps; return at least one of {list(slots)}"
         )
-    losses: dict[str, torch.Tensor] = {}
-    for loss, name in ((step.loss, step.name) for step in steps):
-        if name not in slots:
+    found: dict[str, tuple[torch.Tensor, OptimizerSlot]] = {}
+    for step in steps:
+        loss, name, slot = step.loss, step.name, slots.get(step.name)
+        if slot is None:
             raise MisconfigurationException(
                 f"OptimizationStep(name={name!r}): there is no such optimizer; there are "
                 f"{list(slots)}{nearest(name, map(str, slots))}"
             )
-        if name in losses:
+        if name in found:
             raise MisconfigurationException(
                 f"OptimizationStep(name={name!r}) stands twice in one list; add the losses up into one"
             )
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1 or loss.is_complex():
             raise _no_loss(loss, f"the loss of OptimizationStep(name={name!r})")
-        losses[name] = loss if slots[name].window == 1 else loss / slots[name].window
-    return [(loss, slots[name]) for name, loss in losses.items()]
+        found[name] = (loss if slot.window == 1 else loss / slot.window, slot)
+    return list(found.values())
 
 
 def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.exceptions import StopTrainingError
-from espnet3_lite.trainer.hook_table import HOOKS
+from espnet3_lite.trainer.hook_table import HOOK_OF, HOOKS
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -54,7 +54,7 @@ class HookCalls:
         if not listeners:
             return None
         trainer = self.trainer
-        trainer.metrics.hook = hook = event.partition(":")[0]
+        trainer.metrics.hook = hook = HOOK_OF[event]
         response = None
         for listener in listeners:
             try:

@@ -103,3 +103,5 @@ EVENTS: tuple[str, ...] = tuple(name for name, hook in HOOKS.items() if "callbac
 LOG_DEFAULTS = {name: hook.log for name, hook in HOOKS.items() if hook.log is not None}
 #: Of a hook with callbacks that come last, these calls are an event of their own.
 LATE = ":monitoring"
+#: The hook of each event.
+HOOK_OF = {event: event.partition(":")[0] for name in HOOKS for event in (name, name + LATE)}

@@ -152,7 +152,10 @@ class RunPlan:
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
         optimizer = optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
-        return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
+        for slot in self.slots.values():
+            if slot.optimizer is optimizer:
+                return slot
+        raise LookupError(f"{type(optimizer).__name__} is none of this run's optimizers")
 
 
 def check_module(model: Any) -> LiteModule:
