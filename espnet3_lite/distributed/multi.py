@@ -41,7 +41,7 @@ class SeveralProcesses(Strategy):
         timeout: How long a collective waits for the other ranks; None: as ``Trainer(dist_timeout=...)`` says.
     """
 
-    deals_out = exchanges_gradients = True
+    deals_out = True
     trainer: Trainer
     store: RankStore
     _ballot: Ballot

@@ -42,10 +42,8 @@ class Strategy:
     name = "single"
     #: `validate`, `test` and `predict` may run in `torch.inference_mode`.
     inference_mode = True
-    #: Loaders are dealt out to the ranks, of which there may be one.
+    #: There are ranks, be it one: loaders are dealt out to them, and they share gradients.
     deals_out = False
-    #: Gradients are exchanged with other ranks, or with a shard of this one's: `before_forward` and the like have work.
-    exchanges_gradients = False
     #: Ranks must run their batches equally often in evaluation too.
     equal_batches = False
     world_size = 1
@@ -116,12 +114,11 @@ class Strategy:
         """
         if self.saver.under_way is not None:
             self.saver.poll()
-        sound = trainer.detect_anomaly or all_sound(map(LOSS, steps), batch_weight(trainer))
         signal = trainer.stopping.signals.received is not None
-        if sound and not signal:
-            return GO_ON
-        reason = "" if sound else describe_bad_losses(trainer, steps) or f"the weight is {float(batch_weight(trainer))}"
-        return Verdict(skip=not sound, reason=reason, signal=signal)
+        if trainer.detect_anomaly or all_sound(map(LOSS, steps), batch_weight(trainer)):
+            return Verdict(signal=True) if signal else GO_ON
+        reason = describe_bad_losses(trainer, steps) or f"the weight is {float(batch_weight(trainer))}"
+        return Verdict(skip=True, reason=reason, signal=signal)
 
     def before_forward(self, closes: bool) -> None:
         """The next forward pass comes; it `closes` the plain optimizer's window, or not."""

@@ -11,7 +11,6 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -178,9 +177,9 @@ def batch_weight(trainer: Trainer) -> Any:
 def weight_of_step(trainer: Trainer) -> float:
     """What the batch in work weighs on all ranks together; 1 for each where the module says nothing."""
     total, weight = trainer.fit_loop.work.verdict.total, batch_weight(trainer)
-    if total is not None:
-        return total
-    return 1.0 if weight is None else float(weight)
+    if total is None:
+        return 1.0 if weight is None else float(weight)
+    return total
 
 
 #: Of the pairs of `Steps`.
@@ -201,14 +200,10 @@ def all_sound(losses: Iterable[torch.Tensor | None], weight: Any = None, read: b
     """
     elsewhere = []
     for loss in losses:
-        if loss is None:
-            continue
-        if not loss.is_cpu:
+        if loss is not None and not loss.is_cpu:
             elsewhere.append(loss)
-        elif not isfinite(loss.item()):
+        elif loss is not None and not math.isfinite(loss.item()):
             return False
-    if weight is None and not elsewhere:  # asked first: nearly always so
-        return True
     known = len(elsewhere)
     if weight is not None:
         if isinstance(weight, torch.Tensor) and not weight.is_cpu:
@@ -218,14 +213,14 @@ def all_sound(losses: Iterable[torch.Tensor | None], weight: Any = None, read: b
     if not elsewhere:
         return True
     if read and known == len(elsewhere) == 1:
-        return isfinite(elsewhere[0].item())
+        return math.isfinite(elsewhere[0].item())
     # One read of several numbers costs less than to compare them there. MPS has no float64.
     dtype = torch.float64 if any(number.dtype == torch.float64 for number in elsewhere) else torch.float32
     stacked = torch.stack([n.detach().reshape(()).to(elsewhere[0].device, dtype) for n in elsewhere])
     if not read:
         return stacked.isfinite().all() & (stacked[known:] >= 0).all()
     found = stacked.tolist()
-    return all(map(isfinite, found)) and all(given >= 0 for given in found[known:])
+    return all(map(math.isfinite, found)) and all(given >= 0 for given in found[known:])
 
 
 def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
@@ -268,7 +263,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         # Collective: all ranks skip this batch, and tell one another why.
         reasons = strategy.gather_objects(describe_bad_losses(trainer, steps if active else ()))
         reason = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
-    elif not isfinite(total) or min(weights) < 0:
+    elif not math.isfinite(total) or min(weights) < 0:
         reason = f"the ranks' weights are {list(weights)}"
     elif not all(with_data) and strategy.put_back_buffers():
         without = f"{with_data.count(0.0)} of {strategy.world_size} ranks"

@@ -202,9 +202,10 @@ class ESPnetModule(LiteModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""
         trainer = self.trainer
-        slot = trainer.plan.slot_of(optimizer)
         trainer.metrics.hook = "training_step"
-        self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), reduce_fx="max")  # a count has no mean
+        for slot in trainer.plan.slots.values():
+            if slot.optimizer is optimizer:  # a count has no mean
+                self.log(f"train/{slot.name}/update_step", float(slot.update_step + 1), reduce_fx="max")
 
     # ---- optimizers ------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class TrainData:
         self._begun = {"random": (over and state.get("random")) or seed.collect_random_state(), **self._kept()}
         self.in_use = loader = self._resumed_loader(state, self.loader)
         position, self.first_batch = self._place(state, loader, skip)
-        loader.set_epoch(epoch, position, self.num_batches - skip, trainer.plan.copy)
+        loader.set_epoch(epoch, position, max(1, self.num_batches - self.first_batch), trainer.plan.copy)
         loader.resumed = state
         return iter(()) if over else self._until_the_last(loader, iter(loader), time.perf_counter() - began)
 
@@ -128,13 +128,11 @@ class TrainData:
         return position, skip
 
     def _until_the_last(self, loader: RankLoader, batches: Iterator[Any], waited: float) -> Iterator[tuple[Any, bool]]:
-        index, count = self.first_batch, self.num_batches
-        length = length_of(self.given)
+        index, count, length, alone = self.first_batch, self.num_batches, length_of(self.given), loader.strategy is None
         promised = 0 if length == math.inf else min(length, count)
         asked = time.perf_counter() - waited  # what `start_epoch` read was for the first batch
-        for batch in batches:
+        for index, batch in enumerate(batches, self.first_batch + 1):
             self.seconds_waited = time.perf_counter() - asked
-            index += 1
             loader.gave_batches = loader.gave_batches or not loader.replaying
             if loader.ended and index < promised and not loader.replaying and not self._warned_of_length:
                 self._warned_of_length = True
@@ -142,9 +140,7 @@ class TrainData:
                     f"the training loader ({type(self.given).__name__}) gave {index} batches, though its length says "
                     f"{length}: its epochs end where it ends. Make `__len__` return the number of batches"
                 )
-            yield batch, index >= count or (loader.ended and loader.strategy is None)
-            if index >= count:
-                return
+            yield batch, index >= count or (alone and loader.ended)
             asked = time.perf_counter()
         if not index:
             self._no_batches(loader.gave_batches)

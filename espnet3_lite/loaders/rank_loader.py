@@ -129,9 +129,9 @@ class RankLoader:
         """Begin an epoch. All ranks call it together."""
         self.replaying = self.ended = False
         batches = self._begin()
-        if self.strategy is None or not (self._until_the_vote or self.strategy.equal_batches):
-            return batches
-        return self._with_others(batches, self.strategy)
+        if self.strategy is not None and (self._until_the_vote or self.strategy.equal_batches):
+            batches = self._with_others(batches, self.strategy)
+        return itertools.islice(batches, None if self.limit == math.inf else int(self.limit))
 
     def _begin(self) -> Iterator[Any]:
         """This rank's own batches of an epoch."""
@@ -145,8 +145,7 @@ class RankLoader:
         copy to the device begins. What goes wrong with the next one is raised in its own turn.
         """
         failure, copy, notes = None, self.copy, self._notes
-        if self.limit < math.inf:
-            batches = itertools.islice(batches, max(0, int(self.limit) - 1))
+        batches = itertools.islice(batches, None if self.limit == math.inf else max(0, int(self.limit) - 1))
         while batch is not END:
             if notes:
                 self._note_position()

@@ -38,8 +38,8 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
-from espnet3_lite.loops.nonfinite import count_skips, require_training, skip_batch
-from espnet3_lite.loops.progress import BatchInWork, EpochStage, Progress
+from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
+from espnet3_lite.loops.progress import BATCH_OPEN, BatchInWork, EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
 
@@ -106,7 +106,7 @@ class FitLoop(Progress):
         trainer, plan, work, turns = self.trainer, self.trainer.plan, self.work, self.trainer.model.training_turns
         call, hooks, of_module = trainer.call, self.hooks, trainer.hook_calls.of_module
         metrics, strategy, stopping = trainer.metrics, trainer.strategy, trainer.stopping
-        batches, precision, ranks = self.begin_epoch(), trainer.precision_plugin, strategy.exchanges_gradients
+        batches, precision, ranks = self.begin_epoch(), trainer.precision_plugin, strategy.deals_out
         optimizes = plan.automatic_optimization and not self.forward_only
 
         for work.batch, self.is_last_batch in batches:
@@ -121,8 +121,6 @@ class FitLoop(Progress):
                 if "on_train_batch_start" in of_module and strategy.any(bool(response == -1)):
                     self.is_last_batch = True
                     self.count_batch()
-                    if plan.automatic_optimization:
-                        lr_stepping.step_with_epoch(trainer, monitored=False)
                     self.stage = EpochStage.BATCHES_OVER
                     break
 
@@ -188,7 +186,8 @@ class FitLoop(Progress):
             resuming.restore_random_state(self)  # this run resumes between two epochs
             data.setup_if_due()
             self.batches_done = 0
-            trainer.plan.leave_window()  # an epoch that a hook ended may have left one half full
+            if None in trainer.plan.slots:  # the plain optimizer's window; a named one's goes on over epochs
+                trainer.plan.slots[None].open = False  # an epoch that a hook ended may have left it half full
             trainer.call("on_train_epoch_start")
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed
@@ -227,9 +226,8 @@ class FitLoop(Progress):
         trainer.stopping.agree(strategy.any(trainer.stopping.wanted))  # collective: all ranks end the epoch
         self.begin_next_epoch()
 
-    def resume(self) -> None:
-        """A checkpoint's counters are loaded. If it was saved while its epoch ended, the rest of that is done here."""
-        resuming.end_epoch(self)
+    #: A checkpoint's counters are loaded. If it was saved while its epoch ended, the rest of that is done here.
+    resume = resuming.end_epoch
 
     # ---- the acts of a batch ---------------------------------------------------------------------------------------
 
@@ -245,16 +243,16 @@ class FitLoop(Progress):
         skip_batch(self, verdict.reason, since=work.logged)
         work.losses = ()
         if work.closes and self.trainer.plan.automatic_optimization:  # the window's earlier batches make its step
-            slots = self.trainer.plan.slots.values()
-            work.closing = [slot for slot in slots if slot.name is None and slot.pending]
+            work.closing = [slot for slot in self.trainer.plan.slots.values() if slot.name is None and slot.pending]
 
     def backward(self, loss: torch.Tensor | None, slot: OptimizerSlot) -> None:
         """One optimizer's backward pass with its hooks. Before the first one of a window its gradients are cleared."""
         trainer, work, hooks = self.trainer, self.work, self.hooks
-        if not slot.open or (slot.name is None and work.index % trainer.accumulate_grad_batches == 0):
+        accumulate = trainer.accumulate_grad_batches
+        if not slot.open or (slot.name is None and work.index % accumulate == 0):
             if hooks["on_before_zero_grad"]:
                 trainer.call("on_before_zero_grad", slot.optimizer)
-            if slot.own_zero_grad:
+            if "optimizer_zero_grad" in trainer.hook_calls.of_module:
                 trainer.lightning_module.optimizer_zero_grad(self.epoch, work.index, slot.optimizer)
             else:
                 slot.zero_grad()
@@ -263,15 +261,14 @@ class FitLoop(Progress):
             return
 
         if trainer.plan.accumulates_by_weight:
-            window = trainer.accumulate_grad_batches if slot.name is None else slot.window
-            loss = slot.weigh(loss, weight_of_step(trainer), window)
+            window, weight = slot.window if slot.name is not None else accumulate, weight_of_step(trainer)
+            loss, slot.weight = loss * (weight * window), slot.weight + weight
         if (scaler := trainer.precision_plugin.scaler) is not None:
             loss = scaler.scale(loss)
         if hooks["on_before_backward"]:
             trainer.call("on_before_backward", loss)
         if slot.name is not None:  # its own parameters alone; the graph is kept for those that follow
-            more_follow = slot is not work.losses[-1][1]
-            slot.backward(loss, retain_graph=more_follow, stands_in=trainer.train_data.replaying)
+            slot.backward(loss, slot is not work.losses[-1][1], stands_in=trainer.train_data.replaying)
         elif slot.own_backward:
             trainer.metrics.hook = "backward"  # as `call_module` does, without a call in each step
             trainer.lightning_module.backward(loss)
@@ -285,8 +282,7 @@ class FitLoop(Progress):
 
     def prepare_step(self, slot: OptimizerSlot) -> bool:
         """Make a full window ready to step: scaler, hook, clipping. False when its gradient is not finite."""
-        trainer = self.trainer
-        logged = len(trainer.metrics.touched)
+        trainer, logged = self.trainer, len(self.trainer.metrics.touched)
         if slot.weight:
             slot.divide_by_weight()
         if trainer.precision_plugin.scaler is not None and slot.pending:
@@ -299,18 +295,27 @@ class FitLoop(Progress):
         self.work.failed = [*self.work.failed, ("" if slot.name is None else f" of {slot.name!r}", norm)]
         return False
 
+    def count_batch(self) -> None:
+        """The batch is over, but for its hooks and its validation. With the last one epoch schedulers step."""
+        self.batches_seen += 1
+        self.batches_done += 1
+        self.stage = BATCH_OPEN
+        if self.is_last_batch and self.trainer.plan.automatic_optimization:
+            lr_stepping.step_with_epoch(self.trainer, monitored=False)
+
     def finish_batch(self) -> None:
         """Count, step schedulers, call hooks. What saves comes last: all that is left then, a resumed run does."""
         trainer, plan, work, hooks = self.trainer, self.trainer.plan, self.work, self.hooks
         if work.stepped:
             self.global_step += 1
+            self.gradient_failed = False
             if plan.schedulers:
                 lr_stepping.step_after_update(trainer, work.stepped, work.index)
-        if self.consecutive_skips or work.failed:
-            count_skips(self)
+        if work.failed:
+            skip_steps(self)
+        if self.consecutive_skips and not work.verdict.skip and not self.gradient_failed:
+            self.consecutive_skips = 0
         self.count_batch()
-        if self.is_last_batch and plan.automatic_optimization:  # epoch schedulers without a metric
-            lr_stepping.step_with_epoch(trainer, monitored=False)
         self.uncounted = 1 if work.stepped or not plan.automatic_optimization else 0
         ends, monitors = hooks["on_train_batch_end"], hooks["on_train_batch_end:monitoring"]
         listened = (ends or monitors) and not work.verdict.skip
@@ -330,20 +335,17 @@ class FitLoop(Progress):
 
     def validate_if_due(self) -> None:
         """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
-        if not self.trainer.plan.validation.enabled or self.validate():
-            self.after_validation()
-            self.count_on_axis()
-
-    def validate(self) -> bool:
-        """The same where there is validation. False: the run ends before."""
         trainer, stopping = self.trainer, self.trainer.stopping
-        self.stage = EpochStage.VALIDATION_DUE
-        if stopping.now:
-            return False
-        if not trainer.plan.validation.is_due(self.batches_done - 1, self.is_last_batch):
-            return True
-        if not trainer.plan.pending:
-            trainer.lightning_module.on_validation_model_zero_grad()
-        validate_within_fit(trainer)
-        stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated
-        return not stopping.by_signal
+        if trainer.plan.validation.enabled:
+            self.stage = EpochStage.VALIDATION_DUE
+            if stopping.now:
+                return
+            if trainer.plan.validation.is_due(self.batches_done - 1, self.is_last_batch):
+                if not trainer.plan.pending:
+                    trainer.lightning_module.on_validation_model_zero_grad()
+                validate_within_fit(trainer)
+                stopping.agree(trainer.strategy.any(stopping.wanted))  # collective: all ranks have validated
+                if stopping.by_signal:
+                    return
+        self.after_validation()
+        self.count_on_axis()

@@ -26,16 +26,6 @@ def skip_batch(loop: FitLoop, reason: str, since: int = 0) -> None:
     _count(loop)
 
 
-def count_skips(loop: FitLoop) -> None:
-    """A batch's steps are over, and some were left out, or batches before it were: what that makes of the row."""
-    if loop.work.stepped:
-        loop.gradient_failed = False
-    if loop.work.failed:
-        skip_steps(loop)
-    if not loop.work.verdict.skip and not loop.gradient_failed:
-        loop.consecutive_skips = 0
-
-
 def skip_steps(loop: FitLoop) -> None:
     """Report the steps whose gradients were not finite; the batch counts as skipped where no other one was made.
 

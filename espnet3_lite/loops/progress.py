@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.distributed.vote import GO_ON, Verdict
+from espnet3_lite.distributed.vote import GO_ON
 from espnet3_lite.optim.slots import OptimizerSlot
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class EpochStage(str, Enum):
 
 
 #: Looked up once: before Python 3.12 an enumeration takes as long for it as a call does.
-_BATCHES, _BATCH_OPEN, _BATCHES_OVER = EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.BATCHES_OVER
+BATCHES, BATCH_OPEN, BATCHES_OVER = EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.BATCHES_OVER
 
 _WITHIN = (EpochStage.BATCHES, EpochStage.BATCH_OPEN, EpochStage.VALIDATION_DUE, EpochStage.BATCHES_OVER)
 
@@ -92,15 +92,9 @@ class Progress:
         """The epoch's last batch is counted, and the next epoch has not begun."""
         return self.epoch_ended or (self.is_last_batch and self.within_epoch and self.stage is not EpochStage.BATCHES)
 
-    def count_batch(self) -> None:
-        """The batch in work is over, but for its hooks and its validation."""
-        self.batches_seen += 1
-        self.batches_done += 1
-        self.stage = _BATCH_OPEN
-
     def after_validation(self) -> None:
         """The last batch's hooks and validation are over."""
-        self.stage = _BATCHES_OVER if self.is_last_batch else _BATCHES
+        self.stage = BATCHES_OVER if self.is_last_batch else BATCHES
 
     def count_on_axis(self) -> None:
         """Nothing more is logged for the last batch: the loggers' axis moves on, if it stepped."""
@@ -144,18 +138,13 @@ class BatchInWork:
     """
 
     batch: Any
-    index: int
-    turn = ""
-    logged: int
-    earlier: Sequence[tuple[Any, OptimizerSlot]]
     output: Any
+    turn, closes = "", False
+    earlier: Sequence[tuple[Any, OptimizerSlot]]
     steps: Sequence[tuple[Any, OptimizerSlot]]
     losses: Sequence[tuple[Any, OptimizerSlot]]
-    verdict: Verdict
-    closes = False
     closing: list[OptimizerSlot]
     stepped: list[OptimizerSlot]
-    stepped_by_hand: bool
     failed: Sequence[tuple[str, float]]
 
     def __init__(self) -> None:

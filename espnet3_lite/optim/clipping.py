@@ -65,14 +65,12 @@ def _with_dense_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torc
     found: list[torch.Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
+        if gradient is not None and gradient.is_sparse:
             parameter.grad = gradient = gradient.coalesce()
             values = gradient.values().detach()
             found.append(torch.empty_like(values))
             found[-1].grad = values
-        else:
+        elif gradient is not None:
             found.append(parameter)
     return found
 

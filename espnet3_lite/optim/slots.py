@@ -6,8 +6,6 @@ made in `trainer/setup.py`.
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -54,9 +52,6 @@ def named_steps(output: object) -> list[OptimizationStep] | None:
     return list(output) if isinstance(output, (list, tuple)) and all(map(is_step, output)) else None
 
 
-_REQUIRES_GRAD = operator.attrgetter("requires_grad")
-
-
 @dataclass(eq=False, slots=True)
 class OptimizerSlot:
     """An optimizer with its window: how many backward passes make one step, and how far the open window is.
@@ -87,9 +82,8 @@ class OptimizerSlot:
     open: bool = False
     #: False: the pending gradients are this rank's alone.
     synchronized: bool = True
-    #: The module's own `backward` propagates the loss, in its way; its own `optimizer_zero_grad` clears gradients.
+    #: The module's own `backward` propagates the loss, in its way.
     own_backward: bool = False
-    own_zero_grad: bool = False
     #: A step that returned None was told.
     warned_of_none: bool = False
     #: A loss was propagated.
@@ -114,7 +108,7 @@ class OptimizerSlot:
             MisconfigurationException: the loss reaches none of them.
         """
         parameters = parameters_of(self.optimizer)
-        frozen = list(itertools.filterfalse(_REQUIRES_GRAD, parameters))
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
         for parameter in frozen:  # as it may be since the forward pass; torch would refuse it among the inputs
             parameter.requires_grad_(True)
         try:
@@ -160,17 +154,11 @@ class OptimizerSlot:
             return 0.0
         algorithm, largest = settings.gradient_clip_algorithm, None
         if self.clips_by is None and value and algorithm != "value":
-            norm: Any = clip_gradients(self.optimizer, value, algorithm)
-            return float(norm)  # a CPU-GPU sync point, as the other one is
+            return float(clip_gradients(self.optimizer, value, algorithm))  # type: ignore[arg-type]  # it gives the norm
         if self.checks_gradients or (value and algorithm == "value"):
             largest = largest_gradient(parameters_of(self.optimizer))
         (self.clips_by or clip_gradients)(self.optimizer, value, algorithm)
         return 0.0 if largest is None else float(largest)
-
-    def weigh(self, loss: torch.Tensor, weight: float, window: int) -> torch.Tensor:
-        """A loss times its batch's weight, instead of its share in a window of so many batches."""
-        self.weight += weight
-        return loss * (weight * window)
 
     def divide_by_weight(self) -> None:
         """The window is full: its gradients become the weighted mean over its batches."""
@@ -262,10 +250,16 @@ def route(output: Any, slots: Mapping[str | None, OptimizerSlot], divisor: int) 
     """
     plain = slots.get(None)
     if plain is not None:
-        loss = output if isinstance(output, torch.Tensor) else _loss_in(output)
-        if loss is None:
+        loss = output if isinstance(output, torch.Tensor) else loss_of(output, otherwise="none at all")
+        if output is None or loss is None:
             plain.warn_of_none()
             return [(None, plain)]
+        if loss is not output and (is_step(output) or not isinstance(loss, torch.Tensor)):
+            raise MisconfigurationException(
+                f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with "
+                f"'loss', or None; got {_describe(output)}. `OptimizationStep` is for a configuration with named "
+                f"`optimizers`"
+            )
         if not (loss.requires_grad or plain.own_backward) or loss.numel() != 1 or loss.is_complex():
             raise _no_loss(loss, "the loss that training_step returned")
         return [(loss if divisor == 1 else loss / divisor, plain)]
@@ -313,21 +307,6 @@ def outputs_of(output: Any, steps: list[tuple[Any, OptimizerSlot]]) -> Any:
     if isinstance(output, Mapping):
         return {**output, "loss": loss}
     return map_tensors(output, lambda tensor: loss if tensor is own else tensor)
-
-
-def _loss_in(output: Any) -> torch.Tensor | None:
-    """The loss of a training step that returned something else than a tensor; None where there is nothing to train.
-
-    Raises:
-        MisconfigurationException: there is none in it.
-    """
-    loss = None if output is None else loss_of(output, otherwise="none at all")
-    if loss is not None and (is_step(output) or not isinstance(loss, torch.Tensor)):
-        raise MisconfigurationException(
-            f"the training step must return a tensor (no number, as from .item()), a dict or dataclass with 'loss', or "
-            f"None; got {_describe(output)}. `OptimizationStep` is for a configuration with named `optimizers`"
-        )
-    return loss
 
 
 def _no_loss(loss: Any, which: str) -> MisconfigurationException:

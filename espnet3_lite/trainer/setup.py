@@ -144,18 +144,10 @@ class RunPlan:
         """Gradients wait in a window, and must not be cleared. (By hand, a validation clears them, as in Lightning.)"""
         return self.automatic_optimization and any(slot.pending for slot in self.slots.values())
 
-    def leave_window(self) -> None:
-        """What comes next belongs to another window of the plain optimizer; a named one's goes on over epochs."""
-        if None in self.slots:
-            self.slots[None].open = False
-
     def slot_of(self, optimizer: torch.optim.Optimizer | ManualOptimizer) -> OptimizerSlot:
         """The slot of an optimizer, or of what stands for one."""
         optimizer = optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
-        for slot in self.slots.values():
-            if slot.optimizer is optimizer:
-                return slot
-        raise LookupError(f"{type(optimizer).__name__} is none of this run's optimizers")
+        return next(slot for slot in self.slots.values() if slot.optimizer is optimizer)
 
 
 def check_module(model: Any) -> LiteModule:
@@ -300,6 +292,5 @@ def configure_optimizers(
                 slot.clips_by = functools.partial(trainer.hook_calls.call_module, "configure_gradient_clipping")
         slot.checks_gradients = trainer.check_grad_finite or trainer.precision_plugin.scaler is not None
         slot.own_backward = "backward" in trainer.hook_calls.of_module
-        slot.own_zero_grad = "optimizer_zero_grad" in trainer.hook_calls.of_module
     attach_schedulers(schedulers, slots.values(), type(model).__name__)
     return slots, schedulers
