@@ -60,10 +60,11 @@ class ProgressBar(Callback):
         means = self._begin_means() if self._step_means is None else self._step_means
         values, seen = [], self._seen
         for entry in trainer.metrics.training.values():
-            steps_only = entry.on_step and not entry.on_epoch and entry.last is not None
-            if steps_only and entry.times != seen.get(entry.name):
-                seen[entry.name] = entry.times
-                values.append((entry.name, entry.last))
+            if entry.on_step and not entry.on_epoch and entry.last is not None:
+                name, times = entry.name, entry.times
+                if times != seen.get(name):
+                    seen[name] = times
+                    values.append((name, entry.last))
         means.take(values)
 
     # ---- on and off ------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class TQDMProgressBar(ProgressBar):
 
     def _move(self, bar: tqdm, done: int, pl_module: LiteModule | None = None) -> None:
         """After each batch: two comparisons, and one look at the clock where the bar moves."""
-        if not self.is_enabled or (done % self._refresh_rate and done != bar.total):
+        if done % self._refresh_rate and done != bar.total:
             return
         bar.n = done
         complete = done == bar.total and not _is_log(bar)  # a log's last line waits for the validation
@@ -261,7 +261,8 @@ class TQDMProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
-        self._move(self.val_progress_bar, batch_idx + 1)
+        if self.is_enabled:
+            self._move(self.val_progress_bar, batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Within a fit the training bar shows the new values."""
@@ -291,7 +292,8 @@ class TQDMProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
-        self._move(self.test_progress_bar, batch_idx + 1)
+        if self.is_enabled:
+            self._move(self.test_progress_bar, batch_idx + 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave it as it is."""
@@ -313,7 +315,8 @@ class TQDMProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch further."""
-        self._move(self.predict_progress_bar, batch_idx + 1)
+        if self.is_enabled:
+            self._move(self.predict_progress_bar, batch_idx + 1)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Leave it as it is."""

@@ -335,8 +335,9 @@ class FitLoop(Progress):
 
     def validate_if_due(self) -> None:
         """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
-        trainer, stopping = self.trainer, self.trainer.stopping
+        trainer = self.trainer
         if trainer.plan.validation.enabled:
+            stopping = trainer.stopping
             self.stage = EpochStage.VALIDATION_DUE
             if stopping.now:
                 return

@@ -54,7 +54,7 @@ class HookCalls:
         if not listeners:
             return None
         trainer = self.trainer
-        trainer.metrics.hook = hook = HOOK_OF[event]
+        trainer.metrics.hook = HOOK_OF[event]
         response = None
         for listener in listeners:
             try:
@@ -62,7 +62,7 @@ class HookCalls:
             except StopTrainingError as error:
                 # With several ranks, one alone must not leave what the others are in the middle of: it waits for the
                 # next vote. And where the hook tells what has happened, the other listeners are told as well.
-                if not HOOKS[hook].waits and trainer.world_size == 1:
+                if not HOOKS[HOOK_OF[event]].waits and trainer.world_size == 1:
                     raise
                 response = None
                 trainer.stopping.note(error)

@@ -128,8 +128,9 @@ class Stopping:
     def after_batch(self) -> bool:
         """No further batch of this epoch: a limit is reached, a signal came, or somebody wanted to stop."""
         limit = self.trainer.max_steps
-        limit_is_reached = limit != -1 and self.trainer.fit_loop.global_step >= limit
-        return limit_is_reached or self.now or (self.agreed and self.allowed)
+        return (
+            (limit != -1 and self.trainer.fit_loop.global_step >= limit) or self.now or (self.agreed and self.allowed)
+        )
 
     def limit_is_reached(self) -> bool:
         """No further epoch: a limit is reached, which is said, or somebody wanted to stop."""
