@@ -50,7 +50,7 @@ class RankLoader:
         gave_batches: The rank has had batches of its own in some epoch; who iterates over it says so.
         step_size: Items (samples, or whole batches) of a step over all ranks.
         position: How many of the epoch's items are left out.
-        limit: No batch after so many of the epoch is read ahead.
+        limit: How many batches of the epoch are given; none after them is read ahead.
         copy: Begins to copy a batch to the device, one ahead of the step; None: batches are given as they were read.
         random_state: What this process's generators were like before the batch that was read ahead; None where no
             batch is.

@@ -5,7 +5,6 @@ When a fit validates is here too.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -185,7 +184,7 @@ class EvaluationLoop:
         if count == 0:
             return outputs
         batch_idx = -1
-        for batch_idx, batch in enumerate(itertools.islice(iter(loader), None if count == math.inf else int(count))):
+        for batch_idx, batch in enumerate(loader):
             if breaks_off and signals.received is not None:
                 raise ValidationBrokenOff
             if transfer is not None:

@@ -331,8 +331,6 @@ class FitLoop(Progress):
         if monitors:
             trainer.call("on_train_batch_end:monitoring", outputs, work.batch, work.index)
 
-    # ---- validation ------------------------------------------------------------------------------------------------
-
     def validate_if_due(self) -> None:
         """Validate after this batch if the settings say so; where the run ends before, the resumed run validates."""
         trainer = self.trainer
