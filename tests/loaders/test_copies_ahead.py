@@ -256,3 +256,18 @@ def test_a_run_goes_on_behind_the_batch_that_was_trained(notes, tmp_path):
     assert "side copied" in notes
     trainer_of().fit(Model(notes), loader, ckpt_path=tmp_path / "0-1.ckpt")
     assert [note for note in notes if note.startswith("step ")] == STEPS
+
+
+class Sums(Model):
+    def training_step(self, batch, batch_idx):
+        self.notes.append((batch_idx, batch.flatten().tolist()))
+        return (self.weight * batch).sum()
+
+
+def test_a_resumed_run_whose_steps_take_more_samples_reads_ahead_to_its_own_epochs_end(tmp_path, notes):
+    """As it is with more ranks: three batches of one sample are over, and two of two samples are left, not one."""
+    data = torch.arange(7.0).tolist()
+    trainer_of(callbacks=[Save(tmp_path)], max_steps=3).fit(Sums([]), DataLoader(data, num_workers=1))
+    module = Sums([])
+    trainer_of().fit(module, DataLoader(data, batch_size=2, num_workers=1), ckpt_path=tmp_path / "0-2.ckpt")
+    assert module.notes == [(2, [3.0, 4.0]), (3, [5.0, 6.0])]
