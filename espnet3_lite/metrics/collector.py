@@ -36,7 +36,9 @@ class Metrics:
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        #: The hook that runs now: decides the defaults of `log`, and whether it is allowed.
+        #: The hook that runs now: decides the defaults of `log`, and whether it is allowed. Whoever enters users' code
+        #: sets it: `HookCalls` for hooks; for steps the loops, by a plain store, since a call would cost in each batch;
+        #: and what has called a hook within a step (by hand, in a closure) sets the step's again.
         self.hook = "no hook"
         self.clear()
 
