@@ -80,4 +80,4 @@ def _is_plain(value: Any) -> bool:
         return value.dim() == 1 and not value.is_floating_point() and len(value) < _MOST_ITEMS
     if isinstance(value, numpy.ndarray):
         return value.ndim == 1 and value.dtype.kind in "iu" and len(value) < _MOST_ITEMS
-    return isinstance(value, (int, str))
+    return isinstance(value, (int, str, numpy.integer))

@@ -355,7 +355,8 @@ class Bucketed(Sampler):
     def __init__(self, kind):
         buckets = [list(range(start, min(start + 3, COUNT))) for start in range(0, COUNT, 3)]
         self.kind, self.epochs = kind, 0
-        self.batches = {"lists": buckets, "array": np.arange(COUNT), "tensor": torch.arange(COUNT)}.get(kind)
+        numbers = {"numbers": list(np.arange(COUNT)), "array": np.arange(COUNT), "tensor": torch.arange(COUNT)}
+        self.batches = {"lists": buckets, **numbers}.get(kind)
 
     def __len__(self):
         return BATCHES if self.kind in ("lists", "count") else COUNT
@@ -372,12 +373,12 @@ class Bucketed(Sampler):
             np.random.shuffle(self.batches)
             return iter(self.batches.tolist())
         random.shuffle(self.batches)
-        for batch in self.batches:
+        for batch in self.batches if self.kind == "lists" else ():
             random.shuffle(batch)
         return iter(self.batches)
 
 
-@pytest.mark.parametrize("kind", ["lists", "array", "tensor", "count"])
+@pytest.mark.parametrize("kind", ["lists", "numbers", "array", "tensor", "count"])
 def test_what_a_sampler_shuffles_in_place_goes_on(kind, tmp_path):
     batched = "batch_sampler" if kind in ("lists", "count") else "sampler"
     size = {} if batched == "batch_sampler" else {"batch_size": SIZE}
