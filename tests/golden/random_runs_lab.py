@@ -1,8 +1,8 @@
 """Random runs, by Lightning and by this package: hooks, logged values, weights, files and states, side by side.
 
 ``python tests/golden/random_runs_lab.py FIRST LAST``, in an environment with Lightning 2.6.6: seeds FIRST to LAST - 1.
-Each seed draws data, a module, a trainer's settings, callbacks and what follows the fit. The last line is JSON, how many
-runs had which trait. The first difference ends it, with both sides' lines around it. What differs on purpose (see
+Each seed draws data, a module, a trainer's settings, callbacks and what follows the fit. The last line is JSON, how
+many runs had which trait. The first difference ends it, with both sides' lines around it. What differs on purpose (see
 ``docs/differences.md``) is not drawn, or is left out in `comparable`.
 """
 
@@ -87,7 +87,7 @@ def drawn(seed):
     case["callbacks"] = callbacks(chance, case)
     stops = chance.random() < 0.25 and not case["resume"]
     case["stop"] = chance.choice(STOPS) if stops else None
-    ends = chance.random() < 0.1 and case["scheduler"] is None and not case["resume"] and not stream
+    ends = chance.random() < 0.4 and case["scheduler"] is None and not case["resume"] and not stream
     case["ends_epoch"] = chance.choice([(0, 2), (1, 0), (1, 1)]) if ends else None
     if any(log["hook"] == "on_train_batch_start" for log in case["logs"]):
         case["ends_epoch"] = None
