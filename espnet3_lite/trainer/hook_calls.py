@@ -45,7 +45,7 @@ class HookCalls:
             self.listeners[event] = bound + ([self.of_module[event]] if event in self.of_module else [])
 
     def call(self, event: str, *args: Any) -> Any:
-        """Call a hook. Returns what the module's hook returned.
+        """Call a hook. Returns what the last listener returned: the module, where it has the hook.
 
         Raises:
             StopTrainingError: a listener raised it, and nothing forbids to leave this place at once.
@@ -66,7 +66,7 @@ class HookCalls:
                     raise
                 response = None
                 trainer.stopping.note(error)
-        return response if event in self.of_module else None
+        return response
 
     def call_module(self, hook: str, *args: Any) -> Any:
         """Call a hook of the module alone, of which it returns what it returned."""
