@@ -1,16 +1,24 @@
-"""Runs with random settings, modules, callbacks and calls: each by Lightning itself and by this package."""
+"""Runs with random settings, modules, callbacks and calls: each by Lightning, or ESPnet3, itself and by this package."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-LAB = Path(__file__).parents[1] / "golden" / "random_runs_lab.py"
+LABS = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.reference
 def test_random_runs_are_lightnings(lightning):
-    traits = json.loads(lightning.run(LAB, 0, 250).stdout.splitlines()[-1])
+    traits = json.loads(lightning.run(LABS / "random_runs_lab.py", 0, 250).stdout.splitlines()[-1])
     rare = ("manual", "resume", "data_module", "metric", "ends_epoch", "stop", "ReduceLROnPlateau", "EarlyStopping",
             "ModelCheckpoint", "LearningRateMonitor", "accumulate_grad_batches", "val_check_interval")  # fmt: skip
+    assert all(traits[trait] >= 10 for trait in rare), traits
+
+
+@pytest.mark.reference
+def test_random_recipes_are_espnet3s(lightning):
+    traits = json.loads(lightning.run(LABS / "random_recipes_lab.py", 0, 150).stdout.splitlines()[-1])
+    rare = ("named", "nan", "batch_norm", "val_check_interval", "accumulate_grad_batches", "gradient_clip_val", "NoamLR",
+            "ReduceLROnPlateau", "CosineAnnealingWarmupRestarts", "WarmupLR", "StepLR")  # fmt: skip
     assert all(traits[trait] >= 10 for trait in rare), traits
