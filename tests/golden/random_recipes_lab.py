@@ -1,8 +1,8 @@
 """Random ESPnet3 configurations, trained by ESPnet3 under Lightning and by this package: every batch, rate and weight.
 
-``python tests/golden/random_recipes_lab.py FIRST LAST``, in an environment with espnet 202611 and Lightning 2.6.6: seeds
-FIRST to LAST - 1. The last line is JSON, how many runs had which trait; the first difference ends it. What differs on
-purpose (``docs/differences.md``) is not drawn: with named optimizers, accumulation and both trained by one batch.
+``python tests/golden/random_recipes_lab.py FIRST LAST``, in an environment with espnet 202611 and Lightning 2.6.6:
+seeds FIRST to LAST - 1. The last line is JSON, how many runs had which trait; the first difference ends it. What
+differs on purpose (``docs/differences.md``) is not drawn: with named optimizers, accumulation, and a batch for both.
 """
 
 import collections

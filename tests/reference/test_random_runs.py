@@ -1,4 +1,4 @@
-"""Runs with random settings, modules, callbacks and calls: each by Lightning, or ESPnet3, itself and by this package."""
+"""Runs with random settings, modules, callbacks and calls: each by Lightning or ESPnet3 and by this package."""
 
 import json
 from pathlib import Path
@@ -19,6 +19,6 @@ def test_random_runs_are_lightnings(lightning):
 @pytest.mark.reference
 def test_random_recipes_are_espnet3s(lightning):
     traits = json.loads(lightning.run(LABS / "random_recipes_lab.py", 0, 150).stdout.splitlines()[-1])
-    rare = ("named", "nan", "batch_norm", "val_check_interval", "accumulate_grad_batches", "gradient_clip_val", "NoamLR",
-            "ReduceLROnPlateau", "CosineAnnealingWarmupRestarts", "WarmupLR", "StepLR")  # fmt: skip
+    rare = ("named", "nan", "batch_norm", "val_check_interval", "accumulate_grad_batches", "gradient_clip_val",
+            "NoamLR", "ReduceLROnPlateau", "CosineAnnealingWarmupRestarts", "WarmupLR", "StepLR")  # fmt: skip
     assert all(traits[trait] >= 10 for trait in rare), traits
