@@ -7,6 +7,8 @@
 - ``ESPNET3_LITE_PACKAGES_PYTHON``: one with Lightning 2.6.6, scvi-tools and rl4co: packages that train with it.
 - ``ESPNET3_LITE_PIPELINES_PYTHON``: one with torchvision, datasets, transformers, webdataset and lhotse, for where
   people's data comes from.
+- ``ESPNET3_LITE_SPEECH_PYTHON``: one with Lightning 2.6.6, descript-audio-codec, encodec, vocos, parallel_wavegan and
+  dvclive; ``ESPNET3_LITE_NEMO_PYTHON``: one with NeMo and the Lightning 2.4 that it wants: what speech is trained with.
 """
 
 import os
@@ -62,3 +64,13 @@ def packages():
 @pytest.fixture(scope="session")
 def pipelines():
     return _reference("ESPNET3_LITE_PIPELINES_PYTHON", "torchvision, datasets, transformers, webdataset and lhotse")
+
+
+@pytest.fixture(scope="session")
+def speech():
+    return _reference("ESPNET3_LITE_SPEECH_PYTHON", "Lightning 2.6.6, GAN codecs and vocoders, and dvclive")
+
+
+@pytest.fixture(scope="session")
+def nemo():
+    return _reference("ESPNET3_LITE_NEMO_PYTHON", "nemo_toolkit[asr] and Lightning 2.4")
