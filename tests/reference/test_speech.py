@@ -15,7 +15,7 @@ def _result(reference, side, case, folder):
     return json.loads(line.removeprefix("RESULT "))
 
 
-def _check(reference, case, tmp_path):
+def _check(reference, case, tmp_path, saved_at=7):
     theirs, ours = (_result(reference, side, case, tmp_path / side) for side in ("lightning", "ours"))
     assert len(theirs["losses"]) == 12 and theirs["metrics"]
     for part in ("steps", "losses", "weights"):
@@ -24,7 +24,7 @@ def _check(reference, case, tmp_path):
     cut = reference.run(PROGRAMS, "cut", case, tmp_path / "run", check=False)
     assert cut.returncode == -9, cut.stderr
     resumed = _result(reference, "resumed", case, tmp_path / "run")
-    assert resumed["losses"] == ours["losses"][7:] and resumed["weights"] == ours["weights"]
+    assert resumed["losses"] == ours["losses"][saved_at:] and resumed["weights"] == ours["weights"]
     return theirs["files"], ours["files"]
 
 
@@ -39,6 +39,6 @@ def test_dvclives_logger_writes_the_same_files(speech, tmp_path):
 
 
 def test_nemos_exp_manager_saves_the_same_files_and_goes_on_by_itself(nemo, tmp_path):
-    theirs, ours = _check(nemo, "nemo", tmp_path)
+    theirs, ours = _check(nemo, "nemo", tmp_path, saved_at=6)  # at the epoch's end
     saved = [[name for name in names if name.endswith(".ckpt")] for names in (theirs, ours)]
     assert saved[0] == saved[1] and len(saved[0]) == 3
