@@ -67,11 +67,13 @@ class RankStore:
         key, pause = self._key(f"meeting {self._meetings}"), 0.0005
         self._store.add(key, 1)
         while self._store.add(key, 0) < self.world_size:
-            if failure := self.failure():
+            failure, saving = self.failure(), self._store.check([self._key(f"save {self._saves + 1}")])
+            if self._store.add(key, 0) >= self.world_size:
+                return  # who failed, or saves, has been here, and gone on
+            if failure:
                 where = f"all ranks at {name or 'a barrier'}"
                 raise OtherRankError(f"{failure}\nRank {self.rank}, which waited for {where}, ends with it.")
-            saving = self._store.check([self._key(f"save {self._saves + 1}")])
-            if saving and self._store.add(key, 0) < self.world_size:  # else that rank has been here, and gone on
+            if saving:
                 parted()
             time.sleep(pause)  # signal handlers run here, as they do not in a collective
             pause = min(2 * pause, 0.1)

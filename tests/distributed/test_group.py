@@ -47,3 +47,32 @@ def test_one_process_was_restarted_if_torchrun_says_so(monkeypatch):
     assert not rank.times_restarted()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert rank.times_restarted() == 1
+
+
+class Between(group.dist.HashStore):
+    """A store in which another rank comes, goes on and fails between two looks of the rank that waits."""
+
+    def check(self, keys):
+        if self.other is not None:
+            other, self.other = self.other, None
+            other()
+        return super().check(keys)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_rank_that_failed_after_a_meeting_was_there(comes):
+    store = Between()
+    waits, fails = (group.RankStore(store, rank, 2) for rank in range(2))
+
+    def other():
+        if comes:
+            fails.meet("a barrier", parted=pytest.fail)
+        fails.report_failure("rank 1 ended")
+
+    store.other = other
+    if comes:
+        waits.meet("a barrier", parted=pytest.fail)
+    else:
+        with pytest.raises(group.OtherRankError, match="rank 1 ended\nRank 0, which waited for all ranks at a barrier"):
+            waits.meet("a barrier", parted=pytest.fail)
+    assert waits.failure() == "rank 1 ended"
