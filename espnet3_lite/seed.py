@@ -283,7 +283,8 @@ _Place: TypeAlias = tuple[object, ...]
 def _holds_nothing(part: Any) -> bool:
     """A container of plain values and tensors, such as a list of 60 batches of two; a class that is not the user's."""
     if isinstance(part, type):
-        return part.__module__.startswith(_NOT_THE_USERS)
+        home = getattr(part, "__module__", None)  # a class of a C++ library may name none
+        return not isinstance(home, str) or home.startswith(_NOT_THE_USERS)
     if type(part) not in _ROWS or len(part) > _MOST_ITEMS:
         return False
     return _PLAIN.issuperset(map(type, part.values() if isinstance(part, dict) else part))

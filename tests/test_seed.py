@@ -187,3 +187,17 @@ def test_own_generators_are_a_part_of_the_random_state():
     restore_random_state(state, {**own, "elsewhere": random.Random()})
     assert (number(own["data.rng"]), random.random()) == drawn
     assert "own" not in collect_random_state()
+
+
+def test_a_class_that_names_no_module_is_not_looked_through():
+    """Such as a library's of another language."""
+
+    class Nameless(type):
+        @property
+        def __module__(cls):
+            raise AttributeError("__module__")
+
+    made = Nameless("Made", (), {})
+    with pytest.raises(AttributeError):
+        made.__module__  # noqa: B018
+    assert list(seed.generators_in({"data": types.SimpleNamespace(kind=made, rng=random.Random(1))})) == ["data.rng"]
