@@ -337,3 +337,10 @@ def test_few_frames_lie_between_fit_and_the_optimizers_step():
         ("trainer.py", "_run"),
     )
     assert len(stack) <= 4 and len({file for file, _ in stack}) <= 2
+
+
+def test_a_trainer_is_nowhere_untyped():
+    untyped = [
+        name for name, path in SOURCES.items() if re.search(r"\btrainer: Any\b", path.read_text(encoding="utf-8"))
+    ]
+    assert untyped == []

@@ -16,6 +16,7 @@ from espnet3_lite.trainer.settings import SETTINGS
 
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop
+    from espnet3_lite.trainer.trainer import Trainer
 
 _LOADERS = "`trainer.train_dataloader` and `trainer.val_dataloaders` are those in use; others are given to `fit`"
 _VALUES = "`trainer.callback_metrics` and `trainer.logged_metrics` have the values"
@@ -63,7 +64,7 @@ def look_up(where: str) -> Callable[[Any, str], Any]:
     return __getattr__
 
 
-def warn_of_unread(trainer: Any, name: str) -> None:
+def warn_of_unread(trainer: Trainer, name: str) -> None:
     """An attribute is set on a trainer that is no setting: of one that somebody might expect to be read it is told."""
     if "plan" not in vars(trainer) or name in vars(trainer) or hasattr(type(trainer), name):
         return
@@ -72,18 +73,18 @@ def warn_of_unread(trainer: Any, name: str) -> None:
         rank_zero_warn(f"trainer.{name} is no setting, and nothing here reads it{instead}")
 
 
-def ckpt_path_of(trainer: Any) -> Any:
+def ckpt_path_of(trainer: Trainer) -> Any:
     """The checkpoint that the present or last call started from, or what was set since; None where there is none."""
     return vars(trainer).get("_ckpt_path")
 
 
-def set_ckpt_path(trainer: Any, path: Any) -> None:
+def set_ckpt_path(trainer: Trainer, path: Any) -> None:
     """``trainer.ckpt_path = ...``: calls start from it that name no other checkpoint, as under Lightning."""
     if trainer.state.stage is None or path != ckpt_path_of(trainer):  # a hook that hands it round changes nothing
         vars(trainer).update(_ckpt_path=path, _path_was_set=bool(path))
 
 
-def path_for(trainer: Any, fn: str, given: Any) -> Any:
+def path_for(trainer: Trainer, fn: str, given: Any) -> Any:
     """What a call starts from.
 
     Args:
@@ -164,7 +165,7 @@ def set_epoch_loop(loop: FitLoop, given: Any) -> NoReturn:
     )
 
 
-def accelerator_connector_of(trainer: Any) -> Any:
+def accelerator_connector_of(trainer: Trainer) -> Any:
     """What Optuna's pruning callback, made for Lightning, asks of a trainer: whether there are several ranks."""
     return SimpleNamespace(is_distributed=trainer.world_size > 1)
 
@@ -176,7 +177,7 @@ class LoggerConnector:
         trainer: Whose loggers.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     def configure_logger(self, logger: Any) -> None:
