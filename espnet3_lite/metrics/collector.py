@@ -81,11 +81,12 @@ class Metrics:
                 logged_value.check_weight(name, batch_size)
         elif entry.on_epoch and entry.reduce == "mean":
             batch_size = self.batch_size
-        if arguments.sync_dist and entry.on_step and self.active is self.training:
-            # Collective: all ranks run the same training step. Their evaluation batches may differ in number.
-            number = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
         self.touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
         entry.update(number, 1 if batch_size is None else batch_size, dtype)
+        if arguments.sync_dist and entry.on_step and self.active is self.training and not arguments.rank_zero_only:
+            # Collective: all ranks run the same training step. Their evaluation batches may differ in number. The
+            # epoch's sum stays this rank's own, which is reduced at the epoch's end.
+            entry.last = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
         """A new value; or one that is `known` by the same arguments, in other words."""

@@ -22,6 +22,7 @@ OTHERS = [
     "saved_in_background",
     "nan_weight",
     "evaluated_streams",
+    "synced_at_once",
     "swa_of_seven_batches",
 ]
 RANKS = Ranks("rank_cases", *EQUAL, *UNEVEN, *OTHERS)
@@ -204,6 +205,16 @@ def test_a_value_logged_with_sync_dist_is_every_ranks_mean(two):
     for result in two:
         for name in ("train/loss_step", "train/loss_epoch"):
             assert result["plain"]["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-12)
+
+
+def test_what_a_step_reduces_at_once_is_reduced_once_in_the_epochs_value(two):
+    """Three batches. Rank 0 logs 0, 1, 2 with weight 1, rank 1 logs 10, 11, 12 with weight 3."""
+    for result in two:
+        metrics = result["synced_at_once"]["metrics"]
+        assert {name: metrics[f"{name}_step"] for name in ("mean", "sum", "min")} == {"mean": 7, "sum": 14, "min": 2}
+        assert {name: metrics[name] for name in ("mean", "sum", "min")} == {"mean": 8.5, "sum": 36, "min": 0}
+    assert two[0]["synced_at_once"]["metrics"]["zero"] == two[0]["synced_at_once"]["metrics"]["zero_step"] == 5
+    assert "zero" not in two[1]["synced_at_once"]["metrics"]
 
 
 def test_a_weight_that_is_no_number_skips_the_batch(two):

@@ -103,6 +103,18 @@ class Plain(LiteModule):
         return torch.optim.AdamW(self.parameters(), lr=0.02)
 
 
+class SyncedAtOnce(Plain):
+    """Each rank logs its own number and weight, reduced over the ranks in the step and over the epoch."""
+
+    def training_step(self, batch, batch_idx):
+        rank, _ = rank_and_size()
+        for reduce_fx in ("mean", "sum", "min"):
+            both = {"on_step": True, "on_epoch": True, "sync_dist": True, "batch_size": 1 + 2 * rank}
+            self.log(reduce_fx, 10.0 * rank + batch_idx, reduce_fx=reduce_fx, **both)
+        self.log("zero", 5.0 + rank, on_step=True, on_epoch=True, sync_dist=True, rank_zero_only=True)
+        return super().training_step(batch, batch_idx)
+
+
 class Manual(Plain):
     """Two optimizers, stepped by the module itself."""
 
@@ -149,6 +161,10 @@ class ThawsItself(Module):
 
 def plain():
     return fit(Plain(), count=24)
+
+
+def synced_at_once():
+    return fit(SyncedAtOnce(), count=24, max_epochs=1)
 
 
 def manual():
