@@ -139,7 +139,7 @@ class LiteModule(ModuleHooks, HyperparametersMixin, nn.Module):
             on_epoch: Log the mean over the epoch. By default the opposite. With both, `name_step` and `name_epoch`.
             reduce_fx: How an epoch's values become one: ``mean`` (weighted by batch size), ``sum``, ``min``, ``max``.
             enable_graph: Keep the value's graph (it is detached otherwise).
-            sync_dist: Reduce a step's value over the ranks at once. (Means over an epoch always are reduced.)
+            sync_dist: Reduce a training step's value over the ranks at once. (Means over an epoch always are reduced.)
             add_dataloader_idx: Append ``/dataloader_idx_N``, or a dict's key, where there are several loaders.
             batch_size: The weight in an epoch's mean; taken from the batch by default.
             metric_attribute: Kept for Lightning's sake; not needed.

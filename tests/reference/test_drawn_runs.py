@@ -17,6 +17,16 @@ def test_random_runs_are_lightnings(lightning):
 
 
 @pytest.mark.reference
+def test_random_runs_of_two_ranks_are_lightnings(lightning):
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
+    done = lightning.run(*torchrun, LABS / "random_ranks_lab.py", 0, 120)
+    traits = json.loads(done.stdout.splitlines()[-1])
+    rare = ("manual", "resume", "data_module", "metric", "stop", "EarlyStopping", "ModelCheckpoint", "logs",
+            "LearningRateMonitor", "accumulate_grad_batches", "ddp", "ddp_find_unused_parameters_true")  # fmt: skip
+    assert all(traits[trait] >= 10 for trait in rare), traits
+
+
+@pytest.mark.reference
 def test_random_recipes_are_espnet3s(lightning):
     traits = json.loads(lightning.run(LABS / "random_recipes_lab.py", 0, 150).stdout.splitlines()[-1])
     rare = ("named", "nan", "batch_norm", "val_check_interval", "accumulate_grad_batches", "gradient_clip_val",
