@@ -79,7 +79,12 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
         "train_data": data.state_dict() if data.loader is not None else data.resume_state,
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective
         "optimizers": [
-            {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
+            {
+                "name": slot.name,
+                **slot.state_dict(),
+                "gradients": _pending_gradients(trainer, slot),
+                "held": {key: held.state_dict() for key, held in _held_by(slot.optimizer).items()},
+            }
             for slot in trainer.plan.slots.values()
         ],
         "configured": trainer.plan.configured,
@@ -232,8 +237,9 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         states = [states[order.index(name)] for name in trainer.plan.slots]
         known = ours.get("configured", [])
         ours["configured"] = known and [known[order.index(name)] for name in trainer.plan.slots]
-    for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        trainer.strategy.load_optimizer_state_dict(optimizer, state)
+    held = {state["name"] or index: state.get("held", {}) for index, state in enumerate(ours.get("optimizers", ()))}
+    for index, (slot, state) in enumerate(zip(trainer.plan.slots.values(), states, strict=True)):
+        _load_optimizer(trainer, slot.optimizer, state, held.get(slot.name or index, {}))
     names = ours.get("scheduler_names")
     if names and len(set(names)) == len(names):  # schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}
@@ -245,6 +251,22 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     counts = zip(ours.get("scheduler_versions", ()), ours.get("scheduler_waits", ()), strict=True)
     for config, (version, waits) in zip(configs, counts, strict=False):  # Lightning's files hold none
         config.seen_version, config.waits = version, waits
+
+
+def _held_by(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """The optimizers that one keeps as attributes, as SAM and Lookahead do: not all of them save these themselves."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, Optimizer)}
+
+
+def _load_optimizer(trainer: Trainer, optimizer: Optimizer, state: Any, held: dict[str, Any]) -> None:
+    """Load an optimizer and those that it keeps. The state or groups that they share are shared again afterwards."""
+    inner, parts = _held_by(optimizer), ("state", "param_groups")
+    shared = [(one, part) for one in inner.values() for part in parts if getattr(one, part) is getattr(optimizer, part)]
+    trainer.strategy.load_optimizer_state_dict(optimizer, state)
+    for name in inner.keys() & held.keys():
+        trainer.strategy.load_optimizer_state_dict(inner[name], held[name])
+    for one, part in shared:
+        setattr(one, part, getattr(optimizer, part))
 
 
 def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:

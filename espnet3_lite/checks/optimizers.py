@@ -153,6 +153,13 @@ def look_at_weights(trainer: Trainer) -> None:
     Collective: all ranks end an epoch. The sums are those of the numbers' bits, which no order of adding changes.
     """
     _warn_of_late_parameters(trainer)
+    loop, by_hand = trainer.fit_loop, not trainer.plan.automatic_optimization
+    if by_hand and trainer.plan.slots and loop.epoch == loop.global_step == 0 and loop.batches_done:
+        rank_zero_warn(
+            f"manual optimization: in {loop.batches_done} batches no `step()` of what self.optimizers() gives was "
+            f"called, so that `global_step` is 0, and no checkpoint is saved. A step by another method (SAM's "
+            f"`first_step`), or of an optimizer that configure_optimizers did not return, is not counted"
+        )
     if trainer.world_size == 1 or trainer.strategy.name != "ddp":
         return
     named = trainer.lightning_module.named_parameters()

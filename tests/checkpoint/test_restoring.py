@@ -277,6 +277,51 @@ def test_what_a_scheduler_has_seen_and_waits_for_comes_to_the_one_of_the_same_op
         "scheduler_waits": [True, False],
     }
     checkpoint = {"optimizer_states": [], "lr_schedulers": states, "loops": {"espnet3_lite": ours}}
-    run_state._restore_optimizers(SimpleNamespace(optimizers=[], lr_scheduler_configs=[a, b]), checkpoint)
+    here = SimpleNamespace(optimizers=[], plan=SimpleNamespace(slots={}), lr_scheduler_configs=[a, b])
+    run_state._restore_optimizers(here, checkpoint)
     assert (b.scheduler.last_epoch, b.seen_version, b.waits) == (5, 50, True)
     assert (a.scheduler.last_epoch, a.seen_version, a.waits) == (7, 70, False)
+
+
+class Holding(torch.optim.Optimizer):
+    """Steps by an optimizer of its own, with the same groups, as SAM's usual form; only the inner one has a state."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1, "momentum": 0.9})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+
+
+class SharingState(Holding):
+    """Has the inner one's state too, as Lookahead."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.state = self.base_optimizer.state
+
+
+@pytest.mark.parametrize("optimizer", [Holding, SharingState])
+def test_an_optimizer_within_an_optimizer_goes_on(optimizer, tmp_path):
+    """It began anew, in silence: its momentum was lost, and it no longer followed the rate of a scheduler."""
+
+    class Held(Line):
+        def configure_optimizers(self):
+            whole = optimizer(self.parameters())
+            return [whole], [{"scheduler": torch.optim.lr_scheduler.StepLR(whole, 1), "interval": "step"}]
+
+    def run(steps, ckpt_path=None):
+        torch.manual_seed(0)
+        module = Held()
+        trainer = quiet_trainer(max_steps=steps)
+        trainer.fit(module, [torch.ones(2, 1)] * 6, ckpt_path=ckpt_path)
+        return module.layer.weight.item(), trainer
+
+    whole, _ = run(6)
+    _, cut = run(3)
+    cut.save_checkpoint(tmp_path / "cut.ckpt")
+    resumed, trainer = run(6, tmp_path / "cut.ckpt")
+    assert resumed == whole
+    assert trainer.optimizers[0].base_optimizer.param_groups is trainer.optimizers[0].param_groups

@@ -207,3 +207,25 @@ def test_manual_backward_calls_the_modules_own_backward():
     fit(module, limit_train_batches=1)
     assert module.given == ({"retain_graph": True}, {})
     assert module.first.bias.item() == pytest.approx(before - 6.0)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_steps_that_nobody_counts_are_told(counted, recwarn):
+    """SAM's `first_step` and `second_step`, say: no step, so no checkpoint either, and nothing said so."""
+
+    class Own(torch.optim.SGD):
+        def second_step(self):
+            self.step()
+
+    class Steps(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            self.manual_backward(self.first(batch).sum())
+            optimizer.step() if counted else optimizer.second_step()
+
+        def configure_optimizers(self):
+            return Own(self.first.parameters(), lr=0.1)
+
+    trainer = fit(Steps())
+    told = [str(warning.message) for warning in recwarn if "manual optimization: in 2 batches" in str(warning.message)]
+    assert (trainer.global_step, len(told)) == ((2, 0) if counted else (0, 1))
