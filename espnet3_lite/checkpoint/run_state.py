@@ -23,6 +23,7 @@ from espnet3_lite.trainer.states import RunningStage
 from espnet3_lite.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
+    from espnet3_lite.optim.slots import OptimizerSlot
     from espnet3_lite.trainer.trainer import Trainer
 
 
@@ -79,12 +80,7 @@ def _dump_ours(trainer: Trainer) -> dict[str, Any]:
         "train_data": data.state_dict() if data.loader is not None else data.resume_state,
         "metrics": trainer.strategy.gather_objects(trainer.metrics.state_dict(_validates_anew(trainer))),  # collective
         "optimizers": [
-            {
-                "name": slot.name,
-                **slot.state_dict(),
-                "gradients": _pending_gradients(trainer, slot),
-                "held": {key: held.state_dict() for key, held in _held_by(slot.optimizer).items()},
-            }
+            {"name": slot.name, **slot.state_dict(), "gradients": _pending_gradients(trainer, slot)}
             for slot in trainer.plan.slots.values()
         ],
         "configured": trainer.plan.configured,
@@ -239,7 +235,7 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         ours["configured"] = known and [known[order.index(name)] for name in trainer.plan.slots]
     held = {state["name"] or index: state.get("held", {}) for index, state in enumerate(ours.get("optimizers", ()))}
     for index, (slot, state) in enumerate(zip(trainer.plan.slots.values(), states, strict=True)):
-        _load_optimizer(trainer, slot.optimizer, state, held.get(slot.name or index, {}))
+        _load_optimizer(trainer, slot, state, held.get(slot.name or index, {}))
     names = ours.get("scheduler_names")
     if names and len(set(names)) == len(names):  # schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}
@@ -253,20 +249,15 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         config.seen_version, config.waits = version, waits
 
 
-def _held_by(optimizer: Optimizer) -> dict[str, Optimizer]:
-    """The optimizers that one keeps as attributes, as SAM and Lookahead do: not all of them save these themselves."""
-    return {name: value for name, value in vars(optimizer).items() if isinstance(value, Optimizer)}
-
-
-def _load_optimizer(trainer: Trainer, optimizer: Optimizer, state: Any, held: dict[str, Any]) -> None:
+def _load_optimizer(trainer: Trainer, slot: OptimizerSlot, state: Any, held: Mapping[str, Any]) -> None:
     """Load an optimizer and those that it keeps. The state or groups that they share are shared again afterwards."""
-    inner, parts = _held_by(optimizer), ("state", "param_groups")
-    shared = [(one, part) for one in inner.values() for part in parts if getattr(one, part) is getattr(optimizer, part)]
-    trainer.strategy.load_optimizer_state_dict(optimizer, state)
-    for name in inner.keys() & held.keys():
+    whole, inner, parts = slot.optimizer, slot.held, ("state", "param_groups")
+    shared = [(one, part) for one in inner.values() for part in parts if getattr(one, part) is getattr(whole, part)]
+    trainer.strategy.load_optimizer_state_dict(whole, state)
+    for name in [name for name in inner if name in held]:
         trainer.strategy.load_optimizer_state_dict(inner[name], held[name])
     for one, part in shared:
-        setattr(one, part, getattr(optimizer, part))
+        setattr(one, part, getattr(whole, part))
 
 
 def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:

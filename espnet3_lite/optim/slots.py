@@ -174,12 +174,18 @@ class OptimizerSlot:
         if self.scaling == "true":
             self.scaling = "stepped"
 
-    def state_dict(self) -> dict[str, float]:
-        """The counters."""
-        return {"update_step": self.update_step, "pending": self.pending, "weight": self.weight}
+    @property
+    def held(self) -> dict[str, Optimizer]:
+        """What the optimizer keeps as attributes, as SAM and Lookahead do: not all of them save its state."""
+        return {name: value for name, value in vars(self.optimizer).items() if isinstance(value, Optimizer)}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from what `state_dict` gave."""
+    def state_dict(self) -> dict[str, Any]:
+        """The counters, and the states of the optimizers that this one keeps."""
+        held = {name: optimizer.state_dict() for name, optimizer in self.held.items()}
+        return {"update_step": self.update_step, "pending": self.pending, "weight": self.weight, "held": held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counters go on. (The optimizers had their states before.)"""
         self.update_step, self.pending = int(state["update_step"]), int(state["pending"])
         self.weight = float(state.get("weight", 0.0))
         self.open = self.pending > 0
