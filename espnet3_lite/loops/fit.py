@@ -52,6 +52,7 @@ def _limit(name: str) -> Any:
     return property(lambda loop: getattr(loop.trainer, name), lambda loop, value: setattr(loop.trainer, name, value))
 
 
+@lightning_names.tells_inner_parts("trainer.fit_loop")
 class FitLoop(Progress):
     """The training loop of one trainer, and all that it counts.
 
@@ -61,7 +62,6 @@ class FitLoop(Progress):
 
     max_epochs, min_epochs, max_steps, min_steps = map(_limit, ("max_epochs", "min_epochs", "max_steps", "min_steps"))
     epoch_loop = property(lightning_names.epoch_loop_of, lightning_names.set_epoch_loop)
-    __getattr__ = lightning_names.look_up("trainer.fit_loop")
 
     def __init__(self, trainer: Trainer):
         super().__init__()

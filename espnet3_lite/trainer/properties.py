@@ -106,6 +106,7 @@ def _estimated_stepping_batches(trainer: Trainer) -> int | float:
     return min(total, trainer.stopping.max_steps)
 
 
+@lightning_names.tells_inner_parts("trainer")
 class TrainerProperties(Settings):
     """What a trainer tells: where it is, in which process, what runs, its data and values."""
 
@@ -120,8 +121,6 @@ class TrainerProperties(Settings):
         changed = {name: getattr(self, name) for name in SETTINGS.keys() - {"logger", "callbacks", "strategy"}}
         shown = sorted(f"{n}={v!r}" for n, v in changed.items() if v != SETTINGS[n].default and v is not None)
         return f"{type(self).__name__}({', '.join(shown)})"
-
-    __getattr__ = lightning_names.look_up("trainer")
 
     # ---- where we are ----------------------------------------------------------------------------------------------
 

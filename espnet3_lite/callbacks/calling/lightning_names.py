@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import nearest, refuse
@@ -17,6 +17,8 @@ from espnet3_lite.trainer.settings import SETTINGS
 if TYPE_CHECKING:
     from espnet3_lite.loops.fit import FitLoop
     from espnet3_lite.trainer.trainer import Trainer
+
+_Class = TypeVar("_Class", bound=type)
 
 _LOADERS = "`trainer.train_dataloader` and `trainer.val_dataloaders` are those in use; others are given to `fit`"
 _VALUES = "`trainer.callback_metrics` and `trainer.logged_metrics` have the values"
@@ -49,26 +51,42 @@ _INSTEAD = {
 }  # fmt: skip
 
 
-def look_up(where: str) -> Callable[[Any, str], Any]:
-    """A class's ``__getattr__``, which is called for what was not found: it tells Lightning's inner parts.
+class _InnerPart:
+    """A part of Lightning's trainer that is not here: to read it is an error, unless a program has set it.
+
+    Where the class had a ``__getattr__`` instead, Python would take three times as long for each of its attributes.
+    """
+
+    def __init__(self, place: str, instead: str):
+        self.message = f"{place} is an inner part of Lightning's trainer, and not here: {instead}"
+
+    def __get__(self, owner: object, kind: type) -> _InnerPart:
+        if owner is None:
+            return self
+        raise AttributeError(self.message)
+
+
+def tells_inner_parts(where: str) -> Callable[[_Class], _Class]:
+    """For a class whose objects stand in for Lightning's: what they lack says what would do.
 
     Args:
         where: How a program calls the object.
     """
 
-    def __getattr__(owner: Any, name: str) -> Any:
-        if name not in _INSTEAD or hasattr(type(owner), name):
-            return object.__getattribute__(owner, name)  # raises Python's error, or again a property's own
-        raise AttributeError(f"{where}.{name} is an inner part of Lightning's trainer, and not here: {_INSTEAD[name]}")
+    def with_parts(kind: _Class) -> _Class:
+        for name in _INSTEAD.keys() - set(dir(kind)):
+            setattr(kind, name, _InnerPart(f"{where}.{name}", _INSTEAD[name]))
+        return kind
 
-    return __getattr__
+    return with_parts
 
 
 def warn_of_unread(trainer: Trainer, name: str) -> None:
     """An attribute is set on a trainer that is no setting: of one that somebody might expect to be read it is told."""
-    if "plan" not in vars(trainer) or name in vars(trainer) or hasattr(type(trainer), name):
+    is_inner = isinstance(getattr(type(trainer), name, None), _InnerPart)
+    if "plan" not in vars(trainer) or name in vars(trainer) or (hasattr(type(trainer), name) and not is_inner):
         return
-    instead = f": {_INSTEAD[name]}" if name in _INSTEAD else nearest(name, SETTINGS, alike=0.9)
+    instead = f": {_INSTEAD[name]}" if is_inner else nearest(name, SETTINGS, alike=0.9)
     if instead:
         rank_zero_warn(f"trainer.{name} is no setting, and nothing here reads it{instead}")
 
@@ -116,13 +134,12 @@ def refuse_storage_options(options: Any) -> None:
            "trainer alone writes files here; leave them out"))  # fmt: skip
 
 
+@tells_inner_parts("trainer.fit_loop.epoch_loop")
 class _Copy(SimpleNamespace):
     """Values as they are now; setting one would change nothing, and is an error."""
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"Lightning's loop has {name!r}, which is here for reading alone: {_COUNTERS}")
-
-    __getattr__ = look_up("trainer.fit_loop.epoch_loop")
 
 
 class _EpochLoop(_Copy):
