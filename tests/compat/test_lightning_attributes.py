@@ -149,6 +149,15 @@ def test_inner_parts_of_lightnings_are_told_with_what_would_do(statement, told):
         exec(statement, {"trainer": Trainer(max_epochs=1, **QUIET)})
 
 
+def test_no_part_of_a_trainer_has_a_getattr_that_would_slow_all_its_attributes():
+    trainer = Trainer(max_epochs=1, **QUIET)
+    trainer.fit(Line(), [torch.ones(1, 1)])
+    parts = [trainer, *vars(trainer).values(), *vars(trainer.fit_loop).values()]
+    ours = {type(part) for part in parts if type(part).__module__.startswith("espnet3_lite.")}
+    assert {"Trainer", "FitLoop", "RunPlan", "Metrics", "TrainData"} <= {kind.__name__ for kind in ours}
+    assert [kind.__name__ for kind in ours if hasattr(kind, "__getattr__")] == []
+
+
 def test_a_propertys_own_error_is_not_replaced():
     class Mine(Trainer):
         @property
