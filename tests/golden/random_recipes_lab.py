@@ -1,8 +1,10 @@
 """Random ESPnet3 configurations, trained by ESPnet3 under Lightning and by this package: every batch, rate and weight.
 
 ``python tests/golden/random_recipes_lab.py FIRST LAST``, in an environment with espnet 202611 and Lightning 2.6.6:
-seeds FIRST to LAST - 1. The last line is JSON, how many runs had which trait; the first difference ends it. What
-differs on purpose (``docs/differences.md``) is not drawn: with named optimizers, accumulation, and a batch for both.
+seeds FIRST to LAST - 1. The last line is JSON, how many runs had which trait; the first difference ends it. Under
+torchrun each rank has utterances of its own. What differs on purpose (``docs/differences.md``) is not drawn: with named
+optimizers, accumulation, and a batch for both; with several ranks, batches of different weights, losses that are not
+finite, and BatchNorm's statistics with named optimizers.
 """
 
 import collections
@@ -10,6 +12,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -18,7 +21,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import distributed
 
+RANK, RANKS = (int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1)))
 TOLERANCE = 3e-6  # float32, in another order of additions
 
 
@@ -74,6 +79,8 @@ def drawn(seed):
     case = {"seed": seed, "named": chance.random() < 0.4, "weight": chance.choice(["frames", "size", None])}
     case["batch_norm"] = chance.random() < 0.2
     case["nan"] = chance.random() < 0.2 and not case["named"] and not case["batch_norm"]
+    if RANKS > 1:
+        case.update(nan=False, weight=case["weight"] and "size", batch_norm=case["batch_norm"] and not case["named"])
     case["train"], case["valid"], case["size"] = chance.choice([5, 8, 12]), chance.choice([3, 6]), chance.choice([2, 3])
     case["trainer"] = trainer = {
         "max_epochs": chance.choice([1, 2, 3]),
@@ -127,7 +134,7 @@ def named_scheduler(chance):
 
 class Utterances(torch.utils.data.Dataset):
     def __init__(self, count, seed, nan=False):
-        self.x = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+        self.x = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed + 10 * RANK))
         if nan:
             self.x[2] = float("nan")
 
@@ -186,8 +193,11 @@ def run(case, side, folder):
     config = {key: case[key] for key in case if key.startswith(("optimizer", "scheduler"))}
     loading = {"iter_factory": None, "shuffle": False, "num_workers": 0}
     config.update(
-        num_device=1, best_model_criterion=case["criterion"],
-        trainer={"accelerator": "cpu", "devices": 1, "logger": False, "enable_model_summary": False, **case["trainer"]},
+        num_device=RANKS, best_model_criterion=case["criterion"],
+        trainer={
+            "accelerator": "cpu", "devices": RANKS, "logger": False, "enable_model_summary": False, **case["trainer"],
+            **({"strategy": "ddp_find_unused_parameters_true", "use_distributed_sampler": False} if RANKS > 1 else {}),
+        },
         dataset={"_target_": "random_recipes_lab.Data", **{key: case[key] for key in ("train", "valid", "nan")}},
         dataloader={"train": {**loading, "batch_size": case["size"]}, "valid": {**loading, "batch_size": 2}},
     )  # fmt: skip
@@ -239,18 +249,32 @@ def alike(first, second):
     return first == second
 
 
+@contextlib.contextmanager
+def common_folder():
+    """One for all ranks. Whoever leaves it waits for the others."""
+    with tempfile.TemporaryDirectory() as own:
+        folder = [own]
+        if RANKS > 1:
+            distributed.broadcast_object_list(folder)
+        yield Path(folder[0])
+        if RANKS > 1:
+            distributed.barrier()
+
+
 def main(begin, end):
     """Compare seeds `begin` to `end` - 1."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
+    if RANKS > 1:
+        distributed.init_process_group("gloo")
     sys.modules["random_recipes_lab"] = sys.modules["__main__"]
     traits = collections.Counter()
     for seed in range(begin, end):
         case, found = drawn(seed), []
         for side in (espnets(), ours()):
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-                found.append(run(case, side, Path(folder) / "exp"))
+            with common_folder() as folder, contextlib.redirect_stdout(io.StringIO()):
+                found.append(run(case, side, folder / "exp"))
         if not alike(*found):
             place = next((i for i, pair in enumerate(zip(*found, strict=False)) if not alike(*pair)), 0)
             around = slice(max(0, place - 2), place + 2)
@@ -258,7 +282,8 @@ def main(begin, end):
         blocks = [case["scheduler"]] if "scheduler" in case else [s["scheduler"] for s in case["schedulers"].values()]
         traits.update([*case["trainer"], *(block["_target_"].rsplit(".", 1)[-1] for block in blocks)])
         traits.update(name for name in ("named", "nan", "batch_norm") if case[name])
-    print(json.dumps(traits))
+    if RANK == 0:
+        print(json.dumps(traits))
 
 
 if __name__ == "__main__":
