@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.seed import mark_of
@@ -148,11 +149,20 @@ def warn_of_other_stream(loader: Any, mark: int | None, batch: Any) -> None:
     """
     if mark and mark_of(batch) != mark:
         dataset = type(getattr(loader, "dataset", loader)).__name__
+        cause = (
+            "It shuffles by random numbers of its own. Give it a seed (in webdataset shuffle(..., seed=...), in "
+            "datasets shuffle(seed=...)), or a loader with a state_dict (torchdata's StatefulDataLoader)"
+        )
+        own_iter = isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
+        if own_iter and not isinstance(loader.dataset, IterableDataset):
+            cause = (
+                f"{type(loader).__name__} has an __iter__ of its own: where it reads ahead in a thread, nobody "
+                f"knows how many random numbers that thread has drawn. A plain DataLoader with num_workers=1 reads "
+                f"ahead, too, and goes on with them"
+            )
         rank_zero_warn(
             f"the run resumes within an epoch, and {dataset} gives other batches there than it gave to the run that "
-            f"was cut: the epoch's rest may repeat samples and miss others. It shuffles by random numbers of its own. "
-            f"Give it a seed (in webdataset shuffle(..., seed=...), in datasets shuffle(seed=...)), or a loader with a "
-            f"state_dict (torchdata's StatefulDataLoader)"
+            f"was cut: the epoch's rest may repeat samples and miss others. {cause}"
         )
 
 

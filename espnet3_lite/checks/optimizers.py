@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from espnet3_lite.checks.kept_states import warn_of_unsaved_states
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException, refuse
 from espnet3_lite.optim.manual_optimization import demands_closure
@@ -41,6 +42,7 @@ def check_optimizers(trainer: Trainer) -> None:
     if trainer.plan.automatic_optimization:
         _refuse_twice(trainer)
     _warn_of_shared_parameters(trainer)
+    warn_of_unsaved_states(trainer)
     if trainer.world_size > 1:
         _warn_of_weights_that_part(trainer)
 
@@ -153,6 +155,7 @@ def look_at_weights(trainer: Trainer) -> None:
     Collective: all ranks end an epoch. The sums are those of the numbers' bits, which no order of adding changes.
     """
     _warn_of_late_parameters(trainer)
+    warn_of_unsaved_states(trainer)  # and of what a hook has made since
     loop, by_hand = trainer.fit_loop, not trainer.plan.automatic_optimization
     if by_hand and trainer.plan.slots and loop.epoch == loop.global_step == 0 and loop.batches_done:
         rank_zero_warn(

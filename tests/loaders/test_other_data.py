@@ -1,5 +1,6 @@
 """A run resumes, and its training loader does not give what it gave to the run that was cut: the user is told."""
 
+import itertools
 import random
 import warnings
 
@@ -172,6 +173,22 @@ def test_a_stream_that_shuffles_by_itself_is_told_where_a_run_resumes_within_its
     assert len(told) == 1 and told[0].startswith(
         "the run resumes within an epoch, and Stream gives other batches there than it gave to the run that was cut"
     )
+
+
+class OwnIter(DataLoader):
+    """As monai's `ThreadDataLoader` and prefetch_generator's: its batches depend on how far a thread was."""
+
+    readings = itertools.count()
+
+    def __iter__(self):
+        number = next(self.readings)
+        return (batch + number for batch in super().__iter__())
+
+
+def test_a_loader_with_an_iter_of_its_own_is_told_what_would_do(tmp_path):
+    (told,), *_ = resumed(lambda: (InPlace(), OwnIter(Buffer(40), 2)), tmp_path / "cut.ckpt", step=5, max_epochs=1)
+    assert "Buffer gives other batches there" in told and "OwnIter has an __iter__ of its own" in told
+    assert "num_workers=1" in told and "webdataset" not in told
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_before_optimizer_step", "on_validation_end"])
