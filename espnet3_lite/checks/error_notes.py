@@ -150,9 +150,9 @@ def warn_of_other_stream(loader: Any, mark: int | None, batch: Any) -> None:
     if mark and mark_of(batch) != mark:
         dataset = type(getattr(loader, "dataset", loader)).__name__
         cause = (
-            "It shuffles by random numbers of its own, or while it is read by those that the model draws from, too. "
-            "Give it a seed (in webdataset shuffle(..., seed=...), in datasets shuffle(seed=...), else a generator that "
-            "it makes anew in each epoch), or a loader with a state_dict (torchdata's StatefulDataLoader)"
+            "It shuffles by random numbers of its own, or by those that the model draws from, too. Give it a seed (in "
+            "webdataset shuffle(..., seed=...), in datasets shuffle(seed=...), else a generator that each epoch begins "
+            "with), or a loader with a state_dict (torchdata's StatefulDataLoader)"
         )
         own_iter = isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
         if own_iter and not isinstance(loader.dataset, IterableDataset):
