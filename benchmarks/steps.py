@@ -217,6 +217,7 @@ class Model(torch.nn.Module):
     def __init__(self, named: bool = False):
         super().__init__()
         self.first, self.second, self.named = make_layer(), make_layer(), named
+        self.second.requires_grad_(named)  # else nobody trains it: no side builds its graph
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
         losses = [torch.nn.functional.mse_loss(layer(x), y) for layer in (self.first, self.second)]
@@ -230,7 +231,8 @@ def contract_by_hand(batches: list[Any], options: Options, interval: int) -> Out
     """Bar, metrics lines with ESPnet3's times and rates, a CSV file, means of two values, and the check for NaN.
 
     Training means are not weighted, neither here nor in the trainer nor in ESPnet3: a weight counts in validation, and
-    where ranks share a step. The trainer has them twice, for the lines and for the bar.
+    where ranks share a step. The bar moves with each batch and is drawn by the clock, as the trainer's: lines may be
+    minutes apart.
     """
     model = Model()
     optimizer = torch.optim.SGD(model.first.parameters(), lr=0.01)
@@ -261,19 +263,18 @@ def contract_by_hand(batches: list[Any], options: Options, interval: int) -> Out
             window["forward_time"].append(forwarded - began)
             asked = time.perf_counter()
             window["train_time"].append(asked - began)
+            bar.update()
             if (index + 1) % interval == 0:
                 means = {name: float(torch.as_tensor(values).mean()) for name, values in window.items()}
                 lines.append(f"{index + 1}batch: " + ", ".join(f"{name}={mean:.6g}" for name, mean in means.items()))
                 window.clear()
                 bar.set_postfix({name: value.item() for name, value in stats.items()}, refresh=False)
-                bar.update(interval)
         return (now() - start) / len(batches), model.first.weight.detach()
 
 
 def contract(batches: list[Any], options: Options, interval: int) -> Outcome:
     """The same with `ESPnetModule` and ESPnet3's default callbacks."""
     model = Model()
-    model.second.requires_grad_(False)
     module = ESPnetModule(model, {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.01}})
     callbacks = get_default_callbacks(options.folder / "contract", log_interval=interval, best_model_criterion=[])
     logger = CSVLogger(options.folder / "csv")
