@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from espnet3_lite.callbacks.calling import event_aliases
 from espnet3_lite.exceptions import MisconfigurationException
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 HOOKS = EVENTS
 
 _NO_TRAINER = "{}: no trainer has called this callback; log in its hooks"
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+
+
+def looks_at_no_outputs(hook: _Hook) -> _Hook:
+    """Mark an `on_train_batch_end` that does not look at `outputs`: where no listener does, it gets None for them.
+
+    Making them takes a call of torch in each batch. A hook that overrides a marked one is not marked.
+    """
+    hook.looks_at_no_outputs = True  # type: ignore[attr-defined]  # functions have room for it
+    return hook
 
 
 class Callback:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class DeviceStatsMonitor(Callback):
         """Before a training batch."""
         self._log(trainer, "on_train_batch_start")
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -228,6 +229,7 @@ class GPUStatsMonitor(Callback):
                 values["batch_time/inter_step (ms)"] = (self._batch_started - self._batch_ended) * 1000
             trainer.log_metrics(values)
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.callbacks.weight_averaging import Tensors, is_averaged, swap
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
@@ -113,6 +113,7 @@ class EMACallback(Callback):
         """Count from where the run goes on."""
         self._last_global_step = trainer.global_step
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.callbacks.showing.screen import epoch_in_work
 from espnet3_lite.exceptions import MisconfigurationException
 
@@ -126,6 +126,7 @@ class MetricsLogger(Callback):
         """By the batch's end the scheduler has set the next step's rate."""
         self._rates_used[id(optimizer)] = _rates_of(optimizer)
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from espnet3_lite.callbacks.base import looks_at_no_outputs
 from espnet3_lite.callbacks.checkpoints.checkpoint_ranking import CheckpointRanking, check_arguments
 from espnet3_lite.checkpoint.lightning_format import OUR_STATE
 from espnet3_lite.checks.value_kinds import parse_duration
@@ -154,9 +155,8 @@ class ModelCheckpoint(CheckpointRanking):
         # Collective: all ranks load the same state, and rank zero knows what is on its disk.
         if goes_on and trainer.strategy.broadcast(os.path.exists(self.best_model_path)):
             self._last_checkpoint_saved = self.best_model_path
-            if self.save_last and trainer.strategy.broadcast(
-                self._is_one_file(trainer.ckpt_path, self.best_model_path)
-            ):
+            same_file = self._is_one_file(trainer.ckpt_path, self.best_model_path)
+            if self.save_last and trainer.strategy.broadcast(same_file):
                 self._write_last(trainer, self._monitor_candidates(trainer), link=True)
             self._keep_newest(trainer)
 
@@ -164,6 +164,7 @@ class ModelCheckpoint(CheckpointRanking):
         """The time interval begins."""
         self._last_time_checked = time.monotonic()
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

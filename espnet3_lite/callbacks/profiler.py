@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.profiler import profile, record_function, schedule
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class Profiler(Callback):
         for slot in plan.slots.values():
             self._label(slot.optimizer, "step", "step" if slot.name is None else f"step {slot.name}")
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.checks.value_kinds import parse_duration
 from espnet3_lite.distributed.rank import rank_zero_info
 from espnet3_lite.exceptions import MisconfigurationException, nearest
@@ -129,6 +129,7 @@ class Timer(Callback):
         """A run may be resumed whose time is over."""
         self._stop_if_over(trainer)
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

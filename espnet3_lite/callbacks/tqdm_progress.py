@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from espnet3_lite.callbacks.base import looks_at_no_outputs
 from espnet3_lite.callbacks.progress_bar import ProgressBar
 from espnet3_lite.callbacks.showing.screen import epoch_in_work, results
 from espnet3_lite.callbacks.showing.tqdm_bars import (
@@ -205,6 +206,7 @@ class TQDMProgressBar(ProgressBar):
         description = f"Epoch {epoch_in_work(trainer)}"
         self._begin(self.train_progress_bar, self.total_train_batches, description, trainer.fit_loop.batches_done)
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

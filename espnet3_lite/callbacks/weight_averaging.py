@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.callbacks.pruning import ModelPruning
 from espnet3_lite.distributed.rank import rank_zero_info, rank_zero_warn
 from espnet3_lite.exceptions import MisconfigurationException
@@ -125,6 +125,7 @@ class WeightAveraging(Callback):
             average.load_state_dict(resumed["averaging_state"], strict=False)  # the other keys are the module's
         self._average_model = average
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

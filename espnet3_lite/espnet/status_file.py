@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.checkpoint.atomic_files import write_text
 from espnet3_lite.distributed.rank import rank_zero_warn
 
@@ -56,6 +56,7 @@ class StatusFile(Callback):
         """An epoch is over, and its checkpoint is saved."""
         self.write(trainer, "running")
 
+    @looks_at_no_outputs
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

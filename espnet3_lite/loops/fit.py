@@ -317,10 +317,10 @@ class FitLoop(Progress):
             self.consecutive_skips = 0
         self.count_batch()
         self.uncounted = 1 if work.stepped or not plan.automatic_optimization else 0
-        ends, monitors = hooks["on_train_batch_end"], hooks["on_train_batch_end:monitoring"]
-        listened = (ends or monitors) and not work.verdict.skip
+        wanted = trainer.callback_handler.outputs_wanted or "on_train_batch_end" in trainer.hook_calls.of_module
+        listened = wanted and not work.verdict.skip
         outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if listened else None
-        if ends:
+        if hooks["on_train_batch_end"]:
             trainer.call("on_train_batch_end", outputs, work.batch, work.index)
         if trainer.train_data.in_use.replaying:
             trainer.metrics.discard_since()  # this batch was seen before: the rank has no data left
@@ -328,7 +328,7 @@ class FitLoop(Progress):
             lr_stepping.step_waiting(trainer)
         if self.uncounted and trainer.loggers and trainer.should_log_step:
             trainer.log_metrics(trainer.metrics.step_values())
-        if monitors:
+        if hooks["on_train_batch_end:monitoring"]:
             trainer.call("on_train_batch_end:monitoring", outputs, work.batch, work.index)
 
     def validate_if_due(self) -> None:

@@ -53,8 +53,7 @@ class HookCalls:
         listeners = self.listeners[event]
         if not listeners:
             return None
-        trainer = self.trainer
-        trainer.metrics.hook = HOOK_OF[event]
+        self.trainer.metrics.hook = HOOK_OF[event]
         response = None
         for listener in listeners:
             try:
@@ -62,17 +61,16 @@ class HookCalls:
             except StopTrainingError as error:
                 # With several ranks, one alone must not leave what the others are in the middle of: it waits for the
                 # next vote. And where the hook tells what has happened, the other listeners are told as well.
-                if not HOOKS[HOOK_OF[event]].waits and trainer.world_size == 1:
+                if not HOOKS[HOOK_OF[event]].waits and self.trainer.world_size == 1:
                     raise
                 response = None
-                trainer.stopping.note(error)
+                self.trainer.stopping.note(error)
         return response
 
     def call_module(self, hook: str, *args: Any) -> Any:
         """Call a hook of the module alone, of which it returns what it returned."""
-        trainer = self.trainer
-        trainer.metrics.hook = hook
-        return getattr(trainer.lightning_module, hook)(*args)
+        self.trainer.metrics.hook = hook
+        return getattr(self.trainer.lightning_module, hook)(*args)
 
     def call_callbacks(self, event: str, *args: Any) -> None:
         """Call a hook of the callbacks alone, perhaps from within another hook (one that saves), which then goes on."""

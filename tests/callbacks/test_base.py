@@ -8,7 +8,16 @@ import torch
 from quiet import quiet_trainer
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException, Trainer
-from espnet3_lite.callbacks import BackboneFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
+from espnet3_lite.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    LearningRateMonitor,
+    MetricsLogger,
+    ModelCheckpoint,
+    Timer,
+    TQDMProgressBar,
+)
+from espnet3_lite.loops import fit as fit_loop
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
 
@@ -38,7 +47,8 @@ class Line(LiteModule):
 
 def fit(module, callbacks, epochs=3, **settings):
     quiet = {"logger": False, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
-    trainer = Trainer(callbacks=callbacks, max_epochs=epochs, **{**quiet, **QUIET, **settings})
+    quiet["enable_progress_bar"] = any(isinstance(c, TQDMProgressBar) for c in callbacks)
+    trainer = Trainer(callbacks=callbacks, max_epochs=epochs, **{**QUIET, **quiet, **settings})
     trainer.fit(module, [torch.ones(2, 1), torch.zeros(3, 1)], [torch.ones(1, 1)])
     return trainer
 
@@ -270,3 +280,36 @@ def test_a_copied_trainer_has_a_list_of_its_own():
         assert len(other.callbacks) == len(trainer.callbacks) + 1
         other.fit(Line([1.0] * 3), [torch.ones(2, 1)])
         assert new.heard == ["setup fit", 0]
+
+
+# ---- a batch's outputs ---------------------------------------------------------------------------------------------
+
+
+class Looks(Timer):
+    """Overrides a hook that does not look at outputs, and does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seen = outputs
+
+
+class EndsBatches(Line):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.seen = outputs
+
+
+@pytest.mark.parametrize("monitors", [False, True])
+def test_a_batchs_outputs_are_made_for_those_alone_who_may_look_at_them(monkeypatch, tmp_path, monitors):
+    made, original = [], fit_loop.outputs_of
+    monkeypatch.setattr(fit_loop, "outputs_of", lambda *arguments: made.append(1) or original(*arguments))
+    others = [ModelCheckpoint(tmp_path, every_n_train_steps=1)] if monitors else []
+    fit(Line([1.0]), [Timer("0:0:1:0"), MetricsLogger(1), TQDMProgressBar(), *others], epochs=1)
+    assert made == []
+    looks = Looks("0:0:1:0")
+    trainer = fit(Line([1.0]), [looks, *others], epochs=1)
+    assert len(made) == 2 and looks.seen.keys() == {"loss"} and not looks.seen["loss"].requires_grad
+    module = EndsBatches([1.0])
+    fit(module, [Timer("0:0:1:0"), *others], epochs=1)
+    assert len(made) == 4 and module.seen.keys() == {"loss"}
+    trainer.callbacks.remove(looks)
+    assert not trainer.callback_handler.outputs_wanted

@@ -48,6 +48,8 @@ class CallbackHandler:
         self.callbacks: list[Callback] = _Callbacks(self)
         self._call: Any = None  # the state of the call in which these callbacks have met their trainer
         self.listeners: dict[str, list[Callable]] = {}
+        #: Some callback may look at a training batch's outputs: see `looks_at_no_outputs`.
+        self.outputs_wanted = True
         self._warned: set[tuple[type, str]] = set()
         #: Tells this handler from others; a copy of a trainer goes on with the same one.
         self.identity = uuid.uuid4().hex
@@ -125,6 +127,8 @@ class CallbackHandler:
                 late.append(_listener(callback, event + LATE))
             self.listeners[event] = [listener for listener in early if listener is not None]
             self.listeners[event + LATE] = [listener for listener in late if listener is not None]
+        ends = [one for event in ("on_train_batch_end", "on_train_batch_end" + LATE) for one in self.listeners[event]]
+        self.outputs_wanted = not all(hasattr(listener, "looks_at_no_outputs") for listener in ends)
         if self.trainer is not None:
             self.trainer.hook_calls.fill()
 
