@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
 from espnet3_lite.callbacks.showing.screen import epoch_in_work
+from espnet3_lite.callbacks.showing.step_means import RunningMeans, StepValues
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from espnet3_lite.metrics.collector import Metrics
-    from espnet3_lite.metrics.logged_value import Key, Number
     from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
 
 logger = logging.getLogger(__name__)
 
-#: Batches whose values wait on the device before they are added up there.
-_MAX_WAITING = 100
 _TIMES = ("iter_time", "forward_time", "backward_time", "train_time", "valid_time")
 
 
@@ -66,10 +61,12 @@ class MetricsLogger(Callback):
         if log_every_n_steps < 0:
             raise MisconfigurationException(f"MetricsLogger(log_every_n_steps={log_every_n_steps!r}): give 0 or more")
         self.log_every_n_steps = int(log_every_n_steps)
-        self._window, self._epoch = RunningMeans(), RunningMeans()
+        self._window, self._epoch = _means_in_lines(), _means_in_lines()
         self._first_batch: int | None = None  # of the window in work, from 1
-        #: What `logged_anew` has given.
-        self._seen: dict[Any, Any] = {}
+        self._steps = StepValues()
+        #: What `_published_anew` has given.
+        self._seen: dict[str, Any] = {}
+        self._looked_at = 0  # what `Metrics.looked_at` was then
         #: The learning rates of each optimizer's last step, by its `id`.
         self._rates_used: dict[int, list[Any]] = {}
         self._batch_started = self._backward_started = self._validation_started = 0.0
@@ -99,8 +96,8 @@ class MetricsLogger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """What is there already (a resumed run's, say) is not new."""
-        self._seen = {}
-        logged_anew(trainer.metrics, self._seen)
+        self._seen, self._steps = {}, StepValues()
+        self._published_anew(trainer.metrics)
         self._rates_used = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
@@ -131,16 +128,16 @@ class MetricsLogger(Callback):
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's values; write the line where its window is full."""
-        values = self._times
-        for name, value in logged_anew(trainer.metrics, self._seen).items():
-            values.append((name.removeprefix("train/"), value))
+        values, metrics, every = self._times, trainer.metrics, self.log_every_n_steps
+        due = every and (batch_idx + 1) % every == 0
+        if due or metrics.looked_at != self._looked_at:
+            values += self._published_anew(metrics).items()
         for index, slot in enumerate(trainer.plan.slots.values()):
-            for position, rate in enumerate(_rates_of(slot.optimizer)):
-                values.append((f"optim{index}_lr{position}", rate))
+            values.append((f"optim{index}_lr", _rates_of(slot.optimizer)))
         values.append(("train_time", time.perf_counter() - self._batch_started))
+        values += self._steps.anew(metrics).items()
         self._window.take(values)
-        every = self.log_every_n_steps
-        if every and (batch_idx + 1) % every == 0:
+        if due:
             place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
             self._write(trainer, place, self._window.means())
             self._close_window()
@@ -148,17 +145,18 @@ class MetricsLogger(Callback):
     def _close_window(self) -> None:
         """What is in the window is the epoch's."""
         self._epoch.merge(self._window)
-        self._window, self._first_batch = RunningMeans(), None
+        self._window, self._first_batch = _means_in_lines(), None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The epoch's summary; values that are logged on epochs alone are in it as they are."""
         self._close_window()
         means = self._epoch.means()
-        for name, value in logged_anew(trainer.metrics, self._seen).items():
+        metrics = trainer.metrics
+        for name, value in {**self._published_anew(metrics), **self._steps.anew(metrics)}.items():
             means.setdefault(name.removeprefix("train/"), float(value))
         self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means, left_out=_TIMES[:3])
         self._log_epoch(trainer, means)
-        self._epoch = RunningMeans()
+        self._epoch = _means_in_lines()
 
     def _log_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
         """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates.
@@ -184,12 +182,12 @@ class MetricsLogger(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """Start its clock; what was logged before is not the validation's."""
         self._validation_started = time.perf_counter()
-        logged_anew(trainer.metrics, self._seen)
+        self._published_anew(trainer.metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """The validation's summary, but for a sanity check's."""
         values = {"valid_time": time.perf_counter() - self._validation_started}
-        for name, value in logged_anew(trainer.metrics, self._seen).items():
+        for name, value in self._published_anew(trainer.metrics).items():
             values[name.removeprefix("valid/")] = float(value)
         if trainer.sanity_checking:
             return
@@ -197,6 +195,22 @@ class MetricsLogger(Callback):
         # Weights that are validated on their own may be an average: of no epoch.
         epoch = f"epoch_summary:{trainer.current_epoch + 1}epoch" if trainer.state.fn == "fit" else "summary"
         self._write(trainer, f"{epoch}:valid", values)
+
+    def _published_anew(self, metrics: Metrics) -> dict[str, Any]:
+        """The callback metrics that were set since it was last called, but for those of training steps.
+
+        Only objects are compared: no value is looked at.
+        """
+        # Between two batches hooks log the values of an epoch.
+        published = metrics.callback if metrics.batch is None else metrics.callback_as_published
+        anew = {name: value for name, value in published.items() if self._seen.get(name) is not value}
+        self._seen.update(anew)
+        self._looked_at = metrics.looked_at
+        for entry in metrics.training.values():
+            if entry.on_step and entry.last is not None:
+                anew.pop(entry.name, None)
+                anew.pop(entry.step_name, None)
+        return anew
 
     def _write(self, trainer: Trainer, place: str, values: dict[str, float], left_out: tuple[str, ...] = ()) -> None:
         """A line; what is `left_out` of ESPnet3's has its part in the screen's."""
@@ -215,101 +229,6 @@ class MetricsLogger(Callback):
             logger.info("%s: %s", place, format_values(line), extra={"screen": short})
 
 
-def logged_anew(metrics: Metrics, seen: dict[str | Key, Any]) -> dict[str, Number]:
-    """The callback metrics that were set since the last call with the same `seen`, which is brought up to date.
-
-    Only objects are compared: no value is looked at. Those of training steps come as they are kept: to publish them
-    takes longer than to log them.
-    """
-    # Between two batches hooks log the values of an epoch.
-    published = metrics.callback if metrics.batch is None else metrics.callback_as_published
-    anew: dict[str, Number] = {name: value for name, value in published.items() if seen.get(name) is not value}
-    seen.update(anew)
-    for key, entry in metrics.training.items():
-        if entry.on_step and entry.last is not None:
-            if seen.get(key) != entry.times:
-                seen[key] = entry.times
-                anew[entry.name] = anew[entry.step_name] = entry.last
-            else:  # if at all, it was published since
-                anew.pop(entry.name, None)
-                anew.pop(entry.step_name, None)
-    return anew
-
-
-class RunningMeans:
-    """Means of numbers and of ``()`` tensors by name, each over as many values as it got.
-
-    Tensors wait where they are, are added up on their device in float64, and are read once, for `means`.
-
-    Example:
-        >>> means = RunningMeans()
-        >>> means.take([("loss", torch.tensor(1.0)), ("loss", torch.tensor(2.0)), ("rate", 0.5)])
-        >>> means.means()
-        {'loss': 1.5, 'rate': 0.5}
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[Sequence[tuple[str, Any]]] = []
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-
-    def take(self, values: Sequence[tuple[str, Any]]) -> None:
-        """Take a batch's values, each with its name."""
-        self._waiting.append(values)
-        if len(self._waiting) >= _MAX_WAITING:
-            self._add_up()
-
-    def _add_up(self) -> None:
-        """Of many batches at once: in a loop of its own this takes a third of the time that it takes between steps."""
-        waiting: defaultdict[str, list[Any]] = defaultdict(list)
-        for name, value in chain.from_iterable(self._waiting):
-            waiting[name].append(value)
-        self._waiting.clear()
-        for name, values in waiting.items():
-            total: torch.Tensor | float
-            if isinstance(values[0], torch.Tensor):
-                device = values[0].device
-                stacked = torch.stack([torch.as_tensor(value, device=device) for value in values]).detach()
-                total = stacked.sum(
-                    dtype=torch.float32 if device.type == "mps" else torch.float64
-                )  # MPS has no float64
-            else:
-                total = float(sum(map(float, values)))
-            self._sums[name] = self._sums.get(name, 0.0) + total
-            self._counts[name] = self._counts.get(name, 0) + len(values)
-
-    def _read(self) -> dict[str, float]:
-        """All sums as numbers: one read from each device."""
-        self._add_up()
-        tensors: dict[torch.device, list[str]] = {}
-        for name, total in self._sums.items():
-            if isinstance(total, torch.Tensor):
-                tensors.setdefault(total.device, []).append(name)
-        for names in tensors.values():
-            numbers = torch.stack([self._sums[name] for name in names]).tolist()  # the one sync point
-            self._sums.update(zip(names, numbers, strict=True))
-        return self._sums
-
-    def merge(self, other: RunningMeans) -> None:
-        """Take all values of another."""
-        for name, total in other._read().items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
-
-    def means(self) -> dict[str, float]:
-        """The mean of each name's values."""
-        return {name: total / self._counts[name] for name, total in self._read().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sums and counts, as plain numbers."""
-        return {"sums": dict(self._read()), "counts": dict(self._counts)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        self._waiting.clear()
-        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
-
-
 def format_values(values: dict[str, float]) -> str:
     """Times first, learning rates of optimizers last, the rest by name; six significant digits.
 
@@ -322,10 +241,14 @@ def format_values(values: dict[str, float]) -> str:
     return ", ".join(f"{name}={values[name]:.6g}" for name in (*times, *others, *rates))
 
 
+def _means_in_lines() -> RunningMeans:
+    return RunningMeans(left_out="train/")
+
+
 def _rates_of(optimizer: Optimizer) -> list[Any]:
     """Each group's learning rate; one that is a tensor, which schedulers write to, is copied."""
-    groups = optimizer.param_groups
-    return [rate.clone() if isinstance(rate := group["lr"], torch.Tensor) else rate for group in groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [rate.clone() for rate in rates] if torch.Tensor in map(type, rates) else rates
 
 
 def rate_names(trainer: Trainer) -> dict[str, str]:

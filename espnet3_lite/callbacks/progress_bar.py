@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
-from espnet3_lite.callbacks.metrics_logger import RunningMeans
+from espnet3_lite.callbacks.showing.step_means import RunningMeans, StepValues
 
 if TYPE_CHECKING:
     from espnet3_lite.module.lite_module import LiteModule
@@ -29,8 +29,9 @@ class ProgressBar(Callback):
     """
 
     _enabled = True
+    #: What steps logged in this epoch.
+    _step_values: StepValues | None = None
     _step_means: RunningMeans | None = None
-    _seen: dict[str, int]
     _trainer: Trainer | None = None
     _current_eval_dataloader_idx: int | None = None
 
@@ -48,24 +49,16 @@ class ProgressBar(Callback):
 
         They are this rank's own: nothing is exchanged between the ranks.
         """
-        return self._step_means.means() if self._step_means is not None else {}
-
-    def _begin_means(self) -> RunningMeans:
-        """Start the means of a new epoch."""
-        self._step_means, self._seen = RunningMeans(), {}
-        return self._step_means
+        if self._step_means is None:
+            return {}
+        alone = {e.name for e in self.trainer.metrics.training.values() if e.on_step and not e.on_epoch}
+        return {name: mean for name, mean in self._step_means.means().items() if name in alone}
 
     def _take_step_values(self, trainer: Trainer) -> None:
         """Add the batch's step values to the means. The values stay on the device."""
-        means = self._begin_means() if self._step_means is None else self._step_means
-        values, seen = [], self._seen
-        for entry in trainer.metrics.training.values():
-            if entry.on_step and not entry.on_epoch and entry.last is not None:
-                name, times = entry.name, entry.times
-                if times != seen.get(name):
-                    seen[name] = times
-                    values.append((name, entry.last))
-        means.take(values)
+        if self._step_values is None or self._step_means is None:
+            self._step_values, self._step_means = StepValues(), RunningMeans()
+        self._step_means.take([*self._step_values.anew(trainer.metrics).items()])
 
     # ---- on and off ------------------------------------------------------------------------------------------------
 

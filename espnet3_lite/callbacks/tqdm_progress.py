@@ -199,7 +199,7 @@ class TQDMProgressBar(ProgressBar):
         """Begin at zero."""
         if self._leave and self.is_enabled and self.train_progress_bar.disable:  # the last epoch's stays on the screen
             self.train_progress_bar = self.init_train_tqdm()
-        self._begin_means()
+        self._step_values = self._step_means = None
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Trainer) -> None:

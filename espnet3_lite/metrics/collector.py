@@ -56,6 +56,8 @@ class Metrics:
         self._logged: dict[str, torch.Tensor] = {}
         #: How often each callback metric was set: tells whether it was logged anew.
         self.versions: Counter[str] = Counter()
+        #: How often somebody has looked at the callback metrics, and may have set some.
+        self.looked_at = 0
         #: The states of metric objects when the evaluation in work began.
         self._objects_before: dict[str, Any] = {}
         self.start_batch(None)
@@ -72,7 +74,8 @@ class Metrics:
         if arguments.rank_zero_only and not self.trainer.is_global_zero:
             return
         if type(value) is not torch.Tensor and is_metric_object(value):  # asked first: nearly always it is one
-            entry.take_metric(value)
+            entry.take_metric(value)  # for good
+            self.touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
             return
         number, dtype = logged_value.as_number(name, value, arguments.enable_graph, own=entry.on_step)
         if batch_size is not None:
@@ -233,13 +236,14 @@ class Metrics:
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""
-        self.callback_as_published[name] = torch.as_tensor(value).detach().reshape(())
+        self.callback[name] = torch.as_tensor(value).detach().reshape(())
         self.versions[name] += 1
 
     @property
     def callback(self) -> dict[str, torch.Tensor]:
         """``trainer.callback_metrics``."""
         self._publish()
+        self.looked_at += 1
         return self.callback_as_published
 
     @property
@@ -263,8 +267,8 @@ class Metrics:
             if entry.on_step and entry.last is not None:
                 # The count is that of the values logged: it must not depend on how often somebody looked.
                 anew, entry.times_published = entry.times - entry.times_published, entry.times
-                last = entry.as_tensor(entry.last)  # one batch of an evaluation decides nothing
-                self._set(entry, entry.step_name, last, decides=training, counts=max(anew, 0))
+                # One batch of an evaluation decides nothing.
+                self._set(entry, entry.step_name, entry.as_tensor(entry.last), decides=training, counts=max(anew, 0))
             elif self.batch is None and not LOG_DEFAULTS[entry.hook].step_possible:  # counts when its epoch is over
                 value = entry.epoch_value()
                 assert value is not None  # it was logged

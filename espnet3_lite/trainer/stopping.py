@@ -86,7 +86,7 @@ class Stopping:
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         #: What notes the signals.
-        self.signals = SignalFlag()
+        self.signals: SignalFlag = SignalFlag()
         self.begin()
 
     def begin(self) -> None:
@@ -97,7 +97,7 @@ class Stopping:
         self.agreed = False
         #: The run ends after this batch: a signal came, on any rank, or something was raised to end the run.
         self.now = False
-        self.by_signal = False
+        self.by_signal: bool = False
         self.error: StopTrainingError | None = None
 
     def want(self, stop: bool) -> None:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
 from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
-from espnet3_lite.callbacks.metrics_logger import RunningMeans
 from espnet3_lite.callbacks.showing.screen import end_report
+from espnet3_lite.callbacks.showing.step_means import RunningMeans
 from espnet3_lite.loggers import CSVLogger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
@@ -158,6 +158,24 @@ def test_a_value_that_stays_equal_counts_each_time_it_is_logged(lines):
 
     fit(Constant(), MetricsLogger(4), validate=False)
     assert "value=2," in lines()[0]
+
+
+def test_what_others_set_and_what_the_batchs_last_hooks_log_is_in_the_next_batchs_means(lines):
+    class Sets(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.callback_metrics["set"] = torch.tensor(10.0 + batch_idx)
+
+    class Late(Module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.log("train/late", 20.0 + batch_idx)
+
+    fit(Late(), MetricsLogger(2), callbacks=[Sets()], validate=False)
+    times = "iter_time=T, forward_time=T, backward_time=T, train_time=T"
+    assert lines()[:2] == [
+        f"1epoch:train:1-2batch: {times}, late=20, number=0.5, rare=1, set=10, optim0_lr0=0.5",
+        f"1epoch:train:3-4batch: {times}, late=21.5, number=2.5, rare=3, set=11.5, optim0_lr0=0.5",
+    ]
+    assert "late=21, number=1.5, rare=2, set=11, whole=1.5, optim0_lr0=0.5" in lines()[2]
 
 
 def test_zero_writes_summaries_alone(lines):

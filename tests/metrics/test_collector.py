@@ -1,5 +1,7 @@
 """`Metrics` by itself, where no comparison with Lightning reaches: dtypes, laziness, metric objects, resuming."""
 
+import copy
+
 import line_model
 import pytest
 import torch
@@ -8,7 +10,7 @@ from quiet import quiet_trainer
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException
-from espnet3_lite.callbacks.metrics_logger import logged_anew
+from espnet3_lite.callbacks.showing.step_means import StepValues
 from espnet3_lite.metrics.collector import batch_size_of
 
 
@@ -204,30 +206,48 @@ def test_batch_sizes(batch, size):
     assert batch_size_of(batch) == size
 
 
-def test_what_was_logged_anew_is_given_once_and_not_published():
-    metrics, seen = metrics_in(), {}
+def test_what_a_step_logged_is_given_once_and_not_published():
+    metrics, steps = metrics_in(), StepValues()
     log(metrics, "loss", 1.0, on_epoch=True)
-    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_step": 1.0}
+    log(metrics, "mean", 1.0, on_step=False, on_epoch=True)
+    assert steps.anew(metrics) == {"loss": 1.0, "loss_step": 1.0}
     assert metrics.versions == {}  # nothing was published for it
     assert metrics.callback["loss"] == 1.0  # now it was
-    assert logged_anew(metrics, seen) == {}
-    log(metrics, "loss", 1.0, on_epoch=True)  # the same number, logged anew
-    metrics.publish("found", 3.0)
-    assert logged_anew(metrics, seen) == {"found": 3.0, "loss": 1.0, "loss_step": 1.0}
-    assert metrics.end_epoch() == {"loss_epoch": 1.0}
-    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_epoch": 1.0, "loss_step": 1.0}
-    assert logged_anew(metrics, seen) == {}
+    assert steps.anew(metrics) == {}
+    log(metrics, "loss", 2.0, on_epoch=True)
+    log(metrics, "loss", 2.0, on_epoch=True)  # the same number, logged anew
+    assert steps.anew(metrics) == {"loss": 2.0, "loss_step": 2.0}
+    assert metrics.end_epoch() == {"loss_epoch": pytest.approx(5 / 3), "mean": 1.0}
+    assert steps.anew(metrics) == {}
+
+
+def test_what_a_batchs_last_hooks_log_is_given_with_the_next_batch():
+    metrics, steps = metrics_in(), StepValues()
+    for number in (1.0, 2.0):
+        metrics.start_batch(None)
+        log(metrics, "loss", number)
+        expected = {"loss": number} if number == 1.0 else {"loss": number, "late": 1.0}
+        assert steps.anew(metrics) == expected
+        metrics.hook = "on_train_batch_end"
+        log(metrics, "late", number)
+        metrics.hook = "training_step"
+    assert copy.deepcopy(steps).anew(metrics) == {"loss": 2.0, "late": 2.0}  # a copy has been asked nothing
+    assert steps.anew(metrics) == {"late": 2.0}
 
 
 def test_what_follows_a_discarded_value_is_new_though_that_was_looked_at():
-    metrics, seen = metrics_in(), {}
+    metrics, steps = metrics_in(), StepValues()
     metrics.start_batch(None)
     log(metrics, "loss", 1.0, on_epoch=True)
-    assert logged_anew(metrics, seen) == {"loss": 1.0, "loss_step": 1.0}
+    assert steps.anew(metrics) == {"loss": 1.0, "loss_step": 1.0}
     metrics.discard_since()  # a rank without data has replayed the batch
     metrics.start_batch(None)
     log(metrics, "loss", 2.0, on_epoch=True)
-    assert logged_anew(metrics, seen) == {"loss": 2.0, "loss_step": 2.0}
+    assert steps.anew(metrics) == {"loss": 2.0, "loss_step": 2.0}
+    metrics.start_batch(None)
+    log(metrics, "loss", 3.0, on_epoch=True)
+    metrics.discard_since()  # a batch that is skipped
+    assert steps.anew(metrics) == {}
 
 
 def test_how_often_a_value_counts_as_new_does_not_depend_on_who_looks():
