@@ -1,7 +1,8 @@
 """`save_hyperparameters`, `hparams` and `load_from_checkpoint`: shared by modules and data modules.
 
 A checkpoint holds tensors and plain values only. A class or a function is stored as its name, never as code, and comes
-back where somebody has imported it already; a path, a `Namespace` and a dataclass come back as what they were.
+back where somebody has imported it already; a path, a `Namespace` and a dataclass come back as what they were. What is
+a mapping whose keys are attributes (OmegaConf's `DictConfig`, easydict's `EasyDict`) comes back as an `AttributeDict`.
 """
 
 from __future__ import annotations
@@ -116,10 +117,11 @@ class HyperparametersMixin:
         """Before the first step: say which ones no checkpoint will hold."""
         left_out = storable(self.hparams)[2]
         if left_out:
+            ignore = list(dict.fromkeys(name.partition(".")[0] for name in left_out))
             rank_zero_warn(
                 f"{type(self).__name__}: checkpoints will not hold the hyperparameters {', '.join(left_out)}, which "
-                f"are objects; load_from_checkpoint will need them as arguments. Leave them out by "
-                f"save_hyperparameters(ignore={[name for name in left_out if '.' not in name]})"
+                f"are objects; load_from_checkpoint will need {', '.join(ignore)} as arguments. Leave them out by "
+                f"save_hyperparameters(ignore={ignore})"
             )
 
     def _store_hparams(self, checkpoint: dict[str, Any], prefix: str) -> None:
@@ -212,8 +214,8 @@ def _init_arguments(frame: Any, instance: Any) -> dict[str, Any] | None:
 
 #: Where a value stands among the hyperparameters: keys and list positions.
 Place: TypeAlias = tuple[str | int, ...]
-#: By place, what a value was that is stored as a plain one: ``path``, ``namespace``, ``object`` (a class or function,
-#: stored as its name), or the name of a dataclass.
+#: By place, what a value was that is stored as a plain one: ``path``, ``namespace``, ``attributes`` (a mapping
+#: whose keys are attributes), ``object`` (a class or function, stored as its name), or the name of a dataclass.
 Kinds: TypeAlias = dict[Place, str]
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
@@ -246,6 +248,8 @@ def _stored(value: Any, place: Place, kinds: Kinds, left_out: list[str]) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
     if not isinstance(value, Mapping):  # an OmegaConf container is one, too
         return plain(value)
+    if place and type(value) is not dict and all(hasattr(value, str(key)) for key in value):
+        kinds[place] = "attributes"
     stored: dict[Any, Any] = {}
     for key, item in value.items():
         found: Kinds = {}
@@ -288,6 +292,8 @@ def restored(value: Any, kinds: Kinds, owner: type, place: Place = ()) -> Any:
             return value
         case "path":
             return pathlib.Path(value)
+        case "attributes":
+            return AttributeDict(value)
         case "namespace":
             return argparse.Namespace(**value)
         case "object":

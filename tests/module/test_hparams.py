@@ -233,6 +233,42 @@ def test_what_can_be_stored_is_and_comes_back_as_it_was(tmp_path):
     assert hparams.config == {"lr": 0.1, "layers": [{"size": 4}]}
 
 
+class ByAttribute(collections.UserDict):
+    """As OmegaConf's `DictConfig`, easydict's and addict's: what it holds is read by attributes."""
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Reads(Net):
+    def __init__(self, config):
+        LiteModule.__init__(self)
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(config.layers[0].size, config.model.width)
+
+
+class Spread(Net):
+    def __init__(self, config):
+        LiteModule.__init__(self)
+        self.save_hyperparameters(config)
+        self.layer = torch.nn.Linear(config.layers[0].size, self.hparams.model.width)
+
+
+@pytest.mark.parametrize("make", [Reads, Spread])
+def test_a_mapping_that_is_read_by_attributes_comes_back_as_one(make, tmp_path):
+    config = ByAttribute(layers=[ByAttribute(size=1)], model=ByAttribute(width=2), plain={"a": 1})
+    checkpoint = saved(make(config), tmp_path / "a.ckpt")
+    values = {"layers": [{"size": 1}], "model": {"width": 2}, "plain": {"a": 1}}
+    assert checkpoint["hyper_parameters"] == (values if make is Spread else {"config": values})
+    again = make.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert again.layer.out_features == 2
+    plain = (again.hparams if make is Spread else again.hparams.config).plain
+    assert type(plain) is dict
+
+
 def test_what_cannot_be_stored_is_left_out_and_told_once_before_the_first_step(tmp_path):
     told = []
 
@@ -250,8 +286,8 @@ def test_what_cannot_be_stored_is_left_out_and_told_once_before_the_first_step(t
     assert checkpoint["hyper_parameters"] == {"width": 1, "folder": None, "config": {"lr": 0.1}}
     assert told == [[
         "Watched: checkpoints will not hold the hyperparameters act, sizes, net, make, config.loss, lock, which are "
-        "objects; load_from_checkpoint will need them as arguments. Leave them out by save_hyperparameters(ignore="
-        "['act', 'sizes', 'net', 'make', 'lock'])"
+        "objects; load_from_checkpoint will need act, sizes, net, make, config, lock as arguments. Leave them out by "
+        "save_hyperparameters(ignore=['act', 'sizes', 'net', 'make', 'config', 'lock'])"
     ]]  # fmt: skip
     assert Net.load_from_checkpoint(tmp_path / "a.ckpt", net=1).hparams.net == 1
 
