@@ -39,7 +39,15 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
+
+
+def _check_environment() -> None:
+    """Refuse what torchrun cannot have set: ranks would wait for others that never come, or nobody would log."""
+    given = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    size, rank, local = (given[name] or alone for name, alone in zip(given, "100", strict=False))
+    bad = not (size + rank + local).isdecimal() or int(rank) >= int(size) or (int(size) > 1 and None in given.values())
+    refuse(f"torchrun sets all of these or none, {given}", (bad, ": start the processes with it, or unset them"))
 
 
 def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | None = None) -> Strategy:
@@ -50,7 +58,11 @@ def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | 
             `espnet3_lite.strategies`.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
         timeout: How long a collective waits for the other ranks, unless the object says otherwise.
+
+    Raises:
+        MisconfigurationException: the strategy, the device or torchrun's environment does not fit the others.
     """
+    _check_environment()
     device = choose_device(accelerator)
     strategy = Strategy() if isinstance(given, str) else given
     if given == "fsdp":

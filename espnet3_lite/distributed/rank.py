@@ -30,12 +30,12 @@ def world_size() -> int:
 
 def global_rank() -> int:
     """This process's number over all machines. Before the group is joined, torchrun's ``RANK`` tells."""
-    return dist.get_rank() if is_distributed() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if is_distributed() else int(os.environ.get("RANK") or "0")
 
 
 def local_rank() -> int:
     """This process's number on its machine: torchrun's ``LOCAL_RANK``, else 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK") or "0")
 
 
 def node_rank() -> int:

@@ -172,3 +172,30 @@ def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MisconfigurationException, match="no collectives between processes"):
         choose_device("mps")
+
+
+ALONE = {name: None for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "1"},  # nobody would have logged
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "5", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},  # waited
+        {"WORLD_SIZE": "two"},
+    ],
+)
+def test_an_environment_that_torchrun_has_not_set_is_refused(given, monkeypatch):
+    for name, value in {**ALONE, **given}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MisconfigurationException, match="torchrun sets all of these or none"):
+        Trainer(**QUIET)
+
+
+@pytest.mark.parametrize("given", [{}, {"LOCAL_RANK": "0"}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "", "RANK": ""}])
+def test_one_process_needs_no_environment(given, monkeypatch):
+    for name, value in {**ALONE, **given}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    assert Trainer(**QUIET).world_size == 1
