@@ -51,6 +51,10 @@ ADVICE = {
         "The module has no parameters when configure_optimizers is called. Make its layers in __init__ or "
         "configure_model, not in a step, and keep them in attributes, an nn.ModuleList or an nn.ModuleDict"
     ),
+    "loaded state dict": (
+        "A group that a hook adds (add_param_group) must be there before the checkpoint is read. Give the optimizer "
+        "all groups in configure_optimizers: parameters without gradients are not stepped. Or take BackboneFinetuning"
+    ),
     'is missing the required "forward" function': (
         "Trainer.predict calls `forward(batch)`, unless the module defines `predict_step(self, batch, batch_idx)`"
     ),

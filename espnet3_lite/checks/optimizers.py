@@ -138,10 +138,10 @@ def _warn_of_late_parameters(trainer: Trainer) -> None:
     late = {
         name: parameter
         for name, parameter in trainer.lightning_module.named_parameters()
-        if parameter.requires_grad and id(parameter) not in trained and id(parameter) not in trainer.plan.built
+        if parameter.requires_grad and id(parameter) not in trained and parameter not in trainer.plan.built
     }
     if late:
-        trainer.plan.built.update(map(id, late.values()))
+        trainer.plan.built.update(late.values())
         rank_zero_warn(
             f"no optimizer trains {', '.join(list(late)[:5])}{' ...' if len(late) > 5 else ''}, which the module got "
             f"after configure_optimizers. Make them in __init__ or configure_model (torch.nn.LazyLinear and its like "

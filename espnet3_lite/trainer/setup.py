@@ -62,7 +62,7 @@ class RunPlan:
         training_step: The same in the trainer's precision: what the loop calls.
         closure_wanted: The one optimizer may step by closure (LBFGS, SAM), or the module has its own `optimizer_step`.
         configured: Of each optimizer the numbers of each parameter group that this run was configured with.
-        built: The ids of the parameters that the module had when its optimizers were made.
+        built: The parameters that the module had when its optimizers were made.
         not_taken: What goes on with a checkpoint's values although it is configured otherwise now: ``optimizer``,
             ``scheduler``.
     """
@@ -79,7 +79,7 @@ class RunPlan:
     closure_wanted: bool = False
     accumulates_by_weight: bool = False
     configured: list[list[dict[str, Any]]] = field(default_factory=list)
-    built: set[int] = field(default_factory=set)
+    built: set[torch.nn.Parameter] = field(default_factory=set)
     not_taken: set[str] = field(default_factory=set)
 
     # ---- how it is made --------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class RunPlan:
         check_optimizers(trainer)
         warn_of_modes(trainer)
         self.configured, self.not_taken = [run_state.settings_of(optimizer) for optimizer in trainer.optimizers], set()
-        self.built = set(map(id, module.parameters()))
+        self.built = set(module.parameters())
         rank_comparison.compare_optimizers(trainer)  # collective: all ranks
         by_closure = any(map(may_use_closure, trainer.optimizers)) or "optimizer_step" in trainer.hook_calls.of_module
         self.closure_wanted = None in self.slots and by_closure

@@ -245,3 +245,21 @@ def test_a_note_before_python_3_11():
     add_note(plain, "what would do")
     add_note(other, "what would do")
     assert str(plain) == "what happened\nwhat would do" and other.args == (3, "more")
+
+
+def test_a_parameter_group_that_a_hook_adds_later(tmp_path):
+    class Unfreezes(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.optimizers().add_param_group({"params": [self.out.bias]})
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.out.weight], lr=0.1)
+
+    data = DataLoader(Frames(), batch_size=4, collate_fn=lambda samples: (torch.ones(4, 5, 4), torch.zeros(4).long()))
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(Unfreezes(), data)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="different number of parameter groups") as failure:
+        quiet_trainer(max_epochs=3).fit(Unfreezes(), data, ckpt_path=tmp_path / "two.ckpt")
+    assert "Give the optimizer all groups in configure_optimizers" in failure.value.__notes__[-1]

@@ -87,9 +87,9 @@ def test_runs_that_begin_together_have_a_version_each(tmp_path, monkeypatch):
         all_have_looked.wait()
         return found
 
-    monkeypatch.setattr(os, "scandir", scandir)
     (tmp_path / "lightning_logs").mkdir()
-    with ThreadPool(4) as pool:
+    with monkeypatch.context() as patched, ThreadPool(4) as pool:  # pytest lists the folder, too, to remove it
+        patched.setattr(os, "scandir", scandir)
         versions = pool.map(lambda _: CSVLogger(tmp_path).version, range(4), 1)
     assert sorted(versions) == [0, 1, 2, 3]
 

@@ -1,5 +1,7 @@
 """Several calls of one trainer: what of an earlier call goes on, and what does not."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -108,6 +110,19 @@ def test_a_fit_of_another_model_is_told_that_all_is_counted_on():
         warnings.filterwarnings("error", "this trainer has trained another model")
         trainer.validate(Model(), loader(1))
         quiet_trainer(max_epochs=1).fit(model, loader(1))
+
+
+def test_a_copy_of_a_trainer_knows_its_copy_of_the_model():
+    """It took it for another model, and would not have told a parameter that came late."""
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(Model(), loader(1))
+    for copied in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert copied.plan.built == set(copied.lightning_module.parameters())
+        copied.max_epochs = 2
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "this trainer has trained another model")
+            copied.fit(copied.lightning_module, loader(1))
+        assert copied.global_step == 4
 
 
 def test_setting_attributes_takes_no_time_in_a_step(monkeypatch):

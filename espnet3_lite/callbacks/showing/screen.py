@@ -207,7 +207,7 @@ def warn_of_missing_processes(devices: int | str | list[int]) -> None:
 def warn_at_begin(trainer: Trainer) -> None:
     """A fit begins of which nobody has said how long it is, or of another model than the fit before."""
     before = trainer.plan.built
-    if before and trainer.ckpt_path is None and before.isdisjoint(map(id, trainer.lightning_module.parameters())):
+    if before and trainer.ckpt_path is None and before.isdisjoint(trainer.lightning_module.parameters()):
         rank_zero_warn(
             f"this trainer has trained another model before: its epochs and steps are counted on (epoch "
             f"{trainer.current_epoch}, step {trainer.global_step}), and its callbacks keep what they saw of that one "
