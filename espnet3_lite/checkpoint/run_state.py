@@ -233,9 +233,9 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         states = [states[order.index(name)] for name in trainer.plan.slots]
         known = ours.get("configured", [])
         ours["configured"] = known and [known[order.index(name)] for name in trainer.plan.slots]
-    held = {state["name"] or index: state.get("held", {}) for index, state in enumerate(ours.get("optimizers", ()))}
+    held = {state["name"] or index: state.get("held", []) for index, state in enumerate(ours.get("optimizers", ()))}
     for index, (slot, state) in enumerate(zip(trainer.plan.slots.values(), states, strict=True)):
-        _load_optimizer(trainer, slot, state, held.get(slot.name or index, {}))
+        _load_optimizer(trainer, slot, state, held.get(slot.name or index, []))
     names = ours.get("scheduler_names")
     if names and len(set(names)) == len(names):  # schedulers are matched by optimizer
         by_name = {config.slot.name if config.slot else None: config for config in configs}
@@ -249,13 +249,13 @@ def _restore_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         config.seen_version, config.waits = version, waits
 
 
-def _load_optimizer(trainer: Trainer, slot: OptimizerSlot, state: Any, held: Mapping[str, Any]) -> None:
+def _load_optimizer(trainer: Trainer, slot: OptimizerSlot, state: Any, held: list[Any]) -> None:
     """Load an optimizer and those that it keeps. The state or groups that they share are shared again afterwards."""
     whole, inner, parts = slot.optimizer, slot.held, ("state", "param_groups")
-    shared = [(one, part) for one in inner.values() for part in parts if getattr(one, part) is getattr(whole, part)]
+    shared = [(one, part) for one in inner for part in parts if getattr(one, part) is getattr(whole, part)]
     trainer.strategy.load_optimizer_state_dict(whole, state)
-    for name in [name for name in inner if name in held]:
-        trainer.strategy.load_optimizer_state_dict(inner[name], held[name])
+    for one, saved in zip(inner, held, strict=False):  # Lightning's files hold none
+        trainer.strategy.load_optimizer_state_dict(one, saved)
     for one, part in shared:
         setattr(one, part, getattr(whole, part))
 

@@ -175,13 +175,14 @@ class OptimizerSlot:
             self.scaling = "stepped"
 
     @property
-    def held(self) -> dict[str, Optimizer]:
-        """What the optimizer keeps as attributes, as SAM and Lookahead do: not all of them save its state."""
-        return {name: value for name, value in vars(self.optimizer).items() if isinstance(value, Optimizer)}
+    def held(self) -> list[Optimizer]:
+        """What the optimizer keeps in attributes, as SAM and Lookahead do: not all of them save its state."""
+        values = vars(self.optimizer).values()
+        return [one for v in values for one in (v if isinstance(v, list) else [v]) if isinstance(one, Optimizer)]
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, and the states of the optimizers that this one keeps."""
-        held = {name: optimizer.state_dict() for name, optimizer in self.held.items()}
+        held = [optimizer.state_dict() for optimizer in self.held]
         return {"update_step": self.update_step, "pending": self.pending, "weight": self.weight, "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -303,7 +303,19 @@ class SharingState(Holding):
         self.state = self.base_optimizer.state
 
 
-@pytest.mark.parametrize("optimizer", [Holding, SharingState])
+class Several(Holding):
+    """Has more than one, in a list."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.parts = [self.base_optimizer]
+        del self.base_optimizer
+
+    def step(self, closure=None):
+        self.parts[0].step()
+
+
+@pytest.mark.parametrize("optimizer", [Holding, SharingState, Several])
 def test_an_optimizer_within_an_optimizer_goes_on(optimizer, tmp_path):
     """It began anew, in silence: its momentum was lost, and it no longer followed the rate of a scheduler."""
 
@@ -324,4 +336,5 @@ def test_an_optimizer_within_an_optimizer_goes_on(optimizer, tmp_path):
     cut.save_checkpoint(tmp_path / "cut.ckpt")
     resumed, trainer = run(6, tmp_path / "cut.ckpt")
     assert resumed == whole
-    assert trainer.optimizers[0].base_optimizer.param_groups is trainer.optimizers[0].param_groups
+    [inner] = trainer.plan.slots[None].held
+    assert inner.param_groups is trainer.optimizers[0].param_groups
