@@ -105,7 +105,10 @@ class TrainData:
         self._begun = {"random": (over and state.get("random")) or seed.collect_random_state(), **self._kept()}
         self.in_use = loader = self._resumed_loader(state, self.loader)
         position, self.first_batch = self._place(state, loader, skip)
-        loader.set_epoch(epoch, position, max(1, self.num_batches - self.first_batch), trainer.plan.copy)
+        # A loader that was given its place may take it back at its end alone (litdata's): it is read up to there.
+        to_its_end = self._knows_its_position(state) and self.num_batches == length_of(self.given)
+        limit = math.inf if to_its_end else max(1, self.num_batches - self.first_batch)
+        loader.set_epoch(epoch, position, limit, trainer.plan.copy)
         loader.resumed = state
         return iter(()) if over else self._until_the_last(loader, iter(loader), time.perf_counter() - began)
 

@@ -334,6 +334,37 @@ def test_a_loader_whose_iterations_begin_anew_does_so_after_an_epoch_that_was_ov
     assert len(whole.seen) == 3 * batches
 
 
+class PlaceUntilItsEnd:
+    """As litdata's StreamingDataLoader: only an iteration that was read to its end lets go of `load_state_dict`."""
+
+    def __init__(self):
+        self.epoch, self.position, self.restore = 0, 0, False
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        if not self.restore:
+            self.epoch, self.position = self.epoch + 1, 0
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(self.epoch))
+        for number in order[self.position :]:
+            self.position += 1
+            yield number.reshape(1, 1).float()
+        self.restore = False
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.epoch, self.position, self.restore = state["epoch"], state["position"], state["position"] < 4
+
+
+def test_a_loader_that_lets_go_of_its_place_at_its_end_is_read_up_to_there(tmp_path):
+    points = [(epoch, batch_idx) for epoch in (0, 1) for batch_idx in range(4)]
+    whole = check_resumed(Model, PlaceUntilItsEnd, tmp_path, points, max_epochs=3)
+    assert len({str(whole.seen[4 * epoch :][:4]) for epoch in range(3)}) == 3
+
+
 # ---- when they are asked for ---------------------------------------------------------------------------------------
 
 
