@@ -73,7 +73,8 @@ class MetricsLogger(Callback):
         #: The times of the batch in work: with its other values they are the window's when it is over.
         self._times: list[tuple[str, Any]] = []
         self._valid_time: float | None = None  # of the epoch's last validation
-        #: The last epoch's means by the names that the values were logged under, but for those that have no mean.
+        #: The last epoch's means, or those so far of one that was broken off, by the names that the values were logged
+        #: under; but for those that have no mean.
         self.epoch_means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,15 +159,17 @@ class MetricsLogger(Callback):
         self._log_epoch(trainer, means)
         self._epoch = _means_in_lines()
 
-    def _log_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
-        """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates.
+    def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
+        """A run that was stopped within an epoch reports that one's means so far."""
+        so_far = _means_in_lines()
+        so_far.merge(self._epoch)
+        so_far.merge(self._window)
+        if means := so_far.means():
+            self._name_means(trainer, means)
 
-        A value that is logged with another `reduce_fx` than the mean is left out: what it came to is its last one.
-        """
-        trained = {f"train/{name.removeprefix('train/')}": name for name in trainer.callback_metrics}
-        short = {full.removeprefix("train/"): name for full, name in trained.items() if not name.startswith("valid/")}
-        counts = {entry.name for entry in trainer.metrics.training.values() if entry.reduce != "mean"}
-        self.epoch_means = {short[n]: value for n, value in means.items() if n in short and short[n] not in counts}
+    def _log_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
+        """Hand the epoch's means to the loggers: of values that are logged at steps alone, of times, of rates."""
+        self._name_means(trainer, means)
         on_epoch = {entry.name for entry in trainer.metrics.training.values() if entry.on_epoch}
         row = {f"{name}_epoch": self.epoch_means[name] for name in self.epoch_means.keys() - on_epoch
                if name.startswith("train/")}  # fmt: skip
@@ -176,6 +179,16 @@ class MetricsLogger(Callback):
         row["epoch"] = trainer.current_epoch
         for log in trainer.loggers:
             log.log_metrics(row, step=trainer.logging_step - 1)
+
+    def _name_means(self, trainer: Trainer, means: dict[str, float]) -> None:
+        """Keep the means by the names that were logged.
+
+        A value that is logged with another `reduce_fx` than the mean is left out: what it came to is its last one.
+        """
+        trained = {f"train/{name.removeprefix('train/')}": name for name in trainer.callback_metrics}
+        short = {full.removeprefix("train/"): name for full, name in trained.items() if not name.startswith("valid/")}
+        counts = {entry.name for entry in trainer.metrics.training.values() if entry.reduce != "mean"}
+        self.epoch_means = {short[n]: value for n, value in means.items() if n in short and short[n] not in counts}
 
     # ---- validation ------------------------------------------------------------------------------------------------
 

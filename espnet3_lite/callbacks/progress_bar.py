@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
+from espnet3_lite.callbacks.metrics_logger import MetricsLogger
 from espnet3_lite.callbacks.showing.step_means import RunningMeans, StepValues
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ class ProgressBar(Callback):
     #: What steps logged in this epoch.
     _step_values: StepValues | None = None
     _step_means: RunningMeans | None = None
+    #: No `MetricsLogger` before it has the same means, and keeps them in checkpoints.
+    _keeps_means = True
     _trainer: Trainer | None = None
     _current_eval_dataloader_idx: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LiteModule, stage: str) -> None:
         """Remember the trainer, and disable the bar on all ranks but zero."""
         self._trainer = trainer
+        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        self._keeps_means = not any(isinstance(callback, MetricsLogger) for callback in before)
         if not trainer.is_global_zero:
             self.disable()
 
@@ -47,15 +52,19 @@ class ProgressBar(Callback):
     def epoch_means(self) -> dict[str, float]:
         """The means, over the epoch's batches so far, of the values that are logged with ``on_step=True`` alone.
 
-        They are this rank's own: nothing is exchanged between the ranks.
+        They are this rank's own: nothing is exchanged between the ranks. There are none where a `MetricsLogger` stands
+        before the bar: that one's `epoch_means` are those of a resumed run, too.
         """
         if self._step_means is None:
             return {}
-        alone = {e.name for e in self.trainer.metrics.training.values() if e.on_step and not e.on_epoch}
+        training = self.trainer.metrics.training.values()
+        alone = {e.name for e in training if e.on_step and not e.on_epoch and e.reduce == "mean"}
         return {name: mean for name, mean in self._step_means.means().items() if name in alone}
 
     def _take_step_values(self, trainer: Trainer) -> None:
         """Add the batch's step values to the means. The values stay on the device."""
+        if not self._keeps_means:
+            return
         if self._step_values is None or self._step_means is None:
             self._step_values, self._step_means = StepValues(), RunningMeans()
         self._step_means.take([*self._step_values.anew(trainer.metrics).items()])

@@ -15,9 +15,10 @@ from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from espnet3_lite import Callback, ESPnetModule, ESPnetTrainer, LiteModule, MisconfigurationException, Trainer
-from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint
-from espnet3_lite.callbacks.showing.screen import end_report
+from espnet3_lite.callbacks import MetricsLogger, ModelCheckpoint, TQDMProgressBar
+from espnet3_lite.callbacks.showing.screen import end_report, results
 from espnet3_lite.callbacks.showing.step_means import RunningMeans
+from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loggers import CSVLogger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "espnet3"
@@ -376,3 +377,42 @@ def test_a_finished_run_that_is_started_again_reports_the_epochs_means(tmp_path)
         trainer.save_checkpoint(tmp_path / "end.ckpt")
         reports.append(end_report(trainer))
     assert reports == [["trained 2 epochs, 8 steps", "  train/count 1.5"]] * 2  # of 0, 1, 2 and 3
+
+
+@pytest.mark.parametrize("bar_first", [False, True])
+def test_a_run_that_resumes_within_an_epoch_reports_the_whole_epochs_means(tmp_path, bar_first):
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    fit(Module(), MetricsLogger(5), batches=4, callbacks=[saver], enable_checkpointing=None)
+    callbacks = [MetricsLogger(5), TQDMProgressBar()]
+    trainer = Trainer(
+        max_epochs=1, callbacks=callbacks[::-1] if bar_first else callbacks, **{**QUIET, "enable_progress_bar": None}
+    )
+    trainer.fit(Module(), DataLoader(torch.zeros(4, 1)), ckpt_path=tmp_path / "step=3.ckpt")
+    assert results(trainer)["train/number"] == 1.5
+
+
+class Counts(Module):
+    def training_step(self, batch, batch_idx):
+        self.log("train/count", batch_idx + 1.0, reduce_fx="max")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("loggers", [[], [MetricsLogger(5)]])
+def test_a_count_is_reported_as_it_was_last_and_not_as_a_mean(loggers):
+    settings = {**QUIET, "enable_progress_bar": None}
+    trainer = Trainer(max_epochs=1, callbacks=[*loggers, TQDMProgressBar()], **settings)
+    trainer.fit(Counts(), DataLoader(torch.zeros(4, 1)))
+    assert results(trainer) == {"train/count": 4.0, "train/number": 1.5, "train/rare": 2.0, "whole": 1.5}
+
+
+def test_a_run_that_is_stopped_within_an_epoch_reports_its_means_so_far():
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 7:
+                raise StopTrainingError("enough")
+
+    trainer = Trainer(
+        max_epochs=3, callbacks=[MetricsLogger(2), TQDMProgressBar(), Stops()], **{**QUIET, "enable_progress_bar": None}
+    )
+    trainer.fit(Module(), DataLoader(torch.zeros(4, 1)))
+    assert trainer.global_step == 7 and results(trainer)["train/number"] == 1.0

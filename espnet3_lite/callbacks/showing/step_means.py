@@ -33,13 +33,14 @@ class StepValues:
 
     def anew(self, metrics: Metrics) -> dict[str, Number]:
         """By name, the last value of each; as it is kept: to publish it takes longer than to log it."""
-        touched = self._batch[self._known :]
-        if metrics.touched is not self._batch:
-            self._batch = metrics.touched
-            touched += self._batch
-        self._known = len(self._batch)
+        touched = metrics.touched
+        rows = touched if touched is not self._batch else []
+        if len(self._batch) > self._known:
+            rows = [*self._batch[self._known :], *rows]
+        self._batch, self._known = touched, len(touched)
         values: dict[str, Number] = {}
-        for entry, *_ in touched:
+        for row in rows:
+            entry = row[0]
             if entry.on_step and entry.last is not None:
                 values[entry.name] = values[entry.step_name] = entry.last
         return values
