@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 import torch
 
 from espnet3_lite.checkpoint import archives
-from espnet3_lite.checkpoint.allowed_types import harmless_globals, plain, settle
+from espnet3_lite.checkpoint.allowed_types import PlainPickling, harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, replacing
 from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
 
@@ -66,7 +66,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            torch.save(checkpoint, file, pickle_module=PlainPickling)
     except (OSError, RuntimeError) as error:
         # torch's writer hides a full disk behind an error of its own, whose context is the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -100,7 +100,7 @@ def _holds(path: Path, checkpoint: dict[str, Any]) -> bool:
         return False  # it was removed meanwhile
     with open(path, "rb") as file:
         try:
-            torch.save(checkpoint, cast(BinaryIO, _Comparison(file)))
+            torch.save(checkpoint, cast(BinaryIO, _Comparison(file)), pickle_module=PlainPickling)
         except RuntimeError:  # torch's, of other content; whatever else it is about shows when the file is written
             return False
         return not file.read(1)

@@ -91,9 +91,10 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
         "epoch_loop.val_loop.batch_progress": _batch_progress(validated, validated, is_last_batch=bool(validated)),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
-    idle = {"state_dict": {}, "batch_progress": _batch_progress(0, 0, is_last_batch=False)}
-    predict = {"state_dict": {}, "batch_progress": _batch_progress(0, 0)}
-    return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": dict(idle), "predict_loop": predict}
+    zeros = dict.fromkeys(("total", "current"), dict.fromkeys(("ready", "completed", "started", "processed"), 0))
+    idle = {"state_dict": {}, "batch_progress": {**zeros, "is_last_batch": False}}  # one object is written once
+    predict = {"state_dict": {}, "batch_progress": zeros}
+    return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": idle, "predict_loop": predict}
 
 
 def has_named_optimizers(trainer: Trainer) -> bool:

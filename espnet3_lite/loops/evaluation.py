@@ -58,6 +58,9 @@ class EvaluationLoop:
         self._data_source = self
         self._loaded_in_epoch: int | float = 0
         self._modes: dict[torch.nn.Module, bool] = {}
+        #: What `as_evaluated` has looked at last, and what it gave: signatures take longer to read than some batches.
+        self._looked_at: tuple[object, ...] = ()
+        self._step: Any = None
         #: How many batches of each loader all runs have seen: the loggers' axis for what is logged on steps.
         self._seen: Counter[int] = Counter()
 
@@ -168,10 +171,12 @@ class EvaluationLoop:
         """The batches of one loader. What is the same for all of them is looked up before."""
         trainer, call, hooks = self.trainer, self.trainer.call, self.trainer.hook_calls.listeners
         metrics, transfer, module = trainer.metrics, trainer.plan.transfer, trainer.lightning_module
-        step = trainer.precision_plugin.wrap(
-            as_evaluated(module, self.word, len(self.loaders), hooks), cache=module.automatic_optimization
-        )
         step_hook, start, end = f"{self.word}_step", f"on_{self.word}_batch_start", f"on_{self.word}_batch_end"
+        called = (getattr(module, step_hook), len(self.loaders), *hooks[start], *hooks[end])
+        if called != self._looked_at:
+            self._step = as_evaluated(module, self.word, len(self.loaders), hooks)
+            self._looked_at = called
+        step = trainer.precision_plugin.wrap(self._step, cache=module.automatic_optimization)
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
         sanity_check, several = trainer.sanity_checking, len(self.loaders) > 1

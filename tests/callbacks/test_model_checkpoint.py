@@ -610,9 +610,9 @@ def test_best_files_of_one_moment_with_one_content_are_written_once(tmp_path, mo
     written = []
     save = torch.save
 
-    def note(value, file):
+    def note(value, file, **named):
         written.extend([value["epoch"]] * hasattr(file, "fileno"))  # else it is compared, and nothing is written
-        save(value, file)
+        save(value, file, **named)
 
     monkeypatch.setattr(torch, "save", note)
 

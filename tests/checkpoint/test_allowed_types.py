@@ -5,15 +5,17 @@ import collections
 import datetime
 import enum
 import functools
+import gc
 import io
 import pathlib
 import pickle
+import weakref
 
 import numpy
 import pytest
 import torch
 
-from espnet3_lite.checkpoint.allowed_types import allowed_names, harmless_globals, plain, settle
+from espnet3_lite.checkpoint.allowed_types import PlainPickling, allowed_names, harmless_globals, plain, settle
 
 
 class Colour(str, enum.Enum):
@@ -154,3 +156,36 @@ def test_the_list_holds_nothing_that_can_call_or_open():
         torch.save(argparse.Namespace(a=1), buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_pickling_asks_torch_of_tensors_alone_and_writes_the_same_bytes(monkeypatch):
+    net = torch.nn.Linear(2, 1)
+    numbers = {f"name{number}": [number, None, 0.5, True, b"x"] for number in range(200)}
+    state = {"net": net.state_dict(), "weight": net.weight, "kind": torch.float16, "numbers": numbers, "set": {1}}
+    asked, is_storage = [], torch.is_storage
+    monkeypatch.setattr(torch, "is_storage", lambda value: asked.append(value) or is_storage(value))
+    files = {}
+    for name, how in (("torch", {}), ("ours", {"pickle_module": PlainPickling})):
+        asked.clear()
+        with io.BytesIO() as file:
+            torch.save(state, file, **how)
+            files[name] = file.getvalue(), len(asked)
+    (expected, before), (written, after) = files.values()
+    assert written == expected
+    assert after < 40 < 1000 < before
+
+
+def test_what_was_pickled_is_freed_without_the_garbage_collector():
+    state = {"w": torch.ones(2)}
+    alive = weakref.ref(state["w"])
+    gc.collect()
+    gc.disable()
+    try:
+        torch.save(state, io.BytesIO(), pickle_module=PlainPickling)
+        del state
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -89,7 +89,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     save_checkpoint(small(1.0), path)
 
-    def interrupted(checkpoint, file):
+    def interrupted(checkpoint, file, **_):
         file.write(b"half")
         raise KeyboardInterrupt
 
@@ -194,7 +194,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 def test_states_of_one_moment_are_compared_only_if_they_have_the_same_keys(tmp_path, monkeypatch):
     """Weights alone and the whole state, saved one after the other, are not pickled a third time to see that."""
     pickled, save = [], torch.save
-    monkeypatch.setattr(torch, "save", lambda *arguments: (pickled.append(1), save(*arguments)))
+    monkeypatch.setattr(torch, "save", lambda *given, **named: (pickled.append(1), save(*given, **named)))
     weights = {"epoch": 1, "global_step": 2, "state_dict": {"w": torch.ones(2)}}
     whole = {**weights, "optimizer_states": []}
     for name, state, pickles in (("best", weights, 1), ("step", whole, 2), ("last", whole, 3), ("again", weights, 4)):

@@ -11,6 +11,7 @@ from weights_parts import Net, loader, trainer_of
 
 from espnet3_lite import Callback, LiteModule, MisconfigurationException
 from espnet3_lite.callbacks import EarlyStopping
+from espnet3_lite.loops import evaluation
 
 #: How a step may be written, and what it then hands on as (batch, batch_idx).
 SIGNATURES = {
@@ -105,6 +106,28 @@ def test_who_demands_a_loaders_index_with_one_loader_is_told(name):
     told = f"there is one loader, and no index of it, but Module.{name} demands `dataloader_idx`; write `def {name}"
     with pytest.raises(RuntimeError, match=re.escape(told)):
         trainer_of(max_epochs=1).fit(Module(), loader(), loader())
+
+
+def test_a_steps_signature_is_read_once_and_again_where_the_step_is_replaced(monkeypatch):
+    looked_at = []
+    look = evaluation.as_evaluated
+    monkeypatch.setattr(
+        evaluation, "as_evaluated", lambda *given: looked_at.append(trainer.current_epoch) or look(*given)
+    )
+    seen = []
+
+    class Module(Net):
+        def validation_step(self, batch, batch_idx):
+            seen.append("first")
+
+        def on_validation_epoch_start(self):
+            if trainer.current_epoch == 2:
+                self.validation_step = lambda batch: seen.append("second")
+
+    trainer = trainer_of(max_epochs=4)
+    trainer.fit(Module(), loader(), loader(batch_size=12))
+    assert looked_at == [0, 2]
+    assert seen == ["first", "first", "second", "second"]
 
 
 class Gives(Net):
