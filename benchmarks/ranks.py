@@ -1,11 +1,19 @@
-"""Training steps on two ranks: `DistributedDataParallel` with the vote on both sides. Also the ranks' own script."""
+"""Training steps on two ranks: `DistributedDataParallel` with the vote on both sides. Also the ranks' own script.
+
+A step is two or three messages, and lasts as long as the ranks wait for each other: on a machine with as many cores as
+ranks one step in a few takes many times as long as the others, whenever something else runs. So each step is timed, and
+a sample is a block's median step; blocks are short, and both sides' alternate. Neither the ends of an epoch count, nor
+the first two steps, within which DDP arranges its buckets.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import os
+import statistics
 import subprocess
 import sys
 import warnings
@@ -18,7 +26,7 @@ import torch.distributed as dist
 
 from benchmarks.measuring import BY_HAND, Options, Row, Samples, clock, now, use_clock
 from benchmarks.steps import Model, Module, Outcome, compare, fit, make_batches, make_layer, named_module
-from espnet3_lite import LiteModule
+from espnet3_lite import Callback, LiteModule
 
 
 def vote(loss_is_finite: bool) -> bool:
@@ -29,19 +37,20 @@ def vote(loss_is_finite: bool) -> bool:
 
 
 def ddp_by_hand(batches: list[Any]) -> Outcome:
-    """Seconds a step of one layer under DDP, and its weight."""
+    """Seconds of the median step of one layer under DDP, and its weight."""
     plain = make_layer()
     layer = torch.nn.parallel.DistributedDataParallel(plain)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
-    start = now()
+    begun = []
     for x, y in batches:
+        begun.append(now())
         loss = torch.nn.functional.mse_loss(layer(x), y)
         if not vote(math.isfinite(loss.item())):
             continue
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return (now() - start) / len(batches), plain.weight.detach()
+    return median_step(begun), plain.weight.detach()
 
 
 def named_by_hand(batches: list[Any]) -> Outcome:
@@ -49,8 +58,9 @@ def named_by_hand(batches: list[Any]) -> Outcome:
     model = Model(named=True)
     layers = [model.first, model.second]
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in layers]
-    start = now()
+    begun = []
     for _, batch in batches:
+        begun.append(now())
         steps, _, _ = model(**batch)
         if not vote(all(math.isfinite(step.loss.item()) for step in steps)):
             continue
@@ -65,13 +75,34 @@ def named_by_hand(batches: list[Any]) -> Outcome:
                 gradient.copy_(piece.view_as(gradient))
         for optimizer in optimizers:
             optimizer.step()
-    return (now() - start) / len(batches), model.first.weight.detach()
+    return median_step(begun), model.first.weight.detach()
+
+
+class Beginnings(Callback):
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.begun.append(now())
+
+
+def median_step(begun: list[float]) -> float:
+    """Seconds from the beginning of a step to that of the next; not of the first two.
+
+    >>> median_step([0.0, 9.0, 12.0, 13.0, 15.0, 18.0])
+    2.0
+    """
+    return statistics.median(after - before for before, after in itertools.pairwise(begun[2:]))
 
 
 def fit_on_ranks(module: LiteModule, batches: list[Any]) -> float:
-    """Seconds a step of one epoch: each rank trains on all of the batches, as by hand."""
+    """Seconds of the median step of one epoch: each rank trains on all of the batches, as by hand."""
     settings = {"devices": dist.get_world_size(), "strategy": "ddp", "use_distributed_sampler": False}
-    return fit(module, batches, **settings)
+    beginnings = Beginnings()
+    fit(module, batches, [beginnings], **settings)
+    return median_step(beginnings.begun)
 
 
 def ddp(batches: list[Any]) -> Outcome:
@@ -94,7 +125,7 @@ SIDES: dict[str, dict[str, Callable[[list[Any]], Outcome]]] = {
 
 def _on_two_ranks(options: Options, name: str) -> Samples:
     output = options.folder / f"{name}.json"
-    arguments = [name, output, options.count(500), options.repetitions, clock()]
+    arguments = [name, output, max(20, options.count(100)), 5 * options.repetitions, clock()]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
         "benchmarks.ranks", *map(str, arguments),
