@@ -283,9 +283,7 @@ def allowed_names() -> list[str]:
 
 def harmless_globals() -> AbstractContextManager[None]:
     """While entered, `torch.load(weights_only=True)` also reads what `allowed_names` lists; see `settle`."""
-    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]]  # the list's type is the parameter's
-    allowed = [(kind, name) for name, kind in _STAND_INS.items()]
-    return torch.serialization.safe_globals(allowed)
+    return torch.serialization.safe_globals([(kind, name) for name, kind in _STAND_INS.items()])
 
 
 def settle(value: object) -> object:

@@ -29,11 +29,12 @@ def writes_under_way() -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name in the same folder, to write to: at the end, what is there takes the place of `path`, at once.
+    """A hidden name in the same folder, which is made, to write to: at the end what is there takes the place of `path`.
 
     A reader, or a crash at any moment, finds the old file or the new one, whole. Where an exception ends it, the old
     one stays, and nothing is left behind.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = _hidden(path, "new")
     remove_checkpoint(temporary)
@@ -97,11 +98,9 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     try:
         if destination.exists() and not destination.is_symlink() and source.samefile(destination):
             return  # two hard links, where a rename would do nothing
-        destination.parent.mkdir(parents=True, exist_ok=True)
         with replacing(destination) as temporary:
             if source.is_dir():
-                folder = os.path.realpath(destination.parent)
-                os.symlink(os.path.relpath(source, folder), temporary, target_is_directory=True)
+                os.symlink(os.path.relpath(source, os.path.realpath(destination.parent)), temporary, True)
             else:
                 try:
                     os.link(source, temporary)

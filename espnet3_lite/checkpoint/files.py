@@ -5,6 +5,7 @@ trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded
 temporary names, links and removal are in `atomic_files`.
 """
 
+import io
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ import torch
 from espnet3_lite.checkpoint import archives
 from espnet3_lite.checkpoint.allowed_types import PlainPickling, harmless_globals, plain, settle
 from espnet3_lite.checkpoint.atomic_files import link_or_copy, replacing
-from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, MisconfigurationException
+from espnet3_lite.exceptions import CheckpointError, CheckpointNotFoundError, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,6 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         if twin != path and None not in moment and moment == its_moment and _holds(twin, checkpoint):
             link_or_copy(twin, path)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         # An open file, not a name: then torch calls the archive's root "archive" whatever the process.
         with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(checkpoint, file, pickle_module=PlainPickling)
@@ -78,20 +78,17 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 _written: dict[Path, tuple[Path, tuple[object, ...]]] = {}
 
 
-class _Comparison:
+class _Comparison(io.RawIOBase):
     """Takes what torch would write, and compares it with what is in a file. The small values come first."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         """Of the next bytes."""
         if self._file.read(len(data)) != data:
             raise ValueError("something else is in the file")
         return len(data)
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 def _holds(path: Path, checkpoint: dict[str, Any]) -> bool:
@@ -150,11 +147,8 @@ def refuse_unsafe_files(call: str, weights_only: bool | None) -> None:
     Raises:
         MisconfigurationException: `weights_only` is False.
     """
-    if weights_only is False:
-        raise MisconfigurationException(
-            f"{call}(weights_only=False): checkpoints are always read with weights_only=True, tensors, plain "
-            f"values and harmless types alone; leave it out"
-        )
+    always = "checkpoints are always read with weights_only=True, tensors, plain values and harmless types alone"
+    refuse(f"{call}(weights_only=False): {always}", (weights_only is False, "; leave it out"))
 
 
 def _unpickle(path: Path, map_location: MapLocation, mmap: bool | None) -> dict[str, Any]:

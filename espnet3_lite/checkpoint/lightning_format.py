@@ -43,18 +43,19 @@ def own_state(checkpoint: Mapping[str, Any], of_weights: bool = False) -> dict[s
     return ours
 
 
-def _counts(total: int, current: int, *more: str) -> dict[str, Any]:
-    """A count over the whole run and its present part, which Lightning keeps under several names."""
-    names = ("ready", "completed", *more)
-    return {"total": dict.fromkeys(names, total), "current": dict.fromkeys(names, current)}
+#: What Lightning counts of a batch; of a step the first two.
+_BATCH = ("ready", "completed", "started", "processed")
 
 
-def _batch_progress(total: int, current: int, open_batch: int = 0, **more: bool) -> dict[str, Any]:
-    """`open_batch`: 1 while the last batch's hooks still run; `more`: `is_last_batch`, where Lightning keeps it."""
-    progress = _counts(total, current, "started", "processed")
-    for counts in progress.values():
-        counts["completed"] -= open_batch
-    return {**progress, **more}
+def _counts(names: tuple[str, ...], total: int, current: int, open_batch: int = 0, **more: bool) -> dict[str, Any]:
+    """A count over the whole run and its present part, which Lightning keeps under several names.
+
+    `open_batch`: 1 while the last batch's hooks still run; `more`: `is_last_batch`, where Lightning keeps it.
+    """
+    counts = {"total": dict.fromkeys(names, total), "current": dict.fromkeys(names, current)}
+    for part in counts.values():
+        part["completed"] -= open_batch
+    return {**counts, **more}
 
 
 def dump_loops(trainer: Trainer) -> dict[str, Any]:
@@ -72,28 +73,28 @@ def dump_loops(trainer: Trainer) -> dict[str, Any]:
     named, manual_steps = has_named_optimizers(trainer), 0
     if named or not trainer.plan.automatic_optimization:
         manual_steps, steps = sum(slot.update_step for slot in trainer.plan.slots.values()) if named else steps, 0
-    steps_here = min(-(-done // trainer.accumulate_grad_batches), steps)  # the last batch closes a window
+    stepped = steps, min(-(-done // trainer.accumulate_grad_batches), steps)  # the last batch closes a window
     counts = (count for count in trainer.num_val_batches if trainer.validation_ran and count != math.inf)
     validated = int(sum(counts))  # a validation is over, or has not begun
     fit_loop = {
         # A training loader's own state, where it has one, and Lightning looks for it: it skips no data by itself.
         "state_dict": {} if (state := trainer.train_data.in_use.state_dict()) is None else {"combined_loader": [state]},
         "epoch_loop.state_dict": {"_batches_that_stepped": loop.batches_stepped},
-        "epoch_loop.batch_progress": _batch_progress(batches, done, open_batch, is_last_batch=loop.is_last_batch),
-        "epoch_loop.scheduler_progress": _counts(steps, steps_here),
+        "epoch_loop.batch_progress": _counts(_BATCH, batches, done, open_batch, is_last_batch=loop.is_last_batch),
+        "epoch_loop.scheduler_progress": _counts(_BATCH[:2], *stepped),
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
-            "optimizer": {"step": _counts(steps, steps_here), "zero_grad": _counts(steps, steps_here, "started")}
+            "optimizer": {"step": _counts(_BATCH[:2], *stepped), "zero_grad": _counts(_BATCH[:3], *stepped)}
         },
         "epoch_loop.manual_optimization.state_dict": {},
-        "epoch_loop.manual_optimization.optim_step_progress": _counts(manual_steps, manual_steps),
+        "epoch_loop.manual_optimization.optim_step_progress": _counts(_BATCH[:2], manual_steps, manual_steps),
         "epoch_loop.val_loop.state_dict": {},
-        "epoch_loop.val_loop.batch_progress": _batch_progress(validated, validated, is_last_batch=bool(validated)),
+        "epoch_loop.val_loop.batch_progress": _counts(_BATCH, validated, validated, is_last_batch=bool(validated)),
         "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
     }
-    zeros = dict.fromkeys(("total", "current"), dict.fromkeys(("ready", "completed", "started", "processed"), 0))
-    idle = {"state_dict": {}, "batch_progress": {**zeros, "is_last_batch": False}}  # one object is written once
+    zeros = _counts(_BATCH, 0, 0)  # one object, wherever it stands: it is written once
     predict = {"state_dict": {}, "batch_progress": zeros}
+    idle = {"state_dict": {}, "batch_progress": {**zeros, "is_last_batch": False}}
     return {"fit_loop": fit_loop, "validate_loop": idle, "test_loop": idle, "predict_loop": predict}
 
 
@@ -121,15 +122,11 @@ def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         hooks_are_over = current["completed"] == current["processed"]
         is_over = hooks_are_over and validation["completed"] == validation["ready"]
         stage = "batch open" if not is_over else "batches over" if batches["is_last_batch"] else "batches"
-    state = {
-        "epoch": epochs["processed"],
-        "global_step": checkpoint["global_step"],
-        "batches_seen": batches["total"]["processed"],
-        "batches_done": batches_done,
-        "is_last_batch": batches["is_last_batch"],
-        "stage": stage,
-    }
-    loop.load_state_dict({**loop.state_dict(), **state})
+    loop.load_state_dict({
+        **loop.state_dict(), "epoch": epochs["processed"], "global_step": checkpoint["global_step"],
+        "batches_seen": batches["total"]["processed"], "batches_done": batches_done,
+        "is_last_batch": batches["is_last_batch"], "stage": stage,
+    })  # fmt: skip
     if has_named_optimizers(trainer):
         trainer.lightning_module.restore_named_optimizers(checkpoint)  # Lightning knows none, and counts none
     # On the loggers' axis a batch counts only after its validation, as in Lightning.

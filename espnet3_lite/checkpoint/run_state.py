@@ -48,8 +48,7 @@ def dump_checkpoint(trainer: Trainer, weights_only: bool = False) -> dict[str, A
     }
     checkpoint["loops"][OUR_STATE] = {"layout": LAYOUT, "wrapper_prefix": getattr(module, "wrapper_prefix", "")}
     if not weights_only:
-        states = ((callback.state_key, callback.state_dict()) for callback in trainer.callbacks)
-        checkpoint["callbacks"] = {key: state for key, state in states if state}
+        checkpoint["callbacks"] = {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())}
         checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
         checkpoint["lr_schedulers"] = [config.state_dict() for config in trainer.lr_scheduler_configs]
         if trainer.precision_plugin.scaler is not None:

@@ -59,8 +59,7 @@ class EvaluationLoop:
         self._loaded_in_epoch: int | float = 0
         self._modes: dict[torch.nn.Module, bool] = {}
         #: What `as_evaluated` has looked at last, and what it gave: signatures take longer to read than some batches.
-        self._looked_at: tuple[object, ...] = ()
-        self._step: Any = None
+        self._evaluated: tuple[tuple[object, ...], Any] = ((), None)
         #: How many batches of each loader all runs have seen: the loggers' axis for what is logged on steps.
         self._seen: Counter[int] = Counter()
 
@@ -173,10 +172,9 @@ class EvaluationLoop:
         metrics, transfer, module = trainer.metrics, trainer.plan.transfer, trainer.lightning_module
         step_hook, start, end = f"{self.word}_step", f"on_{self.word}_batch_start", f"on_{self.word}_batch_end"
         called = (getattr(module, step_hook), len(self.loaders), *hooks[start], *hooks[end])
-        if called != self._looked_at:
-            self._step = as_evaluated(module, self.word, len(self.loaders), hooks)
-            self._looked_at = called
-        step = trainer.precision_plugin.wrap(self._step, cache=module.automatic_optimization)
+        if called != self._evaluated[0]:
+            self._evaluated = called, as_evaluated(module, self.word, len(self.loaders), hooks)
+        step = trainer.precision_plugin.wrap(self._evaluated[1], cache=module.automatic_optimization)
         outputs: list[Any] = []
         finite: list[tuple[int, torch.Tensor]] = []
         sanity_check, several = trainer.sanity_checking, len(self.loaders) > 1
