@@ -5,7 +5,6 @@ trainer and by `callbacks/`. What a file may hold is in `allowed_types`; sharded
 temporary names, links and removal are in `atomic_files`.
 """
 
-import io
 import logging
 import os
 import pickle
@@ -78,17 +77,20 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 _written: dict[Path, tuple[Path, tuple[object, ...]]] = {}
 
 
-class _Comparison(io.RawIOBase):
+class _Comparison:
     """Takes what torch would write, and compares it with what is in a file. The small values come first."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         """Of the next bytes."""
         if self._file.read(len(data)) != data:
             raise ValueError("something else is in the file")
         return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def _holds(path: Path, checkpoint: dict[str, Any]) -> bool:

@@ -150,15 +150,15 @@ class Faults(Callback):
         if self.full_at == "end":
             checkpoint_io.torch.save = self.no_room
 
-    def no_room(self, checkpoint, file):
+    def no_room(self, checkpoint, file, **_):
         file.write(b"the beginning")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def faulty_save(self, checkpoint, file):
+    def faulty_save(self, checkpoint, file, **how):
         self.saves += 1
         if self.saves == int(self.kill_in_save or -1):
-            self.save(checkpoint, file)
+            self.save(checkpoint, file, **how)
             file.truncate(file.tell() // 2)
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        self.save(checkpoint, file)
+        self.save(checkpoint, file, **how)
