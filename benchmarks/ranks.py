@@ -54,25 +54,26 @@ def ddp_by_hand(batches: list[Any]) -> Outcome:
 
 
 def named_by_hand(batches: list[Any]) -> Outcome:
-    """Two optimizers, each gradient averaged over the ranks by one flat all-reduce an optimizer."""
+    """Two optimizers. Their gradients are averaged by one flat all-reduce, for both step in each batch."""
     model = Model(named=True)
     layers = [model.first, model.second]
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in layers]
+    parameters = [[*layer.parameters()] for layer in layers]
+    sizes = [parameter.numel() for of_one in parameters for parameter in of_one]
     begun = []
     for _, batch in batches:
         begun.append(now())
         steps, _, _ = model(**batch)
         if not vote(all(math.isfinite(step.loss.item()) for step in steps)):
             continue
-        for step, layer, optimizer in zip(steps, layers, optimizers, strict=True):
+        for step, of_one, optimizer in zip(steps, parameters, optimizers, strict=True):
             optimizer.zero_grad()
-            step.loss.backward(inputs=list(layer.parameters()))
-            gradients = [parameter.grad for parameter in layer.parameters()]
-            flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
-            dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            for gradient, piece in zip(gradients, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+            step.loss.backward(inputs=of_one)
+        gradients = [parameter.grad for of_one in parameters for parameter in of_one]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        for gradient, piece in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(piece.view_as(gradient))
         for optimizer in optimizers:
             optimizer.step()
     return median_step(begun), model.first.weight.detach()
