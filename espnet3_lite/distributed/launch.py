@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 
-from espnet3_lite.distributed.rank import local_rank
+from espnet3_lite.distributed.rank import is_distributed, local_rank
 from espnet3_lite.distributed.single import Strategy
 from espnet3_lite.exceptions import MisconfigurationException, refuse
 
@@ -43,11 +43,16 @@ def _world_size() -> int:
 
 
 def _check_environment() -> None:
-    """Refuse what torchrun cannot have set: ranks would wait for others that never come, or nobody would log."""
-    given = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    size, rank, local = (given[name] or alone for name, alone in zip(given, "100", strict=False))
-    bad = not (size + rank + local).isdecimal() or int(rank) >= int(size) or (int(size) > 1 and None in given.values())
-    refuse(f"torchrun sets all of these or none, {given}", (bad, ": start the processes with it, or unset them"))
+    """Refuse what torchrun cannot have set: ranks would wait for others that never come, or nobody would log.
+
+    A machine with one process may leave out its ``LOCAL_RANK``; a group that is there already needs no address.
+    """
+    given = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")}
+    size, rank, local = given["WORLD_SIZE"] or "1", given["RANK"] or "0", given["LOCAL_RANK"] or "0"
+    bad = not (size + rank + local).isdecimal() or int(rank) >= int(size)
+    lacking = not bad and int(size) > 1 and not is_distributed() and None in [*given.values()][:-1]
+    told = "torchrun sets all of these or none; start the processes with it, or unset them"
+    refuse(f"the environment has {given}: ", (bad or lacking, told))
 
 
 def make_strategy(given: str | Strategy, accelerator: str, timeout: timedelta | None = None) -> Strategy:

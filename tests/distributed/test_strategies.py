@@ -8,6 +8,7 @@ from rank_lab import results_of
 from rank_launch import Ranks, launched
 
 from espnet3_lite import MisconfigurationException, Trainer, instantiate
+from espnet3_lite.distributed import launch
 from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
@@ -192,6 +193,19 @@ def test_an_environment_that_torchrun_has_not_set_is_refused(given, monkeypatch)
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
     with pytest.raises(MisconfigurationException, match="torchrun sets all of these or none"):
         Trainer(**QUIET)
+
+
+def test_a_machine_with_one_process_may_leave_out_its_local_rank(monkeypatch):
+    """As Kubernetes' PyTorchJob does, with a process in each pod."""
+    given = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**ALONE, **given, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    launch._check_environment()
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(MisconfigurationException, match="'MASTER_ADDR': None.*: torchrun sets all of these or none"):
+        launch._check_environment()
+    monkeypatch.setattr(launch, "is_distributed", lambda: True)  # somebody has made the group otherwise
+    launch._check_environment()
 
 
 @pytest.mark.parametrize("given", [{}, {"LOCAL_RANK": "0"}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "", "RANK": ""}])
