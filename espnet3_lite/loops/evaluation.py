@@ -46,6 +46,10 @@ class EvaluationLoop:
         prefix: ``val``, ``test`` or ``predict``.
     """
 
+    #: What code written for Lightning asks `is_defined` of, to know whether a fit will validate. (Kept as an attribute,
+    #: it would let the loop and its module wait for the garbage collector.)
+    _data_source = property(lambda loop: loop)
+
     def __init__(self, trainer: Trainer, prefix: str):
         self.trainer, self.prefix, self.word = trainer, prefix, WORDS[prefix]
         self.given: Any = None
@@ -54,8 +58,6 @@ class EvaluationLoop:
         self.suffixes: list[str] = []
         self.num_batches: list[int | float] = []
         self.batches_done = 0  # of the loader that runs now
-        #: What code written for Lightning asks `is_defined` of, to know whether a fit will validate.
-        self._data_source = self
         self._loaded_in_epoch: int | float = 0
         self._modes: dict[torch.nn.Module, bool] = {}
         #: What `as_evaluated` has looked at last, and what it gave: signatures take longer to read than some batches.
