@@ -155,8 +155,9 @@ def look_at_weights(trainer: Trainer) -> None:
     Collective: all ranks end an epoch. The sums are those of the numbers' bits, which no order of adding changes.
     """
     _warn_of_late_parameters(trainer)
-    warn_of_unsaved_states(trainer)  # and of what a hook has made since
     loop, by_hand = trainer.fit_loop, not trainer.plan.automatic_optimization
+    if loop.epoch == 0:
+        warn_of_unsaved_states(trainer)  # and of what a hook has made since
     if by_hand and trainer.plan.slots and loop.epoch == loop.global_step == 0 and loop.batches_done:
         rank_zero_warn(
             f"manual optimization: in {loop.batches_done} batches no `step()` of what self.optimizers() gives was "

@@ -248,7 +248,8 @@ def _stored(value: Any, place: Place, kinds: Kinds, left_out: list[str]) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
     if not isinstance(value, Mapping):  # an OmegaConf container is one, too
         return plain(value)
-    if place and type(value) is not dict and all(hasattr(value, str(key)) for key in value):
+    # It has keys, each can be read as an attribute, and not because its class has a method of that name.
+    if place and {hasattr(value, str(key)) for key in value if not hasattr(type(value), str(key))} == {True}:
         kinds[place] = "attributes"
     stored: dict[Any, Any] = {}
     for key, item in value.items():

@@ -269,6 +269,20 @@ def test_a_mapping_that_is_read_by_attributes_comes_back_as_one(make, tmp_path):
     assert type(plain) is dict
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (collections.OrderedDict(items=3), dict),  # what it has under that name is a method
+        (collections.OrderedDict(), dict),
+        (ByAttribute(width=2, copy=3), AttributeDict),
+    ],
+)
+def test_a_method_of_a_mapping_is_no_key_that_is_read_by_attribute(value, kind, tmp_path):
+    saved(Net(config=value), tmp_path / "a.ckpt")
+    again = Net.load_from_checkpoint(tmp_path / "a.ckpt").hparams.config
+    assert type(again) is kind and again == dict(value)
+
+
 def test_what_cannot_be_stored_is_left_out_and_told_once_before_the_first_step(tmp_path):
     told = []
 
