@@ -95,6 +95,21 @@ class RankStore:
         self.failed = True
         return self._store.compare_set(self._key("failure"), "", report).decode()
 
+    def waiting_elsewhere(self, where: str) -> str:
+        """This rank has waited in vain, `where`: what the others say of themselves, who may have waited, too."""
+        self._store.set(self._key(f"waited {self.rank}"), where)
+        keys = {rank: self._key(f"waited {rank}") for rank in range(self.world_size) if rank != self.rank}
+        until = time.monotonic() + _ANSWER_SECONDS
+        while not self._store.check([*keys.values()]) and time.monotonic() < until:
+            time.sleep(0.1)
+        return "\n".join(
+            self._store.get(key).decode() if self._store.check([key]) else f"rank {rank} has not come"
+            for rank, key in keys.items()
+        )
+
+
+#: Ranks begin to wait at different times, and so their waits end.
+_ANSWER_SECONDS = 5.0
 
 _joined: RankStore | None = None
 

@@ -74,7 +74,9 @@ class SeveralProcesses(Strategy):
         self.trainer = trainer
         self.store.begin_call()
         self._watch = SigtermWatch(
-            trainer.signal_grace, lambda text: self.store.report_failure(f"rank {self.global_rank} was {text}")
+            trainer.signal_grace,
+            self.store.failure,
+            lambda text: self.store.report_failure(f"rank {self.global_rank} was {text}"),
         )
 
     def setup(self, trainer: Trainer, module: torch.nn.Module) -> None:
@@ -146,13 +148,16 @@ class SeveralProcesses(Strategy):
             return self._ballot.cast(place, says, bad)
         except RuntimeError as error:
             if is_timeout(error):
-                given = self._timeout or "torch.distributed default"
-                why = f"has waited for the other ranks for longer than Trainer(dist_timeout=...) allows ({given})"
+                why = self._waited_too_long()
             elif is_lost_connection(error):
                 why = "another rank has ended. All ranks must make the same calls, also where rank 0 alone writes"
             else:
                 raise
             raise OtherRankError(f"rank {self.global_rank} {place.value}, and {why}") from error
+
+    def _waited_too_long(self) -> str:
+        given = self._timeout or "torch.distributed default"
+        return f"has waited for the other ranks for longer than Trainer(dist_timeout=...) allows ({given})"
 
     def put_back_buffers(self) -> bool:
         """Undo what the forward pass did to SyncBatchNorm's statistics, on a rank without data to all buffers.
@@ -332,7 +337,11 @@ class SeveralProcesses(Strategy):
         own = "".join(traceback.format_exception(exception))
         first = self.store.report_failure(f"rank {self.global_rank} ended by an exception:\n{own}")
         cause = exception.__cause__ if isinstance(exception, OtherRankError) else exception
-        if cause is not None and is_lost_connection(cause) and not first.startswith(f"rank {self.global_rank} "):
+        if cause is not None and is_timeout(cause):
+            where = str(exception) if cause is not exception else f"rank {self.global_rank} {self._waited_too_long()}"
+            others = self.store.waiting_elsewhere(where)
+            exception = OtherRankError(f"{where}\n{others}").with_traceback(exception.__traceback__)
+        elif cause is not None and is_lost_connection(cause) and not first.startswith(f"rank {self.global_rank} "):
             exception = OtherRankError(f"{first}\nRank {self.global_rank} ends with it.").with_traceback(
                 exception.__traceback__
             )

@@ -18,6 +18,7 @@ from types import FrameType
 import torch
 
 from espnet3_lite.checkpoint.atomic_files import writes_under_way
+from espnet3_lite.distributed.rank import global_rank
 
 _TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
 #: Where the main thread's innermost frame stands while it waits for other ranks: in a collective of torch's, in DDP,
@@ -35,15 +36,18 @@ class SigtermWatch:
     """Ends this process `grace` seconds after SIGTERM, where it waits for other ranks then.
 
     A rank that works goes on, and is looked at again: it hears the signal by itself, at the next batch. A file that is
-    being written is finished first. Only a main thread can watch; in another one nothing happens.
+    being written is finished first. Where another rank has failed, the signal comes from torchrun, and a rank that
+    still works half a second later says where: it may be the one for which the others have waited in vain. Only a main
+    thread can watch; in another one nothing happens.
 
     Args:
         grace: Seconds.
+        failure: Tells what another rank reported that has failed; empty where none has.
         report: Told, before the end, where this rank waited.
     """
 
-    def __init__(self, grace: float, report: Callable[[str], object]):
-        self._grace, self._report = grace, report
+    def __init__(self, grace: float, failure: Callable[[], str], report: Callable[[str], object]):
+        self._grace, self._failure, self._report = grace, failure, report
         self._ended = threading.Event()
         self._main = threading.main_thread()
         self._pipe: tuple[int, int] | None = None
@@ -71,16 +75,23 @@ class SigtermWatch:
                 break
         else:
             return
+        if not self._ended.wait(_LOOK_EVERY_SECONDS) and self._failure():
+            stack = "".join(traceback.format_stack(self._frame()))
+            text = f"SIGTERM, since another rank has failed. Rank {global_rank()} still works:\n{stack}"
+            print(text, file=sys.stderr, flush=True)
         waited_at: tuple[FrameType, int] | None = None
         pause = self._grace
         while not self._ended.wait(pause):
             pause = _LOOK_EVERY_SECONDS
-            frame = sys._current_frames()[self._main.ident or 0]
+            frame = self._frame()
             here = (frame, frame.f_lasti)
             waits = frame.f_code.co_filename.startswith(_WAITING)
             if waits and here == waited_at and not writes_under_way():
                 self._end(frame)
             waited_at = here
+
+    def _frame(self) -> FrameType:
+        return sys._current_frames()[self._main.ident or 0]
 
     def _end(self, frame: FrameType) -> None:
         stack = "".join(traceback.format_stack(frame))

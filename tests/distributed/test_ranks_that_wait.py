@@ -30,6 +30,20 @@ def test_a_rank_that_does_not_come_in_time_ends_the_run_with_the_settings_name(t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["work", "backward"])
+def test_the_rank_that_hangs_is_named_and_says_where(tmp_path, place):
+    """Rank 1 of three hangs in its own code, which SIGTERM does not end."""
+    run = torchrun(3, "rank_waits.py", tmp_path, f"hangs_in_{place}")
+    assert run.returncode == 1
+    for rank in (0, 2):
+        assert f"OtherRankError: rank {rank} " in run.stdout
+    assert run.stdout.count("rank 1 has not come") == 2
+    assert run.stdout.count("rank 0 has not come") == run.stdout.count("rank 2 has not come") == 0
+    told = run.stdout.partition("SIGTERM, since another rank has failed. Rank 1 still works:")[2]
+    assert "in hang_here" in told
+
+
+@pytest.mark.slow
 def test_sigterm_ends_ranks_that_wait_in_a_collective_and_no_file_is_cut(tmp_path):
     """torchrun, which hands the signal on, would wait for 30 s and then kill; `signal_grace` is 1 s here."""
     script = Path(__file__).parents[1] / "helpers" / "rank_waits.py"

@@ -1,6 +1,6 @@
 """Ranks that wait for one another, and what ends the wait. For `rank_lab.torchrun`.
 
-torchrun --nproc-per-node 2 rank_waits.py FOLDER long_work|late|stuck
+torchrun --nproc-per-node 2 rank_waits.py FOLDER long_work|late|stuck|hangs_in_work|hangs_in_backward
 """
 
 import os
@@ -63,6 +63,34 @@ def late(folder):
             time.sleep(2 * TIMEOUT)
 
     trainer_of(max_epochs=1, callbacks=[Note(sleep)], dist_timeout=TIMEOUT).fit(Line(), loader_of(8, 1, False))
+
+
+def hang_here():
+    """Longer than the others wait, and than torchrun then takes to end this rank; SIGTERM does not."""
+    for _ in range(200):
+        time.sleep(0.1)
+    os._exit(1)
+
+
+def hangs_in_work(folder):
+    """Rank 1 hangs before its third batch, and the others wait in the vote."""
+
+    def hang(trainer, module, batch_idx):
+        if RANK == 1 and batch_idx == 1:
+            hang_here()
+
+    trainer_of(max_epochs=1, callbacks=[Note(hang)], dist_timeout=TIMEOUT).fit(Line(), loader_of(12, 1, False))
+
+
+class HangsInBackward(Line):
+    def on_before_backward(self, loss):
+        if RANK == 1 and self.global_step == 1:
+            hang_here()
+
+
+def hangs_in_backward(folder):
+    """Rank 1 hangs after the vote on the second batch, and the others wait for its gradients."""
+    trainer_of(max_epochs=1, dist_timeout=TIMEOUT).fit(HangsInBackward(), loader_of(12, 1, False))
 
 
 class Stuck(Callback):
