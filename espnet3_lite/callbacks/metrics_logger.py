@@ -6,6 +6,7 @@ Numbers for programs go to the loggers (`espnet3_lite.loggers`); the lines' hand
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Of a parameter group.
+_RATE = operator.itemgetter("lr")
 _TIMES = ("iter_time", "forward_time", "backward_time", "train_time", "valid_time")
 
 
@@ -69,9 +72,11 @@ class MetricsLogger(Callback):
         self._looked_at = 0  # what `Metrics.looked_at` was then
         #: The learning rates of each optimizer's last step, by its `id`.
         self._rates_used: dict[int, list[Any]] = {}
-        self._batch_started = self._backward_started = self._validation_started = 0.0
-        #: The times of the batch in work: with its other values they are the window's when it is over.
-        self._times: list[tuple[str, Any]] = []
+        self._waited = self._batch_started = self._validation_started = 0.0
+        #: When each backward pass of the batch in work began, and when it was over.
+        self._passes: list[float] = []
+        #: What `_steps` does not know of each batch that it has noted: see `_take_batches`.
+        self._batches: list[tuple[float, float, list[float], float, list[list[Any]], dict[str, Any]]] = []
         self._valid_time: float | None = None  # of the epoch's last validation
         #: The last epoch's means, or those so far of one that was broken off, by the names that the values were logged
         #: under; but for those that have no mean.
@@ -79,6 +84,7 @@ class MetricsLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The means so far, so that the lines of a resumed run, and its report, are those of one that was never cut."""
+        self._take_batches()
         return {
             "window": self._window.state_dict(),
             "epoch": self._epoch.state_dict(),
@@ -97,6 +103,7 @@ class MetricsLogger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """What is there already (a resumed run's, say) is not new."""
+        self._take_batches()  # of a fit that this one goes on with
         self._seen, self._steps = {}, StepValues()
         self._published_anew(trainer.metrics)
         self._rates_used = {}
@@ -104,19 +111,17 @@ class MetricsLogger(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LiteModule, batch: Any, batch_idx: int) -> None:
         """The data is there."""
         self._batch_started = time.perf_counter()
-        self._times = [("iter_time", trainer.train_data.seconds_waited)]
+        self._waited, self._passes = trainer.train_data.seconds_waited, []
         if self._first_batch is None:
             self._first_batch = batch_idx + 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
         """Forward ends with the batch's first backward pass."""
-        self._backward_started = time.perf_counter()
-        if len(self._times) == 1:
-            self._times.append(("forward_time", self._backward_started - self._batch_started))
+        self._passes.append(time.perf_counter())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """One backward pass is over."""
-        self._times.append(("backward_time", time.perf_counter() - self._backward_started))
+        self._passes.append(time.perf_counter())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LiteModule, optimizer: torch.optim.Optimizer
@@ -128,23 +133,45 @@ class MetricsLogger(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LiteModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the batch's values; write the line where its window is full."""
-        values, metrics, every = self._times, trainer.metrics, self.log_every_n_steps
+        """Note the batch's values; write the line where its window is full."""
+        metrics, every = trainer.metrics, self.log_every_n_steps
         due = every and (batch_idx + 1) % every == 0
-        if due or metrics.looked_at != self._looked_at:
-            values += self._published_anew(metrics).items()
-        for index, slot in enumerate(trainer.plan.slots.values()):
-            values.append((f"optim{index}_lr", _rates_of(slot.optimizer)))
-        values.append(("train_time", time.perf_counter() - self._batch_started))
-        values += self._steps.anew(metrics).items()
-        self._window.take(values)
+        published = self._published_anew(metrics) if due or metrics.looked_at != self._looked_at else {}
+        rates = [_rates_of(slot.optimizer) for slot in trainer.plan.slots.values()]
+        self._batches.append(
+            (self._waited, self._batch_started, self._passes, time.perf_counter(), rates, published)
+        )
+        if self._steps.note(metrics) or due:
+            self._take_batches()
         if due:
             place = f"{trainer.current_epoch + 1}epoch:train:{self._first_batch}-{batch_idx + 1}batch"
             self._write(trainer, place, self._window.means())
             self._close_window()
 
+    def _take_batches(self) -> None:
+        """The batches that were noted are the window's: at once, which takes a fraction of the time between steps."""
+        values: list[tuple[str, Any]] = []
+        for (waited, began, passes, ended, rates, published), logged in zip(
+            self._batches, self._steps.anew(), strict=True
+        ):
+            values.append(("iter_time", waited))
+            values += [("forward_time", started - began) for started in passes[:1]]
+            values += [("backward_time", over - started) for started, over in zip(passes[::2], passes[1::2])]
+            values += published.items()
+            values += [(f"optim{index}_lr", of_groups) for index, of_groups in enumerate(rates)]
+            values.append(("train_time", ended - began))
+            values += logged.items()
+        self._window.take(values)
+        self._batches.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy goes on from the means so far."""
+        self._take_batches()
+        return super().__getstate__()
+
     def _close_window(self) -> None:
         """What is in the window is the epoch's."""
+        self._take_batches()
         self._epoch.merge(self._window)
         self._window, self._first_batch = _means_in_lines(), None
 
@@ -153,7 +180,8 @@ class MetricsLogger(Callback):
         self._close_window()
         means = self._epoch.means()
         metrics = trainer.metrics
-        for name, value in {**self._published_anew(metrics), **self._steps.anew(metrics)}.items():
+        self._steps.note(metrics)
+        for name, value in {**self._published_anew(metrics), **self._steps.anew()[-1]}.items():
             means.setdefault(name.removeprefix("train/"), float(value))
         self._write(trainer, f"epoch_summary:{trainer.current_epoch + 1}epoch:train", means, left_out=_TIMES[:3])
         self._log_epoch(trainer, means)
@@ -161,6 +189,7 @@ class MetricsLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """A run that was stopped within an epoch reports that one's means so far."""
+        self._take_batches()
         so_far = _means_in_lines()
         so_far.merge(self._epoch)
         so_far.merge(self._window)
@@ -260,7 +289,7 @@ def _means_in_lines() -> RunningMeans:
 
 def _rates_of(optimizer: Optimizer) -> list[Any]:
     """Each group's learning rate; one that is a tensor, which schedulers write to, is copied."""
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = list(map(_RATE, optimizer.param_groups))
     return [rate.clone() for rate in rates] if torch.Tensor in map(type, rates) else rates
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.base import Callback
@@ -57,17 +58,21 @@ class ProgressBar(Callback):
         """
         if self._step_means is None:
             return {}
+        self._add_means()
         training = self.trainer.metrics.training.values()
         alone = {e.name for e in training if e.on_step and not e.on_epoch and e.reduce == "mean"}
         return {name: mean for name, mean in self._step_means.means().items() if name in alone}
 
-    def _take_step_values(self, trainer: Trainer) -> None:
-        """Add the batch's step values to the means. The values stay on the device."""
-        if not self._keeps_means:
-            return
-        if self._step_values is None or self._step_means is None:
+    def _note_step_values(self, trainer: Trainer) -> None:
+        """The batch's step values will be in the means. They stay on the device."""
+        if self._step_values is None:
             self._step_values, self._step_means = StepValues(), RunningMeans()
-        self._step_means.take([*self._step_values.anew(trainer.metrics).items()])
+        if self._step_values.note(trainer.metrics):
+            self._add_means()
+
+    def _add_means(self) -> None:
+        if self._step_values is not None and self._step_means is not None:
+            self._step_means.take(chain.from_iterable(values.items() for values in self._step_values.anew()))
 
     # ---- on and off ------------------------------------------------------------------------------------------------
 

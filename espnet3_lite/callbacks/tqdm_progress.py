@@ -212,7 +212,8 @@ class TQDMProgressBar(ProgressBar):
     ) -> None:
         """One batch further."""
         if self.is_enabled:
-            self._take_step_values(trainer)
+            if self._keeps_means:
+                self._note_step_values(trainer)
             self._move(self.train_progress_bar, batch_idx + 1, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LiteModule) -> None:

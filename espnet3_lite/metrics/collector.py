@@ -6,7 +6,7 @@ Nothing here reads a value from the device; whoever looks at ``callback_metrics`
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -19,6 +19,10 @@ from espnet3_lite.trainer.hook_table import LOG_DEFAULTS, LogDefaults
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
+
+#: A value that the batch in work has logged: its entry; what steps show of it, if anything; and the entry's last value,
+#: total, weight and times as they were.
+Touched: TypeAlias = tuple[LoggedValue, Number | None, tuple[Number | None, Number | None, Any, int]]
 
 #: Where nothing can be logged.
 _NOWHERE = LogDefaults(on_step=False, on_epoch=False, step_possible=False)
@@ -75,7 +79,7 @@ class Metrics:
             return
         if type(value) is not torch.Tensor and is_metric_object(value):  # asked first: nearly always it is one
             entry.take_metric(value)  # for good
-            self.touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
+            self.touched.append((entry, entry.last, (entry.last, entry.total, entry.weight, entry.times)))
             return
         number, dtype = logged_value.as_number(name, value, arguments.enable_graph, own=entry.on_step)
         if batch_size is not None:
@@ -84,12 +88,16 @@ class Metrics:
                 logged_value.check_weight(name, batch_size)
         elif entry.on_epoch and entry.reduce == "mean":
             batch_size = self.batch_size
-        self.touched.append((entry, entry.last, entry.total, entry.weight, entry.times))
+        before = entry.last, entry.total, entry.weight, entry.times
         entry.update(number, 1 if batch_size is None else batch_size, dtype)
         if arguments.sync_dist and entry.on_step and self.active is self.training and not arguments.rank_zero_only:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number. The
             # epoch's sum stays this rank's own, which is reduced at the epoch's end.
             entry.last = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
+        shown = entry.last
+        if arguments.enable_graph and isinstance(shown, torch.Tensor):  # a line's means hold no graph, nor the user's
+            shown = shown.detach().clone()
+        self.touched.append((entry, shown, before))
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
         """A new value; or one that is `known` by the same arguments, in other words."""
@@ -131,21 +139,21 @@ class Metrics:
         """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
         self.batch = batch
         self._batch_size: int | None = None
-        #: The values that the batch in work has changed, as they were: last, total, weight, times.
-        self.touched: list[tuple[LoggedValue, Number | None, Number | None, Any, int]] = []
+        #: What was logged in the batch in work, in order.
+        self.touched: list[Touched] = []
 
     def discard_since(self, mark: int = 0) -> None:
         """Take back what was logged for the batch in work, all of it or what came after so many: it was skipped."""
-        for entry, *before in reversed(self.touched[mark:]):
+        for entry, _, before in reversed(self.touched[mark:]):
             entry.last, entry.total, entry.weight, entry.times = before
-        del self.touched[mark:]
+        self.touched = self.touched[:mark]  # another list: who has noted the batch with the old one keeps its values
 
     def mask_batch(self, finite: bool | torch.Tensor) -> None:
         """Leave the batch in work out of the means unless `finite`; a tensor, ``()`` bool, is not read here.
 
         Where all batches are left out the mean is NaN, as it should be: a run that diverged must look like one.
         """
-        for entry, _, total, weight, *_ in self.touched:
+        for entry, _, (_, total, weight, _) in self.touched:
             entry.leave_out(torch.as_tensor(finite), total, weight)
 
     @property

@@ -206,19 +206,26 @@ def test_batch_sizes(batch, size):
     assert batch_size_of(batch) == size
 
 
+def anew(steps, metrics):
+    """The values of a batch that ends here, which is the only one noted."""
+    steps.note(metrics)
+    (values,) = steps.anew()
+    return values
+
+
 def test_what_a_step_logged_is_given_once_and_not_published():
     metrics, steps = metrics_in(), StepValues()
     log(metrics, "loss", 1.0, on_epoch=True)
     log(metrics, "mean", 1.0, on_step=False, on_epoch=True)
-    assert steps.anew(metrics) == {"loss": 1.0, "loss_step": 1.0}
+    assert anew(steps, metrics) == {"loss": 1.0, "loss_step": 1.0}
     assert metrics.versions == {}  # nothing was published for it
     assert metrics.callback["loss"] == 1.0  # now it was
-    assert steps.anew(metrics) == {}
+    assert anew(steps, metrics) == {}
     log(metrics, "loss", 2.0, on_epoch=True)
     log(metrics, "loss", 2.0, on_epoch=True)  # the same number, logged anew
-    assert steps.anew(metrics) == {"loss": 2.0, "loss_step": 2.0}
+    assert anew(steps, metrics) == {"loss": 2.0, "loss_step": 2.0}
     assert metrics.end_epoch() == {"loss_epoch": pytest.approx(5 / 3), "mean": 1.0}
-    assert steps.anew(metrics) == {}
+    assert anew(steps, metrics) == {}
 
 
 def test_what_a_batchs_last_hooks_log_is_given_with_the_next_batch():
@@ -227,27 +234,27 @@ def test_what_a_batchs_last_hooks_log_is_given_with_the_next_batch():
         metrics.start_batch(None)
         log(metrics, "loss", number)
         expected = {"loss": number} if number == 1.0 else {"loss": number, "late": 1.0}
-        assert steps.anew(metrics) == expected
+        assert anew(steps, metrics) == expected
         metrics.hook = "on_train_batch_end"
         log(metrics, "late", number)
         metrics.hook = "training_step"
-    assert copy.deepcopy(steps).anew(metrics) == {"loss": 2.0, "late": 2.0}  # a copy has been asked nothing
-    assert steps.anew(metrics) == {"late": 2.0}
+    assert anew(copy.deepcopy(steps), metrics) == {"loss": 2.0, "late": 2.0}  # a copy has noted nothing
+    assert anew(steps, metrics) == {"late": 2.0}
 
 
 def test_what_follows_a_discarded_value_is_new_though_that_was_looked_at():
     metrics, steps = metrics_in(), StepValues()
     metrics.start_batch(None)
     log(metrics, "loss", 1.0, on_epoch=True)
-    assert steps.anew(metrics) == {"loss": 1.0, "loss_step": 1.0}
+    assert anew(steps, metrics) == {"loss": 1.0, "loss_step": 1.0}
     metrics.discard_since()  # a rank without data has replayed the batch
     metrics.start_batch(None)
     log(metrics, "loss", 2.0, on_epoch=True)
-    assert steps.anew(metrics) == {"loss": 2.0, "loss_step": 2.0}
+    assert anew(steps, metrics) == {"loss": 2.0, "loss_step": 2.0}
     metrics.start_batch(None)
     log(metrics, "loss", 3.0, on_epoch=True)
     metrics.discard_since()  # a batch that is skipped
-    assert steps.anew(metrics) == {}
+    assert anew(steps, metrics) == {}
 
 
 def test_how_often_a_value_counts_as_new_does_not_depend_on_who_looks():
