@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import operator
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: Of a parameter group.
 _RATE = operator.itemgetter("lr")
+#: What is noted of a batch beside what it logged: the wait for it; when it began; when its backward passes began, and
+#: were over; when it was over; each optimizer's learning rates; what others published.
+_OfBatch: TypeAlias = tuple[float, float, list[tuple[float, float]], float, list[list[Any]], dict[str, Any]]
 _TIMES = ("iter_time", "forward_time", "backward_time", "train_time", "valid_time")
 
 
@@ -72,11 +75,11 @@ class MetricsLogger(Callback):
         self._looked_at = 0  # what `Metrics.looked_at` was then
         #: The learning rates of each optimizer's last step, by its `id`.
         self._rates_used: dict[int, list[Any]] = {}
-        self._waited = self._batch_started = self._validation_started = 0.0
+        self._waited = self._batch_started = self._backward_started = self._validation_started = 0.0
         #: When each backward pass of the batch in work began, and when it was over.
-        self._passes: list[float] = []
-        #: What `_steps` does not know of each batch that it has noted: see `_take_batches`.
-        self._batches: list[tuple[float, float, list[float], float, list[list[Any]], dict[str, Any]]] = []
+        self._passes: list[tuple[float, float]] = []
+        #: Of each batch that `_steps` has noted.
+        self._batches: list[_OfBatch] = []
         self._valid_time: float | None = None  # of the epoch's last validation
         #: The last epoch's means, or those so far of one that was broken off, by the names that the values were logged
         #: under; but for those that have no mean.
@@ -117,11 +120,11 @@ class MetricsLogger(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LiteModule, loss: torch.Tensor) -> None:
         """Forward ends with the batch's first backward pass."""
-        self._passes.append(time.perf_counter())
+        self._backward_started = time.perf_counter()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """One backward pass is over."""
-        self._passes.append(time.perf_counter())
+        self._passes.append((self._backward_started, time.perf_counter()))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LiteModule, optimizer: torch.optim.Optimizer
@@ -138,9 +141,7 @@ class MetricsLogger(Callback):
         due = every and (batch_idx + 1) % every == 0
         published = self._published_anew(metrics) if due or metrics.looked_at != self._looked_at else {}
         rates = [_rates_of(slot.optimizer) for slot in trainer.plan.slots.values()]
-        self._batches.append(
-            (self._waited, self._batch_started, self._passes, time.perf_counter(), rates, published)
-        )
+        self._batches.append((self._waited, self._batch_started, self._passes, time.perf_counter(), rates, published))
         if self._steps.note(metrics) or due:
             self._take_batches()
         if due:
@@ -155,8 +156,8 @@ class MetricsLogger(Callback):
             self._batches, self._steps.anew(), strict=True
         ):
             values.append(("iter_time", waited))
-            values += [("forward_time", started - began) for started in passes[:1]]
-            values += [("backward_time", over - started) for started, over in zip(passes[::2], passes[1::2])]
+            values += [("forward_time", started - began) for started, _ in passes[:1]]
+            values += [("backward_time", over - started) for started, over in passes]
             values += published.items()
             values += [(f"optim{index}_lr", of_groups) for index, of_groups in enumerate(rates)]
             values.append(("train_time", ended - began))

@@ -29,6 +29,7 @@ from espnet3_lite.espnet.data.organizer import data_sets
 from espnet3_lite.espnet.optimizer_counters import RUNTIME_STATE, dump_counters, restore_counters
 from espnet3_lite.espnet.parameters import freeze_parameters
 from espnet3_lite.exceptions import MisconfigurationException
+from espnet3_lite.metrics.logged_value import LogArguments
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.optim.slots import named_steps
 
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+#: What `Metrics.log` gets for `self.log(name, value, prog_bar=True)`.
+_GIVEN = LogArguments(
+    prog_bar=True, logger=True, on_step=None, on_epoch=None, reduce_fx="mean", enable_graph=False, sync_dist=False,
+    add_dataloader_idx=True, rank_zero_only=False,
+)  # fmt: skip
 
 
 class ESPnetModule(LiteModule):
@@ -152,7 +159,8 @@ class ESPnetModule(LiteModule):
             ) from None
 
     def _forward(self, batch: tuple[list[str], dict]) -> tuple[Any, Mapping[str, Any], Any]:
-        self._check_batch(batch)
+        if type(batch) is not tuple or len(batch) != 2 or type(batch[1]) is not dict:  # as nearly always it is
+            self._check_batch(batch)
         model = self._modules["model"]  # `self.model`, which torch looks for in Python, takes ten times as long
         assert model is not None
         try:
@@ -166,12 +174,12 @@ class ESPnetModule(LiteModule):
                 + (f" of length {len(result)}" if isinstance(result, (tuple, list)) else "")
                 + ("; for ESPnet2's adversarial models set trainer.gan: {}" if isinstance(result, Mapping) else "")
             )
-        if not isinstance(result[1], (dict, Mapping)):
+        loss, stats, weight = result
+        if not isinstance(stats, (dict, Mapping)):
             raise MisconfigurationException(
                 f"{type(self.model).__name__}.forward: stats must be a dict of values to log, got "
-                f"{type(result[1]).__name__}"
+                f"{type(stats).__name__}"
             )
-        loss, stats, weight = result
         return loss, stats, self._one_number(weight)
 
     def _one_number(self, weight: Any) -> Any:
@@ -196,10 +204,15 @@ class ESPnetModule(LiteModule):
             for step in named_steps(loss) or ():
                 if isinstance(step.loss, torch.Tensor):
                     stats[f"{step.name}/loss"] = step.loss
+        trainer, log = self._trainer, self.log
+        own = trainer is None or getattr(log, "__func__", None) is not LiteModule.log
         for key, value in stats.items():
             if value is not None:
                 value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-                self.log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
+                if own:
+                    log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
+                else:  # the same, without a call and what it puts together
+                    trainer.metrics.log(f"{mode}/{key}", value, _GIVEN, weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""

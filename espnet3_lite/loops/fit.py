@@ -318,8 +318,7 @@ class FitLoop(Progress):
         self.count_batch()
         self.uncounted = 1 if work.stepped or not plan.automatic_optimization else 0
         wanted = trainer.callback_handler.outputs_wanted or "on_train_batch_end" in trainer.hook_calls.of_module
-        listened = wanted and not work.verdict.skip
-        outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if listened else None
+        outputs = outputs_of(work.output, [*work.earlier, *work.steps]) if wanted and not work.verdict.skip else None
         if hooks["on_train_batch_end"]:
             trainer.call("on_train_batch_end", outputs, work.batch, work.index)
         if trainer.train_data.in_use.replaying:

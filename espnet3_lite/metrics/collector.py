@@ -13,15 +13,15 @@ import torch
 from espnet3_lite.exceptions import refuse
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics import logged_value
-from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number
+from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number, as_number
 from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS, LogDefaults
 
 if TYPE_CHECKING:
     from espnet3_lite.trainer.trainer import Trainer
 
-#: A value that the batch in work has logged: its entry; what steps show of it, if anything; and the entry's last value,
-#: total, weight and times as they were.
+#: A value that the batch in work has logged: its entry, with the last value as it is now; and as they were the last
+#: value, total, weight and times.
 Touched: TypeAlias = tuple[LoggedValue, Number | None, tuple[Number | None, Number | None, Any, int]]
 
 #: Where nothing can be logged.
@@ -62,6 +62,8 @@ class Metrics:
         self.versions: Counter[str] = Counter()
         #: How often somebody has looked at the callback metrics, and may have set some.
         self.looked_at = 0
+        #: Some values have graphs: who notes `touched` does not keep it for long.
+        self.holds_graphs = False
         #: The states of metric objects when the evaluation in work began.
         self._objects_before: dict[str, Any] = {}
         self.start_batch(None)
@@ -81,23 +83,18 @@ class Metrics:
             entry.take_metric(value)  # for good
             self.touched.append((entry, entry.last, (entry.last, entry.total, entry.weight, entry.times)))
             return
-        number, dtype = logged_value.as_number(name, value, arguments.enable_graph, own=entry.on_step)
-        if batch_size is not None:
-            module = self.trainer.lightning_module
-            if module is None or batch_size is not module.__dict__.get("batch_weight"):  # that one the vote judges
-                logged_value.check_weight(name, batch_size)
-        elif entry.on_epoch and entry.reduce == "mean":
-            batch_size = self.batch_size
+        number, dtype = as_number(name, value, arguments.enable_graph, entry.on_step)
+        if batch_size is None:
+            batch_size = self.batch_size if entry.on_epoch and entry.reduce == "mean" else 1
+        elif batch_size is not getattr(self.trainer.lightning_module, "__dict__", {}).get("batch_weight"):
+            logged_value.check_weight(name, batch_size)  # that other one the vote judges
         before = entry.last, entry.total, entry.weight, entry.times
-        entry.update(number, 1 if batch_size is None else batch_size, dtype)
+        entry.update(number, batch_size, dtype)
         if arguments.sync_dist and entry.on_step and self.active is self.training and not arguments.rank_zero_only:
             # Collective: all ranks run the same training step. Their evaluation batches may differ in number. The
             # epoch's sum stays this rank's own, which is reduced at the epoch's end.
             entry.last = self.trainer.strategy.reduce(torch.as_tensor(number, dtype=dtype), reduce_op=entry.reduce)
-        shown = entry.last
-        if arguments.enable_graph and isinstance(shown, torch.Tensor):  # a line's means hold no graph, nor the user's
-            shown = shown.detach().clone()
-        self.touched.append((entry, shown, before))
+        self.touched.append((entry, entry.last, before))
 
     def _entry(self, name: str, known: LoggedValue | None, given: tuple[Any, ...]) -> LoggedValue:
         """A new value; or one that is `known` by the same arguments, in other words."""
@@ -122,6 +119,7 @@ class Metrics:
             (not step_possible and on_step, "on_step=True, which must be one of (False,)"),
             (not on_epoch and not (on_step and step_possible), "on_epoch=False, which is not useful without a step"),
         )  # fmt: skip
+        self.holds_graphs = self.holds_graphs or arguments.enable_graph
         entry = LoggedValue(name, self.hook, arguments, self.loader_suffix)
         entry.given = given
         if known is not None and known.reduce == entry.reduce:  # the checkpoint's sum goes on
@@ -239,8 +237,7 @@ class Metrics:
 
     def mean_follows(self, name: str) -> bool:
         """Whether an evaluation is in work, after which the training epoch's mean will be published under `name`."""
-        training = () if self.active is self.training else self.training.values()
-        return any(entry.on_epoch and entry.name == name for entry in training)
+        return self.active is not self.training and any(e.on_epoch and e.name == name for e in self.training.values())
 
     def publish(self, name: str, value: Any) -> None:
         """Set a callback metric that nobody logged: a number or ``()`` tensor that a callback found by itself."""

@@ -251,16 +251,16 @@ def as_number(name: str, value: Any, enable_graph: bool, own: bool = True) -> tu
             f"have a single element. You can try doing `self.log({name!r}, value.mean())`"
         )
     dtype = value.dtype
-    if dtype not in (torch.float32, torch.float64):
+    if dtype is not torch.float32 and dtype is not torch.float64:
         if value.is_complex():
             raise ValueError(f"`self.log({name!r}, ...)` with {dtype}: log a real number, such as its abs() or real")
         whole = not value.is_floating_point() and dtype != torch.bool and not value.is_mps
         dtype = torch.float64 if whole else torch.get_default_dtype()
-    if enable_graph or not value.is_cpu:
-        if not enable_graph:
-            value = value.detach().clone() if own else value.detach()
-        return (value.reshape(()) if value.dim() else value).to(dtype), dtype
-    return float(value.item()), dtype
+    if value.is_cpu and not enable_graph:
+        return float(value.item()), dtype
+    if not enable_graph:
+        value = value.detach().clone() if own else value.detach()
+    return (value.reshape(()) if value.dim() else value).to(dtype), dtype
 
 
 def check_weight(name: str, weight: Any) -> None:

@@ -199,7 +199,7 @@ def test_forward_time_ends_at_the_first_of_several_backward_passes():
         logger.on_before_backward(None, None, None)
         logger.on_after_backward(None, None)
     assert logger.state_dict()["window"]["counts"] == {}  # a run that resumes here times the batch anew
-    metrics, plan = SimpleNamespace(touched=[], looked_at=0), SimpleNamespace(slots={})
+    metrics, plan = SimpleNamespace(touched=[], looked_at=0, holds_graphs=False), SimpleNamespace(slots={})
     logger.on_train_batch_end(SimpleNamespace(metrics=metrics, plan=plan), None, None, None, 0)
     counts = {"iter_time": 1, "forward_time": 1, "backward_time": 3, "train_time": 1}
     assert logger.state_dict()["window"]["counts"] == counts

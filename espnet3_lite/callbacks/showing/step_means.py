@@ -40,11 +40,11 @@ class StepValues:
         """A batch is over.
 
         Returns:
-            Whether many wait: `anew` is to be called.
+            Whether `anew` is to be called: many wait, or some have graphs, which must not pile up.
         """
         touched = metrics.touched
         self._noted.append((touched, len(touched)))
-        return len(self._noted) >= _MAX_WAITING
+        return len(self._noted) >= _MAX_WAITING or metrics.holds_graphs
 
     def anew(self) -> list[dict[str, Number]]:
         """Of each batch noted since the last call, by name, its last values; as they are kept, and not published.
