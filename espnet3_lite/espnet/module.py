@@ -205,14 +205,14 @@ class ESPnetModule(LiteModule):
                 if isinstance(step.loss, torch.Tensor):
                     stats[f"{step.name}/loss"] = step.loss
         trainer, log = self._trainer, self.log
-        own = trainer is None or getattr(log, "__func__", None) is not LiteModule.log
+        plain = getattr(log, "__func__", None) is LiteModule.log  # neither overridden nor replaced
         for key, value in stats.items():
             if value is not None:
                 value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-                if own:
-                    log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
-                else:  # the same, without a call and what it puts together
+                if plain and trainer is not None:  # the same, without a call and what it puts together in each step
                     trainer.metrics.log(f"{mode}/{key}", value, _GIVEN, weight)
+                else:
+                    log(f"{mode}/{key}", value, prog_bar=True, batch_size=weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log a named optimizer's update; taken back with the batch if its gradient is not finite."""

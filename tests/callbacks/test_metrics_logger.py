@@ -1,11 +1,14 @@
 """The lines that people read: ESPnet3's own, value by value, and what resuming and skipping do to them."""
 
+import copy
 import importlib.util
 import json
 import logging
 import math
+import pickle
 import re
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,6 +252,65 @@ def test_nothing_is_read_between_lines(monkeypatch):
     fit(Module(**on_device), MetricsLogger(4), callbacks=[Counting()], validate=False)
     assert bare.global_step == 4
     assert [with_lines - plain for with_lines, plain in zip(counts, without, strict=True)] == [0, 0, 0, 1]
+
+
+def test_another_trainers_run_begins_its_means_anew(lines):
+    logger = MetricsLogger(3)
+    for _ in range(2):  # two folds with one list of callbacks
+        fit(Module(), logger, validate=False)
+    assert lines()[:2] == lines()[2:]
+    assert "epoch_summary:1epoch:train: train_time=T, number=1.5," in lines()[3]
+
+
+@pytest.mark.parametrize("callback", [MetricsLogger(0), TQDMProgressBar()])
+def test_graphs_of_logged_values_do_not_pile_up(callback):
+    alive = []
+
+    class Graphs(Module):
+        def training_step(self, batch, batch_idx):
+            loss = self.layer(batch).sum()
+            graph = loss * 2
+            self.log("train/graph", graph, enable_graph=True)
+            graph.grad_fn.metadata["mark"] = mark = Mark()
+            marks.append(weakref.ref(mark))
+            alive.append(sum(ref() is not None for ref in marks))
+            return loss
+
+    marks = []
+    bar = isinstance(callback, TQDMProgressBar)
+    fit(Graphs(), callback, batches=20, validate=False, enable_progress_bar=bar)
+    assert len(alive) == 20 and max(alive) <= 3
+
+
+class Mark:
+    """It lives as long as the graph that it is put into."""
+
+
+def test_a_copy_goes_on_from_the_means_so_far(lines):
+    counts = []
+
+    class Copies(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            for copied in [copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))] * (batch_idx < 3):
+                window = copied.state_dict()["window"]
+                counts.append((window["counts"]["number"], window["sums"]["number"]))
+
+    logger = MetricsLogger(4)
+    fit(Module(), logger, callbacks=[Copies()], validate=False)
+    assert counts == [(1, 0.0), (1, 0.0), (2, 1.0), (2, 1.0), (3, 3.0), (3, 3.0)]
+    assert "number=1.5," in lines()[0]  # the copied one was not disturbed
+
+
+def test_what_becomes_of_a_tensor_after_it_was_logged_is_in_no_line(lines):
+    class Reuses(Module):
+        def training_step(self, batch, batch_idx):
+            value = self.layer.weight.new_full((), float(batch_idx))
+            self.log("train/number", value)
+            value.fill_(1000.0)
+            return self.layer(batch).sum()
+
+    fit(Reuses(), MetricsLogger(4), validate=False)
+    assert "number=1.5," in lines()[0]
 
 
 def test_running_means_hold_their_digits_and_state():

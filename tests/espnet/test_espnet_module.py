@@ -99,6 +99,19 @@ def test_none_is_left_out_and_numbers_are_logged(tmp_path):
     assert metrics["valid/constant"] == 2.0
 
 
+def test_a_modules_own_log_gets_each_value(tmp_path):
+    class Renames(ESPnetModule):
+        def log(self, name, value, **arguments):
+            super().log(f"{name}/own", value, **arguments)
+
+    replaced, given = ESPnetModule(Model(), {"optimizer": SGD}), []
+    replaced.log = lambda name, value, **arguments: given.append((name, arguments))
+    train(replaced, tmp_path / "replaced")
+    assert given[0] == ("train/loss", {"prog_bar": True, "batch_size": 2.0}) and len(given) == 4
+    metrics = train(Renames(Model(), {"optimizer": SGD}), tmp_path / "own").trainer.callback_metrics
+    assert {name for name in metrics if "loss" in name} == {"train/loss/own", "valid/loss/own"}
+
+
 def test_without_a_weight_the_batchs_size_counts(tmp_path):
     model = Model(lambda loss, stats, weight: (loss, stats, None))
     trainer = train(ESPnetModule(model, {"optimizer": {**SGD, "lr": 0.0}}), tmp_path)

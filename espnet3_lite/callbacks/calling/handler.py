@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import uuid
 import warnings
@@ -14,6 +15,7 @@ import torch
 from espnet3_lite.callbacks.base import Callback, Checkpoint, MonitoringCallback
 from espnet3_lite.callbacks.calling import foreign
 from espnet3_lite.callbacks.calling.run_history import run_history_of
+from espnet3_lite.callbacks.showing.step_means import RunningMeans
 from espnet3_lite.checks.hooks import check_arguments
 from espnet3_lite.exceptions import MisconfigurationException, MisconfigurationRuntimeError, nearest
 from espnet3_lite.trainer.hook_table import EVENTS, HOOKS, LATE
@@ -237,11 +239,13 @@ class _Memory:
 
 
 def _copied(value: Any) -> Any:
-    """Plain containers and tensors anew; everything else as it is."""
+    """Plain containers, tensors and means anew; everything else as it is."""
     if type(value) is dict:
         return {key: _copied(part) for key, part in value.items()}
     if type(value) in (list, set, tuple):
         return type(value)(map(_copied, value))
+    if type(value) is RunningMeans:  # a run adds to them
+        return copy.deepcopy(value)
     return value.detach().clone() if type(value) is torch.Tensor else value
 
 
