@@ -16,6 +16,7 @@ from espnet3_lite.callbacks.showing.screen import epoch_in_work, results
 from espnet3_lite.callbacks.showing.tqdm_bars import (
     DRAW_EVERY,
     LINE_EVERY,
+    STANDS_STILL,
     LogLines,
     NotebookBar,
     Tqdm,
@@ -57,7 +58,8 @@ class TQDMProgressBar(ProgressBar):
     each 30 seconds. Metrics are read from the device only for what is drawn or written.
 
     Args:
-        refresh_rate: The bar moves each n-th batch; 0: no bar. The environment's ``TQDM_MINITERS`` may raise it.
+        refresh_rate: The bar moves each n-th batch, or after five seconds if those take longer; 0: no bar. The
+            environment's ``TQDM_MINITERS`` may raise it.
         process_position: Leave this many bars' room above, for bars of your own.
         leave: Keep the bar of each finished epoch on the screen. Default False.
 
@@ -88,7 +90,7 @@ class TQDMProgressBar(ProgressBar):
             refresh_rate = max(int(os.environ.get("TQDM_MINITERS", 0)), refresh_rate)
         self._refresh_rate, self._process_position, self._leave = refresh_rate, process_position, leave
         self.bars: dict[str, tqdm] = {}
-        self._draw_at = 0.0  # not before this time (`time.monotonic`)
+        self._draw_at = self._move_at = 0.0  # not before this time (`time.monotonic`), and not later than this
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no trainer yet, and open bars hold streams and locks."""
@@ -151,11 +153,17 @@ class TQDMProgressBar(ProgressBar):
         bar.total = None if math.isinf(total) else total  # tqdm's word for "nobody knows"
         bar.n = bar.initial = done
         bar.set_description(description, refresh=not _is_log(bar))
-        self._draw_at = time.monotonic() + LINE_EVERY if _is_log(bar) else 0.0
+        self._wait(bar, 0.0)
+
+    def _wait(self, bar: tqdm, seconds: float) -> None:
+        """Draw a bar again after so many seconds, if it moves; move it after some more in any case."""
+        now, log = time.monotonic(), _is_log(bar)
+        self._draw_at = now + (LINE_EVERY if log else seconds)
+        self._move_at = self._draw_at if log else now + STANDS_STILL
 
     def _move(self, bar: tqdm, done: int, pl_module: LiteModule | None = None) -> None:
-        """After each batch: two comparisons, and one look at the clock where the bar moves."""
-        if done % self._refresh_rate and done != bar.total:
+        """After each batch: two comparisons, and a look at the clock."""
+        if done % self._refresh_rate and done != bar.total and time.monotonic() < self._move_at:
             return
         bar.n = done
         complete = done == bar.total and not _is_log(bar)  # a log's last line waits for the validation
@@ -170,10 +178,9 @@ class TQDMProgressBar(ProgressBar):
             bar.set_postfix(self.get_metrics(self.trainer, pl_module), refresh=False)
         if isinstance(bar, LogLines) and _is_log(bar):
             bar.print_line()
-            self._draw_at = time.monotonic() + LINE_EVERY
         else:
             bar.refresh()
-            self._draw_at = time.monotonic() + DRAW_EVERY
+        self._wait(bar, DRAW_EVERY)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bars; the arguments are those of Python's `print`."""

@@ -20,7 +20,7 @@ STATES_KEPT = 2
 def get_default_callbacks(
     exp_dir: str | os.PathLike = "./exp",
     log_interval: int = 500,
-    best_model_criterion: Sequence[Sequence] = (("valid/loss", 3, "min"),),
+    best_model_criterion: Sequence[Sequence] | None = None,
     expdir: str | os.PathLike | None = None,
 ) -> list[Callback]:
     """The callbacks for most trainings, in ESPnet3's order (a trainer calls those that save last, then the average).
@@ -33,12 +33,15 @@ def get_default_callbacks(
 
     Args:
         exp_dir: Where checkpoints and averages go.
-        log_interval: Training batches between two log lines. (The progress bar moves by the clock.)
-        best_model_criterion: ``(metric, how many to keep, "min" or "max")`` each.
+        log_interval: Training batches between two log lines, and between two moves of the progress bar, which does
+            not stand still for longer than some seconds. 0: no log lines.
+        best_model_criterion: ``(metric, how many to keep, "min" or "max")`` each. Default: ``("valid/loss", 3,
+            "min")``.
         expdir: An older spelling of `exp_dir`.
 
     Raises:
-        MisconfigurationException: a criterion of another shape, or one that `ModelCheckpoint` does not accept.
+        MisconfigurationException: a criterion of another shape, or one that `ModelCheckpoint` does not accept; two of
+            one metric; two folders.
 
     Example:
         >>> criteria = [("valid/loss", 5, "min"), ("valid/acc", 3, "max")]
@@ -48,7 +51,10 @@ def get_default_callbacks(
         >>> callbacks[2].filename
         'epoch{epoch}_step{step}_valid.acc'
     """
-    exp_dir = exp_dir if expdir is None else expdir
+    if expdir is not None:
+        if exp_dir not in ("./exp", expdir):
+            raise MisconfigurationException(f"exp_dir={exp_dir!r} and expdir={expdir!r} are one argument; give one")
+        exp_dir = expdir
     last = ModelCheckpoint(
         dirpath=exp_dir,
         filename="step{step}",
@@ -58,14 +64,21 @@ def get_default_callbacks(
         enable_version_counter=False,  # the same step is the same state: write over a damaged one
         keep_newest=STATES_KEPT,
     )
-    best = [_best(exp_dir, criterion) for criterion in best_model_criterion]
+    criteria = (("valid/loss", 3, "min"),) if best_model_criterion is None else best_model_criterion
+    best = [_best(exp_dir, criterion) for criterion in criteria]
+    names = [callback.filename for callback in best]
+    for callback in best:
+        if names.count(callback.filename) > 1:  # each would write over the other's files, or remove them
+            raise MisconfigurationException(
+                f"best_model_criterion: two criteria name their files by {callback.monitor!r}; keep one of them"
+            )
     return [
         last,
         *best,
         AverageCheckpointsCallback(exp_dir, best),
         LearningRateMonitor(),
         MetricsLogger(log_every_n_steps=log_interval),
-        TQDMProgressBar(),
+        TQDMProgressBar(refresh_rate=log_interval or 1),
     ]
 
 

@@ -38,7 +38,7 @@ from espnet3_lite.exceptions import StopTrainingError
 from espnet3_lite.loops import resuming
 from espnet3_lite.loops.closure_step import step_with_closure
 from espnet3_lite.loops.evaluation import validate_within_fit
-from espnet3_lite.loops.nonfinite import require_training, skip_batch, skip_steps
+from espnet3_lite.loops.nonfinite import leave_out, require_training, skip_steps
 from espnet3_lite.loops.progress import BATCH_OPEN, BatchInWork, EpochStage, Progress
 from espnet3_lite.optim import lr_stepping
 from espnet3_lite.optim.slots import OptimizerSlot, outputs_of, route
@@ -116,7 +116,7 @@ class FitLoop(Progress):
                 work.batch = plan.transfer(work.batch, 0)
             metrics.start_batch(work.batch)
             if hooks["on_train_batch_start"]:
-                response = call("on_train_batch_start", work.batch, batch_idx)
+                response = None if work.batch is None else call("on_train_batch_start", work.batch, batch_idx)
                 # Collective, and all ranks reach it: they define the same hook. -1 on any of them ends the epoch.
                 if "on_train_batch_start" in of_module and strategy.any(bool(response == -1)):
                     self.is_last_batch = True
@@ -133,12 +133,13 @@ class FitLoop(Progress):
                 if ranks:
                     strategy.before_forward(work.closes)
                 metrics.hook = "training_step"
-                work.output = plan.training_step(work.batch, batch_idx)
-                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes else ()
+                given = work.batch is not None
+                work.output = plan.training_step(work.batch, batch_idx) if given else None
+                work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes and given else ()
 
                 # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.
                 work.verdict = strategy.vote(trainer, work.steps, self.is_last_batch)
-                if work.verdict is not GO_ON:
+                if work.verdict is not GO_ON or not given:
                     self.heed(work.verdict)
 
                 # ---- Backward: all passes, in the list's order.
@@ -237,13 +238,10 @@ class FitLoop(Progress):
         stopping.agree(stopping.agreed or verdict.stop, verdict.signal)
         self.is_last_batch = self.is_last_batch or bool(verdict.last)
         work.closes = work.closes or self.is_last_batch
-        if not verdict.skip:
+        if verdict.skip or work.batch is None:
+            leave_out(self, verdict)
+        else:
             work.losses = verdict.weigh(work.steps)
-            return
-        skip_batch(self, verdict.reason, since=work.logged)
-        work.losses = ()
-        if work.closes and self.trainer.plan.automatic_optimization:  # the window's earlier batches make its step
-            work.closing = [slot for slot in self.trainer.plan.slots.values() if slot.name is None and slot.pending]
 
     def backward(self, loss: torch.Tensor | None, slot: OptimizerSlot) -> None:
         """One optimizer's backward pass with its hooks. Before the first one of a window its gradients are cleared."""

@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING
 from espnet3_lite.distributed.rank import rank_zero_warn
 
 if TYPE_CHECKING:
+    from espnet3_lite.distributed.vote import Verdict
     from espnet3_lite.loops.fit import FitLoop
     from espnet3_lite.trainer.trainer import Trainer
 
 #: The 101st skipped batch in a row ends the run.
 MAX_CONSECUTIVE_SKIPS = 100
 _COUNTED = "(both counted from 0)"
+
+
+def leave_out(loop: FitLoop, verdict: Verdict) -> None:
+    """Train nothing on a batch that the vote skips, or that is None, as where a `collate_fn` drops a bad sample."""
+    work, plan = loop.work, loop.trainer.plan
+    if verdict.skip:
+        skip_batch(loop, verdict.reason, since=work.logged)
+    else:
+        rank_zero_warn("The training loader gave `None` as a batch: nothing is trained on it. If this was on purpose, "
+                       "ignore this warning; else look at the data set and its `collate_fn`")  # fmt: skip
+        for slot in plan.slots.values():
+            slot.warned_of_none = True  # told once more at the end, where nothing was trained at all
+    work.losses = ()
+    if work.closes and plan.automatic_optimization:  # the window's earlier batches make its step
+        work.closing = [slot for slot in plan.slots.values() if slot.name is None and slot.pending]
 
 
 def skip_batch(loop: FitLoop, reason: str, since: int = 0) -> None:
@@ -71,7 +87,8 @@ def require_training(loop: FitLoop) -> None:
         )
     if returned_nothing(loop.trainer):
         rank_zero_warn(
-            "Nothing was trained: `training_step` always returned `None`. End it with `return loss`, or step manually"
+            "Nothing was trained: `training_step` always returned `None`, or was given no batch. End it with `return "
+            "loss`, or step manually; a `collate_fn` ends with `return`, too"
         )
 
 

@@ -165,6 +165,21 @@ def test_a_long_epoch_gets_a_line_each_half_minute(capsys, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_bar_that_moves_each_n_th_batch_does_not_stand_still_for_long(terminal, monkeypatch):
+    """With ESPnet3's default of 500 batches it looked dead for minutes."""
+    clock = SimpleNamespace(now=0.0)
+
+    class SlowBatches(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            clock.now += 2.0
+
+    monkeypatch.setattr(module_under_test, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    watcher = Watcher()
+    callbacks = [TQDMProgressBar(refresh_rate=500), watcher, SlowBatches()]
+    Trainer(callbacks=callbacks, max_epochs=1, **QUIET).fit(Module(), loader(8))
+    assert [n for n, _, _ in watcher.training] == [0, 0, 3, 3, 3, 6, 6, 8]
+
+
 def test_a_terminal_is_drawn_ten_times_a_second_at_most(terminal, monkeypatch):
     clock = SimpleNamespace(now=0.0)
 

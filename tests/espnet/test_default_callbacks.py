@@ -42,7 +42,7 @@ def test_the_arguments(tmp_path):
     assert (average.output_dir, average.best_ckpt_callbacks) == (tmp_path, [best])
     assert (best.monitor, best.save_top_k, best.mode, best.save_weights_only) == ("valid/loss", 3, "min", True)
     assert (last.save_last, last.save_weights_only, last.keep_newest) == ("link", False, 2)
-    assert (metrics.log_every_n_steps, bar.refresh_rate, rate.logging_interval) == (7, 1, None)
+    assert (metrics.log_every_n_steps, bar.refresh_rate, rate.logging_interval) == (7, 7, None)
     assert get_default_callbacks()[0].dirpath == os.path.realpath("./exp")
 
 
@@ -53,6 +53,7 @@ def test_the_arguments(tmp_path):
         (("valid/loss", 3), r"\('valid/loss', 3\) is not a criterion; write each as"),
         (("valid/loss", 3, "minimum"), "`mode` can be min, max but got 'minimum'"),
         (("valid/loss", -3, "min"), "Invalid value for save_top_k=-3"),
+        (("valid/loss", "3", "min"), "Invalid value for save_top_k='3'"),
     ],
 )
 def test_a_wrong_criterion(criterion, message):
@@ -258,5 +259,23 @@ def test_fast_dev_run_runs_with_them_and_writes_nothing(tmp_path):
     assert trainer.global_step == 2 and list(tmp_path.rglob("*")) == []
 
 
-def test_the_bar_moves_by_the_clock_whatever_the_log_interval():
-    assert get_default_callbacks(log_interval=500)[-1].refresh_rate == 1
+def test_without_log_lines_there_is_a_bar():
+    assert get_default_callbacks(log_interval=0)[-1].refresh_rate == 1
+
+
+@pytest.mark.parametrize("second", [("valid/loss", 1, "max"), ("valid/loss", 5, "min"), ("valid.loss", 1, "min")])
+def test_two_criteria_whose_files_would_have_one_name_are_refused(second):
+    """One would remove the other's checkpoints, and its average."""
+    with pytest.raises(MisconfigurationException, match=r"two criteria name their files by 'valid/loss'; keep one"):
+        get_default_callbacks(best_model_criterion=[("valid/loss", 2, "min"), ("valid/acc", 2, "max"), second])
+
+
+def test_no_criterion_is_the_default_one_and_none_of_them_keeps_no_best():
+    given, none = get_default_callbacks(best_model_criterion=None), get_default_callbacks(best_model_criterion=[])
+    assert [callback.monitor for callback in given if isinstance(callback, ModelCheckpoint)] == [None, "valid/loss"]
+    assert [callback.monitor for callback in none if isinstance(callback, ModelCheckpoint)] == [None]
+
+
+def test_one_folder_has_one_spelling(tmp_path):
+    with pytest.raises(MisconfigurationException, match="are one argument; give one"):
+        get_default_callbacks(exp_dir=tmp_path / "a", expdir=tmp_path / "b")

@@ -320,3 +320,43 @@ def test_a_window_that_an_epochs_early_end_left_is_no_part_of_the_next():
     with pytest.warns(UserWarning, match="epoch 1, batch 0: loss is nan"):
         trainer.fit(module, batches)
     assert module.weight.item() == -(1 + 2 + 3) / 4  # and not -26.5, with the 100
+
+
+class Given(Line):
+    """Notes the batches that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.given.append(("start", batch_idx))
+
+    def training_step(self, batch, batch_idx):
+        self.given.append(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("window", "steps"), [(1, 3), (2, 3)])
+def test_a_batch_that_is_none_trains_nothing(window, steps):
+    """As where a `collate_fn` drops a bad sample. Lightning 2.6.6 calls neither hook nor step for it."""
+    batches = list(rows(5))
+    first, third, last = batches[::2]
+    batches[1] = batches[3] = None
+    trainer, module, plain = quiet_trainer(max_epochs=1, accumulate_grad_batches=window), Given(), Line()
+    with pytest.warns(UserWarning, match="training loader gave `None` as a batch: nothing is trained on it"):
+        trainer.fit(module, batches)
+    assert module.given == [("start", 0), 0, ("start", 2), 2, ("start", 4), 4]
+    assert trainer.global_step == steps and trainer.fit_loop.consecutive_skips == 0
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.1)
+    for number, batch in enumerate((first, third, last)):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.9**number
+        optimizer.zero_grad()
+        (plain.loss(batch) / window).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(module), weights(plain), rtol=1e-14, atol=0)
+
+
+def test_a_run_whose_batches_were_all_none_says_at_its_end_that_nothing_was_trained():
+    with pytest.warns(UserWarning, match="Nothing was trained: .* or was given no batch.* a `collate_fn` ends with"):
+        quiet_trainer(max_epochs=1).fit(Line(), [None, None])

@@ -18,6 +18,8 @@ from tqdm.utils import disp_len
 #: Seconds between two drawings of a bar, and between two lines in a log file.
 DRAW_EVERY = 0.1
 LINE_EVERY = 30.0
+#: A bar that moves each n-th batch is not left standing for longer than these seconds.
+STANDS_STILL = 5.0
 #: The drawn bar itself has at least this many columns.
 SMALLEST_BAR = 5
 
