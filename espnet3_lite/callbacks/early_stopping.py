@@ -6,6 +6,7 @@ import logging
 import math
 import operator
 from enum import Enum
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,8 +92,11 @@ class EarlyStopping(MonitoringCallback):
             raise MisconfigurationException(f"EarlyStopping: `mode` can be min, max, got {mode!r}")
         thresholds = ("stopping_threshold", stopping_threshold), ("divergence_threshold", divergence_threshold)
         for name, value in (("patience", patience), ("min_delta", min_delta), *thresholds):
-            if value is not None and (math.isnan(value) or (name == "patience" and value < 0)):
+            if not isinstance(value, (Real, type(None))) or (value is not None and math.isnan(value)):
                 raise MisconfigurationException(f"EarlyStopping: {name}={value!r} cannot be compared; give a number")
+        if patience < 0:
+            raise MisconfigurationException(f"EarlyStopping: patience={patience!r} is below 0; 0 ends the run at the "
+                                            f"first check without improvement")  # fmt: skip
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta  # what a better value lies beyond, signed
         self.patience = patience

@@ -22,7 +22,7 @@ class GradientAccumulationScheduler(Callback):
             is named, each batch makes a step.
 
     Raises:
-        TypeError: `scheduling` is empty.
+        TypeError: `scheduling` is empty, or no mapping.
         MisconfigurationException: an epoch or a number that is not allowed; at the start, several named optimizers.
         RuntimeError: at the start, manual optimization.
         ValueError: at the start, ``Trainer(accumulate_grad_batches=...)`` is set as well.
@@ -34,10 +34,9 @@ class GradientAccumulationScheduler(Callback):
     """
 
     def __init__(self, scheduling: Mapping[int, int]):
-        if not scheduling:
-            raise TypeError(
-                "GradientAccumulationScheduler: `scheduling` is empty; give {epoch: batches}, such as {4: 2}"
-            )
+        if not scheduling or not isinstance(scheduling, Mapping):
+            raise TypeError(f"GradientAccumulationScheduler: `scheduling` is {scheduling!r}; give {{epoch: batches}}, "
+                            f"such as {{4: 2}}")  # fmt: skip
         if not all(_is_whole(epoch, 0) for epoch in scheduling):
             raise MisconfigurationException(
                 f"Epoch should be an int greater than or equal to 0. Got {list(scheduling)}."
@@ -71,8 +70,9 @@ class GradientAccumulationScheduler(Callback):
             )
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(
-                "You have set `accumulate_grad_batches` and are using the `GradientAccumulationScheduler` callback. "
-                "Either remove `accumulate_grad_batches` from the Trainer or remove the callback."
+                f"You have set `accumulate_grad_batches` and are using the `GradientAccumulationScheduler` callback. "
+                f"Either remove `accumulate_grad_batches` from the Trainer or remove the callback. (It is "
+                f"{trainer.accumulate_grad_batches}; a second GradientAccumulationScheduler sets it, too: use one.)"
             )
         overridden = any(trainer.is_overridden(name, pl_module) for name in ("optimizer_step", "optimizer_zero_grad"))
         if overridden and self.going_to_accumulate_grad_batches():

@@ -219,7 +219,7 @@ def parse_optimizers(
     match returned:
         case [[*optimizers], [*schedulers]]:
             pass
-        case [[*optimizers], {**scheduler}]:
+        case [[*optimizers], scheduler]:
             schedulers = [scheduler]
         case _:
             entries = [part if isinstance(part, Mapping) else {"optimizer": part} for part in returned]

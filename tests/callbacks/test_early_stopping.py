@@ -60,6 +60,20 @@ def test_an_unknown_mode_is_refused():
         EarlyStopping("valid/loss", mode="auto")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patience": -1}, "EarlyStopping: patience=-1 is below 0"),
+        ({"patience": "3"}, "EarlyStopping: patience='3' cannot be compared; give a number"),
+        ({"min_delta": "1e-3"}, "EarlyStopping: min_delta='1e-3' cannot be compared"),
+        ({"stopping_threshold": float("nan")}, "EarlyStopping: stopping_threshold=nan cannot be compared"),
+    ],
+)
+def test_what_is_no_number_is_refused(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        EarlyStopping("valid/loss", **arguments)
+
+
 def test_a_metric_that_is_not_logged_is_named_with_the_nearest(tmp_path):
     message = r"metric `valid/los` which is not available\. Pass in .*`valid/loss`; did you mean 'valid/loss'\?"
     with pytest.raises(RuntimeError, match=message) as raised:

@@ -72,7 +72,8 @@ def test_the_window_of_an_epoch():
 @pytest.mark.parametrize(
     ("scheduling", "error", "message"),
     [
-        ({}, TypeError, "`scheduling` is empty"),
+        ({}, TypeError, r"`scheduling` is {}; give {epoch: batches}"),
+        ([2, 4], TypeError, r"`scheduling` is \[2, 4\]; give {epoch: batches}"),
         ({"a": 1}, MisconfigurationException, r"Epoch should be an int greater than or equal to 0\. Got \['a'\]"),
         ({-1: 2}, MisconfigurationException, r"Got \[-1\]"),
         ({0: 0}, MisconfigurationException, r"Accumulation factor should be an int greater than 0\. Got \[0\]"),
@@ -87,6 +88,8 @@ def test_what_is_no_schedule(scheduling, error, message):
 def test_what_does_not_go_with_it(tmp_path):
     with pytest.raises(ValueError, match="You have set `accumulate_grad_batches` and are using"):
         fit(GradientAccumulationScheduler({0: 2}), ModelCheckpoint(tmp_path), accumulate_grad_batches=3)
+    with pytest.raises(ValueError, match="It is 2; a second GradientAccumulationScheduler sets it, too: use one"):
+        fit(GradientAccumulationScheduler({0: 2}), GradientAccumulationScheduler({0: 3}), ModelCheckpoint(tmp_path))
     with pytest.raises(RuntimeError, match="not supported for manual optimization"):
         fit(GradientAccumulationScheduler({0: 2}), ModelCheckpoint(tmp_path), module=Line(automatic=False))
     slots = {"generator": OptimizerSlot(None, name="generator")}

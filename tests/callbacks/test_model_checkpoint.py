@@ -85,6 +85,7 @@ def names(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"save_top_k": "3"}, r"Invalid value for save_top_k='3'\. Must be >= -1, a whole number"),
         ({"save_top_k": -2}, r"Invalid value for save_top_k=-2\. Must be >= -1"),
         ({"every_n_train_steps": -1}, r"Invalid value for every_n_train_steps=-1\. Must be >= 0"),
         ({"every_n_epochs": -2}, r"Invalid value for every_n_epochs=-2\. Must be >= 0"),

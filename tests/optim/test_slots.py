@@ -80,6 +80,7 @@ def test_outputs_that_do_not_fit_one_optimizer(output, words):
         (lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": StepLR(o, 1), "frequency": 0}}, "is below 1"),
         (lambda o: ([o], [ReduceLROnPlateau(o)]), "needs `monitor`"),
         (lambda o: ([o], ["step"]), "has no step()"),
+        (lambda o: ([o], "step"), "has no step()"),
         (lambda o: ["sgd"], "'sgd' is not a torch.optim.Optimizer"),
     ],
 )
@@ -87,6 +88,13 @@ def test_what_configure_optimizers_must_not_return(make, words):
     with pytest.raises(MisconfigurationException) as raised:
         parse_optimizers(make(sgd()), "M")
     assert words in str(raised.value)
+
+
+def test_a_pair_may_hold_one_scheduler_itself():
+    optimizer = sgd()
+    scheduler = StepLR(optimizer, 1)
+    optimizers, (config,) = parse_optimizers(([optimizer], scheduler), "M")
+    assert optimizers == [optimizer] and config.scheduler is scheduler
 
 
 class ByMetric:

@@ -55,6 +55,7 @@ def average_checkpoints(
 
     Raises:
         KeyError: If the keys differ; names them and the file.
+        TypeError: If `paths` is one path.
         ValueError: If a tensor's shape differs, or no path is given.
         CheckpointError: If none is left, or one is damaged.
 
@@ -66,6 +67,8 @@ def average_checkpoints(
     >>> load_checkpoint(f"{folder}/average.pth")
     {'weight': tensor(1.5000)}
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"average_checkpoints({os.fspath(paths)!r}): give a list of paths, the best first")
     files = [Path(os.path.expanduser(path)) for path in paths]
     if not files:
         raise ValueError("no checkpoints to average: `paths` is empty")

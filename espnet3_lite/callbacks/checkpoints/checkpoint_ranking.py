@@ -6,6 +6,7 @@ When to look is decided in `model_checkpoint.py`, which also says how a file is 
 from __future__ import annotations
 
 import os
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,9 @@ class CheckpointRanking(CheckpointFiles):
         self._forget(gone)
 
     def _update_best_and_save(self, current: torch.Tensor, trainer: Trainer, candidates: dict[str, Any]) -> None:
+        candidates[str(self.monitor)] = current  # a file's name tells what was logged, NaN too
         if current.isnan():  # the worst there is, so that it is the first to go
             current = torch.full_like(current, float("inf" if self.mode == "min" else "-inf"))
-        candidates[str(self.monitor)] = current
         doomed = []
         while 0 < self.save_top_k <= len(self.best_k_models):  # several, where a resumed run wants fewer
             doomed.append(self._worst())
@@ -244,9 +245,9 @@ def check_arguments(callback: Any) -> None:
         )
     for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
         value = getattr(callback, name)
-        if not value >= least or value % 1:
+        if not isinstance(value, Real) or not value >= least or value % 1:
             raise MisconfigurationException(
-                f"Invalid value for {name}={value}. Must be >= {least}, a whole number (ModelCheckpoint)"
+                f"Invalid value for {name}={value!r}. Must be >= {least}, a whole number (ModelCheckpoint)"
             )
     if (
         bool(callback.every_n_train_steps) + bool(callback.every_n_epochs) + (callback.train_time_interval is not None)

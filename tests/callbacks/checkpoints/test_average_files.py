@@ -200,3 +200,11 @@ def test_it_takes_at_most_1_2_times_the_model_s_memory(tmp_path, dtype, tensors)
     )
     assert run.returncode == 0, run.stderr
     assert 0.95 < float(run.stdout) < 1.2
+
+
+def test_one_path_is_no_list_of_paths(tmp_path):
+    """Its letters were taken for files, and those that are missing left out."""
+    (path,) = write(tmp_path, [{"w": torch.ones(1)}])
+    for one in (path, str(path)):
+        with pytest.raises(TypeError, match="give a list of paths, the best first"):
+            average_checkpoints(one)

@@ -3,7 +3,11 @@
 import pytest
 import torch
 import yaml
+from line_model import Line
+from quiet import QUIET
+from torch.utils.data import DataLoader
 
+from espnet3_lite import Trainer
 from espnet3_lite.callbacks import ModelCheckpoint
 
 
@@ -82,3 +86,17 @@ def test_files_that_are_gone_are_left_out_and_named(tmp_path):
         second.load_state_dict(first.state_dict())
     assert (second.best_k_models, second.best_model_path, second.best_model_score) == ({}, "", None)
     assert (second.kth_best_model_path, float(second.kth_value)) == ("", float("inf"))
+
+
+class LogsNaN(Line):
+    def validation_step(self, batch, batch_idx):
+        self.log("score", float("nan") if self.current_epoch == 0 else 1.0)
+
+
+def test_a_name_tells_that_a_metric_was_nan(tmp_path):
+    """It is ranked as the worst, an infinite value, which nobody logged."""
+    callback = ModelCheckpoint(tmp_path, filename="{epoch}-{score}", monitor="score", save_top_k=2)
+    trainer = Trainer(callbacks=callback, max_epochs=2, **{**QUIET, "enable_checkpointing": True})
+    trainer.fit(LogsNaN(), DataLoader(torch.ones(1, 1)), DataLoader(torch.ones(1, 1)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=0-score=nan.ckpt", "epoch=1-score=1.0.ckpt"]
+    assert float(callback.kth_value) == float("inf")
