@@ -239,6 +239,7 @@ def contract_by_hand(batches: list[Any], options: Options, interval: int) -> Out
     lines, window = [], defaultdict(list)
     with open(options.folder / "by_hand.csv", "w") as file:
         table = csv.DictWriter(file, ["step", "lr", "loss", "error"])
+        table.writeheader()
         bar, start = tqdm(total=len(batches), file=io.StringIO()), now()
         asked = time.perf_counter()
         for index, (_, batch) in enumerate(batches):
@@ -278,6 +279,7 @@ def contract(batches: list[Any], options: Options, interval: int) -> Outcome:
     module = ESPnetModule(model, {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.01}})
     callbacks = get_default_callbacks(options.folder / "contract", log_interval=interval, best_model_criterion=[])
     logger = CSVLogger(options.folder / "csv")
+    assert logger.experiment  # its folder is made before the clock starts, as the file by hand
     settings = {"enable_checkpointing": True, "enable_progress_bar": True, "logger": logger}
     return fit(module, batches, callbacks, **settings), model.first.weight.detach()
 
@@ -383,7 +385,7 @@ def _tensors(options: Options) -> Samples:
 
 
 def _contract(options: Options) -> Samples:
-    batches = make_batches(options.count(1000), espnet=True)
+    batches = make_batches(options.count(2000), espnet=True)
     interval = options.count(500)
     return compare(
         options,

@@ -100,16 +100,17 @@ def test_none_is_left_out_and_numbers_are_logged(tmp_path):
 
 
 def test_a_modules_own_log_gets_each_value(tmp_path):
-    class Renames(ESPnetModule):
+    class Doubles(ESPnetModule):
         def log(self, name, value, **arguments):
-            super().log(f"{name}/own", value, **arguments)
+            super().log(name, value * 2, **arguments)
 
-    replaced, given = ESPnetModule(Model(), {"optimizer": SGD}), []
-    replaced.log = lambda name, value, **arguments: given.append((name, arguments))
-    train(replaced, tmp_path / "replaced")
-    assert given[0] == ("train/loss", {"prog_bar": True, "batch_size": 2.0}) and len(given) == 4
-    metrics = train(Renames(Model(), {"optimizer": SGD}), tmp_path / "own").trainer.callback_metrics
-    assert {name for name in metrics if "loss" in name} == {"train/loss/own", "valid/loss/own"}
+    settings = {"optimizer": {**SGD, "lr": 0.0}}
+    metrics = train(Doubles(Model(), settings), tmp_path / "overridden").trainer.callback_metrics
+    assert (metrics["train/loss"], metrics["valid/loss"]) == (7.0, 6.0)  # 3.5 and 3 without it
+    module, given = ESPnetModule(Model(), settings), []
+    module.log = lambda name, value, **arguments: given.append((name, arguments))
+    train(module, tmp_path / "replaced", valid_values=())
+    assert given == [("train/loss", {"prog_bar": True, "batch_size": 2.0})] * 2
 
 
 def test_without_a_weight_the_batchs_size_counts(tmp_path):
