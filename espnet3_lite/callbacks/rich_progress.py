@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from espnet3_lite.callbacks.showing.tqdm_bars import Tqdm, bar_for, writable
@@ -11,7 +12,43 @@ from espnet3_lite.callbacks.tqdm_progress import TQDMProgressBar
 from espnet3_lite.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
+    from rich.style import Style
+
+    from espnet3_lite.trainer.trainer import Trainer
+
+
+@dataclass
+class RichProgressBarTheme:
+    """How a `RichProgressBar` looks: rich's styles of its parts, such as ``#6206E0`` or ``bold red``.
+
+    Args:
+        description: Of what stands before the bar.
+        progress_bar: Of the bar.
+        progress_bar_finished: Of the bar when it is complete.
+        progress_bar_pulse: Of the bar where nobody knows how many batches there are.
+        batch_progress: Of the number of batches.
+        time: Of the times that have passed and remain.
+        processing_speed: Of the batches in a second.
+        metrics: Of the values.
+        metrics_text_delimiter: What stands between two values.
+        metrics_format: As Python's format of a number; empty: four digits.
+
+    Example:
+        >>> RichProgressBarTheme(progress_bar="green").progress_bar
+        'green'
+    """
+
+    description: str | Style = ""
+    progress_bar: str | Style = "#6206E0"
+    progress_bar_finished: str | Style = "#6206E0"
+    progress_bar_pulse: str | Style = "#6206E0"
+    batch_progress: str | Style = ""
+    time: str | Style = "dim"
+    processing_speed: str | Style = "dim"
+    metrics: str | Style = "italic"
+    metrics_text_delimiter: str = ", "
+    metrics_format: str = ""
 
 
 class RichProgressBar(TQDMProgressBar):
@@ -22,6 +59,8 @@ class RichProgressBar(TQDMProgressBar):
     Args:
         refresh_rate: The bar moves each n-th batch; 0: no bar.
         leave: Keep the bar of each finished epoch on the screen. Default False.
+        theme: Colours and formats, a `RichProgressBarTheme`.
+        console_kwargs: Arguments of rich's ``Console``.
 
     Raises:
         MisconfigurationException: rich is not installed.
@@ -33,10 +72,17 @@ class RichProgressBar(TQDMProgressBar):
 
     _drawn: Progress | None = None
 
-    def __init__(self, refresh_rate: int = 1, leave: bool = False):
+    def __init__(
+        self,
+        refresh_rate: int = 1,
+        leave: bool = False,
+        theme: RichProgressBarTheme | None = None,
+        console_kwargs: dict[str, Any] | None = None,
+    ):
         if importlib.util.find_spec("rich") is None:
             raise MisconfigurationException('RichProgressBar needs rich: pip install "espnet3_lite[rich]"')
         super().__init__(refresh_rate, leave=leave)
+        self.theme, self._console_arguments = theme or RichProgressBarTheme(), console_kwargs or {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no trainer yet, and draws nothing."""
@@ -46,9 +92,45 @@ class RichProgressBar(TQDMProgressBar):
         if self.is_disabled or bar_for(writable(sys.stderr)) is not Tqdm:
             return super()._make_bar(description, leave, line, **arguments)
         if self._drawn is None:
-            self._drawn = _new_progress()
+            from rich.console import Console
+            from rich.progress import Progress
+
+            console = Console(**{"file": sys.stderr, **self._console_arguments})
+            self._drawn = Progress(*self.configure_columns(self.trainer), console=console, expand=True)
             self._drawn.start()
         return _RichBar(self, self._drawn, description, leave)
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Rich's columns, from left to right; a task's ``values`` field is the text of the values. Override to change.
+
+        Args:
+            trainer: Whose progress is shown.
+        """
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        theme = self.theme
+        bar = BarColumn(
+            None, complete_style=theme.progress_bar, finished_style=theme.progress_bar_finished,
+            pulse_style=theme.progress_bar_pulse,
+        )  # fmt: skip
+        speed: Any = TaskProgressColumn()
+        speed.render = lambda task: speed.render_speed(task.finished_speed or task.speed)
+        return [
+            TextColumn("{task.description}", style=theme.description),
+            bar,
+            _in_style(MofNCompleteColumn(), theme.batch_progress),
+            _in_style(TimeElapsedColumn(), theme.time),
+            _in_style(TimeRemainingColumn(), theme.time),
+            _in_style(speed, theme.processing_speed),
+            TextColumn("{task.fields[values]}", style=theme.metrics),
+        ]
 
     def forget(self) -> None:
         """Called by a bar that closes: the last one to close gives the terminal back."""
@@ -61,21 +143,17 @@ class RichProgressBar(TQDMProgressBar):
         print(*args, **kwargs)
 
 
-def _new_progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _in_style(column: ProgressColumn, style: str | Style) -> ProgressColumn:
+    """One of rich's columns that take no style of their own."""
+    render = column.render
 
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=Console(file=sys.stderr), expand=True,
-    )  # fmt: skip
+    def styled(task: Any) -> Any:
+        text: Any = render(task)
+        text.stylize(style)
+        return text
+
+    column.render = styled  # type: ignore[method-assign]
+    return column
 
 
 class _RichBar:
@@ -100,7 +178,12 @@ class _RichBar:
 
     def set_postfix(self, values: dict[str, float | int | str], refresh: bool = True) -> None:
         """The values behind the bar."""
-        self.postfix = ", ".join(f"{name}={Tqdm.format_num(value)}" for name, value in values.items())
+        theme, number = self.owner.theme, Tqdm.format_num
+        shown = {name: value if isinstance(value, str) else number(value) for name, value in values.items()}
+        if theme.metrics_format:
+            numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+            shown.update({name: format(value, theme.metrics_format) for name, value in numbers.items()})
+        self.postfix = theme.metrics_text_delimiter.join(f"{name}={value}" for name, value in shown.items())
 
     def refresh(self) -> None:
         """Draw it."""

@@ -58,6 +58,8 @@ _UTILITIES = {
     "garbage_collection_cuda": "compat.utilities.functions",
     "isolate_rng": "compat.utilities.functions",
     "PossibleUserWarning": "compat.utilities.functions",
+    "disable_possible_user_warnings": "compat.utilities.functions",
+    "is_overridden": "compat.utilities.functions",
     "get_filesystem": "compat.utilities.functions",
     "get_init_args": "compat.utilities.functions",
     "_AcceleratorConnector": "compat.utilities.functions",
@@ -104,7 +106,13 @@ HOMES: dict[str, dict[str, str]] = {
         **_of("strategies"),
         **_of("espnet.schedulers"),
     },
-    "callbacks": _of("callbacks"),
+    "callbacks": {
+        **_of("callbacks"),
+        "RichProgressBarTheme": "callbacks.rich_progress",
+        "Tqdm": "callbacks.showing.tqdm_bars",
+        "WriteInterval": "callbacks.prediction_writer",
+        "get_standard_metrics": "compat.utilities.functions",
+    },
     "strategies": _of("strategies"),
     "loggers": {
         **_of("loggers"),

@@ -4,15 +4,17 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+import tqdm
 
 import espnet3_lite
 from espnet3_lite import callbacks, compat, loggers
-from espnet3_lite.compat.names import HOMES, LEFT_OUT
+from espnet3_lite.compat.names import HOMES, LEFT_OUT, find
 from espnet3_lite.config.targets import TargetError, find_target
 from espnet3_lite.espnet import schedulers
 
@@ -158,3 +160,29 @@ def test_importing_it_is_light():
     heavy = ["espnet3_lite.trainer.trainer", "espnet3_lite.espnet.module", "tensorboard", "matplotlib"]
     output = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_small_names_that_packages_import():
+    def found(module, name):
+        return find(f"lightning.pytorch.{module}", name)
+
+    is_overridden = found("utilities.model_helpers", "is_overridden")
+    possible = found("utilities.warnings", "PossibleUserWarning")
+    assert found("callbacks.prediction_writer", "WriteInterval")("batch").on_batch
+    assert found("callbacks.progress.progress_bar", "get_standard_metrics")(None) == {}
+    assert found("callbacks.progress.rich_progress", "RichProgressBarTheme")().metrics == "italic"
+    assert issubclass(found("callbacks.progress.tqdm_progress", "Tqdm"), tqdm.tqdm)
+
+    class Module(compat.LightningModule):
+        def on_fit_start(self):
+            pass
+
+    assert is_overridden("on_fit_start", Module()) and not is_overridden("on_fit_end", Module())
+    with pytest.raises(ValueError, match="no_such_hook"):
+        is_overridden("no_such_hook", Module())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found("utilities", "disable_possible_user_warnings")()
+        warnings.warn("possible", possible, stacklevel=1)
+        warnings.warn("certain", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["certain"]

@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map  # no public name up to torch 2.14
 
+from espnet3_lite.callbacks.base import Callback
 from espnet3_lite.distributed.launch import choose_device
 from espnet3_lite.distributed.rank import global_rank, rank_zero_warn
 from espnet3_lite.distributed.rank import rank_zero_only as _rank_zero_only
 from espnet3_lite.loaders.transfer import move
+from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.seed import collect_random_state, restore_random_state
 
@@ -198,6 +201,42 @@ def grad_norm(
 
 class PossibleUserWarning(UserWarning):
     """A category that programs tell `warnings` to ignore; what is warned about here is a plain `UserWarning`."""
+
+
+def disable_possible_user_warnings(module: str = "") -> None:
+    """Ignore warnings of the category `PossibleUserWarning`.
+
+    Args:
+        module: Only those from modules whose names this regular expression fits.
+    """
+    warnings.filterwarnings("ignore", module=module, category=PossibleUserWarning)
+
+
+def get_standard_metrics(trainer: Any) -> dict[str, int | str]:
+    """What Lightning's bars show beside what is logged, a logger's ``v_num``: nothing here."""
+    return {}
+
+
+def is_overridden(method_name: str, instance: object, parent: type[object] | None = None) -> bool:
+    """Whether an object has a method of its own where another class has one.
+
+    Args:
+        method_name: Of the method.
+        instance: The object.
+        parent: That class; by default `LiteModule`, `LiteDataModule` or `Callback`, whichever fits.
+
+    Raises:
+        ValueError: There is no such class, or it has no such method.
+
+    >>> is_overridden("on_fit_start", LiteModule())
+    False
+    """
+    kinds = [kind for kind in (LiteModule, LiteDataModule, Callback) if isinstance(instance, kind)]
+    parent = parent or next(iter(kinds), None)
+    if not hasattr(parent, method_name):
+        raise ValueError(f"is_overridden({method_name!r}): {parent} has no such method; give the parent that has it")
+    own = inspect.unwrap(getattr(instance, method_name))
+    return getattr(own, "__code__", own) is not inspect.unwrap(getattr(parent, method_name)).__code__
 
 
 def get_filesystem(path: str | os.PathLike[str], **kwargs: Any) -> Any:

@@ -184,6 +184,27 @@ def test_rich_draws_the_bars_and_lines_go_above_them(monkeypatch):
     assert last.startswith("Epoch 1/1") and "2/2" in last and "train/loss=0.5000" in last
 
 
+def test_rich_takes_a_theme(monkeypatch):
+    pytest.importorskip("rich")
+    from espnet3_lite.compat.callbacks import RichProgressBarTheme
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "140")
+    theme = RichProgressBarTheme(
+        description="green", progress_bar="#010203", progress_bar_finished="#040506", batch_progress="red",
+        time="blue", processing_speed="magenta", metrics="cyan", metrics_text_delimiter=" | ", metrics_format=".2e",
+    )  # fmt: skip
+    bar = RichProgressBar(leave=True, theme=theme, console_kwargs={"color_system": "truecolor", "force_terminal": True})
+    Trainer(callbacks=bar, max_epochs=1, **QUIET).fit(Module(), [torch.ones(1, 1)] * 2)
+    written = stream.getvalue()
+    assert "\x1b[32mEpoch 1/1" in written and "train/loss=5.00e-01" in written
+    assert "\x1b[38;2;1;2;3m" in written and "\x1b[38;2;4;5;6m" in written
+    assert "\x1b[31m2/2" in written and "\x1b[34m0:00:00" in written
+    speed = bar.configure_columns(None)[5].render(SimpleNamespace(finished_speed=2.0, speed=None))
+    assert (speed.plain, speed.spans[0].style) == ("2.0 it/s", "magenta")
+
+
 def test_rich_writes_a_log_file_as_the_other_bar_does(capsys):
     pytest.importorskip("rich")
     Trainer(callbacks=RichProgressBar(), max_epochs=1, **QUIET).fit(Module(), [torch.ones(1, 1)] * 2)
