@@ -37,6 +37,16 @@ def looks_at_no_outputs(hook: _Hook) -> _Hook:
     return hook
 
 
+def looks_at_no_gradients(hook: _Hook) -> _Hook:
+    """Mark an `on_after_backward` that does not look at gradients: where no listener does, the ranks may send those of
+    several named optimizers together, and none is averaged yet when it is called.
+
+    A hook that overrides a marked one is not marked.
+    """
+    hook.looks_at_no_gradients = True  # type: ignore[attr-defined]  # functions have room for it
+    return hook
+
+
 class Callback:
     """Base class: override the hooks you need; the others cost nothing.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from espnet3_lite.callbacks.base import Callback, looks_at_no_outputs
+from espnet3_lite.callbacks.base import Callback, looks_at_no_gradients, looks_at_no_outputs
 from espnet3_lite.callbacks.showing.screen import epoch_in_work
 from espnet3_lite.callbacks.showing.step_means import RunningMeans, StepValues
 from espnet3_lite.exceptions import MisconfigurationException
@@ -122,6 +122,7 @@ class MetricsLogger(Callback):
         """Forward ends with the batch's first backward pass."""
         self._backward_started = time.perf_counter()
 
+    @looks_at_no_gradients
     def on_after_backward(self, trainer: Trainer, pl_module: LiteModule) -> None:
         """One backward pass is over."""
         self._passes.append((self._backward_started, time.perf_counter()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Collection
@@ -72,7 +71,8 @@ class DDPStrategy(SeveralProcesses):
 
     def wrap(self, trainer: Trainer, module: LiteModule) -> Callable[[Any, int], Any]:
         """What the loop calls as the training step. Collective."""
-        self._step = _TrainingStep(module, super().wrap(trainer, module))
+        self._step = torch.nn.Module()  # whose `forward` is all that DDP knows to call
+        self._step.module, self._step.forward = module, super().wrap(trainer, module)
         self._parameters = list(module.parameters())
         self._wrap_anew()
         for slot in trainer.plan.slots.values():
@@ -115,8 +115,10 @@ class DDPStrategy(SeveralProcesses):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The module's, through DDP."""
         if self._wrapped is None:
-            return self._step(batch, batch_idx)
-        with contextlib.nullcontext() if self._synchronizing else self._wrapped.no_sync():
+            return self._step.forward(batch, batch_idx)
+        if self._synchronizing:
+            return self._wrapped(batch, batch_idx)
+        with self._wrapped.no_sync():
             return self._wrapped(batch, batch_idx)
 
     def vote(self, trainer: Trainer, steps: Steps, is_last: bool) -> Verdict:
@@ -130,9 +132,9 @@ class DDPStrategy(SeveralProcesses):
             self._outdated = True
         verdict = super().vote(trainer, steps, is_last)
         if self._travelling is not None:
-            trained = steps if verdict.instead is None else verdict.instead
+            trained = () if verdict.skip else steps if verdict.instead is None else verdict.instead
             closing = {slot.name for _, slot in trained if slot.pending + 1 >= slot.window}
-            self._travelling.expect(() if verdict.skip else closing)
+            self._travelling.expect(closing, verdict.apart)
         return verdict
 
     def empty_steps(self, trainer: Trainer, steps: Steps, returned: list[OptimizerSlot]) -> Steps:
@@ -167,18 +169,6 @@ class DDPStrategy(SeveralProcesses):
         super().teardown()
         self._forget_parameters()
         self._parameters = []
-
-
-class _TrainingStep(torch.nn.Module):
-    """Makes the training step a `forward`, which is all that DDP knows to call."""
-
-    def __init__(self, module: torch.nn.Module, step: Callable[[Any, int], Any]):
-        super().__init__()
-        self.module = module
-        self._training_step = step
-
-    def forward(self, batch: Any, batch_idx: int) -> Any:
-        return self._training_step(batch, batch_idx)
 
 
 def _no_buffer_broadcasts() -> dict[str, Any]:

@@ -5,7 +5,10 @@ DDP does this by itself for one optimizer; here it is for several named optimize
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,22 +35,24 @@ class GradientBucket:
     def __init__(self, parameters: list[torch.nn.Parameter]):
         self.parameters = parameters
         self._all_there = torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        self._ranks = dist.get_world_size()
 
     def send(self) -> Callable[[], None]:
         """Begin to average; the returned function waits for the means.
 
         Collective: all ranks send the same buckets in the same order.
         """
-        missing = [index for index, parameter in enumerate(self.parameters) if parameter.grad is None]
-        flags = self._all_there
-        if missing:
-            flags = torch.tensor([parameter.grad is not None for parameter in self.parameters]).to(flags)
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
-        message = _flatten_dense_tensors([*parts, flags])  # type: ignore[no-untyped-call]  # torch's
-        message.div_(dist.get_world_size())  # before the sum, which could overflow half precision
-        *means, flags = _unflatten_dense_tensors(message, [*parts, flags])  # type: ignore[no-untyped-call]
-        for parameter, mean in zip(self.parameters, means, strict=True):
-            if parameter.grad is not None:
+        gradients = [parameter.grad for parameter in self.parameters]
+        missing = [index for index, gradient in enumerate(gradients) if gradient is None]
+        there = self._all_there
+        flags = torch.tensor([gradient is not None for gradient in gradients]).to(there) if missing else there
+        pairs = zip(self.parameters, gradients, strict=True)
+        parts = [torch.zeros_like(p) if gradient is None else gradient.to_dense() for p, gradient in pairs] + [flags]
+        message = _flatten_dense_tensors(parts)  # type: ignore[no-untyped-call]  # torch's
+        message.div_(self._ranks)  # before the sum, which could overflow half precision
+        *means, flags = _unflatten_dense_tensors(message, parts)  # type: ignore[no-untyped-call]
+        for parameter, gradient, mean in zip(self.parameters, gradients, means, strict=True):
+            if gradient is not None:
                 parameter.grad = mean
         work = dist.all_reduce(message, async_op=True)  # collective: see the docstring
 
@@ -74,51 +79,56 @@ def gradient_buckets(parameters: Iterable[torch.nn.Parameter]) -> list[GradientB
     return [GradientBucket([trained[index] for index in group]) for group in groups]
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks. Collective: the same parameters in the same order on all.
-
-    Args:
-        parameters: Those that require gradients, or have one, take part.
-    """
-    for receive in [bucket.send() for bucket in gradient_buckets(parameters)]:
-        receive()
-
-
 class TravellingGradients:
     """Sends the gradients of named optimizers while their backward passes still run.
 
-    A bucket is sent when its last gradient is there and those before it are sent: in one order on all ranks, even
-    where the ranks' models list their losses in different orders.
+    Optimizers that step in the same batch share buckets. A bucket is sent when its last gradient is there and those
+    before it are sent: in one order on all ranks, even where the ranks' models list their losses in different orders.
+    The messages leave earliest where the losses stand in the order of the optimizers.
 
     Args:
         optimizers: The parameters of each, by name.
     """
 
     def __init__(self, optimizers: Mapping[str | None, Iterable[torch.nn.Parameter]]):
-        self._buckets = {name: gradient_buckets(parameters) for name, parameters in optimizers.items()}
-        #: Whose gradients travel during the backward passes of the batch in work.
-        self.expected: Collection[str | None] = ()
-        self._waiting: list[GradientBucket] = []  # in the order in which they are sent
+        self._parameters = {name: [*parameters] for name, parameters in optimizers.items()}
+        owners = Counter(chain.from_iterable(self._parameters.values()))
+        self._in_common = max(owners.values(), default=1) > 1
+        #: By who steps together, and whether `apart`: in the order of sending, and that of each parameter.
+        self._buckets: dict[Any, tuple[list[GradientBucket], dict[torch.nn.Parameter, GradientBucket]]] = {}
         self._sent: list[Callable[[], None]] = []
-        self._lacking: dict[GradientBucket, int] = {}  # how many gradients are not there yet
+        self.expect(())
+        # What several optimizers have gets a gradient in several passes, and is sent when all of them are over.
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
-                lambda _, bucket=bucket: self._one_more(bucket)
-            )
-            for of_one in self._buckets.values()
-            for bucket in of_one
-            for parameter in bucket.parameters
+            parameter.register_post_accumulate_grad_hook(self._one_more)  # type: ignore[no-untyped-call]  # torch's
+            for parameter, count in owners.items()
+            if count == 1 and parameter.requires_grad
         ]
 
-    def expect(self, names: Collection[str | None]) -> None:
-        """One more backward pass for each of these optimizers fills its window: send what it leaves."""
-        self.expected = names
-        self._waiting = [bucket for name, of_one in self._buckets.items() if name in names for bucket in of_one]
-        self._lacking = {bucket: len(bucket.parameters) for bucket in self._waiting}
-        self._sent = []
+    def expect(self, names: Collection[str | None], apart: bool = False) -> None:
+        """One more backward pass for each of these optimizers fills its window: send what it leaves.
 
-    def _one_more(self, bucket: GradientBucket) -> None:
-        if bucket in self._lacking:
+        Args:
+            names: The same on all ranks.
+            apart: Each optimizer has buckets of its own, so that its gradients are averaged when its pass is over; not
+                where optimizers have parameters in common.
+        """
+        #: Whose gradients travel during the backward passes of the batch in work.
+        self.expected = tuple(name for name in self._parameters if name in names)
+        key = self.expected, apart
+        if key not in self._buckets:
+            groups = [self._parameters[name] for name in self.expected]
+            if self._in_common or not apart:
+                groups = [[*chain.from_iterable(reversed(groups))]]  # of a group the last ones come first
+            made = [bucket for group in groups for bucket in gradient_buckets(group)]
+            self._buckets[key] = made, {parameter: bucket for bucket in made for parameter in bucket.parameters}
+        buckets, self._bucket_of = self._buckets[key]
+        self._waiting = [*buckets]
+        self._lacking = {bucket: len(bucket.parameters) for bucket in buckets}  # how many gradients are not there yet
+
+    def _one_more(self, parameter: torch.nn.Parameter) -> None:
+        bucket = self._bucket_of.get(parameter)
+        if bucket is not None:
             self._lacking[bucket] -= 1
             while self._waiting and not self._lacking[self._waiting[0]]:
                 self._sent.append(self._waiting.pop(0).send())
@@ -126,7 +136,7 @@ class TravellingGradients:
     def finish(self) -> None:
         """Send what got no gradient, and wait for all. Collective."""
         self._sent += [bucket.send() for bucket in self._waiting]
-        self.expected, self._waiting, self._lacking = (), [], {}
+        self.expected, self._waiting, self._bucket_of = (), [], {}
         self.settle()
 
     def settle(self) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 
-from espnet3_lite.distributed.gradients import average_gradients, broadcast_tensors
+from espnet3_lite.distributed.gradients import broadcast_tensors, gradient_buckets
 from espnet3_lite.distributed.group import OtherRankError, RankStore, is_lost_connection, is_timeout, join_process_group
 from espnet3_lite.distributed.rank import rank_zero_warn
 from espnet3_lite.distributed.sigterm_watch import SigtermWatch
@@ -140,10 +140,10 @@ class SeveralProcesses(Strategy):
             self.free_gathered()  # no backward pass follows
         return verdict
 
-    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[Says]:
+    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[list[float]]:
         """See `Ballot.cast`. Collective."""
         if self.failed:
-            return [says]
+            return [[*map(float, says)]]
         try:
             return self._ballot.cast(place, says, bad)
         except RuntimeError as error:
@@ -195,7 +195,8 @@ class SeveralProcesses(Strategy):
 
     def average_gradients(self, slot: OptimizerSlot) -> None:
         """Replace the gradients of an optimizer's parameters by their mean over the ranks. Collective."""
-        average_gradients(slot.parameters)
+        for receive in [bucket.send() for bucket in gradient_buckets(slot.parameters)]:
+            receive()
 
     def gather_gradients(self, own: dict[str, torch.Tensor], shared: bool) -> list[dict[str, torch.Tensor]]:
         """Pending gradients for a checkpoint: each rank's, on rank zero; one where they are `shared`. Collective."""
@@ -267,7 +268,7 @@ class SeveralProcesses(Strategy):
 
     def any(self, flag: bool) -> bool:
         """True where it is true on any rank. Collective."""
-        return any(said.stop for said in self.cast(Place.FLAG, Says(stop=flag)))
+        return any(Says(*row).stop for row in self.cast(Place.FLAG, Says(stop=flag)))
 
     def agreed_metric(self, value: Any) -> Any:
         """The mean over the ranks that have a value, on all ranks; None where no rank has one. Collective.

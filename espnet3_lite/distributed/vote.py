@@ -43,13 +43,14 @@ _PLACES = tuple(Place)
 
 
 class Says(NamedTuple):
-    """What one rank says in an exchange: its row of the `Ballot`, whose numbers come back as floats.
+    """What one rank says in an exchange: its row of the `Ballot`.
 
     Attributes:
         bad: A loss is not finite.
         last: No batch follows.
         signal: A signal arrived.
         stop: Somebody wants to stop.
+        apart: A hook looks at gradients after each optimizer's backward pass (`on_after_backward`).
         active: There is data.
         optimizers: The bits of those that the model returned a loss for, the first one's lowest.
         place: The number of its `Place`, which `Ballot.cast` fills in.
@@ -60,6 +61,7 @@ class Says(NamedTuple):
     last: float = False
     signal: float = False
     stop: float = False
+    apart: float = False
     active: float = False
     optimizers: float = 0
     place: float = 0
@@ -67,6 +69,8 @@ class Says(NamedTuple):
 
 
 NOTHING = Says()
+#: What nearly every row of a vote begins with, up to `active`: nothing but that there is data.
+_AS_EVER = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
 
 
 class Ballot:
@@ -87,7 +91,7 @@ class Ballot:
         self._table = torch.zeros_like(self._host, device=device) if on_gpu else self._host
         self._numbers = self._host.numpy()
 
-    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[Says]:
+    def cast(self, place: Place, says: Says = NOTHING, bad: torch.Tensor | None = None) -> list[list[float]]:
         """Exchange what the ranks say. Collective, and a CPU-GPU sync point.
 
         Args:
@@ -96,13 +100,13 @@ class Ballot:
             bad: ``()``, on the device: taken for ``says.bad``, without being read before.
 
         Returns:
-            What each rank says.
+            What each rank says, the numbers of `Says`.
 
         Raises:
             MisconfigurationException: on all ranks, where they stand at different places.
         """
         weight, number = says.weight, float(_PLACES.index(place))
-        on_device = isinstance(weight, torch.Tensor) and weight.device.type != "cpu"
+        on_device = isinstance(weight, torch.Tensor) and not weight.is_cpu
         self._numbers.fill(0.0)
         self._numbers[self.rank] = (*says[:-2], number, 0.0 if on_device else float(weight))
         if self._table is not self._host:
@@ -112,8 +116,8 @@ class Ballot:
         if bad is not None:
             self._table[self.rank, 0] = bad
         dist.all_reduce(self._table)  # collective: all ranks, wherever they stand
-        everyone = [Says(*row) for row in self._table.tolist()]
-        places = [said.place for said in everyone]
+        everyone: list[list[float]] = self._table.tolist()
+        places = [row[-2] for row in everyone]
         if places.count(number) != len(places):
             raise MisconfigurationException(_different_places(places))
         return everyone
@@ -136,6 +140,7 @@ class Verdict(NamedTuple):
         last: This is the epoch's last batch; None where each rank knows by itself.
         signal: A signal arrived somewhere.
         stop: Somebody wants to stop.
+        apart: A hook on some rank looks at gradients after each optimizer's backward pass.
         scale: What this rank's losses are multiplied by; 1 for one process.
         instead: What a rank without data contributes; None on the others.
         total: The sum of the ranks' weights; None for one process.
@@ -146,6 +151,7 @@ class Verdict(NamedTuple):
     last: bool | None = None
     signal: bool = False
     stop: bool = False
+    apart: bool = False
     scale: float = 1.0
     instead: Steps | None = None
     total: float | None = None
@@ -177,9 +183,7 @@ def batch_weight(trainer: Trainer) -> Any:
 def weight_of_step(trainer: Trainer) -> float:
     """What the batch in work weighs on all ranks together; 1 for each where the module says nothing."""
     total, weight = trainer.fit_loop.work.verdict.total, batch_weight(trainer)
-    if total is None:
-        return 1.0 if weight is None else float(weight)
-    return total
+    return total if total is not None else 1.0 if weight is None else float(weight)
 
 
 #: Of the pairs of `Steps`.
@@ -234,22 +238,27 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
         MisconfigurationException: on all ranks, where models returned losses for different optimizers, or where a rank
             does something else than to train a batch.
     """
-    data, slots = trainer.train_data, list(trainer.plan.slots.values())
+    data, slots, stopping = trainer.train_data.in_use, trainer.plan.slots, trainer.stopping
     active = not data.replaying
     losses = {slot.name: loss for loss, slot in steps if loss is not None and active}
     weight = batch_weight(trainer) if active else 0.0
-    sound = trainer.detect_anomaly or all_sound(list(losses.values()), read=False)
+    sound = trainer.detect_anomaly or all_sound(losses.values(), read=False)
     says = Says(
         bad=sound is False,
-        last=is_last or data.in_use.ended,
-        signal=trainer.stopping.signals.received is not None,
-        stop=trainer.should_stop,
+        last=is_last or data.ended,
+        signal=stopping.signals.received is not None,
+        stop=stopping.wanted,
+        apart=trainer.callback_handler.gradients_wanted or "on_after_backward" in trainer.hook_calls.of_module,
         active=active,
-        optimizers=sum(1 << index for index, slot in enumerate(slots) if slot.name in losses),
+        optimizers=sum(1 << index for index, name in enumerate(slots) if name in losses),
         weight=1.0 if weight is None else weight,
     )
-    everyone = strategy.cast(Place.BATCH, says, ~sound if isinstance(sound, torch.Tensor) else None)
-    bad, last, signal, stop, with_data, optimizers, _, weights = zip(*everyone, strict=True)
+    everyone = strategy.cast(Place.BATCH, says, None if isinstance(sound, bool) else ~sound)
+    first = everyone[0]
+    alike = first[:6] == _AS_EVER and 0.0 < first[-1] < math.inf and everyone.count(first) == len(everyone)
+    if alike and not (stopping.agreed or trainer.plan.accumulates_by_weight):
+        return GO_ON
+    bad, last, signal, stop, apart, with_data, optimizers, _, weights = zip(*everyone, strict=True)
     trained = {int(bits) for bits, has_data in zip(optimizers, with_data, strict=True) if has_data} or {0}
     if len(trained) > 1:
         strategy.require_same(  # collective: all ranks have seen that they differ
@@ -257,8 +266,7 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
             "All ranks must train the same optimizers in a batch: choose them by `global_step` or by a counter that "
             "does not depend on the data",
         )
-    total = sum(weights)
-    reason = ""
+    total, reason = sum(weights), ""
     if any(bad):
         # Collective: all ranks skip this batch, and tell one another why.
         reasons = strategy.gather_objects(describe_bad_losses(trainer, steps if active else ()))
@@ -268,13 +276,14 @@ def vote_together(strategy: SeveralProcesses, trainer: Trainer, steps: Steps, is
     elif not all(with_data) and strategy.put_back_buffers():
         without = f"{with_data.count(0.0)} of {strategy.world_size} ranks"
         reason = f"{without} have no data left; SyncBatchNorm would count repetitions"
-    returned = [slot for index, slot in enumerate(slots) if max(trained) >> index & 1]
+    returned = [slot for index, slot in enumerate(slots.values()) if max(trained) >> index & 1]
     return Verdict(
         skip=bool(reason),
         reason=reason,
         last=True if all(last) else None,
         signal=any(signal),
         stop=any(stop),
+        apart=any(apart),
         scale=weights[strategy.global_rank] * strategy.world_size / total if total else 0.0,
         instead=None if active else strategy.empty_steps(trainer, steps, returned),
         total=total,

@@ -12,15 +12,17 @@ GRADIENTS = 4 * PARAMETERS * ROWS * COLUMNS
 
 
 def vote(ranks):
-    """Bytes of the vote: eight numbers for each rank, in float64."""
-    return 8 * 8 * ranks
+    """Bytes of the vote: nine numbers for each rank, in float64."""
+    return 8 * 9 * ranks
 
 
 def expected(strategy, ranks):
     """By collective: how many a batch, and the bytes that a rank puts in."""
     if strategy == "ddp":  # the vote, and one bucket
         return {"all_reduce": [2, vote(ranks) + GRADIENTS]}
-    if strategy == "named":  # the vote, and for each optimizer a bucket, in which each parameter has a flag
+    if strategy == "named":  # the vote, and a bucket of both optimizers, in which each parameter has a flag
+        return {"all_reduce": [2, vote(ranks) + GRADIENTS + 4 * PARAMETERS]}
+    if strategy == "named, and a hook looks":  # a bucket for each optimizer
         return {"all_reduce": [3, vote(ranks) + GRADIENTS + 4 * PARAMETERS]}
     part = 4 * PARAMETERS * math.ceil(ROWS / ranks) * COLUMNS  # whole rows; the last rank's are filled up
     share = 0.5 if strategy == "fsdp by windows" else 1  # of two batches
@@ -34,7 +36,10 @@ def expected(strategy, ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [("ddp", 2), ("ddp", 4), ("named", 3), ("fsdp", 2), ("fsdp", 3), ("fsdp by windows", 2)],
+    [
+        *(("ddp", 2), ("ddp", 4), ("named", 3), ("named, and a hook looks", 2)),
+        *(("fsdp", 2), ("fsdp", 3), ("fsdp by windows", 2)),
+    ],
 )
 def test_messages_and_bytes_of_a_step(strategy, ranks, tmp_path):
     ended = torchrun(ranks, "rank_counts.py", tmp_path / "counts.json", strategy)

@@ -23,7 +23,7 @@ RANKS = Ranks(
         "objects",
         "half",
     ),
-    *("travelling", "sharded"),
+    *("travelling", "shared_by_optimizers", "frozen_with_a_gradient", "sharded"),
 )
 QUIET = {"max_epochs": 1, **QUIET}
 
@@ -114,13 +114,31 @@ def test_half_precision_without_a_copy_in_full(two, processes):
 
 
 def test_named_optimizers_gradients_travel_during_backward(two):
-    """Batches of (second, first), (first): 9 and 32 numbers with 2 flags each, sent within backward; no second copy."""
+    """`second` has 9 numbers and 2 flags, `first` 32 and 2: in one message where both step; no second copy."""
     for result in two:
-        sent = result["travelling"]["sent"]
-        gradients = [size for within, size in sent if within]
-        assert gradients == [11, 34, 34]
-        assert [11, 34] not in [size for within, size in sent if not within]
-        assert result["travelling"]["is_a_view"]
+        sent = {name: found["sent"] for name, found in result["travelling"].items() if name != "same"}
+        assert {name: [size for within, size in of_one if within] for name, of_one in sent.items()} == {
+            "nobody": [45, 34],
+            "looks at no gradients": [45, 45],
+            "one rank": [11, 34] * 2,  # one after another, for a hook that looks at gradients in between
+            "one rank later": [45, 11, 34],
+        }
+        outside = [size for of_one in sent.values() for within, size in of_one if not within]
+        assert not {11, 34, 45} & set(outside)
+        assert all(found["is_a_view"] for name, found in result["travelling"].items() if name != "same")
+
+
+def test_a_hook_on_one_rank_sees_the_gradients_that_are_stepped(two):
+    assert [result["travelling"]["same"] for result in two] == [[[], []], [[True] * 4, [True] * 2]]
+
+
+@pytest.mark.parametrize("case", ["shared_by_optimizers", "frozen_with_a_gradient"])
+def test_named_optimizers_of_the_modules_own_train_as_in_one_process(two, case):
+    """Several passes give what they share a gradient; what is frozen keeps the one that it had."""
+    alone = getattr(rank_strategy_cases, case)()
+    assert two[0][case] == two[1][case]
+    for found, expected in zip(two[0][case], alone, strict=True):
+        assert found == pytest.approx(expected, abs=1e-12, rel=0)
 
 
 def test_fsdp_shards_what_was_on_the_meta_device_and_predicts(two):

@@ -58,6 +58,13 @@ class Count(Callback):
         return {name: [len(sizes) / STEPS, sum(sizes) / STEPS] for name, sizes in self.bytes.items()}
 
 
+class Looks(Callback):
+    """At gradients, one may think."""
+
+    def on_after_backward(self, trainer, pl_module):
+        pass
+
+
 def reduce_bucket(state, bucket):
     """As DDP does it by itself in C++, where nothing of ours could count it."""
     return allreduce_hook(state, bucket)
@@ -96,13 +103,14 @@ def main(output, strategy):
     module, settings = Halves(), {"strategy": strategy}
     if strategy == "fsdp by windows":  # of two batches
         settings = {"strategy": FSDPStrategy(sync_each_batch=False), "accumulate_grad_batches": 2}
-    if strategy == "named":
+    if strategy.startswith("named"):
         blocks = {
             n: {"params": n, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.01}} for n in ("first", "second")
         }
         module, settings = ESPnetModule(Named(), {"optimizers": blocks}), {"strategy": "ddp"}
         batches = [(["a", "b", "c"], {"x": batch}) for batch in batches]
-    trainer = quiet_trainer(max_epochs=1, devices=int(os.environ["WORLD_SIZE"]), callbacks=[count], **settings)
+    callbacks = [count, *([Looks()] if strategy.endswith("looks") else [])]
+    trainer = quiet_trainer(max_epochs=1, devices=int(os.environ["WORLD_SIZE"]), callbacks=callbacks, **settings)
     trainer.fit(module, batches)
     if trainer.is_global_zero:
         with open(output, "w", encoding="utf-8") as file:

@@ -11,6 +11,8 @@ from rank_alone_cases import Line, error_of
 from rank_cases import rank_and_size, share
 from rank_lab import Model, Module, loader_of, several, trainer_of, write_results
 
+from espnet3_lite import Callback, LiteModule, OptimizationStep
+from espnet3_lite.callbacks import MetricsLogger, ProgressBar
 from espnet3_lite.strategies import DDPStrategy, FSDPStrategy
 
 RANK, SIZE = rank_and_size()
@@ -197,21 +199,99 @@ def half():
 # ---- gradients on their way ------------------------------------------------------------------------------------------
 
 
+class Looks(Callback):
+    """Whether an optimizer's gradients after its backward pass are those that it steps with."""
+
+    def __init__(self):
+        self.seen, self.same = [], []
+
+    def on_after_backward(self, trainer, pl_module):
+        _, slot = trainer.fit_loop.work.losses[len(self.seen)]
+        self.seen.append([(p, p.grad.clone()) for p in slot.parameters])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.same += [all(torch.equal(p.grad, gradient) for p, gradient in of_one) for of_one in self.seen]
+        self.seen = []
+
+
+class LooksAlone(Looks, ProgressBar):
+    """Each rank may have bars of its own."""
+
+
+class AddsOne(Callback):
+    """On rank 1 alone, in the second batch of two."""
+
+    def __init__(self):
+        self.looks = Looks()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if RANK == batch_idx == 1:
+            trainer.callbacks.append(self.looks)
+
+
 def travelling():
-    """Whether the messages of named optimizers are sent within a backward pass, and what they hold."""
-    sent = []
-    original = dist.all_reduce
+    """Whether the messages of named optimizers are sent within a backward pass, and what they hold: by who listens."""
+    found, original = {}, dist.all_reduce
+    alone, added = LooksAlone(), AddsOne()
+    for name, lists, callbacks in (
+        ("nobody", [["second", "first"], ["first"]], []),
+        ("looks at no gradients", [["second", "first"]] * 2, [MetricsLogger()]),
+        ("one rank", [["second", "first"]] * 2, [alone] * RANK),
+        ("one rank later", [["second", "first"]] * 2, [added]),
+    ):
+        sent = []
 
-    def noted(tensor, *args, **kwargs):
-        sent.append([torch._C._current_graph_task_id() != -1, tensor.numel()])
-        return original(tensor, *args, **kwargs)
+        def noted(tensor, *args, sent=sent, **kwargs):
+            sent.append([torch._C._current_graph_task_id() != -1, tensor.numel()])
+            return original(tensor, *args, **kwargs)
 
-    module = Module(Model([["second", "first"], ["first"]]), several())
-    dist.all_reduce = noted
-    trainer_of(max_epochs=1).fit(module, loader_of(8, 2, False))
-    dist.all_reduce = original
-    first = module.model.first.weight.grad
-    return {"sent": sent, "is_a_view": first is not None and first._is_view()}
+        module = Module(Model(lists), several())
+        dist.all_reduce = noted
+        settings = {"callbacks": callbacks, "enable_progress_bar": name == "one rank"}
+        trainer_of(max_epochs=1, **settings).fit(module, loader_of(8, 2, False))
+        dist.all_reduce = original
+        first = module.model.first.weight.grad
+        found[name] = {"sent": sent, "is_a_view": first is not None and first._is_view()}
+    return {**found, "same": [alone.same, added.looks.same]}
+
+
+class Halves(LiteModule):
+    """Named optimizers of the module's own making, with a part that both have, and one that is frozen for a while."""
+
+    def __init__(self, shares):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.first, self.second, self.common = (torch.nn.Linear(3, 1).double() for _ in range(3))
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        self.shares, self.named_optimizers = shares, {"second": {"window": 2}, "first": {}}
+
+    def configure_optimizers(self):
+        shared = [*self.common.parameters()] * self.shares
+        parts = ([*self.first.parameters(), *shared], [*shared, *self.second.parameters()])
+        return [torch.optim.SGD(parameters, lr=0.1, momentum=0.5) for parameters in parts[::-1]]
+
+    def training_step(self, batch, batch_idx):
+        vars(self)["batch_weight"] = torch.tensor(len(batch[0]))
+        frozen = not self.shares and self.trainer.fit_loop.batches_seen in (2, 3, 4)
+        self.second.requires_grad_(not frozen)
+        x, y = batch[1]["x"], batch[1]["y"]
+        made = {name: getattr(self, name)(x) + self.common(x) for name in ("second", "first")[frozen:]}
+        return [OptimizationStep((out.squeeze(1) - y).square().mean(), name) for name, out in made.items()]
+
+
+def halves(shares):
+    module = Halves(shares)
+    trainer_of(max_epochs=2).fit(module, loader_of(24, share(4), False))
+    return [parameter.flatten().tolist() for parameter in module.parameters()]
+
+
+def shared_by_optimizers():
+    return halves(True)
+
+
+def frozen_with_a_gradient():
+    return halves(False)
 
 
 # ---- FSDP2 -----------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class CallbackHandler:
         self.listeners: dict[str, list[Callable]] = {}
         #: Some callback may look at a training batch's outputs: see `looks_at_no_outputs`.
         self.outputs_wanted = True
+        #: Some callback may look at gradients after a backward pass: see `looks_at_no_gradients`.
+        self.gradients_wanted = True
         self._warned: set[tuple[type, str]] = set()
         #: Tells this handler from others; a copy of a trainer goes on with the same one.
         self.identity = uuid.uuid4().hex
@@ -131,6 +133,8 @@ class CallbackHandler:
             self.listeners[event + LATE] = [listener for listener in late if listener is not None]
         ends = [one for event in ("on_train_batch_end", "on_train_batch_end" + LATE) for one in self.listeners[event]]
         self.outputs_wanted = not all(hasattr(listener, "looks_at_no_outputs") for listener in ends)
+        after_backward = self.listeners["on_after_backward"]
+        self.gradients_wanted = not all(hasattr(listener, "looks_at_no_gradients") for listener in after_backward)
         if self.trainer is not None:
             self.trainer.hook_calls.fill()
 
