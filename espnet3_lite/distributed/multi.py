@@ -93,7 +93,8 @@ class SeveralProcesses(Strategy):
             replaying = trainer.train_data.replaying
             self._buffers = module.buffers if replaying else lambda: self._statistics
             self._buffers_before = [buffer.clone() for buffer in self._buffers()]
-            output = step(batch, batch_idx)
+            # Without a batch too this runs: in it the other ranks wait for this one.
+            output = None if batch is None else step(batch, batch_idx)
             if replaying:
                 self.put_back_buffers()
             return output

@@ -134,7 +134,7 @@ class FitLoop(Progress):
                     strategy.before_forward(work.closes)
                 metrics.hook = "training_step"
                 given = work.batch is not None
-                work.output = plan.training_step(work.batch, batch_idx) if given else None
+                work.output = plan.training_step(work.batch, batch_idx) if given or ranks else None
                 work.losses = work.steps = route(work.output, plan.slots, accumulate) if optimizes and given else ()
 
                 # ---- Agree: one all-reduce with all that the ranks must know of one another, or none for one process.

@@ -14,6 +14,7 @@ EQUAL = [
 UNEVEN = ["stream_7_and_5", "stream_7_and_5_accumulating", "stream_sized", "stream_3_and_0", "dealt_by_user"]
 OTHERS = [
     "different_optimizers",
+    "batch_of_none",
     "orders",
     "values",
     "statistics",
@@ -83,6 +84,13 @@ def test_different_optimizers_are_one_error_on_both_ranks(two):
     assert first == second
     assert "MisconfigurationException: the ranks differ:\n" in first
     assert "\n  the model's losses in this batch: second, first on rank 0, second on rank 1\n" in first
+
+
+def test_a_batch_that_is_none_on_one_rank_is_an_error_on_both(two):
+    """The other rank waits in its forward pass for one that was left out."""
+    first, second = (result["batch_of_none"]["error"] for result in two)
+    assert first == second
+    assert "\n  the model's losses in this batch: the optimizer on rank 0, none on rank 1\n" in first
 
 
 @pytest.mark.parametrize("case", UNEVEN)

@@ -228,6 +228,22 @@ def different_optimizers():
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def batch_of_none():
+    """The second rank's second batch is None, as where its `collate_fn` drops a sample."""
+
+    class Silent(Plain):
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch[1])[0]
+
+    loader = loader_of(25, share(8), True, ())
+    collate, numbers = loader.collate_fn, iter(range(1000))
+    loader.collate_fn = lambda samples: None if next(numbers) == 1 and rank_and_size()[0] else collate(samples)
+    try:
+        fit(Silent(), loader=loader)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
 # ---- uneven data ---------------------------------------------------------------------------------------------------
 
 

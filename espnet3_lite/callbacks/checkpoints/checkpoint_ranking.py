@@ -245,7 +245,7 @@ def check_arguments(callback: Any) -> None:
         )
     for name, least in (("save_top_k", -1), ("every_n_train_steps", 0), ("every_n_epochs", 0), ("keep_newest", 1)):
         value = getattr(callback, name)
-        if not isinstance(value, Real) or not value >= least or value % 1:
+        if not isinstance(value, Real) or float(value) < least or float(value) % 1:
             raise MisconfigurationException(
                 f"Invalid value for {name}={value!r}. Must be >= {least}, a whole number (ModelCheckpoint)"
             )
