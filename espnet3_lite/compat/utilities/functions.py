@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from espnet3_lite.loaders.transfer import move
 from espnet3_lite.module.data_module import LiteDataModule
 from espnet3_lite.module.lite_module import LiteModule
 from espnet3_lite.seed import collect_random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from espnet3_lite.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +215,7 @@ def disable_possible_user_warnings(module: str = "") -> None:
     warnings.filterwarnings("ignore", module=module, category=PossibleUserWarning)
 
 
-def get_standard_metrics(trainer: Any) -> dict[str, int | str]:
+def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:
     """What Lightning's bars show beside what is logged, a logger's ``v_num``: nothing here."""
     return {}
 
