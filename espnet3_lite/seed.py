@@ -10,6 +10,7 @@ from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -234,6 +235,7 @@ _PLAIN = frozenset(
     (str, bytes, int, float, bool, type(None), types.ModuleType, torch.Tensor, torch.nn.Parameter, np.ndarray)
 )
 _ROWS = frozenset((*_CONTAINERS, OrderedDict, defaultdict))
+_PLAIN_OR_ROWS, _PLAIN_OR_LISTS = _PLAIN | _ROWS, _PLAIN | {list, tuple}
 #: What torch keeps in a module; of it only the parts are looked at.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module())) - {"_modules"}
 
@@ -259,7 +261,7 @@ def generators_in(
     """
     found: dict[str, Generator] = {}
     seen: dict[int, Any] = {}  # holds the objects, for an id is only good while its owner lives
-    waiting: list[tuple[_Place, Any]] = [((name,), part) for name, part in parts.items()]
+    waiting: list[tuple[_Place, Any]] = [((name,), part) for name, part in parts.items() if not _holds_nothing(part)]
     for place, value in waiting:
         if type(value) not in _CONTAINERS and isinstance(value, Generator):
             if not isinstance(value, random.SystemRandom):
@@ -281,13 +283,28 @@ _Place: TypeAlias = tuple[object, ...]
 
 
 def _holds_nothing(part: Any) -> bool:
-    """A container of plain values and tensors, such as a list of 60 batches of two; a class that is not the user's."""
+    """Rows of plain values and tensors, such as a list of 60 batches of two; a class that is not the user's.
+
+    Each level of the rows is looked at by functions that are written in C: a list of batches is met several times an
+    epoch, and one by one its batches take twice the time or more.
+    """
     if isinstance(part, type):
         home = getattr(part, "__module__", None)  # a class of a C++ library may name none
         return not isinstance(home, str) or home.startswith(_NOT_THE_USERS)
-    if type(part) not in _ROWS or len(part) > _MOST_ITEMS:
+    if type(part) not in _ROWS:
         return False
-    return _PLAIN.issuperset(map(type, part.values() if isinstance(part, dict) else part))
+    rows, kinds = [part], {type(part)}
+    for _ in range(_DEEPEST):  # less deep than what contains itself
+        if not kinds <= _PLAIN_OR_ROWS or max(map(len, rows)) > _MOST_ITEMS or sum(map(len, rows)) > _MOST_OBJECTS:
+            return False
+        if not kinds <= _PLAIN_OR_LISTS:
+            rows = [row.values() if isinstance(row, dict) else row for row in rows]
+        level = [*chain.from_iterable(rows)]
+        kinds = set(map(type, level))
+        if kinds <= _PLAIN:
+            return True
+        rows = level if kinds <= _ROWS else [one for one in level if type(one) in _ROWS]
+    return False
 
 
 def _held_by(value: Any) -> Iterator[tuple[object, Any]]:

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import types
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -178,6 +179,13 @@ def test_a_list_of_batches_is_looked_at_and_what_is_plain_in_it_is_not(monkeypat
     loader = [*batches, ([random.Random()], None)]
     assert generators_in({"loader": loader}).keys() == {"loader.60.0.0"}
     assert looked_at == [loader, loader[-1], loader[-1][0]]
+    looked_at.clear()
+    plain = [(["a", "b"], {"x": torch.zeros(1), "y": OrderedDict(lengths=[1, 2])}) for _ in range(60)]
+    assert generators_in({"loader": plain, "given": {"train": plain}}) == {} and looked_at == []
+    plain[3][1]["y"]["rng"] = generator = random.Random()
+    assert generators_in({"loader": plain}) == {"loader.3.1.y.rng": generator}
+    plain.append(plain)
+    assert generators_in({"loader": plain}) == {"loader.3.1.y.rng": generator}
 
 
 def test_own_generators_are_a_part_of_the_random_state():

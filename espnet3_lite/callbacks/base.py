@@ -102,8 +102,9 @@ class Callback:
         if (method := getattr(self, name, None)) is None:
             return None
         function = getattr(method, "__func__", method)
-        # `Callback`, whose stub it mostly is, comes first.
-        interfaces = (vars(base) for base in reversed(type(self).__mro__) if "_is_interface" in vars(base))
+        if function is vars(Callback).get(name):  # mostly it is, of each of 50 events
+            return None
+        interfaces = (vars(base) for base in type(self).__mro__ if "_is_interface" in vars(base))
         return None if any(stubs.get(name) is function for stubs in interfaces) else method
 
     def __repr__(self) -> str:

@@ -288,7 +288,7 @@ def harmless_globals() -> AbstractContextManager[None]:
 
 def settle(value: object) -> object:
     """Put real values in place of the stand-ins in a tree that was loaded under `harmless_globals`."""
-    return _settle(value, {})
+    return value if _is_plain_already(value) else _settle(value, {})
 
 
 def _settle(value: object, seen: dict[int, tuple[object, object]]) -> object:

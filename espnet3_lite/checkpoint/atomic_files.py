@@ -34,7 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader, or a crash at any moment, finds the old file or the new one, whole. Where an exception ends it, the old
     one stays, and nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent
+    if not os.path.isdir(folder):  # it is, nearly always: to try, and be refused, takes five times as long
+        folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = _hidden(path, "new")
     remove_checkpoint(temporary)
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # or a power cut takes the rename back
+        _flush(folder)  # or a power cut takes the rename back
     finally:
         _under_way.discard(threading.get_ident())
         remove_checkpoint(temporary)
@@ -62,9 +64,10 @@ def remove_leftovers(path: Path) -> None:
     """Remove what a process that was killed in the midst of writing or removing this file left behind."""
     prefix = f".{path.name}."
     for entry in os.scandir(path.parent):
-        match = re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
-        if match and entry.name.startswith(prefix) and not _is_running(int(match.group(1))):
-            remove_checkpoint(entry.path)
+        if entry.name.startswith(prefix):
+            match = re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
+            if match and not _is_running(int(match.group(1))):
+                remove_checkpoint(entry.path)
 
 
 def _is_running(process: int) -> bool:
@@ -118,9 +121,11 @@ def remove_checkpoint(path: str | Path) -> None:
 
     A folder is renamed first, so that a crash leaves nothing that looks like a checkpoint.
     """
+    if not os.path.lexists(path):  # mostly it is missing, which `unlink` finds out in four times the time
+        return
     if os.path.isdir(path) and not os.path.islink(path):
         doomed = _hidden(Path(path), "old")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
-    elif os.path.lexists(path):  # mostly it is missing, which `unlink` finds out in four times the time
+    else:
         Path(path).unlink(missing_ok=True)

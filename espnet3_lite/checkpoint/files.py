@@ -58,7 +58,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     path = Path(os.path.expanduser(path))
     checkpoint = cast(dict[str, Any], plain(checkpoint))  # a dict comes back as one
     moment = checkpoint.get("epoch"), checkpoint.get("global_step"), tuple(checkpoint)
-    twin, its_moment = _written.get(path.parent, (path, None))
+    twin, its_moment = _written.get(folder := os.path.dirname(path), (path, None))
     try:
         if twin != path and None not in moment and moment == its_moment and _holds(twin, checkpoint):
             link_or_copy(twin, path)
@@ -70,11 +70,11 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         # torch's writer hides a full disk behind an error of its own, whose context is the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: the checkpoint could not be written: {reason}") from error
-    _written[path.parent] = (path, moment)
+    _written[folder] = (path, moment)
 
 
 #: What this process wrote last in each folder: the file, and the epoch, the step and the keys of its state.
-_written: dict[Path, tuple[Path, tuple[object, ...]]] = {}
+_written: dict[str, tuple[Path, tuple[object, ...]]] = {}
 
 
 class _Comparison:

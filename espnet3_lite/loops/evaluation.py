@@ -333,15 +333,13 @@ class ValidationSchedule:
             is_last: It is the epoch's last.
         """
         trainer, every_n_epochs = self.trainer, self.trainer.check_val_every_n_epoch
-        if not self.enabled or not self.epoch_validates:
-            return False
-        if trainer.stopping.agreed and trainer.stopping.allowed:
-            return True
-        unknown = self.every_n_batches == math.inf
-        if is_last and (unknown or every_n_epochs is not None) and batch_idx + 1 < self.every_n_batches:
-            return True  # the number of batches is not known, or there are fewer than the loader said
         batches = trainer.fit_loop.batches_seen if every_n_epochs is None else batch_idx + 1
-        return batches % self.every_n_batches == 0
+        due = batches % self.every_n_batches == 0
+        if is_last and (self.every_n_batches == math.inf or every_n_epochs is not None):
+            # The number of batches is not known, or there are fewer than the loader said.
+            due = due or batch_idx + 1 < self.every_n_batches
+        due = due or (trainer.stopping.agreed and trainer.stopping.allowed)
+        return due and self.enabled and self.epoch_validates  # this last, for mostly it is not asked
 
 
 def validate_within_fit(trainer: Trainer) -> None:

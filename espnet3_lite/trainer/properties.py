@@ -79,7 +79,8 @@ def _sampler_kwargs(trainer: Trainer) -> dict[str, int]:
 
 def _own_parts(trainer: Trainer) -> dict[str, Any]:
     loaders = {"train": trainer.train_data.given, "val": trainer.evaluation_loops["val"].given}
-    owners = {"module": trainer.lightning_module, "datamodule": trainer.datamodule, "given": trainer.given_loaders}
+    given = {name: one for name, one in trainer.given_loaders.items() if one is not loaders.get(name)}
+    owners = {"module": trainer.lightning_module, "datamodule": trainer.datamodule, "given": given}
     return {**owners, **loaders, "optimizers": trainer.optimizers}
 
 
