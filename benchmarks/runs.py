@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _random_state() -> dict[str, Any]:
+    """The generators' states, so that the file loads with ``weights_only``, and no number of 625 is saved by itself."""
+    version, words, gauss = random.getstate()
+    name, keys, *others = np.random.get_state()
+    return {
+        "python": [version, array("I", words).tobytes(), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *others],
+        "torch": torch.get_rng_state(),
+    }
+
+
 def _epochs(options: Options) -> Samples:
     """A run of 30 epochs of 300 batches: training, validation, saves, a CSV file, and an average of the best three.
 
@@ -102,8 +114,9 @@ def _epochs(options: Options) -> Samples:
     the weights where they are among the best three; each file is written beside its name, flushed to the disk and
     renamed, and the folder flushed. Both check each loss for NaN, have the mean over the finite ones by weight, switch
     the module's mode for validation, keep which files are best in the state, look at the checksums before they average,
-    and sum in float64. Both states hold the random generators' states. The trainer's also holds those from before the
-    epoch's order was drawn, its counters by Lightning's names, and what its callbacks keep.
+    and sum in float64. Both states hold the random generators' states, and load with ``weights_only``. The trainer's
+    also holds those from before the epoch's order was drawn, its counters by Lightning's names, and what its callbacks
+    keep.
     """
     train, valid, epochs = make_batches(options.count(300)), make_batches(options.count(60)), options.count(30)
 
@@ -139,7 +152,7 @@ def _epochs(options: Options) -> Samples:
                     gone = [worst] if len(scores) > 3 else []
                     best = {path: score for path, score in scores.items() if path not in gone}
                     state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
-                    state["random"] = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+                    state["random"] = _random_state()
                     if path in best:
                         save_by_hand(state["model"], path)
                     save_by_hand({**state, "best": best}, f"{folder}/last.ckpt")

@@ -291,19 +291,20 @@ def _holds_nothing(part: Any) -> bool:
     if isinstance(part, type):
         home = getattr(part, "__module__", None)  # a class of a C++ library may name none
         return not isinstance(home, str) or home.startswith(_NOT_THE_USERS)
-    if type(part) not in _ROWS:
+    if type(part) not in _ROWS or len(part) > _MOST_ITEMS:
         return False
-    rows, kinds = [part], {type(part)}
+    level = part.values() if isinstance(part, dict) else part
     for _ in range(_DEEPEST):  # less deep than what contains itself
-        if not kinds <= _PLAIN_OR_ROWS or max(map(len, rows)) > _MOST_ITEMS or sum(map(len, rows)) > _MOST_OBJECTS:
+        if _PLAIN.issuperset(map(type, level)):
+            return True
+        if not (kinds := set(map(type, level))) <= _PLAIN_OR_ROWS:
+            return False
+        rows = level if kinds <= _ROWS else [one for one in level if type(one) in _ROWS]
+        if max(map(len, rows)) > _MOST_ITEMS or sum(map(len, rows)) > _MOST_OBJECTS:
             return False
         if not kinds <= _PLAIN_OR_LISTS:
             rows = [row.values() if isinstance(row, dict) else row for row in rows]
         level = [*chain.from_iterable(rows)]
-        kinds = set(map(type, level))
-        if kinds <= _PLAIN:
-            return True
-        rows = level if kinds <= _ROWS else [one for one in level if type(one) in _ROWS]
     return False
 
 

@@ -64,10 +64,9 @@ def remove_leftovers(path: Path) -> None:
     """Remove what a process that was killed in the midst of writing or removing this file left behind."""
     prefix = f".{path.name}."
     for entry in os.scandir(path.parent):
-        if entry.name.startswith(prefix):
-            match = re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
-            if match and not _is_running(int(match.group(1))):
-                remove_checkpoint(entry.path)
+        match = entry.name.startswith(prefix) and re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
+        if match and not _is_running(int(match.group(1))):
+            remove_checkpoint(entry.path)
 
 
 def _is_running(process: int) -> bool:
@@ -121,11 +120,9 @@ def remove_checkpoint(path: str | Path) -> None:
 
     A folder is renamed first, so that a crash leaves nothing that looks like a checkpoint.
     """
-    if not os.path.lexists(path):  # mostly it is missing, which `unlink` finds out in four times the time
-        return
     if os.path.isdir(path) and not os.path.islink(path):
         doomed = _hidden(Path(path), "old")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
-    else:
+    elif os.path.lexists(path):  # mostly it is missing, which `unlink` finds out in four times the time
         Path(path).unlink(missing_ok=True)
