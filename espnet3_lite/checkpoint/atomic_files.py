@@ -63,8 +63,8 @@ def _flush(path: Path) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove what a process that was killed in the midst of writing or removing this file left behind."""
     prefix = f".{path.name}."
-    for entry in os.scandir(path.parent):
-        match = entry.name.startswith(prefix) and re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
+    for entry in (one for one in os.scandir(path.parent) if one.name.startswith(prefix)):
+        match = re.fullmatch(r"(?:new|old)\.(\d+)\.tmp", entry.name[len(prefix) :])
         if match and not _is_running(int(match.group(1))):
             remove_checkpoint(entry.path)
 
