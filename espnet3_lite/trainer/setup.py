@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +83,12 @@ class RunPlan:
     not_taken: set[str] = field(default_factory=set)
 
     # ---- how it is made --------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """For a copy: each call makes its functions anew, and on a GPU its stream."""
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        steps = dict.fromkeys(("module_step", "training_step"), _no_training_step)
+        return None, {**kept, **steps, "transfer": None, "copy": None}
 
     def begin(self) -> None:
         """What can be known of a call before any hook: what the module defines. The last fit's optimizers stay."""

@@ -112,9 +112,10 @@ def test_a_fit_of_another_model_is_told_that_all_is_counted_on():
         quiet_trainer(max_epochs=1).fit(model, loader(1))
 
 
-def test_a_copy_of_a_trainer_knows_its_copy_of_the_model():
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_a_copy_of_a_trainer_knows_its_copy_of_the_model(precision):
     """It took it for another model, and would not have told a parameter that came late."""
-    trainer = quiet_trainer(max_epochs=1)
+    trainer = quiet_trainer(max_epochs=1, precision=precision)
     trainer.fit(Model(), loader(1))
     for copied in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
         assert copied.plan.built == set(copied.lightning_module.parameters())
