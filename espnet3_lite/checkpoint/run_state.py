@@ -268,7 +268,7 @@ def _restore_ours(trainer: Trainer, ours: dict[str, Any]) -> None:
         trainer.metrics.load_objects(parts[trainer.global_rank], loop.epoch_ended)
     elif any(part.get("objects") for part in parts):
         rank_zero_warn(
-            f"metric objects or lists ({', '.join(parts[0]['objects'])}) forget what they saw of this epoch: those "
+            f"metric objects ({', '.join(parts[0]['objects'])}) forget what they have seen of this epoch: the states "
             f"of {len(parts)} ranks cannot be divided among {trainer.world_size}"
         )
     if not loop.epoch_ended:

@@ -82,7 +82,7 @@ class FitLoop(Progress):
         trainer, call, stopping = self.trainer, self.trainer.call, self.trainer.stopping
         ends_here = self.within_epoch and self.global_step >= stopping.max_steps  # a resumed run may lack its end alone
         if not ends_here and stopping.limit_is_reached():
-            resuming.go_on(self)
+            resuming.restore_random_state(self)
             return
         try:
             call("on_train_start")
@@ -193,7 +193,7 @@ class FitLoop(Progress):
         batches = data.start_epoch(self.epoch, self.batches_done, over=resumed and self.is_last_batch)
         self.batches_done = data.first_batch  # another number, where the number of ranks has changed
         # Only now: the loader has drawn its numbers, as it had in the run that was cut.
-        resuming.go_on(self)
+        resuming.restore_random_state(self)
         if self.stage is EpochStage.BATCH_OPEN:
             lr_stepping.step_waiting(trainer)  # the hook that logs their metric may not have run
         if resumed:

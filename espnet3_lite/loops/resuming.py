@@ -33,12 +33,6 @@ def save_what_was_due(loop: FitLoop) -> None:
             callback.save_what_was_due(trainer, trainer.lightning_module)
 
 
-def go_on(loop: FitLoop) -> None:
-    """The next batch is due, or none: random state and the module's lists are as they were, in a run that resumes."""
-    restore_random_state(loop)
-    loop.trainer.metrics.start_lists()
-
-
 def restore_random_state(loop: FitLoop) -> None:
     """Put this rank's random state back, once, in a run that resumes."""
     states, loop.resumed_random_states = loop.resumed_random_states, None

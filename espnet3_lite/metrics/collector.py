@@ -14,19 +14,10 @@ from espnet3_lite.exceptions import refuse
 from espnet3_lite.loaders.transfer import batch_size_of
 from espnet3_lite.metrics import logged_value
 from espnet3_lite.metrics.logged_value import Key, LoggedValue, Number, as_number
-from espnet3_lite.metrics.metric_objects import (
-    grown_lists,
-    is_metric_object,
-    lengths_of_lists,
-    metric_objects,
-    put_back_lists,
-    restore,
-    state_of,
-)
+from espnet3_lite.metrics.metric_objects import is_metric_object, metric_objects, restore, state_of
 from espnet3_lite.trainer.hook_table import LOG_DEFAULTS, LogDefaults
 
 if TYPE_CHECKING:
-    from espnet3_lite.module.lite_module import LiteModule
     from espnet3_lite.trainer.trainer import Trainer
 
 #: A value that the batch in work has logged: its entry, with the last value as it is now; and as they were the last
@@ -53,9 +44,6 @@ class Metrics:
         #: sets it: `HookCalls` for hooks; for steps the loops, by a plain store, since a call would cost in each batch;
         #: and what has called a hook within a step (by hand, in a closure) sets the step's again.
         self.hook = "no hook"
-        #: A module in training, with how long its lists were at first; one that resumes, with those of its checkpoint.
-        self._at_first: tuple[LiteModule | None, dict[str, int]] = (None, {})
-        self._lists: tuple[LiteModule | None, dict[str, dict[str, Any]]] = (None, {})
         self.clear()
 
     def clear(self) -> None:
@@ -144,15 +132,6 @@ class Metrics:
         self._objects_before = self._objects()
         self.active = self.evaluation
         self.evaluation.clear()
-
-    def start_lists(self) -> None:
-        """Training goes on: the lists of a run that resumes are there again; what a list gains from now on is saved."""
-        module, (resumed, lists) = self.trainer.lightning_module, self._lists
-        self._lists = (None, {})
-        if self._at_first[0] is not module:
-            self._at_first = (module, lengths_of_lists(module))
-        if resumed is module:
-            put_back_lists(module, lists, self.trainer.strategy.root_device)
 
     def start_batch(self, batch: Any) -> None:
         """A new batch is in work, or none: an epoch is over. A batch's size is found when a mean needs it."""
@@ -318,25 +297,18 @@ class Metrics:
         return {"epoch": rows, "objects": objects, **self.published()}
 
     def _objects(self) -> dict[str, Any]:
-        """Each metric object of the module by place, `logged`: it is reset when the epoch ends; and its grown lists."""
+        """The state of each metric object of the module, by place; `logged`: it is reset when the epoch ends."""
         logged = {id(entry.metric) for entry in self.training.values()}
         states = {
             place: {"state": state_of(place, metric), "logged": id(metric) in logged}
             for place, metric in metric_objects(self.trainer.lightning_module).items()
         }
-        module, lengths = self._at_first
-        lists = grown_lists(module, lengths) if module and module is self.trainer.lightning_module else {}
-        return {**{place: saved for place, saved in states.items() if saved["state"]}, **lists}
+        return {place: saved for place, saved in states.items() if saved["state"]}
 
     def load_objects(self, state: dict[str, Any], epoch_ended: bool) -> None:
-        """Give the module's metric objects the state that they had; those that were logged, in the same epoch only.
-
-        Its lists follow in `start_lists`: a hook that makes them may be called before.
-        """
-        found, saved_here = metric_objects(self.trainer.lightning_module), state.get("objects", {})
-        lists = {place: saved for place, saved in saved_here.items() if "collected" in saved}
-        self._lists = (self.trainer.lightning_module, lists)
-        for place, saved in saved_here.items():
+        """Give the module's metric objects the state that they had; those that were logged, in the same epoch only."""
+        found = metric_objects(self.trainer.lightning_module)
+        for place, saved in state.get("objects", {}).items():
             if place in found and not (epoch_ended and saved["logged"]):
                 restore(found[place], saved["state"], self.trainer.strategy.root_device)
 

@@ -1,23 +1,21 @@
-"""Objects that compute an epoch's value themselves, such as torchmetrics', and lists that a module fills for that.
+"""Objects that compute an epoch's value themselves, such as torchmetrics': where a module has them, and their state.
 
-Both keep what they have seen in plain attributes, which no state dict holds: a run that is resumed within an epoch
+They keep what they have seen in plain attributes, which no state dict holds: a run that is resumed within an epoch
 would forget the epoch's first part.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator
-from types import CodeType
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten  # no public name up to torch 2.14
 
-from espnet3_lite.checkpoint.allowed_types import is_plain, plain
+from espnet3_lite.checkpoint.allowed_types import is_plain
 from espnet3_lite.distributed.rank import rank_zero_warn
-from espnet3_lite.loaders.transfer import map_tensors, tensors_in
+from espnet3_lite.loaders.transfer import map_tensors
 
 #: What torch keeps in a module beside its attributes.
 _TORCHS_OWN = frozenset(vars(torch.nn.Module()))
@@ -108,71 +106,3 @@ def _same(one: Any, other: Any) -> bool:
         type(a) is type(b) and (a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
         for a, b in zip(leaves, others, strict=True)
     )
-
-
-# ---- lists, as in `self.outputs.append(loss)` in a step and `torch.stack(self.outputs)` when the epoch ends ----------
-
-
-def lengths_of_lists(module: torch.nn.Module) -> dict[str, int]:
-    """How much is in each list, list of lists and dict of lists that a module's `on_train_epoch_end` looks at."""
-    looked_at = _names_in(type(module), "on_train_epoch_end")
-    own = {name: value for name, value in vars(module).items() if name in looked_at}
-    return {name: _length(value) for name, value in own.items() if isinstance(value, (list, dict))}
-
-
-def _names_in(kind: type, method: str) -> set[str]:
-    """The names that a method mentions, and those methods of the class that it mentions."""
-    names, methods = set[str](), [method]
-    while methods:
-        parts = [getattr(inspect.unwrap(getattr(kind, methods.pop())), "__code__", None)]
-        while parts:
-            if isinstance(code := parts.pop(), CodeType):
-                methods += [
-                    name
-                    for name in code.co_names
-                    if name not in names and inspect.isfunction(getattr(kind, name, None))
-                ]
-                names.update(code.co_names)
-                parts += code.co_consts
-    return names
-
-
-def _length(value: list[Any] | dict[Any, Any]) -> int:
-    parts = value if isinstance(value, list) else value.values()
-    if all(isinstance(part, list) for part in parts):
-        return sum(map(len, parts))
-    return len(value) if isinstance(value, list) else 0
-
-
-def grown_lists(module: torch.nn.Module, before: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The lists of a module that are longer than they were `before`, without graphs.
-
-    Returns:
-        By attribute ``collected``, the list, and ``on_device``, whether its tensors are not on the CPU.
-    """
-    grown: dict[str, dict[str, Any]] = {}
-    for name in (name for name, length in lengths_of_lists(module).items() if length > before.get(name, 0)):
-        place = f"{type(module).__name__}.{name}"
-        try:
-            value = plain(getattr(module, name), place)
-        except TypeError as error:
-            rank_zero_warn(f"{error}. A resumed run begins with what {place} is at first")
-            continue
-        on_device = any(tensor.device.type != "cpu" for tensor in tensors_in(value))
-        grown[name] = {"collected": map_tensors(value, torch.Tensor.detach), "on_device": on_device}
-    return grown
-
-
-def put_back_lists(module: torch.nn.Module, lists: dict[str, dict[str, Any]], device: torch.device) -> None:
-    """Give a module again what `grown_lists` gave, in place where it has lists of these names."""
-    for name, saved in lists.items():
-        value, present = saved["collected"], vars(module).get(name)
-        if saved["on_device"]:
-            value = map_tensors(value, lambda tensor: tensor.to(device))
-        if isinstance(present, list) and isinstance(value, list):
-            present[:] = value
-        elif isinstance(present, dict) and isinstance(value, dict):
-            present.clear()
-            present.update(value)
-        else:
-            setattr(module, name, value)

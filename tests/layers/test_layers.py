@@ -259,7 +259,7 @@ def test_nobody_but_the_trainer_sets_its_attributes():
 
 FLOOR = ("trainer", "loops", "module", "optim", "metrics", "loaders", "distributed", "checkpoint")
 #: Far from the aim; to be lowered whenever the floor has become smaller.
-MOST_LINES_OF_CODE, AIM = 6770, 4900
+MOST_LINES_OF_CODE, AIM = 6696, 4900
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
