@@ -137,7 +137,8 @@ def resumed(folder):
         goes_on, trainer = fit(
             6, callbacks=[ModelCheckpoint(folder / "on", every_n_train_steps=2)], ckpt_path=path, **settings
         )
-        found[precision] = [trainer.global_step, undisturbed.global_step, differs(weights_of(goes_on), weights_of(whole))]
+        difference = differs(weights_of(goes_on), weights_of(whole))
+        found[precision] = [trainer.global_step, undisturbed.global_step, difference]
     settings = {"epochs": 3, "shuffle": True, "callbacks": [], "device": "cpu"}
     on_cpu, trainer = fit(6, ckpt_path=str(next((folder / "32-true").glob("*step=8*"))), **settings)
     return {**found, "on a CPU": {"step": trainer.global_step, "device": str(next(on_cpu.parameters()).device)}}
