@@ -23,6 +23,8 @@ QUICK = {"config", "hook_order", "layers", "loops", "metrics", "module", "optim"
 
 
 TESTS = Path(__file__).parent
+#: To import them puts a device under torch: that is for processes of their own.
+collect_ignore = ["helpers/fake_cuda.py", "helpers/fake_gpu_cases.py"]
 
 
 def is_quick(path):
